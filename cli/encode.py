@@ -1,0 +1,59 @@
+"""``relex-codec encode``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .output import as_json, print_json
+
+
+@click.command("encode")
+@click.argument("run")
+@click.option(
+    "--base",
+    required=True,
+    metavar="BASE",
+    help="The model training started from: directory, URL, hf://org/name@revision.",
+)
+@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write, as a rule called NAME.relex.")
+@click.option(
+    "--observe", type=int, metavar="N", help="Fit on steps up to N only; later ones keep coefficients. Default: all."
+)
+@click.option("--steps", metavar="A:B[:K]", help="Encode steps A to B only (both included), every K-th.")
+@click.option(
+    "--quality",
+    default="default",
+    show_default=True,
+    metavar="Q",
+    help="raw, fine (1 %), default (5 %), small (20 %), micro (factors only), or how much the weight error may grow, "
+    "such as 0.03.",
+)
+@click.option(
+    "--factor-rank", type=int, metavar="R", help="Factor pairs per matrix with --quality micro.  [default: 8]"
+)
+@click.option("--rank", type=int, default=1, show_default=True, metavar="K", help="Directions per tensor.")
+@click.option("--embed-base", is_flag=True, help="Store the base in the file, losslessly, so that it stands alone.")
+@click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@click.option("--skip-incomplete", is_flag=True, help="Leave incomplete checkpoints out instead of refusing them.")
+@as_json
+def command(run: str, output: str, as_json: bool, **options: Any) -> None:
+    """Encode the checkpoints below RUN into one file.
+
+    RUN holds global_step_N/, checkpoint-N/, step_N/, step-N/, global_stepN_hf/ or iter_N/ directories of safetensors.
+    """
+    import relex_codec
+    from relex_codec.info import summary
+
+    relex_codec.encode(run, output, progress=True, **options)
+    with relex_codec.open(output) as file:
+        document = summary(file.container)
+    if as_json:
+        print_json(document)
+        return
+    steps, sizes = document["steps"], document["bytes"]
+    click.echo(
+        f"{output}: {len(steps)} steps of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "
+        f"{document['ratio']:,} times smaller than the run"
+    )

@@ -1,0 +1,24 @@
+"""``relex-codec info``."""
+
+from __future__ import annotations
+
+import click
+
+from .output import as_json, print_json
+
+
+@click.command("info")
+@click.argument("file")
+@click.option("--tensors", is_flag=True, help="Add a row for each tensor.")
+@as_json
+def command(file: str, tensors: bool, as_json: bool) -> None:
+    """Show what FILE holds: base, steps, sizes, and how well a line describes the run."""
+    import relex_codec
+    from relex_codec import info
+
+    with relex_codec.open(file) as run:
+        document = info.summary(run.container)
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(info.text(document, tensors))

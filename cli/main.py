@@ -1,0 +1,81 @@
+"""``relex-codec``: the group, errors, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from relex_codec.errors import RelexError
+from relex_codec.version import __version__
+
+COMMANDS = {
+    "encode": "Encode a run of checkpoints into one file.",
+    "decode": "Write any step as a Hugging Face checkpoint.",
+    "info": "Show what a file holds.",
+    "verify": "Read and check every byte of a file.",
+    "demo": "Train a small model, archive the run, extrapolate it.",
+}
+
+
+class Lazy(click.Group):
+    """Imports a command's module when the command is called, so that --help and errors are instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of a newcomer's questions."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import one command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"{__package__}.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="relex-codec")
+def group() -> None:
+    """One compact file for a whole RLVR training run, and any step's weights back from it.
+
+    A known error prints one line and exits 1; wrong usage exits 2.
+    """
+
+
+def main() -> None:
+    """Run the command line; the entry point."""
+    # A terminated encode cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = group.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; nothing was written", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RelexError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # `relex-codec info ... | head`
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    line = " ".join(message.split())
+    click.echo(f"Error: {line}", err=True)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    sys.exit(128 + number)

@@ -1,0 +1,20 @@
+"""What the commands share: the --json option and how a document is printed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+base_option = click.option(
+    "--base",
+    metavar="BASE",
+    help="Where the base is: directory, URL, hf://org/name@revision. Default: as the file says.",
+)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document to stdout."""
+    click.echo(json.dumps(document, indent=2, allow_nan=False))

@@ -1,0 +1,196 @@
+"""Files and directories that appear under their names only when they are complete.
+
+Both are written under a temporary name beside the target, flushed to disk and renamed; whatever goes wrong before, an
+interruption by the user included, removes the temporary name and leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from .errors import InvalidArgument
+from .paths import PathLike, is_url, local_path, one_line, public
+
+_NAME_LIMIT: Final = 150
+"""Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""
+
+
+class AtomicFile:
+    """A context manager that writes a local file.
+
+    Parameters
+    ----------
+    path : str or path
+        The target; a link is followed, a file is replaced.
+    shown : str, optional
+        What messages call the file instead of `path`.
+
+    Raises
+    ------
+    InvalidArgument
+        The target is a URL, a directory or a device, its directory does not exist, or the disk is full. Raised on
+        entering, while writing, or on leaving; the target is then as it was.
+    """
+
+    def __init__(self, path: PathLike, *, shown: str | None = None) -> None:
+        self.path = _target(path)
+        self._shown = shown or os.fspath(path)
+        self._fd = -1
+        self._end = 0
+        self._temporary = _temporary(self.path)
+
+    def __enter__(self) -> AtomicFile:
+        with self._reported():
+            with suppress(FileNotFoundError):
+                if not stat.S_ISREG(os.stat(self.path).st_mode):  # renaming over /dev/null would replace it
+                    raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a regular file")
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            if kind is None:
+                with self._reported():
+                    os.fsync(self._fd)
+                    self._close()
+                    os.replace(self._temporary, self.path)
+                    _sync_directory(os.path.dirname(self.path))
+        finally:
+            with suppress(OSError):
+                self._close()
+            with suppress(OSError):  # gone, if it was renamed
+                os.unlink(self._temporary)
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append `data`, all of it, and return its length."""
+        view = memoryview(data).cast("B")
+        with self._reported():
+            at = 0
+            while at < len(view):  # a full disk writes a part first
+                at += os.write(self._fd, view[at:])
+        self._end += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """Return the number of bytes written, which is where the next `write` goes."""
+        return self._end
+
+    def patch(self, position: int, data: bytes | bytearray | memoryview) -> None:
+        """Replace bytes that were written before; the end, and `tell`, stay where they are."""
+        view = memoryview(data).cast("B")
+        if not 0 <= position <= position + len(view) <= self._end:
+            raise ValueError(f"cannot patch bytes {position} to {position + len(view)} of {self._end} written")
+        with self._reported():
+            at = 0
+            while at < len(view):
+                at += os.pwrite(self._fd, view[at:], position + at)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise _unwritable(self._shown, e) from None
+
+
+class AtomicDirectory:
+    """A context manager that writes a local directory; files go to `path`, or through `file`.
+
+    Parameters
+    ----------
+    path : str or path
+        The target: absent (directories above it are made) or an empty directory.
+
+    Raises
+    ------
+    InvalidArgument
+        The target exists and is not empty, is a URL, or cannot be written.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.target = _target(path)
+        self._shown = os.fspath(path)
+        self.path = _temporary(self.target)
+        """The temporary directory; files written here appear in the target."""
+
+    def __enter__(self) -> AtomicDirectory:
+        with self._reported():
+            self._refuse_existing()
+            os.makedirs(os.path.dirname(self.target), exist_ok=True)
+            os.mkdir(self.path)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            with self._reported():
+                if kind is None:
+                    _sync_directory(self.path)
+                    self._refuse_existing()  # someone may have filled it in the meantime
+                    os.rename(self.path, self.target)
+                    _sync_directory(os.path.dirname(self.target))
+        finally:
+            shutil.rmtree(self.path, ignore_errors=True)  # gone, if it was renamed
+
+    def file(self, name: str) -> AtomicFile:
+        """Return a file of the directory, to be used as a context manager."""
+        return AtomicFile(os.path.join(self.path, name), shown=os.path.join(self._shown, name))
+
+    def _refuse_existing(self) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.listdir(self.target):
+                raise InvalidArgument(f"cannot write {self._shown}: it exists and is not empty; choose another place")
+        if os.path.exists(self.target) and not os.path.isdir(self.target):
+            raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a directory")
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise _unwritable(self._shown, e) from None
+
+
+def _target(path: PathLike) -> str:
+    if is_url(path):
+        raise InvalidArgument(f"cannot write {public(path)}: output must be a local path; upload it afterwards")
+    text = local_path(path)
+    if not text:
+        raise InvalidArgument("cannot write to an empty path")
+    return os.path.realpath(text)
+
+
+def _temporary(target: str) -> str:
+    """Return a name beside `target` that no loader and no search for runs takes for the real thing."""
+    folder, name = os.path.split(target)
+    start = os.fsdecode(os.fsencode(name)[:_NAME_LIMIT])
+    return os.path.join(folder, f".{start}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _sync_directory(path: str) -> None:
+    with suppress(OSError):  # not every file system can; the file's own bytes are on disk in any case
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _unwritable(shown: str, e: OSError) -> InvalidArgument:
+    hint = ""
+    if e.errno == errno.ENOENT:
+        hint = "; its directory does not exist, make it first"
+    elif e.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "; free some space or choose another place"
+    return InvalidArgument(f"cannot write {shown}: {one_line(e)}{hint}; nothing was changed there")

@@ -1,0 +1,181 @@
+"""The base: finding it, and checking every byte used of it against digests (FORMAT.md section 9)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from .checkpoint import Checkpoint, open_checkpoint
+from .dtypes import Bits
+from .errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument, Truncated
+from .format import PIECE
+from .header import quote
+from .layouts import INDEX, SINGLE
+from .paths import Options, PathLike, is_url, join, local_path, public
+
+DIGEST: Final = 16
+"""Bytes of a digest."""
+Digests = npt.NDArray[np.uint8]
+_HUB: Final = re.compile(
+    r"hf://(?:models/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<below>.*))?"
+)
+
+
+def digest(piece: Any) -> bytes:
+    """Return the digest of the bytes of a piece: the first 16 bytes of their SHA-256."""
+    return hashlib.sha256(piece).digest()[:DIGEST]
+
+
+def piece_digests(bits: Bits) -> Digests:
+    """Return the digests [pieces, 16] of a tensor, given its bits in row-major order; no rows for an empty tensor."""
+    flat = np.ascontiguousarray(bits).reshape(-1)
+    digests = b"".join(digest(flat[at : at + PIECE]) for at in range(0, flat.size, PIECE))
+    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST)
+
+
+def canonical_uri(path: PathLike) -> str:
+    """Return the text by which a file refers to its base: an absolute path, or the URL without user and password."""
+    return public(path) if is_url(path) else os.path.abspath(local_path(path))
+
+
+def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
+    """Open a base: a directory or file, an fsspec URL, or ``hf://org/name[@revision]``.
+
+    A model of the Hub is read from the local cache where its weights are there, otherwise through ranged reads.
+
+    Raises
+    ------
+    CheckpointError
+        There is no checkpoint that can be read.
+    InvalidArgument
+        The URL needs a package that is not installed.
+    """
+    text = os.fspath(uri)
+    if not text.startswith("hf://"):
+        return open_checkpoint(uri, storage_options)
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InvalidArgument(f"{text} needs huggingface_hub: pip install 'relex-codec[hub]', or give a directory")
+    folder = _cached(text)
+    if folder is not None:
+        try:
+            found = open_checkpoint(folder)
+        except (CheckpointError, Truncated):  # only some shards were downloaded
+            pass
+        else:
+            found.path = text
+            return found
+    return open_checkpoint(text, storage_options)
+
+
+def _cached(uri: str) -> str | None:
+    """Return the directory of the local Hub cache that has weights and configuration of a model, if there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    match = _HUB.fullmatch(uri.rstrip("/"))
+    if match is None:
+        return None
+    revision = unquote(match["revision"]) if match["revision"] else None
+    below = f"{match['below']}/" if match["below"] else ""
+    if below.endswith(".safetensors/"):
+        return None
+    for name in (SINGLE, INDEX):
+        try:
+            found = try_to_load_from_cache(match["repo"], below + name, revision=revision)
+        except ValueError:  # not a name that the Hub allows
+            return None
+        if isinstance(found, str) and os.path.exists(join(os.path.dirname(found), "config.json")):
+            return os.path.dirname(found)
+    return None
+
+
+class Expected(NamedTuple):
+    """What a file says about a tensor of its base."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digests: Digests
+    """[pieces, 16]"""
+
+
+class BaseReader:
+    """Reads the base and checks the digest of every piece before any of it is returned.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    expected : iterable of Expected
+        The tensors that may be read.
+
+    Raises
+    ------
+    BaseMismatch
+        A tensor is missing, or has another dtype or shape.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, expected: Iterable[Expected]) -> None:
+        self.checkpoint = checkpoint
+        self._expected = {tensor.name: tensor for tensor in expected}
+        for tensor in self._expected.values():
+            wanted = f"{tensor.dtype} {list(tensor.shape)}"
+            info = checkpoint.tensors.get(tensor.name)
+            if info is None:
+                raise self._mismatch(tensor.name, f"is missing ({wanted} expected)")
+            if (info.dtype, info.shape) != (tensor.dtype, tuple(tensor.shape)):
+                raise self._mismatch(tensor.name, f"is {info.dtype} {list(info.shape)} ({wanted} expected)")
+            if tensor.digests.shape != (pieces := -(-info.size // PIECE), DIGEST):
+                raise Corrupt(f"tensor {quote(tensor.name)} has {len(tensor.digests)} digests, expected {pieces}")
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional.
+
+        Whole pieces are read, and hashed each time: a path may hold something else by the next read.
+
+        Raises
+        ------
+        BaseMismatch
+            A digest differs; the message names the tensor.
+        """
+        hi = self.checkpoint.info(name).size if hi is None else hi
+        start, end = self._pieces(name, lo, hi)
+        return self._checked(name, start, self.checkpoint.read(name, start, end))[lo - start : hi - start]
+
+    def read_many(self, requests: Sequence[tuple[str, int, int]]) -> list[Bits]:
+        """Return the bits of several (name, lo, hi), as `read` does, with close ones read together."""
+        wide = [(name, *self._pieces(name, lo, hi)) for name, lo, hi in requests]
+        found = self.checkpoint.read_many(wide)
+        return [
+            self._checked(name, first, bits)[lo - first : hi - first]
+            for (name, lo, hi), (_, first, _), bits in zip(requests, wide, found, strict=True)
+        ]
+
+    def _pieces(self, name: str, lo: int, hi: int) -> tuple[int, int]:
+        """Widen elements `lo` to `hi` to whole pieces."""
+        size = self.checkpoint.info(name).size
+        if not 0 <= lo <= hi <= size:
+            raise ValueError(f"elements {lo} to {hi} of {quote(name)}, which has {size}")
+        start = lo // PIECE * PIECE
+        return start, min(size, -(-hi // PIECE) * PIECE) if hi > lo else start
+
+    def _checked(self, name: str, start: int, bits: Bits) -> Bits:
+        expected = self._expected[name].digests
+        for at in range(0, bits.size, PIECE):
+            found, wanted = digest(bits[at : at + PIECE]), expected[(start + at) // PIECE].tobytes()
+            if found != wanted:
+                digests = f"digest {found.hex()[:12]}... found, {wanted.hex()[:12]}... expected"
+                raise self._mismatch(name, f"differs ({digests})")
+        return bits
+
+    def _mismatch(self, name: str, what: str) -> BaseMismatch:
+        return BaseMismatch(
+            f"base {self.checkpoint.path} does not match: tensor {quote(name)} {what}; "
+            "pass --base with the base that the run was trained from"
+        )

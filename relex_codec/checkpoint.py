@@ -1,0 +1,260 @@
+"""One checkpoint on disk: its files, its tensors, slices of them.
+
+Only safetensors files are read; nothing is ever unpickled. The rules on names are in layouts.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+
+from . import layouts
+from .dtypes import ITEMSIZE, Bits, bits_dtype
+from .errors import CheckpointError
+from .header import WORD, header_length, load_object, parse, quote
+from .paths import Options, PathLike, is_url, join, local_path, public
+from .storage import Item, Source, list_directory, open_source
+
+HEAD: Final = 64 << 10
+"""Bytes read at first of each file: most headers fit, so that one request opens a shard."""
+THREADS: Final = 8
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a checkpoint; `shard` indexes its files, `begin` and `end` are positions in that file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: int
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return (self.end - self.begin) // ITEMSIZE[self.dtype]
+
+
+Tensors = dict[str, TensorInfo]
+
+
+class Checkpoint:
+    """One checkpoint, opened by `open_checkpoint`: headers are in memory, data are read when asked for.
+
+    Methods may be called from several threads. No file stays open between calls.
+
+    Attributes
+    ----------
+    path : str
+        For messages.
+    step : int or None
+    tensors : dict of str to TensorInfo
+        In the order of the shards by name, and of the data in them.
+    shards : list of str
+        File names, sorted.
+    indexed : bool
+        Whether ``model.safetensors.index.json`` exists.
+    side_files : list of str
+        Names of the other files that a Hugging Face checkpoint carries.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        step: int | None,
+        tensors: Tensors,
+        sources: dict[str, Source],
+        indexed: bool,
+        side_files: dict[str, str],
+        storage_options: Options,
+    ) -> None:
+        self.path, self.step, self.tensors, self.indexed = path, step, tensors, indexed
+        self.shards = list(sources)
+        self.side_files = list(side_files)
+        self._sources = list(sources.values())
+        self._side_paths, self._options = side_files, storage_options
+
+    def info(self, name: str) -> TensorInfo:
+        """Return what is known of a tensor, or raise CheckpointError."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path} has no tensor {quote(name)}") from None
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
+        info = self.info(name)
+        out: Bits = np.empty((info.size if hi is None else hi) - lo, bits_dtype(info.dtype))
+        self.read_into(name, lo, out)
+        return out
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out`, one-dimensional and contiguous, with the bits from element `lo` on."""
+        info = self.info(name)
+        if not 0 <= lo <= lo + out.size <= info.size:
+            raise ValueError(f"elements {lo} to {lo + out.size} of {quote(name)}, which has {info.size}")
+        if out.size:
+            width = ITEMSIZE[info.dtype]
+            self._sources[info.shard].read_into(info.begin + lo * width, out.view(np.uint8).data)
+
+    def read_many(self, requests: Sequence[tuple[str, int, int]]) -> list[Bits]:
+        """Return the bits of several (name, lo, hi); close ones of one file are read together. Arrays are read-only."""
+        found: list[Bits | None] = [None] * len(requests)
+        for shard, source in enumerate(self._sources):
+            here = [i for i, (name, _, _) in enumerate(requests) if self.info(name).shard == shard]
+            infos = [self.info(requests[i][0]) for i in here]
+            spans = []
+            for i, info in zip(here, infos, strict=True):
+                _, lo, hi = requests[i]
+                if not 0 <= lo <= hi <= info.size:
+                    raise ValueError(f"elements {lo} to {hi} of {quote(info.name)}, which has {info.size}")
+                width = ITEMSIZE[info.dtype]
+                spans.append((info.begin + lo * width, info.begin + hi * width))
+            for i, info, data in zip(here, infos, source.read_many(spans) if spans else [], strict=True):
+                found[i] = np.frombuffer(data, bits_dtype(info.dtype))
+        return [array for array in found if array is not None]
+
+    def read_file(self, name: str) -> bytes:
+        """Return the bytes of one of `side_files`."""
+        return _read_all(self._side_paths[name], self._options)
+
+
+def open_checkpoint(
+    path: PathLike,
+    storage_options: Options = None,
+    *,
+    step: int | None = None,
+    known: dict[bytes, Tensors] | None = None,
+) -> Checkpoint:
+    """Open a checkpoint: a directory, or a single ``.safetensors`` file, local or on an fsspec URL.
+
+    Parameters
+    ----------
+    path : str or path
+    storage_options : dict, optional
+        For fsspec.
+    step : int, optional
+        Kept in the result.
+    known : dict, optional
+        Parsed headers by their hash. The checkpoints of a run have the same headers byte for byte, as a rule: with one
+        dict for all of them, headers are parsed once and 500 checkpoints share one table in memory.
+
+    Raises
+    ------
+    CheckpointError
+        No weights, missing or ambiguous shards, tensors that an index or another shard contradicts, broken headers.
+    Truncated
+        A file is shorter than its header says.
+    """
+    where = f"checkpoint {public(path)}"
+    files = find_files(path, storage_options, where)
+
+    def open_shard(target: str) -> tuple[Source, bytes]:
+        source = open_source(target, storage_options, hold=False, error=CheckpointError)
+        return source, _raw_header(source)
+
+    opened = in_threads(open_shard, files.shards.values(), parallel=is_url(path))
+    fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
+    for shard, (source, raw) in zip(files.shards, opened, strict=True):
+        fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
+    tensors = known.get(fingerprint.digest()) if known is not None else None
+    if tensors is None:
+        tensors = _tensors(files, opened, where)
+        if known is not None:
+            known[fingerprint.digest()] = tensors
+    sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
+    indexed = files.weight_map is not None
+    return Checkpoint(public(path), step, tensors, sources, indexed, files.sides, storage_options)
+
+
+class Files(NamedTuple):
+    """The files of a checkpoint that matter here."""
+
+    shards: dict[str, str]
+    """Path of each weight file, by its name."""
+    weight_map: dict[str, str] | None
+    """Of the index, if there is one."""
+    sides: dict[str, str]
+    """Paths of the other files that a checkpoint carries."""
+
+
+def find_files(path: PathLike, options: Options, where: str, items: list[Item] | None = None) -> Files:
+    """Choose the files of a checkpoint, which is enough to see whether any is missing."""
+    text = os.fspath(path)
+    if public(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
+        name = os.path.basename(public(text))
+        if not name.endswith(".safetensors"):
+            raise CheckpointError(f"{where} is a file that is not called .safetensors, expected one or a directory")
+        return Files({_safe(name, where): text}, None, {})
+    if items is None:
+        items = list_directory(path, options, error=CheckpointError)
+    names = {item.name for item in items if not item.is_dir}
+    weight_map = None
+    if layouts.INDEX in names:
+        raw = _read_all(join(path, layouts.INDEX), options)
+        weight_map = load_object(raw, error=CheckpointError, where=f"{layouts.INDEX} of {where}").get("weight_map")
+        shards = layouts.shards_of_index(weight_map, names, where)
+    else:
+        shards = layouts.shards_without_index(names, where)
+    return Files(
+        {_safe(name, where): join(path, name) for name in shards},
+        weight_map,
+        {name: join(path, name) for name in layouts.side_files(names)},
+    )
+
+
+def _safe(name: str, where: str) -> str:
+    if not layouts.SAFE_NAME.fullmatch(name):
+        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {layouts.SINGLE}")
+    return name
+
+
+def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Tensors:
+    """Parse the headers of all shards and check them against each other and the index."""
+    tensors: Tensors = {}
+    names = list(files.shards)
+    for shard, (source, raw) in enumerate(opened):
+        for entry in parse(raw, source.size, error=CheckpointError, where=source.path)[1]:
+            if entry.name in tensors:
+                other = names[tensors[entry.name].shard]
+                raise CheckpointError(f"{where} has tensor {quote(entry.name)} twice: in {other} and {names[shard]}")
+            info = TensorInfo(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.end)
+            tensors[entry.name] = info
+    for name, file in (files.weight_map or {}).items():
+        if name not in tensors or names[tensors[name].shard] != file:
+            raise CheckpointError(f"{where}: its index says that tensor {quote(name)} is in {file}, where it is not")
+    if not tensors:
+        raise CheckpointError(f"{where} has no tensors")
+    return tensors
+
+
+def _raw_header(source: Source) -> bytes:
+    head = source.read(0, min(source.size, HEAD))
+    end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
+    if end > len(head):
+        head += source.read(len(head), end)
+    return head[WORD:end]
+
+
+def _read_all(path: str, options: Options) -> bytes:
+    with open_source(path, options, hold=False, error=CheckpointError) as source:
+        return source.read(0, source.size)
+
+
+def in_threads(function: Callable[[T], R], values: Iterable[T], *, parallel: bool = True) -> list[R]:
+    """Return the results of `function` in order; it runs in a few threads if `parallel`."""
+    values = list(values)
+    if not parallel or len(values) < 2:
+        return [function(value) for value in values]
+    with ThreadPoolExecutor(min(THREADS, len(values))) as pool:
+        return list(pool.map(function, values))

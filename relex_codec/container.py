@@ -1,0 +1,215 @@
+"""Opening a file and reading its chunks: root, header, tables, data (FORMAT.md sections 2, 3 and 6).
+
+Everything read is checked against its checksum before it is used. Structural rules are in index.py.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+import numpy as np
+
+from . import format as f
+from . import header, manifest
+from .errors import Corrupt, Truncated, Unsupported
+from .header import Entry, quote
+from .index import Index, Part, check, table
+from .packing import Bytes, decompress
+from .parallel import in_parallel
+from .storage import Source
+
+FIRST_READ: Final = 64 << 10
+"""Bytes of the first request: length word, header, root and the steps of any usual file."""
+COEFFICIENTS_AT_OPEN: Final = 16 << 20
+"""Coefficients up to this size come with the index; larger ones are read by the row."""
+R = TypeVar("R")
+F64 = np.dtype("<f8")
+
+
+class Container:
+    """A ``.relex`` file opened for reading.
+
+    Attributes:
+        index: the checked tables.
+
+    Raises:
+        Truncated, Corrupt, Unsupported: see `relex_codec.errors`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        head = source.read(0, min(source.size, FIRST_READ))
+        length = header.header_length(head, source.size, limit=f.HEADER_LIMIT, error=Corrupt, where=source.path)
+        if len(head) < header.WORD + length:
+            head += source.read(len(head), header.WORD + length)
+        self._data_start = header.WORD + length
+        metadata, entries = self._open_root(head)
+        by_name = {entry.name: entry for entry in entries}
+        self._check_entries(entries, by_name)
+        self._tail = b""
+        self._read_index(by_name, head)
+        steps = np.frombuffer(self._entry(by_name[f.STEPS], head), "<i8").astype(np.int64)
+        document = manifest.parse(self._entry(by_name[f.MANIFEST], head), len(steps))
+        tables = {
+            name: table(name, by_name[name], self._entry(by_name[name], head))
+            for name in (f.TENSORS, f.DIRECTIONS, f.SERIES, f.CHUNKS)
+        }
+        self.index = Index(
+            metadata, by_name, steps, document, tables[f.TENSORS], tables[f.DIRECTIONS], tables[f.SERIES],
+            np.frombuffer(self._entry(by_name[f.DIGESTS], head), np.uint8).reshape(-1, 16), tables[f.CHUNKS], {},
+        )  # fmt: skip
+        check(self.index, source.size)
+        expected = (len(self.index.directions), len(steps))
+        if by_name[f.COEFFICIENTS].shape != expected:
+            raise Corrupt(f"{f.COEFFICIENTS} is {list(by_name[f.COEFFICIENTS].shape)}, expected {list(expected)}")
+        entry = by_name[f.COEFFICIENTS]
+        self._coefficients = self._tail[entry.begin - self._tail_start : entry.end - self._tail_start]
+        self._tail = b""
+
+    def _open_root(self, head: bytes) -> tuple[dict[str, str], list[Entry]]:
+        """Check root and header CRC, then parse the header; see FORMAT.md section 2 for the order of checks."""
+        source, start = self.source, self._data_start
+        room = f.ROOT_HEAD.itemsize
+        raw = self._bytes(head, start, start + room)
+        root = np.frombuffer(raw, f.ROOT_HEAD)[0]
+        if root["magic"].tobytes() != f.MAGIC:
+            raise Corrupt(f"{source.path} is not a .relex file: it does not begin with {f.ROOT}")
+        size = room + int(root["entries"]) * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
+        raw = self._bytes(head, start, start + size)
+        tail = np.frombuffer(raw[-f.ROOT_TAIL.itemsize :], f.ROOT_TAIL)[0]
+        if zlib.crc32(raw[: -f.ROOT_TAIL.itemsize]) != int(tail["crc"]):
+            raise Corrupt(f"{source.path}: the checksum of {f.ROOT} does not match its bytes")
+        if source.size < int(root["size"]):
+            raise Truncated(f"{source.path} has {source.size} bytes, expected {int(root['size'])}: copy it again")
+        if source.size > int(root["size"]):
+            raise Corrupt(f"{source.path} has {source.size} bytes, expected {int(root['size'])}")
+        if zlib.crc32(head[:start]) != int(root["header_crc"]):
+            raise Corrupt(f"{source.path}: the checksum of the header does not match its bytes")
+        metadata, entries = header.parse(head[header.WORD : start], source.size, error=Corrupt, where=source.path)
+        self._check_version(metadata, int(root["version"]))
+        rows = np.frombuffer(raw[room : -f.ROOT_TAIL.itemsize], f.ROOT_ROW)
+        listed = list(header.load_object(head[header.WORD : start], error=Corrupt, where=source.path))
+        names = [entry.name for entry in entries]
+        if [name for name in listed if name != header.METADATA] != names:
+            raise Corrupt(f"{source.path}: the header does not list its entries in the order of their data")
+        if names[:1] != [f.ROOT] or entries[0].end - start != size or len(rows) != len(entries) - 1:
+            raise Corrupt(f"{f.ROOT} lists {len(rows)} entries, the header {len(entries) - 1}")
+        if int(root["reserved"]) or int(tail["reserved"]) or rows["reserved"].any() or (rows["coverage"] > 1).any():
+            raise Corrupt(f"{f.ROOT}: a reserved field is not zero")
+        for row, entry in zip(rows, entries[1:], strict=True):
+            if bool(row["coverage"]) != (entry.name in f.COVERED_ELSEWHERE) or (row["coverage"] and row["crc"]):
+                raise Corrupt(f"{f.ROOT}: {quote(entry.name)} has the wrong coverage")
+        self._checksums = {entry.name: int(row["crc"]) for row, entry in zip(rows, entries[1:], strict=True)}
+        return metadata, entries
+
+    def _check_version(self, metadata: dict[str, str], version: int) -> None:
+        path = self.source.path
+        for key in ("format", "relex_version", "producer", "reader", "requires"):
+            if key not in metadata:
+                raise Corrupt(f"{path}: the header's metadata lack {key}")
+        if metadata["format"] != "relex":
+            raise Corrupt(f"{path}: format is {quote(metadata['format'])}, expected 'relex'")
+        unknown = [name for name in metadata["requires"].split(",") if name and name not in f.FEATURES]
+        if version != f.VERSION or metadata["relex_version"] != str(f.VERSION) or unknown:
+            what = f"feature {quote(unknown[0])}" if unknown else f"version {quote(metadata['relex_version'])}"
+            raise Unsupported(f"{path} needs {what}; install relex-codec {quote(metadata['reader'], 20)} or later")
+
+    def _check_entries(self, entries: Sequence[Entry], by_name: dict[str, Entry]) -> None:
+        known = [entry.name for entry in entries if entry.name in f.ENTRIES]
+        if known != list(f.ENTRIES):
+            missing = [name for name in f.ENTRIES if name not in by_name]
+            raise Corrupt(f"{self.source.path} lacks {missing[0]}" if missing else "the entries are out of order")
+        for name, dtype, dimensions in (
+            (f.STEPS, "I64", 1), (f.MANIFEST, "U8", 1), (f.DIGESTS, "U8", 2), (f.COEFFICIENTS, "F64", 2),
+            *((name, "U8", 1) for name in f.DATA),
+        ):  # fmt: skip
+            entry = by_name[name]
+            if entry.dtype != dtype or len(entry.shape) != dimensions or (name == f.DIGESTS and entry.shape[1] != 16):
+                raise Corrupt(f"{name} is {entry.dtype} {list(entry.shape)}")
+
+    def _read_index(self, by_name: dict[str, Entry], head: bytes) -> None:
+        """Read all tables with one request; unknown entries among them are not read."""
+        coefficients = by_name[f.COEFFICIENTS]
+        self._coefficients_cached = coefficients.end - coefficients.begin <= COEFFICIENTS_AT_OPEN
+        last = coefficients if self._coefficients_cached else by_name[f.CHUNKS]
+        self._tail_start = by_name[f.STEPS].begin
+        have = head[self._tail_start : last.end]
+        missing = last.end - self._tail_start - len(have)
+        self._tail = have + (self.source.read(last.end - missing, last.end) if missing else b"")
+
+    def _bytes(self, head: bytes, start: int, end: int) -> bytes:
+        """Bytes of the beginning of the file, read further if the first request did not reach them."""
+        if end > self.source.size:
+            raise Truncated(f"{self.source.path} has {self.source.size} bytes, expected at least {end}")
+        return head[start:end] if end <= len(head) else self.source.read(start, end)
+
+    def _entry(self, entry: Entry, head: bytes) -> bytes:
+        raw = self._tail[entry.begin - self._tail_start : entry.end - self._tail_start]
+        if zlib.crc32(raw) != self._checksums[entry.name]:
+            raise Corrupt(f"{self.source.path}: the checksum of {entry.name} does not match its bytes")
+        return raw
+
+    def coefficients(self, direction: int, count: int = 1) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        """Return the coefficients of `count` directions from `direction` on: float64 [count, T], checked."""
+        width = len(self.index.steps) * 8
+        entry = self.index.entries[f.COEFFICIENTS]
+        low, high = direction * width, (direction + count) * width
+        if self._coefficients_cached:
+            raw = self._coefficients[low:high]
+        else:
+            raw = self.source.read(entry.begin + low, entry.begin + high)
+        for i in range(count):
+            if zlib.crc32(raw[i * width : (i + 1) * width]) != int(
+                self.index.directions[direction + i]["coefficients_crc"]
+            ):
+                raise Corrupt(f"{self.source.path}: the checksum of {f.COEFFICIENTS}, row {direction + i}, is wrong")
+        values = np.frombuffer(raw, F64).reshape(count, -1).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise Corrupt(f"{self.source.path}: {f.COEFFICIENTS} holds a number that is not finite")
+        return values
+
+    def pieces(self, parts: Sequence[Part], use: Callable[[int, Bytes], R]) -> list[R]:
+        """Read the chunks of `parts`, and call ``use(i, raw bytes of part i)`` for each, on several threads.
+
+        Returns:
+            The results in the order of `parts`.
+
+        Raises:
+            Corrupt: a checksum or a frame is wrong; the message names the entry.
+        """
+        numbers = list(dict.fromkeys(part.chunk for part in parts))
+        records = [self.index.chunks[number] for number in numbers]
+        ranges = [(int(r["position"]), int(r["position"]) + int(r["stored"])) for r in records]
+        stored = dict(zip(numbers, self.source.read_many(ranges), strict=True))
+        shared = {n for n in numbers if sum(part.chunk == n for part in parts) > 1} if len(numbers) < len(parts) else {}
+        ready = {number: self._chunk(number, stored[number]) for number in shared}
+
+        def one(i: int) -> R:
+            part = parts[i]
+            raw = ready[part.chunk] if part.chunk in ready else self._chunk(part.chunk, stored[part.chunk])
+            return use(i, raw[part.offset : part.offset + part.length])
+
+        return in_parallel(one, range(len(parts)))
+
+    def _chunk(self, number: int, stored: bytes) -> Bytes:
+        record = self.index.chunks[number]
+        where = f"{self.source.path}: chunk {number} of {self._data_of(number)}"
+        if zlib.crc32(stored) != int(record["crc"]):
+            raise Corrupt(f"{where} does not match its checksum: copy the file again")
+        try:
+            return decompress(stored, int(record["raw"]), int(record["codec"]))
+        except Corrupt as error:
+            raise Corrupt(f"{where}: {error}") from None
+
+    def _data_of(self, number: int) -> str:
+        return next(name for name in reversed(f.DATA) if self.index.first_chunk[name] <= number)
+
+    def check_entry(self, entry: Entry) -> None:
+        """Read an entry that this version does not know and check its CRC, in bounded memory."""
+        value = 0
+        for at in range(entry.begin, entry.end, f.CHUNK_LIMIT):
+            value = zlib.crc32(self.source.read(at, min(at + f.CHUNK_LIMIT, entry.end)), value)
+        if value != self._checksums[entry.name]:
+            raise Corrupt(f"{self.source.path}: the checksum of {quote(entry.name)} does not match its bytes")

@@ -1,0 +1,250 @@
+"""Decoding tensors of an open file to bits: spans, chunks, kernels (FORMAT.md sections 7 to 9); no torch on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from . import format as f
+from .base import BaseReader, digest
+from .container import Container
+from .dtypes import Bits, bits_dtype, from_float32, to_float32
+from .errors import Corrupt, InvalidArgument
+from .factors import from_stream
+from .header import quote
+from .index import Part
+from .kernels import Factors, Term
+from .kernels.numpy_cpu import decode_piece
+from .packing import Bytes, from_planes
+from .parallel import in_parallel
+
+BATCH: Final = 64
+"""Pieces that are in memory in packed form at a time."""
+TIERS: Final = ("auto", "line", "track")
+Kernel = Callable[[Bits, str, str, list[Term], int], Bits]
+"""Decodes a piece: (origin bits, origin dtype, dtype, terms, start) -> bits."""
+
+
+def choose_tier(container: Container, step: float, tier: str) -> str:
+    """Return what a step is read from: ``base``, ``line`` or ``track`` (FORMAT.md section 8).
+
+    Raises:
+        InvalidArgument: an unknown tier, a step that is no number, or one outside the range of ``track``.
+    """
+    steps = container.index.steps
+    if tier not in TIERS:
+        hint = "; this release writes no exact tier" if tier == "exact" else ""
+        raise InvalidArgument(f"tier is {tier!r}, expected one of {', '.join(TIERS)}{hint}")
+    if not math.isfinite(step):
+        raise InvalidArgument(f"step is {step}, expected a finite number")
+    if tier == "auto":
+        observed = int(steps[0]) <= step <= int(steps[container.index.manifest.observed - 1])
+        return "base" if step == 0 else "track" if observed else "line"
+    if tier == "track" and not int(steps[0]) <= step <= int(steps[-1]):
+        raise InvalidArgument(f"tier 'track' reaches from step {steps[0]} to {steps[-1]}, not {step:g}; 'line' does")
+    return tier
+
+
+def coefficient(container: Container, direction: int, step: float, tier: str) -> np.float32:
+    """Return g of one direction at a step, from `tier` ``line`` or ``track``.
+
+    Raises:
+        InvalidArgument: it exceeds float32.
+    """
+    record = container.index.directions[direction]
+    steps = container.index.steps
+    with np.errstate(over="ignore"):
+        if tier == "line":
+            c = np.float64(record["slope"]) * np.float64(step) + np.float64(record["intercept"])
+        else:
+            row = container.coefficients(direction)[0]
+            after = int(np.searchsorted(steps, step))
+            if steps[after] == step:
+                c = row[after]
+            else:
+                low, high = np.float64(steps[after - 1]), np.float64(steps[after])
+                c = row[after - 1] + (row[after] - row[after - 1]) * ((np.float64(step) - low) / (high - low))
+        g = np.float32(c)
+    if not np.isfinite(g):
+        raise InvalidArgument(f"step {step:g} is too far out: a coefficient there exceeds float32")
+    return g
+
+
+class Decoder:
+    """Reads tensors of one file.
+
+    Args:
+        base: gives the reader of the base when it is first needed; not called where the file holds what is read.
+        use_embedded: read an embedded base from the file; False if the caller gave a base.
+        kernel: decodes pieces.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        base: Callable[[], BaseReader],
+        *,
+        use_embedded: bool = True,
+        kernel: Kernel = decode_piece,
+    ) -> None:
+        self.container, self._base, self._use_embedded, self._kernel = container, base, use_embedded, kernel
+        self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
+
+    def number(self, name: str) -> int:
+        """Return the number of a tensor, or raise InvalidArgument."""
+        try:
+            return self.numbers[name]
+        except KeyError:
+            raise InvalidArgument(f"{self.container.source.path} has no tensor {quote(name)}") from None
+
+    def read(self, name: str, step: float, tier: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements lo .. hi of a tensor at a step, one-dimensional and writable.
+
+        Args:
+            tier: as `choose_tier` returns it.
+        """
+        index = self.container.index
+        number = self.number(name)
+        record, tensor = index.tensors[number], index.manifest.tensors[number]
+        hi = tensor.size if hi is None else hi
+        out: Bits = np.empty(hi - lo, bits_dtype(tensor.dtype))
+        terms: list[tuple[np.float32, int]] = []
+        if record["kind"] == f.MOVING and tier != "base":
+            first = int(record["first"])
+            directions = range(first, first + int(record["directions"]))
+            terms = [(coefficient(self.container, d, step, tier), d) for d in directions]
+        factors = [self._factors(number, d) for _, d in terms]
+        for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
+            end = min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, tensor.size)
+            if record["kind"] == f.EXACT_SERIES and not (tier == "base" and record["origin"] == f.IN_BASE):
+                found = self._series(number, step, start, end)
+            elif terms:
+                found = self._moving(number, terms, factors, start, end)
+            else:
+                found = self._convert(self._origin(number, start, end), number)
+            a, b = max(start, lo), min(end, hi)
+            out[a - lo : b - lo] = found[a - start : b - start]
+        return out
+
+    def _convert(self, bits: Bits, number: int) -> Bits:
+        tensor = self.container.index.manifest.tensors[number]
+        if tensor.dtype == tensor.origin_dtype:
+            return bits
+        return from_float32(to_float32(bits, tensor.origin_dtype), tensor.dtype)
+
+    def _origin(self, number: int, start: int, end: int) -> Bits:
+        """Bits of whole pieces of the origin, checked."""
+        index = self.container.index
+        tensor = index.manifest.tensors[number]
+        if index.holds_origin(number) and (self._use_embedded or index.tensors[number]["origin"] == f.STORED):
+            return self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
+        return self._base().read(tensor.name, start, end)
+
+    def _series(self, number: int, step: float, start: int, end: int) -> Bits:
+        index = self.container.index
+        position = max(0, int(np.searchsorted(index.steps, step, side="right")) - 1)
+        return self._elements(index.series_parts(number, position), index.manifest.tensors[number].dtype, start, end)
+
+    def _elements(self, parts: list[Part], dtype: str, start: int, end: int) -> Bits:
+        chosen = parts[start // f.PIECE : -(-end // f.PIECE)]
+        found = self.container.pieces(chosen, lambda _, raw: from_planes(raw, bits_dtype(dtype)))
+        return np.concatenate(found) if found else np.empty(0, bits_dtype(dtype))
+
+    def _factors(self, number: int, direction: int) -> Factors | None:
+        index = self.container.index
+        tensor, rank = index.manifest.tensors[number], int(index.directions[direction]["rank"])
+        if not rank:
+            return None
+        parts, _ = index.direction_parts(tensor, direction)
+        planes = self.container.pieces(parts, lambda _, raw: from_planes(raw, np.uint16))
+        return from_stream(np.concatenate(planes), tensor.shape, rank)
+
+    def _moving(
+        self, number: int, terms: list[tuple[np.float32, int]], factors: list[Factors | None], start: int, end: int
+    ) -> Bits:
+        index = self.container.index
+        tensor = index.manifest.tensors[number]
+        origin = self._origin(number, start, end)
+        low, high = start // f.PIECE, -(-end // f.PIECE)
+        packed: list[list[Bytes]] = []
+        for _, direction in terms:
+            parts = index.direction_parts(tensor, direction)[1][low:high]
+            empty = [np.empty(0, np.uint8)] * (high - low)
+            packed.append(self.container.pieces(parts, lambda _, raw: raw) if parts else empty)
+
+        def one(i: int) -> Bits:
+            pieces = [self._term(*term, factors[j], packed[j][i]) for j, term in enumerate(terms)]
+            at = i * f.PIECE
+            bits = origin[at : at + f.PIECE]
+            try:
+                return self._kernel(bits, tensor.origin_dtype, tensor.dtype, pieces, start + at)
+            except Corrupt as error:
+                raise Corrupt(f"{self.container.source.path}: tensor {quote(tensor.name)}: {error}") from None
+
+        return np.concatenate(in_parallel(one, range(high - low)))
+
+    def _term(self, g: np.float32, direction: int, factors: Factors | None, packed: Bytes) -> Term:
+        record = self.container.index.directions[direction]
+        packing = f.PACKINGS[int(record["packing"])]
+        return Term(g, factors, packing, packed, np.float32(record["step"]), np.float32(record["shift"]))
+
+    def read_file(self, number: int) -> bytes:
+        """Return the bytes of an embedded file."""
+        parts = self.container.index.file_parts(number)
+        return b"".join(self.container.pieces(parts, lambda _, raw: raw.tobytes()))
+
+    def check_all(self) -> None:
+        """Read every chunk, decode every code, check the digests of an embedded base.
+
+        Raises:
+            Corrupt: a checksum, frame, code or digest is wrong.
+        """
+        index = self.container.index
+        for entry in index.entries.values():
+            if entry.name not in f.ENTRIES:
+                self.container.check_entry(entry)
+        for direction in range(len(index.directions)):
+            self.container.coefficients(direction)
+        for number, tensor in enumerate(index.manifest.tensors):
+            record = index.tensors[number]
+            if record["kind"] == f.MOVING:
+                for d in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
+                    self._check_direction(number, d)
+            elif record["kind"] == f.EXACT_SERIES:
+                for step in index.steps:
+                    for start in range(0, tensor.size, BATCH * f.PIECE):
+                        self._series(number, float(step), start, min(start + BATCH * f.PIECE, tensor.size))
+            if index.holds_origin(number):
+                self._check_origin(number)
+        for i in range(len(index.manifest.files)):
+            for part in index.file_parts(i):
+                self.container.pieces([part], lambda _, raw: len(raw))
+
+    def _check_direction(self, number: int, direction: int) -> None:
+        tensor = self.container.index.manifest.tensors[number]
+        self._factors(number, direction)
+        parts = self.container.index.direction_parts(tensor, direction)[1]
+        zeros = np.zeros(f.PIECE, np.uint16)
+
+        def codes(i: int, raw: Bytes) -> None:
+            count = min(f.PIECE, tensor.size - i * f.PIECE)
+            decode_piece(zeros[:count], "BF16", "BF16", [self._term(np.float32(0), direction, None, raw)], 0)
+
+        try:
+            for at in range(0, len(parts), BATCH):
+                self.container.pieces(parts[at : at + BATCH], lambda i, raw, at=at: codes(at + i, raw))  # type: ignore[misc]
+        except Corrupt as error:
+            raise Corrupt(f"tensor {quote(tensor.name)}: {error}") from None
+
+    def _check_origin(self, number: int) -> None:
+        index = self.container.index
+        tensor, record = index.manifest.tensors[number], index.tensors[number]
+        for i, part in enumerate(index.origin_parts(number)):
+            bits = self.container.pieces([part], lambda _, raw: from_planes(raw, bits_dtype(tensor.origin_dtype)))[0]
+            if record["origin"] == f.IN_BASE and digest(bits) != index.digests[int(record["digest"]) + i].tobytes():
+                raise Corrupt(
+                    f"{self.container.source.path}: embedded tensor {quote(tensor.name)} differs from its digest"
+                )

@@ -1,0 +1,146 @@
+"""`safe_open` on a step of a run, behaving as safetensors' own."""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+
+from .errors import InvalidArgument
+from .paths import Options, PathLike
+from .run import Run
+
+_NUMPY: Final = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4",
+    "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8",
+}  # fmt: skip
+FRAMEWORKS: Final = {"pt": "pt", "torch": "pt", "pytorch": "pt", "np": "np", "numpy": "np"}
+
+
+class safe_open:  # noqa: N801 (the name of safetensors' class)
+    """One step of a run as a handle like ``safetensors.safe_open``; a context manager.
+
+    Args:
+        filename: path or URL of the ``.relex`` file.
+        framework: ``pt`` for torch tensors, ``np`` for numpy arrays.
+        device: of torch tensors.
+        step, tier: as `Run.tensor`.
+        base, storage_options: as `relex_codec.open`.
+
+    Raises:
+        InvalidArgument: as `relex_codec.open`, or a step that the tier does not reach.
+    """
+
+    def __init__(
+        self,
+        filename: PathLike,
+        framework: str = "pt",
+        device: Any = "cpu",
+        *,
+        step: float,
+        tier: str = "auto",
+        base: PathLike | None = None,
+        storage_options: Options = None,
+    ) -> None:
+        if framework not in FRAMEWORKS:
+            raise InvalidArgument(f"framework is {framework!r}, expected one of {', '.join(FRAMEWORKS)}")
+        self._framework = FRAMEWORKS[framework]
+        self._run = Run(filename, base, device, storage_options)
+        self._step = step
+        try:
+            self._tier = "auto" if self._run.tier(step, tier) == "base" else tier
+        except BaseException:
+            self._run.close()
+            raise
+
+    def __enter__(self) -> safe_open:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run.close()
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, sorted, as safetensors gives them."""
+        return sorted(self._run.keys())
+
+    def offset_keys(self) -> list[str]:
+        """Names of the tensors in the order of the file."""
+        return self._run.keys()
+
+    def metadata(self) -> dict[str, str]:
+        """What the decoded checkpoint's ``__metadata__`` is."""
+        return {"format": "pt"}
+
+    def get_tensor(self, name: str) -> Any:
+        """Return a tensor (``pt``) or array (``np``)."""
+        return self._rows(name, 0, None)
+
+    def get_tensors(self) -> dict[str, Any]:
+        """Return every tensor: ``{name: tensor}``."""
+        return {name: self.get_tensor(name) for name in self.offset_keys()}
+
+    def get_slice(self, name: str) -> Slice:
+        """Return a lazy view; indexing it decodes the rows it needs."""
+        return Slice(self, name)
+
+    def _rows(self, name: str, lo: int, hi: int | None) -> Any:
+        """Rows lo .. hi of the first dimension; everything if hi is None."""
+        entry = self._run.entry(name)
+        shape = entry.shape if hi is None else (hi - lo, *entry.shape[1:])
+        width = math.prod(entry.shape[1:])
+        start, end = (0, None) if hi is None else (lo * width, hi * width)
+        bits = self._run.bits(name, self._step, self._tier, start, end)
+        if self._framework == "pt":
+            from .torch_dtypes import as_tensor
+
+            return as_tensor(bits, entry.dtype, shape).to(self._run.device)
+        if entry.dtype not in _NUMPY:
+            raise InvalidArgument(f"numpy has no dtype for {entry.dtype}; open with framework='pt'")
+        return bits.view(_NUMPY[entry.dtype]).reshape(shape)
+
+
+class Slice:
+    """A tensor that is decoded when indexed, and then only the rows that the index needs."""
+
+    def __init__(self, handle: safe_open, name: str) -> None:
+        self._handle, self._name = handle, name
+        self._entry = handle._run.entry(name)
+
+    def get_shape(self) -> list[int]:
+        """Shape of the whole tensor."""
+        return list(self._entry.shape)
+
+    def get_dtype(self) -> str:
+        """Safetensors' name of the dtype."""
+        return self._entry.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        """Index as torch and numpy do: integers, slices with positive steps, ``...``; an element is a 0-d array.
+
+        Raises:
+            IndexError: out of range, or too many dimensions.
+            ValueError: a step that is not positive.
+        """
+        found = self._indexed(index)
+        return found if self._handle._framework == "pt" else np.asarray(found)
+
+    def _indexed(self, index: Any) -> Any:
+        indices = index if isinstance(index, tuple) else (index,)
+        shape = self._entry.shape
+        first = indices[0] if indices else Ellipsis
+        if not shape or not isinstance(first, int | slice) or isinstance(first, bool):
+            return self._handle._rows(self._name, 0, None)[index]
+        if isinstance(first, int):
+            row = first + shape[0] if first < 0 else first
+            if not 0 <= row < shape[0]:
+                raise IndexError(f"index {first} is out of range for {self._name!r} of shape {list(shape)}")
+            return self._handle._rows(self._name, row, row + 1)[(0, *indices[1:])]
+        lo, hi, step = first.indices(shape[0])
+        if step < 0:
+            raise ValueError(f"slice step {step} of {self._name!r} is not positive")
+        hi = max(lo, hi)
+        return self._handle._rows(self._name, lo, hi)[(slice(None, None, step), *indices[1:])]

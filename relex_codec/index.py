@@ -1,0 +1,300 @@
+"""The index of a file: its tables, checked against each other and against the file (FORMAT.md sections 3 to 6).
+
+Pure functions on bytes and arrays; container.py does the reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from . import format as f
+from .dtypes import FLOATS, ITEMSIZE
+from .errors import Corrupt
+from .header import Entry, quote
+from .manifest import Manifest, TensorEntry
+from .packing import packed_size, piece_lengths
+
+Records = npt.NDArray[Any]
+_TABLES: Final = {
+    f.TENSORS: f.TENSOR_RECORD,
+    f.DIRECTIONS: f.DIRECTION_RECORD,
+    f.SERIES: f.SPAN_RECORD,
+    f.CHUNKS: f.CHUNK_RECORD,
+}
+
+
+class Span(NamedTuple):
+    """Where a list of pieces lies: it begins at byte `offset` of raw chunk `chunk`."""
+
+    chunk: int
+    offset: int
+
+
+class Part(NamedTuple):
+    """One piece: bytes ``offset .. offset + length`` of raw chunk `chunk`."""
+
+    chunk: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Everything of a file but its data.
+
+    Attributes:
+        entries: the header's, by name.
+        steps: int64 [T].
+        tensors, directions, series, chunks: structured arrays, the records of FORMAT.md section 5 and 6.
+        digests: uint8 [G, 16].
+        first_chunk: number of the first chunk of each data entry.
+    """
+
+    metadata: dict[str, str]
+    entries: dict[str, Entry]
+    steps: npt.NDArray[np.int64]
+    manifest: Manifest
+    tensors: Records
+    directions: Records
+    series: Records
+    digests: npt.NDArray[np.uint8]
+    chunks: Records
+    first_chunk: dict[str, int]
+
+    def parts(self, span: Span, lengths: Sequence[int], data: str) -> list[Part]:
+        """Lay pieces of `lengths` raw bytes out from `span` on, in the chunks of entry `data`.
+
+        Raises:
+            Corrupt: a piece crosses the end of a chunk, or the chunks end.
+        """
+        number, offset = span
+        if not lengths:
+            if span != (0, 0):
+                raise Corrupt(f"{data}: an empty span lies at {tuple(span)}, expected (0, 0)")
+            return []
+        low, high = self._chunk_range(data)
+        raw, parts = self.chunks["raw"], []
+        for i, length in enumerate(lengths):
+            if i and low <= number < high and offset == raw[number]:
+                number, offset = number + 1, 0
+            if not low <= number < high or offset + length > raw[number] or length == 0:
+                raise Corrupt(f"{data}: a span at chunk {span.chunk}, byte {span.offset} leaves its chunks")
+            parts.append(Part(number, offset, length))
+            offset += length
+        return parts
+
+    def _chunk_range(self, data: str) -> tuple[int, int]:
+        following = f.DATA[f.DATA.index(data) + 1 :]
+        return self.first_chunk[data], self.first_chunk[following[0]] if following else len(self.chunks)
+
+    def origin_parts(self, number: int) -> list[Part]:
+        """Parts of a tensor's origin, where the file holds it."""
+        record, tensor = self.tensors[number], self.manifest.tensors[number]
+        return self.parts(_span(record), self._lengths(tensor.size, ITEMSIZE[tensor.origin_dtype]), f.DATA_BASE)
+
+    def series_parts(self, number: int, position: int) -> list[Part]:
+        """Parts of a ``series`` tensor at step number `position` (0 to T - 1)."""
+        tensor = self.manifest.tensors[number]
+        record = self.series[int(self.tensors[number]["first"]) + position]
+        return self.parts(_span(record), self._lengths(tensor.size, ITEMSIZE[tensor.dtype]), f.DATA_EXACT)
+
+    def direction_parts(self, tensor: TensorEntry, direction: int) -> tuple[list[Part], list[Part]]:
+        """Parts of a direction: those of its factors, and those of its remainder, piece by piece."""
+        record = self.directions[direction]
+        packing = f.PACKINGS[record["packing"]]
+        factors = self._lengths(factor_count(tensor.shape, int(record["rank"])), 2)
+        codes = [packed_size(n, packing) for n in piece_lengths(tensor.size)] if packing is not f.NONE else []
+        parts = self.parts(_span(record), factors + codes, f.DATA_DIRECTIONS)
+        return parts[: len(factors)], parts[len(factors) :]
+
+    def file_parts(self, number: int) -> list[Part]:
+        """Parts of an embedded file."""
+        entry = self.manifest.files[number]
+        return self.parts(Span(entry.chunk, entry.offset), self._lengths(entry.length, 1), f.DATA_BASE)
+
+    def all_parts(self) -> Iterator[tuple[str, list[Part]]]:
+        """Yield (entry, parts) of every span that the file has; equal series spans once."""
+        for number, (record, tensor) in enumerate(zip(self.tensors, self.manifest.tensors, strict=True)):
+            if self.holds_origin(number):
+                yield f.DATA_BASE, self.origin_parts(number)
+            if record["kind"] == f.MOVING:
+                for j in range(int(record["directions"])):
+                    factors, codes = self.direction_parts(tensor, int(record["first"]) + j)
+                    yield f.DATA_DIRECTIONS, factors + codes
+            elif record["kind"] == f.EXACT_SERIES:
+                seen = set()
+                for position in range(len(self.steps)):
+                    parts = self.series_parts(number, position)
+                    if parts and parts[0] not in seen:
+                        seen.add(parts[0])
+                        yield f.DATA_EXACT, parts
+        for number in range(len(self.manifest.files)):
+            yield f.DATA_BASE, self.file_parts(number)
+
+    def _lengths(self, count: int, width: int) -> list[int]:
+        """Raw bytes of each piece of a stream of `count` elements, which must fit the file's chunks."""
+        if count * width > len(self.chunks) * f.CHUNK_LIMIT:
+            raise Corrupt(f"{f.CHUNKS}: {count} elements are declared, {len(self.chunks)} chunks cannot hold them")
+        return [n * width for n in piece_lengths(count)]
+
+    def holds_origin(self, number: int) -> bool:
+        """Tell whether the file itself holds the origin of a tensor."""
+        origin = int(self.tensors[number]["origin"])
+        return origin == f.STORED or (origin == f.IN_BASE and self.manifest.embedded)
+
+
+def _span(record: Any) -> Span:
+    return Span(int(record["chunk"]), int(record["offset"]))
+
+
+def factor_count(shape: Sequence[int], rank: int) -> int:
+    """Return the number of factor values of a tensor: H r (m + n')."""
+    if not rank:
+        return 0
+    stack = 1
+    for n in shape[:-2]:
+        stack *= n
+    return stack * rank * (shape[-2] + shape[-1])
+
+
+def table(name: str, entry: Entry, raw: bytes) -> Records:
+    """Return a table as an array of records; reserved fields are checked."""
+    dtype = _TABLES[name]
+    if entry.dtype != "U8" or len(entry.shape) != 2 or entry.shape[1] != dtype.itemsize:
+        raise Corrupt(f"{name} is {entry.dtype} {list(entry.shape)}, expected U8 [any, {dtype.itemsize}]")
+    records = np.frombuffer(raw, dtype)
+    for field in dtype.names or ():
+        if field.startswith("reserved") and records[field].any():
+            raise Corrupt(f"{name}: a reserved field is not zero")
+    return records
+
+
+def check(index: Index, file_size: int) -> None:
+    """Check the tables against each other (FORMAT.md sections 4 to 6): one place for all structural rules.
+
+    Spans of tensors are checked here as well, so that no size that a file declares is believed before its bytes exist.
+
+    Raises:
+        Corrupt
+    """
+    _check_steps(index.steps)
+    _check_chunks(index)
+    _check_directions(index)
+    _check_tensors(index)
+    _check_tiling(index)
+
+
+def _check_steps(steps: npt.NDArray[np.int64]) -> None:
+    if not len(steps) or int(steps[0]) < 0 or int(steps[-1]) > f.STEP_LIMIT or not (np.diff(steps) > 0).all():
+        raise Corrupt(f"{f.STEPS}: the steps are not increasing numbers from 0 on")
+
+
+def _check_chunks(index: Index) -> None:
+    chunks = index.chunks
+    raw, stored = chunks["raw"], chunks["stored"]
+    if not ((raw >= 1) & (raw <= f.CHUNK_LIMIT) & (stored >= 1) & (chunks["codec"] <= f.CODEC_ZSTD)).all():
+        raise Corrupt(f"{f.CHUNKS}: a length or a codec is out of bounds")
+    if (stored != raw)[chunks["codec"] == f.CODEC_STORED].any():
+        raise Corrupt(f"{f.CHUNKS}: a chunk that is stored as it is has two lengths")
+    ends = chunks["position"] + stored
+    number = 0
+    for name in f.DATA:
+        entry = index.entries[name]
+        index.first_chunk[name] = number
+        count = int(np.searchsorted(chunks["position"][number:], entry.end))
+        begins = chunks["position"][number : number + count]
+        expected = np.concatenate([[entry.begin], ends[number : number + count]]).astype(np.uint64)
+        if (begins != expected[:-1]).any() or int(expected[-1]) != entry.end:
+            raise Corrupt(f"{f.CHUNKS}: the chunks do not tile {name}")
+        number += count
+    if number != len(chunks):
+        raise Corrupt(f"{f.CHUNKS}: a chunk lies outside of the data")
+
+
+def _check_directions(index: Index) -> None:
+    records = index.directions
+    if (records["packing"] >= len(f.PACKINGS)).any():
+        raise Corrupt(f"{f.DIRECTIONS}: an unknown packing")
+    if not all(np.isfinite(records[field]).all() for field in ("slope", "intercept", "step", "shift")):
+        raise Corrupt(f"{f.DIRECTIONS}: a number is not finite")
+    if np.signbit(records["step"]).any():
+        raise Corrupt(f"{f.DIRECTIONS}: a negative step")
+    plain = records["packing"] <= f.FLOAT32.id
+    if _bits(records["step"])[plain].any() or _bits(records["shift"])[plain].any():
+        raise Corrupt(f"{f.DIRECTIONS}: a step or shift without codes")
+    if (records["rank"][records["packing"] == f.NONE.id] == 0).any():
+        raise Corrupt(f"{f.DIRECTIONS}: a direction of nothing")
+
+
+def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    return np.ascontiguousarray(values).view(np.uint32)
+
+
+def _check_tensors(index: Index) -> None:
+    manifest, steps = index.manifest, len(index.steps)
+    if len(index.tensors) != len(manifest.tensors):
+        raise Corrupt(f"{f.TENSORS} has {len(index.tensors)} records, the manifest {len(manifest.tensors)} tensors")
+    directions = series = digests = shard = 0
+    stored_seen = False
+    for record, tensor in zip(index.tensors, manifest.tensors, strict=True):
+        kind, origin, k = int(record["kind"]), int(record["origin"]), int(record["directions"])
+        in_base = origin == f.IN_BASE
+        first = {f.MOVING: directions, f.EXACT_SERIES: series}.get(kind, 0)
+        ok = (
+            kind <= f.EXACT_SERIES
+            and origin <= f.NO_ORIGIN
+            and (k > 0) == (kind == f.MOVING)
+            and record["first"] == first
+            and record["digest"] == (digests if in_base else 0)
+            and (_span(record) == (0, 0) or origin == f.STORED or (in_base and manifest.embedded))
+            and (in_base or tensor.origin_dtype == tensor.dtype)
+            and (origin != f.NO_ORIGIN or kind == f.EXACT_SERIES)
+            and not (kind == f.EXACT_SERIES and origin == f.STORED)
+        )
+        floats = tensor.dtype in FLOATS and tensor.origin_dtype in FLOATS
+        ok = ok and (floats and tensor.size > 0 if kind == f.MOVING else floats or tensor.dtype == tensor.origin_dtype)
+        if in_base:
+            ok = ok and not stored_seen and tensor.shard >= shard
+            shard = tensor.shard
+            digests += -(-tensor.size // f.PIECE)
+            ok = ok and digests <= len(index.digests)
+        else:
+            stored_seen = True
+        if kind == f.MOVING:
+            ok = ok and directions + k <= len(index.directions)
+            if ok and len(tensor.shape) < 2:
+                ok = not index.directions["rank"][directions : directions + k].any()
+            directions += k
+        elif kind == f.EXACT_SERIES:
+            series += steps
+        if not ok:
+            raise Corrupt(f"{f.TENSORS}: the record of {quote(tensor.name)} breaks the rules")
+    for name, used, there in (
+        (f.DIRECTIONS, directions, len(index.directions)),
+        (f.SERIES, series, len(index.series)),
+        (f.DIGESTS, digests, len(index.digests)),
+    ):
+        if used != there:
+            raise Corrupt(f"{name} has {there} records, the tensors use {used}")
+
+
+def _check_tiling(index: Index) -> None:
+    """Every raw byte of every chunk belongs to exactly one piece."""
+    parts = [part for _, found in index.all_parts() for part in found]
+    table = np.array(parts, np.int64).reshape(-1, 3)
+    table = table[np.lexsort((table[:, 1], table[:, 0]))]
+    chunk, offset, end = table[:, 0], table[:, 1], table[:, 1] + table[:, 2]
+    begins = np.concatenate([[True], chunk[1:] != chunk[:-1]]) if len(table) else np.zeros(0, bool)
+    expected = np.where(begins, 0, np.concatenate([[0], end[:-1]]) if len(table) else 0)
+    lasts = np.concatenate([begins[1:], [True]]) if len(table) else begins
+    if (
+        (offset != expected).any()
+        or int(begins.sum()) != len(index.chunks)
+        or (end[lasts] != index.chunks["raw"][chunk[lasts]]).any()
+    ):
+        raise Corrupt(f"{f.CHUNKS}: the spans do not tile the chunks")

@@ -1,0 +1,175 @@
+"""What a file says about itself, as a dictionary and as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import format as f
+from .container import Container
+from .dtypes import ITEMSIZE
+
+KINDS = ("directions", "coefficients", "exact", "base", "index")
+"""What the bytes of a file are for."""
+_KINDS = {f.SAME: "same", f.MOVING: "moving", f.EXACT_SERIES: "series"}
+
+
+def stored_bytes(container: Container) -> dict[str, int]:
+    """Return the bytes of a file by kind; ``total`` is their sum and the file's size."""
+    sizes = {name: entry.end - entry.begin for name, entry in container.index.entries.items()}
+    kinds = {
+        "directions": sizes[f.DATA_DIRECTIONS],
+        "coefficients": sizes[f.COEFFICIENTS],
+        "exact": sizes[f.DATA_EXACT],
+        "base": sizes[f.DATA_BASE],
+    }
+    total = container.source.size
+    return {**kinds, "index": total - sum(kinds.values()), "total": total}
+
+
+def summary(container: Container) -> dict[str, Any]:
+    """Return everything that ``info --json`` prints.
+
+    Errors are relative to the delta of the last observed step; a number that is undefined is None.
+    """
+    index = container.index
+    manifest = index.manifest
+    parameters = sum(tensor.size for tensor in manifest.tensors)
+    checkpoint = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in manifest.tensors)
+    sizes = stored_bytes(container)
+    rows = [_row(container, number) for number in range(len(manifest.tensors))]
+    return {
+        "file": container.source.path,
+        "version": int(index.metadata["relex_version"]),
+        "producer": index.metadata["producer"],
+        "base": manifest.base_uri,
+        "base_embedded": manifest.embedded,
+        "steps": [int(step) for step in index.steps],
+        "observed_steps": [int(step) for step in index.steps[: manifest.observed]],
+        "tiers": ["line", "track"],
+        "tensors": len(manifest.tensors),
+        "parameters": parameters,
+        "quality": manifest.quality,
+        "growth": manifest.growth,
+        "bytes": sizes,
+        "bits_per_parameter": {
+            "directions": round(8 * sizes["directions"] / parameters, 4) if parameters else None,
+            "total": round(8 * sizes["total"] / parameters, 4) if parameters else None,
+        },
+        "checkpoint_bytes": checkpoint,
+        "run_bytes": checkpoint * len(index.steps),
+        "ratio": round(checkpoint * len(index.steps) / sizes["total"], 2),
+        "explained_variance": _spread(rows, "explained_variance"),
+        "r2": _spread(rows, "r2"),
+        "moving": sum(row["kind"] == "moving" for row in rows),
+        "tensor_rows": rows,
+    }
+
+
+def _row(container: Container, number: int) -> dict[str, Any]:
+    index = container.index
+    tensor, record = index.manifest.tensors[number], index.tensors[number]
+    row: dict[str, Any] = {
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "kind": _KINDS[int(record["kind"])],
+        "origin": ("base", "file", None)[int(record["origin"])],
+        "directions": int(record["directions"]),
+    }
+    if row["kind"] == "moving":
+        first = index.directions[int(record["first"])]
+        row |= {
+            "packing": f.PACKINGS[int(first["packing"])].name,
+            "factor_rank": int(first["rank"]),
+            "explained_variance": _number(first["explained"]),
+            "r2": _number(first["r2"]),
+            "error_unquantised": _number(first["error_line"]),
+            "error_stored": _number(first["error_stored"]),
+        }
+    return row
+
+
+def _number(value: Any) -> float | None:
+    return float(f"{float(value):.6g}") if np.isfinite(value) else None
+
+
+def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
+    """Median and lowest value of a column, with the name of the lowest."""
+    found = [(row[key], row["name"]) for row in rows if row.get(key) is not None]
+    if not found:
+        return None
+    low, name = min(found)
+    return {"median": float(f"{float(np.median([value for value, _ in found])):.6g}"), "lowest": low, "name": name}
+
+
+def text(document: dict[str, Any], tensors: bool = False) -> str:
+    """Return `summary` as text that fits on a screen, and a row each tensor if asked."""
+    steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
+    base = ("embedded; was " if document["base_embedded"] else "") + (document["base"] or "nowhere")
+    quality = document["quality"]
+    if document["growth"] is not None:
+        quality += f" (weight error grows by at most {100 * document['growth']:g} %)"
+    bits = document["bits_per_parameter"]
+    lines = [
+        ("file", f"{document['file']} (format {document['version']}, {document['producer']})"),
+        ("base", base),
+        ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
+        ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
+        (
+            "tensors",
+            f"{document['tensors']}, of which {document['moving']} move; {document['parameters']:,} parameters",
+        ),
+        ("quality", quality),
+        ("bytes", " + ".join(f"{kind} {sizes[kind]:,}" for kind in KINDS) + f" = {sizes['total']:,}"),
+        (
+            "size",
+            f"{_decimals(bits['directions'])} bits per parameter for directions, {_decimals(bits['total'])} in all",
+        ),
+        (
+            "ratio",
+            f"{document['ratio']:,} times smaller than {len(steps)} checkpoints "
+            f"of {document['checkpoint_bytes']:,} bytes",
+        ),
+        ("variance", _spread_text(document["explained_variance"], "explained by one direction")),
+        ("R^2", _spread_text(document["r2"], "of the lines over the observed steps")),
+    ]
+    width = max(len(name) for name, _ in lines)
+    shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+    return shown + ("\n\n" + _tensor_table(document["tensor_rows"]) if tensors else "")
+
+
+def _decimals(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _spread_text(spread: dict[str, Any] | None, what: str) -> str:
+    if spread is None:
+        return "-"
+    return f"median {spread['median']:.4f}, lowest {spread['lowest']:.4f} ({spread['name']}) {what}"
+
+
+def _tensor_table(rows: list[dict[str, Any]]) -> str:
+    columns = (
+        "name",
+        "dtype",
+        "shape",
+        "kind",
+        "packing",
+        "factor_rank",
+        "explained_variance",
+        "r2",
+        "error_unquantised",
+        "error_stored",
+    )
+    titles = ("tensor", "dtype", "shape", "kind", "packing", "factors", "variance", "R^2", "error", "stored")
+    cells = [titles] + [tuple(_cell(row.get(column)) for column in columns) for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,168 @@
+"""Codes and elements to bytes and back: planes, radix blocks, zstd as a Huffman coder (FORMAT.md sections 6 and 7).
+
+Pure functions on arrays: no I/O. The layouts are those of one *piece* (at most ``PIECE`` elements).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from .errors import Corrupt
+from .format import BLOCK, CODEC_STORED, CODEC_ZSTD, PIECE, Packing
+
+Bytes = npt.NDArray[np.uint8]
+Codes = npt.NDArray[np.int32]
+
+_MATCH_FREE = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17, write_content_size=True
+)
+_MATCHING = zstandard.ZstdCompressionParameters.from_level(9, window_log=21, write_content_size=True)
+
+# zstandard's (de)compressor objects are not safe to share between threads.
+_local = threading.local()
+
+
+def piece_lengths(count: int) -> list[int]:
+    """Return the lengths, in elements, of the pieces of a stream of `count` elements."""
+    full, rest = divmod(count, PIECE)
+    return [PIECE] * full + ([rest] if rest else [])
+
+
+def packed_size(count: int, packing: Packing) -> int:
+    """Return the bytes of a piece of `count` elements of a remainder in `packing`."""
+    if packing.per_byte:
+        full, rest = divmod(count, BLOCK * packing.per_byte)
+        return full * BLOCK + -(-rest // packing.per_byte)
+    return count * {"none": 0, "float32": 4, "word": 2}[packing.name]
+
+
+def to_planes(bits: npt.NDArray[Any]) -> Bytes:
+    """Split elements of w bytes into w planes, the lowest byte first; returns a flat uint8 array."""
+    little = np.ascontiguousarray(bits).astype(bits.dtype.newbyteorder("<"), copy=False)
+    width = little.dtype.itemsize
+    return np.ascontiguousarray(little.view(np.uint8).reshape(-1, width).T).ravel()
+
+
+def from_planes(raw: Bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Inverse of `to_planes`: a flat array of little-endian `dtype`."""
+    target = np.dtype(dtype).newbyteorder("<")
+    return np.ascontiguousarray(raw.reshape(target.itemsize, -1).T).reshape(-1).view(target)
+
+
+def pack_codes(codes: Codes, packing: Packing) -> Bytes:
+    """Pack one piece of codes, each in ``-zero .. zero`` of `packing`, as FORMAT.md section 7 says.
+
+    Args:
+        codes: flat int32, at most ``PIECE`` long; the caller guarantees the range.
+    """
+    if packing.name == "word":
+        return to_planes((codes + packing.zero).astype("<u2"))
+    k, digits = packing.per_byte, (codes + packing.zero).astype(np.uint8)
+    if k == 1:
+        return digits
+    full = len(digits) // (BLOCK * k) * (BLOCK * k)
+    parts = [_pack_blocks(digits[:full].reshape(-1, k, BLOCK), packing)]
+    if rest := len(digits) - full:
+        width = -(-rest // k)
+        tail = np.full(k * width, packing.zero, np.uint8)
+        tail[:rest] = digits[full:]
+        parts.append(_pack_blocks(tail.reshape(1, k, width), packing))
+    return np.concatenate(parts)
+
+
+def _pack_blocks(digits: Bytes, packing: Packing) -> Bytes:
+    """(blocks, K, P) digits to flat bytes, digit j of a byte from plane j."""
+    packed = digits[:, packing.per_byte - 1].copy()
+    for j in range(packing.per_byte - 2, -1, -1):
+        packed *= np.uint8(packing.radix)
+        packed += digits[:, j]
+    return packed.ravel()
+
+
+def unpack_codes(raw: Bytes, count: int, packing: Packing) -> Codes:
+    """Inverse of `pack_codes` for a piece of `count` codes.
+
+    Returns:
+        int32 codes, flat.
+
+    Raises:
+        Corrupt: a digit outside the packing's range, or padding that is not the zero code.
+    """
+    if packing.name == "word":
+        digits = from_planes(raw, np.uint16)
+        if len(digits) and int(digits.max()) > 2 * packing.zero:
+            raise Corrupt("a code word lies outside -32767 .. 32767")
+        return digits.astype(np.int32) - np.int32(packing.zero)
+    k = packing.per_byte
+    if k > 2 and len(raw) and int(raw.max()) >= packing.radix**k:
+        raise Corrupt(f"byte {int(raw.max())} in {packing.name} codes, at most {packing.radix**k - 1} is possible")
+    full = count // (BLOCK * k) * BLOCK
+    digits = np.empty((k * len(raw)), np.uint8)
+    _unpack_blocks(raw[:full].reshape(-1, BLOCK), digits[: k * full].reshape(-1, k, BLOCK), packing)
+    if full < len(raw):
+        _unpack_blocks(raw[None, full:], digits[k * full :].reshape(1, k, -1), packing)
+    if len(digits) and int(digits.max()) > 2 * packing.zero:
+        raise Corrupt(f"a {packing.name} code lies outside -{packing.zero} .. {packing.zero}")
+    if (digits[count:] != packing.zero).any():
+        raise Corrupt(f"the padding of {packing.name} codes is not zero")
+    codes = digits[:count].astype(np.int32)
+    codes -= np.int32(packing.zero)
+    return codes
+
+
+def _unpack_blocks(raw: Bytes, digits: Bytes, packing: Packing) -> None:
+    if packing.per_byte == 1:
+        digits[:, 0] = raw
+        return
+    rest = raw
+    for j in range(packing.per_byte):
+        quotient = rest // np.uint8(packing.radix)
+        digits[:, j] = rest - quotient * np.uint8(packing.radix)
+        rest = quotient
+
+
+def compress(raw: Bytes, *, match: bool = False) -> tuple[int, bytes]:
+    """Compress one chunk; never larger than storing it.
+
+    Args:
+        raw: flat uint8, 1 to ``CHUNK_LIMIT`` long.
+        match: let zstd look for repetitions. Off for codes and planes of noise, where matching costs up to 30 % of
+            the size and decodes several times slower (RATIONALE.md); on for text and exact series.
+
+    Returns:
+        (codec, stored bytes).
+    """
+    name = "matching" if match else "match_free"
+    if not hasattr(_local, name):
+        setattr(_local, name, zstandard.ZstdCompressor(compression_params=_MATCHING if match else _MATCH_FREE))
+    data = raw.tobytes()
+    frame: bytes = getattr(_local, name).compress(data)
+    return (CODEC_ZSTD, frame) if len(frame) < len(data) else (CODEC_STORED, data)
+
+
+def decompress(stored: bytes, raw_length: int, codec: int) -> Bytes:
+    """Inverse of `compress`; allocates `raw_length` bytes and no more.
+
+    Raises:
+        Corrupt: not one zstd frame of exactly that content size.
+    """
+    if codec == CODEC_STORED:
+        return np.frombuffer(stored, np.uint8)
+    if not hasattr(_local, "decompressor"):
+        # A frame that needs a larger window than a chunk is not one of ours.
+        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+    try:
+        parameters = zstandard.get_frame_parameters(stored)
+        if parameters.content_size != raw_length or parameters.dict_id:
+            raise Corrupt(f"a zstd frame says {parameters.content_size} bytes, its chunk {raw_length}")
+        raw = _local.decompressor.decompress(stored, max_output_size=raw_length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd frame cannot be decoded ({error})") from None
+    if len(raw) != raw_length:
+        raise Corrupt(f"a zstd frame gave {len(raw)} bytes, its chunk says {raw_length}")
+    return np.frombuffer(raw, np.uint8)

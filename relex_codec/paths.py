@@ -1,0 +1,51 @@
+"""Local paths and fsspec URLs as text: telling them apart, going into them, showing them. No I/O."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+PathLike = str | os.PathLike[str]
+Options = dict[str, Any] | None
+"""``storage_options`` of fsspec."""
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+
+
+def is_url(path: PathLike) -> bool:
+    """Return whether `path` is for fsspec (``s3://...``, ``simplecache::s3://...``) rather than a local path."""
+    text = os.fspath(path)
+    return _SCHEME.match(text) is not None and not text.startswith(("file://", "local://"))
+
+
+def local_path(path: PathLike) -> str:
+    """Return a local path as the operating system takes it: ``file://`` removed, ``~`` expanded."""
+    text = re.sub(r"^(file|local)://", "", os.fspath(path))
+    return os.path.expanduser(text)
+
+
+def join(path: PathLike, name: str) -> str:
+    """Return the path or URL of `name` inside directory `path`; in chained URLs, inside the first one with a path."""
+    if not is_url(path):
+        return os.path.join(local_path(path), name)
+    links = os.fspath(path).split("::")
+    at = next((i for i, link in enumerate(links) if "://" in link), 0)
+    links[at] += name if links[at].endswith("/") else f"/{name}"
+    return "::".join(links)
+
+
+def public(path: PathLike) -> str:
+    """Return `path` without what must not end up in messages and files: user, password and query of HTTP URLs."""
+    text = os.fspath(path)
+    if not text.lower().startswith(("http://", "https://")):
+        return text
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def one_line(e: BaseException) -> str:
+    """Return the message of any exception as one line."""
+    text = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
+    text = " ".join(str(text).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -1,0 +1,276 @@
+"""The lazy reader of a run: any step's weights on demand."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from . import format as f
+from .base import BaseReader, Expected, resolve
+from .checkpoint import Checkpoint
+from .container import Container
+from .decoder import Decoder, Kernel, choose_tier
+from .dtypes import ITEMSIZE, Bits
+from .errors import CheckpointError, InvalidArgument, RelexError
+from .export import export
+from .header import quote
+from .manifest import TensorEntry
+from .packing import piece_lengths
+from .paths import Options, PathLike
+from .storage import open_source
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Run:
+    """A ``.relex`` file, opened by `relex_codec.open`; a context manager. Weights are read when they are asked for.
+
+    Attributes:
+        path: for messages.
+        device: where tensors are decoded and returned.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        base: PathLike | None = None,
+        device: Any = "cpu",
+        storage_options: Options = None,
+    ) -> None:
+        self._source = open_source(path, storage_options)
+        self.path = self._source.path
+        self.device = device
+        try:
+            self._container = Container(self._source)
+        except BaseException:
+            self._source.close()
+            raise
+        self._base_given, self._options = base, storage_options
+        self._base_reader: BaseReader | None = None
+        self._lock = threading.Lock()
+        self._decoder = Decoder(
+            self._container, self._open_base, use_embedded=base is None, kernel=_kernel(device)
+        )  # fmt: skip
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Run({self.path!r}, {len(self.keys())} tensors, steps {self.steps[0]} to {self.steps[-1]})"
+
+    def close(self) -> None:
+        """Release the file; reading it afterwards is an error."""
+        self._source.close()
+
+    @property
+    def container(self) -> Container:
+        """The open file with its checked tables."""
+        return self._container
+
+    @property
+    def decoder(self) -> Decoder:
+        """Reads tensors as bits."""
+        return self._decoder
+
+    @property
+    def steps(self) -> list[int]:
+        """All steps that the file has coefficients of."""
+        return [int(step) for step in self._container.index.steps]
+
+    @property
+    def observed_steps(self) -> list[int]:
+        """The steps that directions and lines were fitted on."""
+        return self.steps[: self._container.index.manifest.observed]
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return [tensor.name for tensor in self._container.index.manifest.tensors]
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return name, dtype and shape of a tensor.
+
+        Raises:
+            InvalidArgument: there is no such tensor.
+        """
+        return self._container.index.manifest.tensors[self._decoder.number(name)]
+
+    def tier(self, step: float, tier: str = "auto") -> str:
+        """Return what `step` is read from: ``base``, ``track`` or ``line``."""
+        return choose_tier(self._container, float(step), tier)
+
+    def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
+        """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional."""
+        return self._decoder.read(name, float(step), self.tier(step, tier), lo, hi)
+
+    def tensor(self, name: str, step: float, tier: str = "auto") -> torch.Tensor:
+        """Return one tensor at a step, on the run's device; reads only what that needs.
+
+        Args:
+            step: any number; fractional and extrapolated steps are decoded like observed ones.
+            tier: ``auto``, ``line`` or ``track``.
+
+        Raises:
+            InvalidArgument: no such tensor or tier, or the tier does not reach the step.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged.
+        """
+        return self._torch(name, self.bits(name, step, tier), self.entry(name).shape)
+
+    def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
+        """Return all tensors at a step: ``{name: tensor}``; see `tensor`."""
+        return {name: self.tensor(name, step, tier) for name in self.keys()}
+
+    def load_into(self, module: torch.nn.Module, step: float, tier: str = "auto") -> None:
+        """Copy a step into the parameters and buffers of `module`, in place.
+
+        Tied parameters count as present if one of their names is in the file. The module is changed only when
+        everything has been checked and decoded.
+
+        Raises:
+            InvalidArgument: names or shapes of module and file differ.
+        """
+        import torch
+
+        targets = dict(module.state_dict(keep_vars=True))
+        there = {targets[name].data_ptr() for name in self.keys() if name in targets}
+        missing = [n for n, t in targets.items() if n not in self._decoder.numbers and t.data_ptr() not in there]
+        unexpected = [name for name in self.keys() if name not in targets]
+        if missing or unexpected:
+            what = f"the file lacks {quote(missing[0])}" if missing else f"the module lacks {quote(unexpected[0])}"
+            raise InvalidArgument(
+                f"module and file differ: {what} ({len(missing)} missing, {len(unexpected)} unexpected)"
+            )
+        for name in self.keys():
+            found, expected = tuple(targets[name].shape), self.entry(name).shape
+            if found != expected:
+                raise InvalidArgument(f"{quote(name)} is {list(found)} in the module, {list(expected)} in the file")
+        decoded = self.state_dict(step, tier)
+        with torch.no_grad():
+            for name, value in decoded.items():
+                targets[name].copy_(value)
+
+    def save(self, output: PathLike, step: float, tier: str = "auto", *, progress: bool = False) -> str:
+        """Write a step as a Hugging Face checkpoint directory; it appears when it is complete.
+
+        Returns:
+            What the step was read from, as `tier` does.
+
+        Raises:
+            InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
+        """
+        chosen = self.tier(step, tier)
+        tensors = self._container.index.manifest.tensors
+        total = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in tensors)
+        embedded = self._container.index.manifest.embedded and self._base_given is None
+        with tqdm(total=total, unit="B", unit_scale=True, desc="decode", disable=None if progress else True) as bar:
+
+            def done(tensor: TensorEntry) -> None:
+                bar.update(tensor.size * ITEMSIZE[tensor.dtype])
+
+            base = None if embedded else lambda: self._open_base().checkpoint
+            export(self._decoder, output, float(step), chosen, base, done)
+        return chosen
+
+    def check_base(self) -> None:
+        """Read the whole base and check it.
+
+        Raises:
+            BaseMismatch: it is not the one that the run was encoded against.
+        """
+        index = self._container.index
+        reader = self._open_base()
+        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
+            if record["origin"] == f.IN_BASE:
+                for lo in range(0, tensor.size, f.PIECE):
+                    reader.read(tensor.name, lo, min(lo + f.PIECE, tensor.size))
+
+    def verify(self) -> None:
+        """Read and check every byte of the file.
+
+        Raises:
+            Corrupt, Truncated: it is damaged; the message names the entry.
+        """
+        self._decoder.check_all()
+
+    def _open_base(self) -> BaseReader:
+        with self._lock:
+            if self._base_reader is None:
+                self._base_reader = BaseReader(self._find_base(), self._expected())
+            return self._base_reader
+
+    def _find_base(self) -> Checkpoint:
+        if self._base_given is not None:
+            return resolve(self._base_given, self._options)
+        uri = self._container.index.manifest.base_uri
+        if uri is None:
+            raise InvalidArgument(f"{self.path} does not say where its base is; pass --base")
+        try:
+            return resolve(uri)
+        except RelexError as error:
+            raise CheckpointError(f"the base of {self.path} cannot be read: {error}; pass --base") from None
+
+    def _expected(self) -> list[Expected]:
+        index = self._container.index
+        expected = []
+        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
+            if record["origin"] == f.IN_BASE:
+                first = int(record["digest"])
+                digests = index.digests[first : first + len(piece_lengths(tensor.size))]
+                expected.append(Expected(tensor.name, tensor.origin_dtype, tensor.shape, digests))
+        return expected
+
+    def _torch(self, name: str, bits: Bits, shape: tuple[int, ...]) -> torch.Tensor:
+        from .torch_dtypes import as_tensor
+
+        return as_tensor(bits, self.entry(name).dtype, shape).to(self.device)
+
+
+def _kernel(device: Any) -> Kernel:
+    """The numpy kernel for the CPU; torch operations on any other device."""
+    if str(device) == "cpu":
+        from .kernels.numpy_cpu import decode_piece
+
+        return decode_piece
+    import torch
+
+    from .kernels import torch_ops
+    from .torch_dtypes import signed
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+    def decode(origin: Bits, origin_dtype: str, dtype: str, terms: Any, start: int) -> Bits:
+        bits = torch.from_numpy(signed(np.array(origin))).to(device)
+        return torch_ops.decode_piece(bits, origin_dtype, dtype, terms, start).cpu().numpy().view(f"u{ITEMSIZE[dtype]}")
+
+    return decode
+
+
+def open(  # noqa: A001 (the public name is relex_codec.open)
+    path: PathLike, base: PathLike | None = None, device: Any = "cpu", storage_options: Options = None
+) -> Run:
+    """Open a ``.relex`` file for reading.
+
+    Args:
+        path: local path or fsspec URL.
+        base: the base model, if it is not where the file says, or not to be taken from the file.
+        device: torch device that tensors are decoded on.
+        storage_options: for fsspec.
+
+    Raises:
+        InvalidArgument: no such file or device.
+        Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
+    """
+    return Run(path, base, device, storage_options)

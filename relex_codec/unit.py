@@ -1,0 +1,193 @@
+"""The unit of work of encoding: one tensor over all steps, in slices that fit a memory budget.
+
+Every byte of a checkpoint is read once where the tensor's steps fit the budget together, otherwise twice: once for the
+Gram matrix, once for the directions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+
+from .base import digest
+from .checkpoint import Checkpoint, TensorInfo
+from .checkpoints import Run
+from .dtypes import F32, ITEMSIZE, Bits, bits_dtype
+from .errors import CheckpointError
+from .format import PIECE
+from .header import quote
+from .parallel import in_parallel
+from .subspace import F64, Fit, deltas, directions, gram_of
+
+GRAM_BLOCK: Final = 1 << 21
+"""Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""
+SMALLEST_SLICE: Final = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tensor starts from: the base, or the run's own first step."""
+
+    dtype: str
+    read: Callable[[int, int], Bits]
+
+    @classmethod
+    def in_base(cls, base: Checkpoint, info: TensorInfo) -> Origin:
+        """The base's tensor."""
+        return cls(info.dtype, lambda lo, hi: base.read(info.name, lo, hi))
+
+    @classmethod
+    def in_run(cls, run: Run, info: TensorInfo) -> Origin:
+        """The run's first checkpoint."""
+        return cls(info.dtype, lambda lo, hi: run.checkpoint(0).read(info.name, lo, hi))
+
+
+class Vectors:
+    """k directions of one tensor, float32 [k, n]: in memory, or in a scratch file where they exceed a budget."""
+
+    def __init__(self, count: int, size: int, budget: int, directory: str) -> None:
+        self._shape = (count, size)
+        self._array = np.empty((count, size), np.float32) if 4 * count * size <= budget else None
+        self._file = None if self._array is not None else tempfile.TemporaryFile(dir=directory)
+
+    def write(self, lo: int, values: F32) -> None:
+        """Store ``values`` [k, x] as elements lo .. lo + x."""
+        if self._array is not None:
+            self._array[:, lo : lo + values.shape[1]] = values
+            return
+        for j, row in enumerate(values):
+            self._file.seek(4 * (j * self._shape[1] + lo))  # type: ignore[union-attr]
+            self._file.write(np.ascontiguousarray(row).data)  # type: ignore[union-attr]
+
+    def read(self, direction: int, lo: int, hi: int) -> F32:
+        """Return elements lo .. hi of one direction."""
+        if self._array is not None:
+            return self._array[direction, lo:hi]
+        self._file.seek(4 * (direction * self._shape[1] + lo))  # type: ignore[union-attr]
+        return np.frombuffer(self._file.read(4 * (hi - lo)), np.float32)  # type: ignore[union-attr]
+
+    def __enter__(self) -> Vectors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class Unit:
+    """One float tensor of a run with its origin.
+
+    Args:
+        observed: number of steps, from the first, that fits are made on.
+        budget: bytes that the unit may use.
+    """
+
+    def __init__(self, run: Run, info: TensorInfo, origin: Origin, observed: int, budget: int) -> None:
+        self.run, self.info, self.origin, self.observed = run, info, origin, observed
+        steps, width = len(run.steps), ITEMSIZE[info.dtype]
+        self._held: Bits | None = None
+        if steps * info.size * width <= budget // 2:
+            self._held = np.empty((steps, info.size), bits_dtype(info.dtype))
+        # bits, float32 deltas and their operands, of all steps, in a quarter of the budget
+        self._slice = min(PIECE, max(SMALLEST_SLICE, budget // 4 // (steps * (width + 12)), 1))
+
+    def gram(self, origin_piece: Callable[[Bits], None]) -> F64:
+        """Read everything once and return the Gram matrix of the deltas, float64 [T, T].
+
+        Args:
+            origin_piece: called with each piece of the origin's bits, in order.
+
+        Raises:
+            CheckpointError: a weight is not finite where the origin is, or was.
+        """
+        steps = len(self.run.steps)
+        gram = np.zeros((steps, steps))
+        for start, origin in self._origin_pieces():
+            origin_piece(origin)
+            for lo, hi in self._slices(start, start + len(origin)):
+                bits = self._fill(lo, hi)
+                delta = self._delta(bits, origin[lo - start : hi - start])
+                self._refuse_non_finite(delta)
+                for part in in_parallel(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
+                    gram += part
+        return gram
+
+    def vectors(self, fit: Fit, budget: int, directory: str) -> Vectors:
+        """Read the observed steps again, if they are not held, and return the directions."""
+        vectors = Vectors(len(fit.weights), self.info.size, budget, directory)
+        for start, origin in self._origin_pieces():
+            for lo, hi in self._slices(start, start + len(origin)):
+                bits = self._held[: self.observed, lo:hi] if self._held is not None else self._read_observed(lo, hi)
+                vectors.write(lo, directions(fit.weights, self._delta(bits, origin[lo - start : hi - start])))
+        return vectors
+
+    def at_last_observed(self, lo: int, hi: int) -> Bits:
+        """Return the bits of elements lo .. hi at the last observed step."""
+        if self._held is not None:
+            return self._held[self.observed - 1, lo:hi]
+        return self.run.checkpoint(self.observed - 1).read(self.info.name, lo, hi)
+
+    def release(self) -> None:
+        """Free the held steps."""
+        self._held = None
+
+    def _origin_pieces(self) -> Iterator[tuple[int, Bits]]:
+        for start in range(0, self.info.size, PIECE):
+            yield start, self.origin.read(start, min(start + PIECE, self.info.size))
+
+    def _slices(self, lo: int, hi: int) -> Iterator[tuple[int, int]]:
+        for at in range(lo, hi, self._slice):
+            yield at, min(at + self._slice, hi)
+
+    def _fill(self, lo: int, hi: int) -> Bits:
+        if self._held is None:
+            return self.run.read(self.info.name, lo, hi)
+        self.run.read_into(self.info.name, lo, self._held[:, lo:hi])
+        return self._held[:, lo:hi]
+
+    def _read_observed(self, lo: int, hi: int) -> Bits:
+        out: Bits = np.empty((self.observed, hi - lo), bits_dtype(self.info.dtype))
+        self.run.read_into(self.info.name, lo, out)
+        return out
+
+    def _delta(self, bits: Bits, origin: Bits) -> F32:
+        return deltas(bits, self.info.dtype, origin, self.origin.dtype)
+
+    def _refuse_non_finite(self, delta: F32) -> None:
+        if np.isfinite(delta).all():
+            return
+        row = int(np.flatnonzero(~np.isfinite(delta).all(axis=1))[0])
+        raise CheckpointError(
+            f"tensor {quote(self.info.name)} of step {self.run.steps[row]} has weights that are not finite; "
+            "a line through them means nothing: leave such checkpoints out with --steps"
+        )
+
+
+def step_digests(run: Run, info: TensorInfo) -> list[bytes]:
+    """Return a SHA-256 of the tensor's bits at each step, in bounded memory."""
+    result = []
+    for number in range(len(run.steps)):
+        hashed = hashlib.sha256()
+        for piece in pieces(run.checkpoint(number), info):
+            hashed.update(piece.data)
+        result.append(hashed.digest())
+    return result
+
+
+def pieces(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Bits]:
+    """Yield a tensor's bits piece by piece."""
+    for lo in range(0, info.size, PIECE):
+        yield checkpoint.read(info.name, lo, min(lo + PIECE, info.size))
+
+
+def digests_of(checkpoint: Checkpoint, info: TensorInfo) -> list[bytes]:
+    """Return the digests of FORMAT.md section 9 of one tensor."""
+    return [digest(piece) for piece in pieces(checkpoint, info)]

@@ -1,0 +1,213 @@
+"""Writing a file: chunks are collected in scratch files, then everything is laid out in order (FORMAT.md 2, 3, 6)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import IO, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from . import format as f
+from .atomic import AtomicFile
+from .errors import InvalidArgument
+from .header import build
+from .index import Span
+from .manifest import Manifest
+from .packing import Bytes, compress
+from .paths import PathLike
+from .version import __version__
+
+SHARED_BELOW: Final = 16 << 10
+"""Spans with fewer raw bytes than this share chunks: a chunk costs about 100 bytes (record, frame, Huffman table)."""
+SHARED_CHUNK: Final = 64 << 10
+"""Raw bytes at which a shared chunk is closed."""
+COPY: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class PendingSpan:
+    """A span whose chunk number is known once its chunk is closed."""
+
+    chunk: int = 0
+    offset: int = 0
+
+    def resolved(self) -> Span:
+        """Return the span; only valid after `ChunkWriter.close`."""
+        return Span(self.chunk, self.offset)
+
+
+@dataclass(slots=True)
+class _Shared:
+    parts: list[Bytes] = field(default_factory=list)
+    spans: list[PendingSpan] = field(default_factory=list)
+    size: int = 0
+
+
+class ChunkWriter:
+    """Compresses spans of one data entry into a scratch file."""
+
+    def __init__(self, scratch: IO[bytes]) -> None:
+        self.scratch = scratch
+        self.records: list[tuple[int, int, int, int]] = []
+        """(stored, raw, crc, codec) of each chunk."""
+        self._shared: dict[bool, _Shared] = {False: _Shared(), True: _Shared()}
+
+    def add(self, pieces: Iterable[Bytes], *, match: bool = False, size: int | None = None) -> PendingSpan:
+        """Write a span of pieces.
+
+        Args:
+            pieces: raw bytes of each piece, in order; taken one at a time.
+            match: see `packing.compress`.
+            size: their total length, where known beforehand; small spans share chunks.
+        """
+        if size is None or size < SHARED_BELOW:
+            pieces = list(pieces)
+            size = sum(len(piece) for piece in pieces)
+        span = PendingSpan()
+        if size == 0:
+            return span
+        if size < SHARED_BELOW:
+            shared = self._shared[match]
+            if shared.size + size > SHARED_CHUNK:
+                self._close_shared(match)
+                shared = self._shared[match]
+            span.offset = shared.size
+            shared.parts.extend(pieces)
+            shared.spans.append(span)
+            shared.size += size
+            return span
+        span.chunk = len(self.records)
+        for piece in pieces:
+            self._chunk(piece, match)
+        return span
+
+    def close(self) -> None:
+        """Write the shared chunks that are still open."""
+        for match in (False, True):
+            self._close_shared(match)
+
+    def _close_shared(self, match: bool) -> None:
+        shared, self._shared[match] = self._shared[match], _Shared()
+        if shared.parts:
+            for span in shared.spans:
+                span.chunk = len(self.records)
+            self._chunk(np.concatenate(shared.parts), match)
+
+    def _chunk(self, raw: Bytes, match: bool) -> None:
+        codec, stored = compress(raw, match=match)
+        self.records.append((len(stored), len(raw), zlib.crc32(stored), codec))
+        self.scratch.write(stored)
+
+
+@dataclass(slots=True)
+class Tables:
+    """The tables of a file, ready to be written; arrays as in `index.Index`."""
+
+    steps: npt.NDArray[np.int64]
+    manifest: Manifest
+    tensors: npt.NDArray[Any]
+    directions: npt.NDArray[Any]
+    series: npt.NDArray[Any]
+    digests: npt.NDArray[np.uint8]
+    coefficients: npt.NDArray[np.float64]
+
+
+class Writer:
+    """A ``.relex`` file in the making; a context manager. The file appears under its name when `finish` was called."""
+
+    def __init__(self, path: PathLike) -> None:
+        self._file = AtomicFile(path)
+        self._stack = ExitStack()
+        self.directions: ChunkWriter
+        self.exact: ChunkWriter
+        self.base: ChunkWriter
+
+    def __enter__(self) -> Writer:
+        self._stack.enter_context(self._file)
+        directory = os.path.dirname(self._file.path)
+        self.directions, self.exact, self.base = (
+            ChunkWriter(self._stack.enter_context(tempfile.TemporaryFile(dir=directory))) for _ in range(3)
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InvalidArgument(f"cannot write {self._file.path}: {error.strerror}; nothing was changed") from None
+
+    def close_chunks(self) -> None:
+        """Close all chunk writers, so that spans are resolved."""
+        for chunks in (self.directions, self.exact, self.base):
+            chunks.close()
+
+    def finish(self, tables: Tables) -> int:
+        """Lay out the file and return its size in bytes; `close_chunks` comes first."""
+        writers = (self.directions, self.exact, self.base)
+        sizes = [sum(record[0] for record in chunks.records) for chunks in writers]
+        records = np.zeros(sum(len(chunks.records) for chunks in writers), f.CHUNK_RECORD)
+        for field_number, name in enumerate(("stored", "raw", "crc", "codec")):
+            records[name] = [record[field_number] for chunks in writers for record in chunks.records]
+        raw = {
+            f.STEPS: tables.steps.astype("<i8").tobytes(),
+            f.MANIFEST: tables.manifest.to_bytes(),
+            f.TENSORS: tables.tensors.tobytes(),
+            f.DIRECTIONS: tables.directions.tobytes(),
+            f.SERIES: tables.series.tobytes(),
+            f.DIGESTS: tables.digests.tobytes(),
+            f.CHUNKS: records.tobytes(),
+            f.COEFFICIENTS: tables.coefficients.astype("<f8").tobytes(),
+        }
+        shapes: dict[str, tuple[str, Sequence[int]]] = {
+            f.STEPS: ("I64", [len(tables.steps)]),
+            f.TENSORS: ("U8", [len(tables.tensors), f.TENSOR_RECORD.itemsize]),
+            f.DIRECTIONS: ("U8", [len(tables.directions), f.DIRECTION_RECORD.itemsize]),
+            f.SERIES: ("U8", [len(tables.series), f.SPAN_RECORD.itemsize]),
+            f.DIGESTS: ("U8", list(tables.digests.shape)),
+            f.CHUNKS: ("U8", [len(records), f.CHUNK_RECORD.itemsize]),
+            f.COEFFICIENTS: ("F64", list(tables.coefficients.shape)),
+        }
+        lengths = {name: len(data) for name, data in raw.items()} | dict(zip(f.DATA, sizes, strict=True))
+        lengths[f.ROOT] = f.ROOT_HEAD.itemsize + len(lengths) * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
+        metadata = {
+            "format": "relex",
+            "relex_version": str(f.VERSION),
+            "producer": f"relex-codec {__version__}",
+            "reader": f.READER,
+            "requires": "",
+        }
+        head = build(
+            [(name, *shapes.get(name, ("U8", [lengths[name]])), lengths[name]) for name in f.ENTRIES], metadata
+        )
+        total = len(head) + sum(lengths.values())
+        start = total - sum(sizes)
+        records["position"] = start + np.concatenate([[0], np.cumsum(records["stored"], dtype=np.uint64)])[:-1]
+        raw[f.CHUNKS] = records.tobytes()
+        self._file.write(head + root(head, total, raw) + b"".join(raw.values()))
+        for chunks in writers:
+            chunks.scratch.seek(0)
+            shutil.copyfileobj(chunks.scratch, self._file, COPY)
+        if self._file.tell() != total:
+            raise AssertionError(f"wrote {self._file.tell()} bytes of {total}")
+        return total
+
+
+def root(head: bytes, size: int, raw: dict[str, bytes]) -> bytes:
+    """Return the root entry of a file of `size` bytes that begins with `head` (FORMAT.md section 3)."""
+    rows = np.zeros(len(f.ENTRIES) - 1, f.ROOT_ROW)
+    rows["coverage"] = [name in f.COVERED_ELSEWHERE for name in f.ENTRIES[1:]]
+    rows["crc"] = [0 if name in f.COVERED_ELSEWHERE else zlib.crc32(raw[name]) for name in f.ENTRIES[1:]]
+    begin = np.zeros(1, f.ROOT_HEAD)
+    begin[0] = (f.MAGIC, f.VERSION, zlib.crc32(head), size, len(rows), 0)
+    body = begin.tobytes() + rows.tobytes()
+    return body + np.array([(zlib.crc32(body), 0)], f.ROOT_TAIL).tobytes()
