@@ -199,7 +199,7 @@ class Container:
         if zlib.crc32(stored) != int(record["crc"]):
             raise Corrupt(f"{where} does not match its checksum: copy the file again")
         try:
-            return decompress(stored, int(record["raw"]), int(record["codec"]))
+            return decompress(stored, int(record["raw"]), int(record["codec"]), int(record["fill"]))
         except Corrupt as error:
             raise Corrupt(f"{where}: {error}") from None
 

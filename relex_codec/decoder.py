@@ -149,9 +149,15 @@ class Decoder:
         return self._elements(index.series_parts(number, position), index.manifest.tensors[number].dtype, start, end)
 
     def _elements(self, parts: list[Part], dtype: str, start: int, end: int) -> Bits:
-        chosen = parts[start // f.PIECE : -(-end // f.PIECE)]
-        found = self.container.pieces(chosen, lambda _, raw: from_planes(raw, bits_dtype(dtype)))
+        width = bits_dtype(dtype).itemsize
+        raw = self._pieces(parts[start // f.PIECE * width : -(-end // f.PIECE) * width], width)
+        found = [from_planes(planes, bits_dtype(dtype)) for planes in raw]
         return np.concatenate(found) if found else np.empty(0, bits_dtype(dtype))
+
+    def _pieces(self, parts: list[Part], planes: int) -> list[Bytes]:
+        """Raw bytes of pieces of so many planes each, the planes of a piece one after another."""
+        raw = self.container.pieces(parts, lambda _, data: data)
+        return [np.concatenate(raw[i : i + planes]) for i in range(0, len(raw), planes)] if planes > 1 else raw
 
     def _factors(self, number: int, direction: int) -> Factors | None:
         index = self.container.index
@@ -159,8 +165,8 @@ class Decoder:
         if not rank:
             return None
         parts, _ = index.direction_parts(tensor, direction)
-        planes = self.container.pieces(parts, lambda _, raw: from_planes(raw, np.uint16))
-        return from_stream(np.concatenate(planes), tensor.shape, rank)
+        bits = [from_planes(planes, np.uint16) for planes in self._pieces(parts, 2)]
+        return from_stream(np.concatenate(bits), tensor.shape, rank)
 
     def _moving(
         self, number: int, terms: list[tuple[np.float32, int]], factors: list[Factors | None], start: int, end: int
@@ -171,9 +177,9 @@ class Decoder:
         low, high = start // f.PIECE, -(-end // f.PIECE)
         packed: list[list[Bytes]] = []
         for _, direction in terms:
-            parts = index.direction_parts(tensor, direction)[1][low:high]
-            empty = [np.empty(0, np.uint8)] * (high - low)
-            packed.append(self.container.pieces(parts, lambda _, raw: raw) if parts else empty)
+            planes = f.PACKINGS[int(index.directions[direction]["packing"])].planes
+            parts = index.direction_parts(tensor, direction)[1][low * planes : high * planes]
+            packed.append(self._pieces(parts, planes) if planes else [np.empty(0, np.uint8)] * (high - low))
 
         def one(i: int) -> Bits:
             pieces = [self._term(*term, factors[j], packed[j][i]) for j, term in enumerate(terms)]
@@ -227,23 +233,22 @@ class Decoder:
         tensor = self.container.index.manifest.tensors[number]
         self._factors(number, direction)
         parts = self.container.index.direction_parts(tensor, direction)[1]
+        planes = f.PACKINGS[int(self.container.index.directions[direction]["packing"])].planes
         zeros = np.zeros(f.PIECE, np.uint16)
-
-        def codes(i: int, raw: Bytes) -> None:
-            count = min(f.PIECE, tensor.size - i * f.PIECE)
-            decode_piece(zeros[:count], "BF16", "BF16", [self._term(np.float32(0), direction, None, raw)], 0)
-
         try:
-            for at in range(0, len(parts), BATCH):
-                self.container.pieces(parts[at : at + BATCH], lambda i, raw, at=at: codes(at + i, raw))  # type: ignore[misc]
+            for piece in range(-(-tensor.size // f.PIECE) if planes else 0):
+                raw = self._pieces(parts[piece * planes : (piece + 1) * planes], planes)[0]
+                origin = zeros[: min(f.PIECE, tensor.size - piece * f.PIECE)]
+                decode_piece(origin, "BF16", "BF16", [self._term(np.float32(0), direction, None, raw)], 0)
         except Corrupt as error:
             raise Corrupt(f"tensor {quote(tensor.name)}: {error}") from None
 
     def _check_origin(self, number: int) -> None:
         index = self.container.index
         tensor, record = index.manifest.tensors[number], index.tensors[number]
-        for i, part in enumerate(index.origin_parts(number)):
-            bits = self.container.pieces([part], lambda _, raw: from_planes(raw, bits_dtype(tensor.origin_dtype)))[0]
+        parts = index.origin_parts(number)
+        for i in range(-(-tensor.size // f.PIECE)):
+            bits = self._elements(parts, tensor.origin_dtype, i * f.PIECE, min((i + 1) * f.PIECE, tensor.size))
             if record["origin"] == f.IN_BASE and digest(bits) != index.digests[int(record["digest"]) + i].tobytes():
                 raise Corrupt(
                     f"{self.container.source.path}: embedded tensor {quote(tensor.name)} differs from its digest"

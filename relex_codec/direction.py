@@ -17,7 +17,7 @@ from .factors import ReadElements, decompose, rounded, stream
 from .format import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
 from .kernels import Factors, Term
 from .kernels.numpy_cpu import direction_piece, factor_sum
-from .packing import Bytes, compress, pack_codes, piece_lengths, to_planes
+from .packing import Bytes, compress, pack_codes, piece_lengths, split_planes, to_planes
 from .quality import Quality
 from .quantize import Magnitudes, Quantizer, candidates
 
@@ -119,21 +119,21 @@ class Stored:
         return np.float32(0) if self.quantizer is None else self.quantizer.shift
 
     def remainder_piece(self, values: F32, start: int) -> Bytes:
-        """Pack the remainder of the elements `values` of the direction, which begin at element `start`."""
+        """Pack the remainder of the elements `values` of the direction, which begin at element `start`: its planes
+        one after another, or its blocks."""
         rest = values if self.factors is None else values - factor_sum(self.factors, start, start + len(values))
         if self.quantizer is None:
             return to_planes(rest.view(np.uint32))
         return pack_codes(self.quantizer.codes(rest), self.packing)
 
-    def pieces(self, read: ReadElements, count: int) -> Iterator[Bytes]:
-        """Yield the raw bytes of all pieces of the direction: factors, then remainder."""
-        if self.factors is not None:
-            bits = stream(self.factors)
-            for lo in range(0, len(bits), PIECE):
-                yield to_planes(bits[lo : lo + PIECE])
-        if self.packing is not NONE:
-            for lo in range(0, count, PIECE):
-                yield self.remainder_piece(read(lo, min(lo + PIECE, count)), lo)
+    def factor_pieces(self) -> list[Bytes]:
+        """Return the raw bytes of the factors, plane by plane of each piece."""
+        return _factor_planes(self.factors)
+
+    def remainder_pieces(self, read: ReadElements, count: int) -> Iterator[Bytes]:
+        """Yield the raw bytes of the remainder, plane by plane of each piece."""
+        for lo in range(0, count, PIECE) if self.packing is not NONE else ():
+            yield from self.remainder_piece(read(lo, min(lo + PIECE, count)), lo).reshape(self.packing.planes, -1)
 
     def decoded(self, values: F32, start: int) -> F32:
         """Return the stored direction over the elements of `values`, as every decoder will."""
@@ -152,7 +152,8 @@ class Search:
         others: per sampled piece, the sum of the other directions times their coefficients.
         coefficient: at the last observed step.
         quality: what was asked.
-        share: of the rule's extra error that this direction may use, 1 where it is the only one.
+        share: of the rule's extra error that this direction and those stored before may use; 1 for the last one.
+        unquantised: squared error with no direction quantised; measured with `others` if not given.
     """
 
     def __init__(
@@ -164,15 +165,18 @@ class Search:
         coefficient: float,
         quality: Quality,
         share: float = 1.0,
+        unquantised: float | None = None,
     ) -> None:
         self.read, self.shape, self.sample, self.others = read, shape, sample, others
-        self.g, self.quality, self.share = np.float32(coefficient), quality, share
+        self.g, self.quality = np.float32(coefficient), quality
         self.values = [read(lo, lo + len(target)) for lo, target in zip(sample.starts, sample.targets, strict=True)]
         self.count = sum(map(len, self.values))
         self.size = int(np.prod(shape, dtype=np.int64))
         self.energy = sum(float(v.astype(np.float64) @ v) for v in self.values)
         self.delta = sample.error_of(sample.origins)
-        self.unquantised = self._error(self.values)
+        self.before = self._error(self.values)
+        self.unquantised = self.before if unquantised is None else unquantised
+        self.allowed = max(self.unquantised, ERROR_FLOOR * self.delta) * (1 + ((1 + (quality.growth or 0.0)) ** 2 - 1) * share)
 
     def run(self) -> Stored:
         """Return the cheapest way found."""
@@ -224,16 +228,12 @@ class Search:
 
     def _bound(self) -> float:
         """Squared error an element of the direction by which the weights' error grows as the rule says, if additive."""
-        growth = self.quality.growth or 0.0
-        room = max(self.unquantised, ERROR_FLOOR * self.delta) * ((1 + growth) ** 2 - 1) * self.share
+        room = self.allowed - max(self.before, ERROR_FLOOR * self.delta)
         scale = float(self.g) ** 2
         return min(room / scale if scale > 0 else np.inf, LARGEST_LOSS * self.energy) / self.count
 
     def _allowed(self, relative: float) -> bool:
-        growth = self.quality.growth or 0.0
-        base = max(self.unquantised, ERROR_FLOOR * self.delta)
-        room = base * ((1 + growth) ** 2 - 1) * self.share
-        return relative**2 * self.delta <= (base + room) * (1 + 1e-9)
+        return relative**2 * self.delta <= self.allowed * (1 + 1e-9)
 
     def _loss(self, factors: Factors | None) -> float:
         rest = self._rest(factors)
@@ -262,7 +262,7 @@ class Search:
             if found is None:
                 return  # below what 16-bit codes can hold: float32 it is
             cost, stored = found
-            used = max(stored.error_stored**2 * self.delta - max(self.unquantised, ERROR_FLOOR * self.delta), 0.0)
+            used = max(stored.error_stored**2 * self.delta - max(self.before, ERROR_FLOOR * self.delta), 0.0)
             room = bound * self.count * float(self.g) ** 2
             ratio = room / used if used > 0 else np.inf
             if self._allowed(stored.error_stored):
@@ -290,7 +290,7 @@ class Search:
                 continue
             codes = quantizer.codes(rest)
             size = sum(
-                len(compress(pack_codes(codes[lo : lo + PIECE], quantizer.packing))[1])
+                len(compress(pack_codes(codes[lo : lo + PIECE], quantizer.packing)).data)
                 for lo in range(0, len(codes), PIECE)
             )
             measured.append((size * self.size / self.count, number, quantizer))
@@ -309,10 +309,14 @@ class Search:
 
 
 def _factor_bytes(factors: Factors | None) -> int:
+    return sum(len(compress(plane).data) for plane in _factor_planes(factors))
+
+
+def _factor_planes(factors: Factors | None) -> list[Bytes]:
     if factors is None:
-        return 0
+        return []
     bits = stream(factors)
-    return sum(len(compress(to_planes(bits[lo : lo + PIECE]))[1]) for lo in range(0, len(bits), PIECE))
+    return [plane for lo in range(0, len(bits), PIECE) for plane in split_planes(bits[lo : lo + PIECE])]
 
 
 def as_sample(starts: list[int], origins: list[Bits], origin_dtype: str, targets: list[Bits], dtype: str) -> Sample:

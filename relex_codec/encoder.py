@@ -21,7 +21,7 @@ from .direction import Sample, Search, Stored, as_sample, sample_starts
 from .dtypes import F32, FLOATS, ITEMSIZE, Bits
 from .errors import InvalidArgument
 from .manifest import FileEntry, Manifest, TensorEntry, file_allowed
-from .packing import packed_size, piece_lengths, to_planes
+from .packing import packed_size, piece_lengths, split_planes
 from .paths import Options, PathLike
 from .quality import Quality
 from .subspace import Fit, fit
@@ -45,7 +45,8 @@ class _Tensor:
     digests: list[bytes] = field(default_factory=list)
     series: list[PendingSpan] = field(default_factory=list)
     fit: Fit | None = None
-    stored: list[tuple[Stored, PendingSpan]] = field(default_factory=list)
+    stored: list[tuple[Stored, tuple[PendingSpan, PendingSpan]]] = field(default_factory=list)
+    """Of each direction, with the spans of its factors and of its remainder."""
 
 
 def parse_memory(size: str | int) -> int:
@@ -207,8 +208,8 @@ class _Job:
             if number and digest == per_step[number - 1]:
                 tensor.series.append(tensor.series[-1])
                 continue
-            planes = (to_planes(piece) for piece in pieces(self.run.checkpoint(number), info))
-            tensor.series.append(self.writer.exact.add(planes, match=True, size=info.size * ITEMSIZE[info.dtype]))
+            planes = (plane for piece in pieces(self.run.checkpoint(number), info) for plane in split_planes(piece))
+            tensor.series.append(self.writer.exact.add(planes, info.size * ITEMSIZE[info.dtype], match=True))
         return tensor
 
     def _equals_base(self, info: TensorInfo, digests: list[bytes]) -> bool:
@@ -216,8 +217,8 @@ class _Job:
 
     def _store_origin(self, info: TensorInfo, checkpoint: Checkpoint) -> PendingSpan:
         there = checkpoint.info(info.name)
-        planes = (to_planes(piece) for piece in pieces(checkpoint, there))
-        return self.writer.base.add(planes, size=there.size * ITEMSIZE[there.dtype])
+        planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
+        return self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
 
     def _moving(self, info: TensorInfo, entry: TensorEntry, origin: Origin, in_base: bool) -> _Tensor:
         tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
@@ -230,7 +231,7 @@ class _Job:
         gram = unit.gram(origin_piece)
         if self.embed or not in_base:
             tensor.span = self._store_origin(info, self.base if in_base else self.run.checkpoint(0))
-        if not np.diagonal(gram)[: self.observed].any():
+        if not unit.moved:
             return tensor  # it did not move while it was observed
         tensor.kind = f.MOVING
         tensor.fit = fit(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
@@ -257,6 +258,7 @@ class _Job:
             return [v * np.float32(last[j]) for v in values]
 
         products = [product(j, None) for j in range(count)]
+        unquantised = sample.error([np.sum(parts, axis=0, dtype=np.float32) for parts in zip(*products, strict=True)])
         for j in range(count):
             others = [np.zeros(len(t), np.float32) for t in sample.targets]
             for i in range(count):
@@ -266,11 +268,16 @@ class _Job:
             def read(lo: int, hi: int, j: int = j) -> F32:
                 return vectors.read(j, lo, hi)
 
-            share = (j + 1) / count if count > 1 else 1.0
-            stored = Search(read, tensor.entry.shape, sample, others, float(last[j]), self.quality, share).run()
-            raw = sum(_raw_lengths(stored, size))
-            span = self.writer.directions.add(stored.pieces(read, size), size=raw)
-            tensor.stored.append((stored, span))
+            share, shape = (j + 1) / count, tensor.entry.shape
+            stored = Search(read, shape, sample, others, float(last[j]), self.quality, share, unquantised).run()
+            factors, packing = stored.factor_pieces(), stored.packing
+            raw = packing.planes * sum(packed_size(n, packing) for n in piece_lengths(size))
+            add = self.writer.directions.add
+            spans = (
+                add(factors, sum(map(len, factors))),
+                add(stored.remainder_pieces(read, size), raw, packing.name if packing.per_byte else "planes"),
+            )
+            tensor.stored.append((stored, spans))
             if count > 1:
                 products[j] = product(j, stored)
 
@@ -278,14 +285,7 @@ class _Job:
         """Store one of the base's other files; returns its length and span."""
         data = np.frombuffer(self.base.read_file(name), np.uint8)
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
-        return len(data), self.writer.base.add(parts, match=True, size=len(data))
-
-
-def _raw_lengths(stored: Stored, size: int) -> Iterator[int]:
-    if stored.factors is not None:
-        yield 2 * (stored.factors.a.size + stored.factors.b.size)
-    for n in piece_lengths(size):
-        yield packed_size(n, stored.packing)
+        return len(data), self.writer.base.add(parts, len(data), match=True)
 
 
 def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
@@ -302,9 +302,9 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
             record["chunk"], record["offset"] = tensor.span.resolved()
         digests.extend(tensor.digests)
         series.extend(span.resolved() for span in tensor.series)
-        for j, (stored, span) in enumerate(tensor.stored):
+        for j, (stored, spans) in enumerate(tensor.stored):
             assert tensor.fit is not None
-            rows.append(_direction_record(tensor.fit, j, stored, span))
+            rows.append(_direction_record(tensor.fit, j, stored, *spans))
             coefficients.append(tensor.fit.coefficients[j])
     return Tables(
         steps=steps,
@@ -317,12 +317,13 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
     )
 
 
-def _direction_record(fitted: Fit, j: int, stored: Stored, span: PendingSpan) -> Any:
+def _direction_record(fitted: Fit, j: int, stored: Stored, factors: PendingSpan, span: PendingSpan) -> Any:
     record = np.zeros(1, f.DIRECTION_RECORD)
     row = record[0]
     row["slope"], row["intercept"] = fitted.slope[j], fitted.intercept[j]
     row["step"], row["shift"] = stored.step, stored.shift
     row["rank"], row["packing"] = stored.rank, stored.packing.id
+    row["factor_chunk"], row["factor_offset"] = factors.resolved()
     row["chunk"], row["offset"] = span.resolved()
     row["coefficients_crc"] = zlib.crc32(fitted.coefficients[j].astype("<f8").tobytes())
     row["explained"], row["r2"] = fitted.explained[j], fitted.r2[j]

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from .dtypes import F32
 from .kernels import Factors
 
-FULL_SVD: Final = 512
-"""Matrices whose smaller side is at most this are decomposed in full: exact, and faster there."""
+FULL_SVD: Final = 1 << 20
+"""Matrices of at most so many elements are decomposed in full: exact, and as fast there."""
 OVERSAMPLING: Final = 8
 POWER_ITERATIONS: Final = 2
 BLOCK_ELEMENTS: Final = 1 << 22
@@ -42,7 +42,7 @@ def decompose(read: ReadElements, shape: tuple[int, ...], rank: int) -> Factors:
     b = np.empty((count, rank, n), np.float32)
     for h in range(count):
         start = h * m * n
-        if min(m, n) <= FULL_SVD:
+        if m * n <= FULL_SVD:
             u, s, v = np.linalg.svd(read(start, start + m * n).reshape(m, n), full_matrices=False)
         else:
             u, s, v = _randomised(read, start, m, n, rank)

@@ -45,7 +45,7 @@ SAME, MOVING, EXACT_SERIES = 0, 1, 2
 """Kinds of tensor."""
 IN_BASE, STORED, NO_ORIGIN = 0, 1, 2
 """Origins of a tensor."""
-CODEC_STORED, CODEC_ZSTD = 0, 1
+CODEC_STORED, CODEC_ZSTD, CODEC_FILL = 0, 1, 2
 
 ROOT_HEAD: Final = np.dtype([("magic", "S8"), ("version", "<u4"), ("header_crc", "<u4"), ("size", "<u8"),
                              ("entries", "<u4"), ("reserved", "<u4")])  # fmt: skip
@@ -59,10 +59,11 @@ TENSOR_RECORD: Final = np.dtype([
 DIRECTION_RECORD: Final = np.dtype([
     ("slope", "<f8"), ("intercept", "<f8"), ("step", "<f4"), ("shift", "<f4"), ("rank", "<u2"), ("packing", "u1"),
     ("reserved0", "u1"), ("chunk", "<u4"), ("offset", "<u4"), ("coefficients_crc", "<u4"), ("explained", "<f4"),
-    ("r2", "<f4"), ("error_line", "<f4"), ("error_stored", "<f4"), ("reserved", "u1", 8),
+    ("r2", "<f4"), ("error_line", "<f4"), ("error_stored", "<f4"), ("factor_chunk", "<u4"), ("factor_offset", "<u4"),
 ])  # fmt: skip
 CHUNK_RECORD: Final = np.dtype([
-    ("position", "<u8"), ("stored", "<u4"), ("raw", "<u4"), ("crc", "<u4"), ("codec", "u1"), ("reserved", "u1", 3),
+    ("position", "<u8"), ("stored", "<u4"), ("raw", "<u4"), ("crc", "<u4"), ("codec", "u1"),
+    ("fill", "u1"), ("reserved", "u1", 2),
 ])  # fmt: skip
 
 
@@ -76,15 +77,17 @@ class Packing(NamedTuple):
     radix: int
     zero: int
     """z: codes lie in -z .. z and are written as q + z."""
+    planes: int
+    """Planes of a piece; 0 where there is nothing, 1 for blocks."""
 
 
 PACKINGS: Final = (
-    Packing(0, "none", 0, 0, 0),
-    Packing(1, "float32", 0, 0, 0),
-    Packing(2, "ternary", 5, 3, 1),
-    Packing(3, "quinary", 3, 5, 2),
-    Packing(4, "nibble", 2, 16, 7),
-    Packing(5, "byte", 1, 256, 127),
-    Packing(6, "word", 0, 65536, 32767),
+    Packing(0, "none", 0, 0, 0, 0),
+    Packing(1, "float32", 0, 0, 0, 4),
+    Packing(2, "ternary", 5, 3, 1, 1),
+    Packing(3, "quinary", 3, 5, 2, 1),
+    Packing(4, "nibble", 2, 16, 7, 1),
+    Packing(5, "byte", 1, 256, 127, 1),
+    Packing(6, "word", 0, 65536, 32767, 2),
 )
 NONE, FLOAT32, TERNARY, QUINARY, NIBBLE, BYTE, WORD = PACKINGS

@@ -104,13 +104,16 @@ class Index:
         return self.parts(_span(record), self._lengths(tensor.size, ITEMSIZE[tensor.dtype]), f.DATA_EXACT)
 
     def direction_parts(self, tensor: TensorEntry, direction: int) -> tuple[list[Part], list[Part]]:
-        """Parts of a direction: those of its factors, and those of its remainder, piece by piece."""
+        """Parts of a direction: those of its factors, and those of its remainder, plane by plane of each piece."""
         record = self.directions[direction]
         packing = f.PACKINGS[record["packing"]]
         factors = self._lengths(factor_count(tensor.shape, int(record["rank"])), 2)
-        codes = [packed_size(n, packing) for n in piece_lengths(tensor.size)] if packing is not f.NONE else []
-        parts = self.parts(_span(record), factors + codes, f.DATA_DIRECTIONS)
-        return parts[: len(factors)], parts[len(factors) :]
+        codes = [packed_size(n, packing) for n in piece_lengths(tensor.size) for _ in range(packing.planes)]
+        first = Span(int(record["factor_chunk"]), int(record["factor_offset"]))
+        return (
+            self.parts(first, factors, f.DATA_DIRECTIONS),
+            self.parts(_span(record), codes, f.DATA_DIRECTIONS),
+        )
 
     def file_parts(self, number: int) -> list[Part]:
         """Parts of an embedded file."""
@@ -137,10 +140,10 @@ class Index:
             yield f.DATA_BASE, self.file_parts(number)
 
     def _lengths(self, count: int, width: int) -> list[int]:
-        """Raw bytes of each piece of a stream of `count` elements, which must fit the file's chunks."""
+        """Raw bytes of each plane of each piece of a stream of `count` elements, which must fit the file's chunks."""
         if count * width > len(self.chunks) * f.CHUNK_LIMIT:
             raise Corrupt(f"{f.CHUNKS}: {count} elements are declared, {len(self.chunks)} chunks cannot hold them")
-        return [n * width for n in piece_lengths(count)]
+        return [n for n in piece_lengths(count) for _ in range(width)]
 
     def holds_origin(self, number: int) -> bool:
         """Tell whether the file itself holds the origin of a tensor."""
@@ -197,10 +200,12 @@ def _check_steps(steps: npt.NDArray[np.int64]) -> None:
 def _check_chunks(index: Index) -> None:
     chunks = index.chunks
     raw, stored = chunks["raw"], chunks["stored"]
-    if not ((raw >= 1) & (raw <= f.CHUNK_LIMIT) & (stored >= 1) & (chunks["codec"] <= f.CODEC_ZSTD)).all():
+    if not ((raw >= 1) & (raw <= f.CHUNK_LIMIT) & (stored >= 1) & (chunks["codec"] <= f.CODEC_FILL)).all():
         raise Corrupt(f"{f.CHUNKS}: a length or a codec is out of bounds")
     if (stored != raw)[chunks["codec"] == f.CODEC_STORED].any():
         raise Corrupt(f"{f.CHUNKS}: a chunk that is stored as it is has two lengths")
+    if chunks["fill"][chunks["codec"] != f.CODEC_FILL].any():
+        raise Corrupt(f"{f.CHUNKS}: a fill byte without its codec")
     ends = chunks["position"] + stored
     number = 0
     for name in f.DATA:

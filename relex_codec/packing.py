@@ -6,14 +6,14 @@ Pure functions on arrays: no I/O. The layouts are those of one *piece* (at most 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from .errors import Corrupt
-from .format import BLOCK, CODEC_STORED, CODEC_ZSTD, PIECE, Packing
+from .format import BLOCK, CODEC_FILL, CODEC_STORED, CODEC_ZSTD, PIECE, Packing
 
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int32]
@@ -22,6 +22,9 @@ _MATCH_FREE = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17, write_content_size=True
 )
 _MATCHING = zstandard.ZstdCompressionParameters.from_level(9, window_log=21, write_content_size=True)
+
+FILL_FROM: Final = 0.4
+"""Share of the most frequent byte from which coding it apart is tried."""
 
 # zstandard's (de)compressor objects are not safe to share between threads.
 _local = threading.local()
@@ -34,11 +37,11 @@ def piece_lengths(count: int) -> list[int]:
 
 
 def packed_size(count: int, packing: Packing) -> int:
-    """Return the bytes of a piece of `count` elements of a remainder in `packing`."""
+    """Return the bytes of one plane, or of the blocks, of a piece of `count` elements of a remainder in `packing`."""
     if packing.per_byte:
         full, rest = divmod(count, BLOCK * packing.per_byte)
         return full * BLOCK + -(-rest // packing.per_byte)
-    return count * {"none": 0, "float32": 4, "word": 2}[packing.name]
+    return count if packing.planes else 0
 
 
 def to_planes(bits: npt.NDArray[Any]) -> Bytes:
@@ -46,6 +49,11 @@ def to_planes(bits: npt.NDArray[Any]) -> Bytes:
     little = np.ascontiguousarray(bits).astype(bits.dtype.newbyteorder("<"), copy=False)
     width = little.dtype.itemsize
     return np.ascontiguousarray(little.view(np.uint8).reshape(-1, width).T).ravel()
+
+
+def split_planes(bits: npt.NDArray[Any]) -> list[Bytes]:
+    """Return the planes of a piece one by one: each is a piece of its own in a chunk."""
+    return list(to_planes(bits).reshape(bits.dtype.itemsize, -1))
 
 
 def from_planes(raw: Bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -126,33 +134,72 @@ def _unpack_blocks(raw: Bytes, digits: Bytes, packing: Packing) -> None:
         rest = quotient
 
 
-def compress(raw: Bytes, *, match: bool = False) -> tuple[int, bytes]:
-    """Compress one chunk; never larger than storing it.
+class Stored(NamedTuple):
+    """A chunk as it is stored."""
+
+    codec: int
+    fill: int
+    data: bytes
+
+
+def compress(raw: Bytes, *, match: bool = False) -> Stored:
+    """Compress one chunk in whichever way is smallest; never larger than storing it.
 
     Args:
         raw: flat uint8, 1 to ``CHUNK_LIMIT`` long.
         match: let zstd look for repetitions. Off for codes and planes of noise, where matching costs up to 30 % of
             the size and decodes several times slower (RATIONALE.md); on for text and exact series.
 
-    Returns:
-        (codec, stored bytes).
+    The way ``CODEC_FILL`` codes which bytes differ from the most frequent one, and those bytes, each with a Huffman
+    code of its own: a Huffman code spends at least one bit on a byte, so it wastes where one byte is most of a chunk.
     """
+    options = [Stored(CODEC_STORED, 0, raw.tobytes()), Stored(CODEC_ZSTD, 0, _frame(raw, match))]
+    counts = np.bincount(raw, minlength=256)
+    fill = int(counts.argmax())
+    if not match and counts[fill] > FILL_FROM * len(raw):
+        others = raw != fill
+        flags = _frame(np.packbits(others, bitorder="little"), match)
+        rest = _frame(raw[others], match) if others.any() else b""
+        options.append(Stored(CODEC_FILL, fill, len(flags).to_bytes(4, "little") + flags + rest))
+    return min(options, key=lambda option: len(option.data))
+
+
+def _frame(raw: Bytes, match: bool) -> bytes:
     name = "matching" if match else "match_free"
     if not hasattr(_local, name):
         setattr(_local, name, zstandard.ZstdCompressor(compression_params=_MATCHING if match else _MATCH_FREE))
-    data = raw.tobytes()
-    frame: bytes = getattr(_local, name).compress(data)
-    return (CODEC_ZSTD, frame) if len(frame) < len(data) else (CODEC_STORED, data)
+    frame: bytes = getattr(_local, name).compress(np.ascontiguousarray(raw).data)
+    return frame
 
 
-def decompress(stored: bytes, raw_length: int, codec: int) -> Bytes:
-    """Inverse of `compress`; allocates `raw_length` bytes and no more.
+def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Bytes:
+    """Inverse of `compress`; allocates a small multiple of `raw_length` and no more.
 
     Raises:
-        Corrupt: not one zstd frame of exactly that content size.
+        Corrupt: not zstd frames of exactly the content sizes that `raw_length` calls for.
     """
     if codec == CODEC_STORED:
         return np.frombuffer(stored, np.uint8)
+    if codec == CODEC_ZSTD:
+        return _unframe(stored, raw_length)
+    end = 4 + int.from_bytes(stored[:4], "little")
+    if len(stored) < end:
+        raise Corrupt("the flags of a chunk end early")
+    packed = _unframe(stored[4:end], -(-raw_length // 8))
+    flags = np.unpackbits(packed, bitorder="little").view(bool)
+    if flags[raw_length:].any():
+        raise Corrupt("the flags of a chunk go on beyond its end")
+    flags = flags[:raw_length]
+    count = int(flags.sum())
+    rest = _unframe(stored[end:], count) if count else np.frombuffer(stored[end:], np.uint8)
+    if len(rest) != count or (rest == fill).any():
+        raise Corrupt(f"a chunk has {count} flags set and {len(rest)} bytes, or one that should have no flag")
+    raw = np.full(raw_length, fill, np.uint8)
+    raw[flags] = rest
+    return raw
+
+
+def _unframe(stored: bytes, raw_length: int) -> Bytes:
     if not hasattr(_local, "decompressor"):
         # A frame that needs a larger window than a chunk is not one of ours.
         _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)

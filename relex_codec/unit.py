@@ -18,7 +18,7 @@ import numpy as np
 from .base import digest
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoints import Run
-from .dtypes import F32, ITEMSIZE, Bits, bits_dtype
+from .dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from .errors import CheckpointError
 from .format import PIECE
 from .header import quote
@@ -93,6 +93,8 @@ class Unit:
     def __init__(self, run: Run, info: TensorInfo, origin: Origin, observed: int, budget: int) -> None:
         self.run, self.info, self.origin, self.observed = run, info, origin, observed
         steps, width = len(run.steps), ITEMSIZE[info.dtype]
+        self.moved = False
+        """Whether an observed step differs from the origin in the run's dtype; known after `gram`."""
         self._held: Bits | None = None
         if steps * info.size * width <= budget // 2:
             self._held = np.empty((steps, info.size), bits_dtype(info.dtype))
@@ -116,6 +118,7 @@ class Unit:
                 bits = self._fill(lo, hi)
                 delta = self._delta(bits, origin[lo - start : hi - start])
                 self._refuse_non_finite(delta)
+                self.moved = self.moved or self._moved(bits, origin[lo - start : hi - start], delta)
                 for part in in_parallel(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
                     gram += part
         return gram
@@ -160,6 +163,12 @@ class Unit:
 
     def _delta(self, bits: Bits, origin: Bits) -> F32:
         return deltas(bits, self.info.dtype, origin, self.origin.dtype)
+
+    def _moved(self, bits: Bits, origin: Bits, delta: F32) -> bool:
+        if self.info.dtype == self.origin.dtype:
+            return bool(delta[: self.observed].any())
+        rounded = from_float32(to_float32(origin, self.origin.dtype), self.info.dtype)
+        return bool((bits[: self.observed] != rounded).any())
 
     def _refuse_non_finite(self, delta: F32) -> None:
         if np.isfinite(delta).all():

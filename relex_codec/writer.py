@@ -27,7 +27,10 @@ from .paths import PathLike
 from .version import __version__
 
 SHARED_BELOW: Final = 16 << 10
-"""Spans with fewer raw bytes than this share chunks: a chunk costs about 100 bytes (record, frame, Huffman table)."""
+"""Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100
+bytes (record, frame, Huffman table)."""
+PLANES_SHARED_BELOW: Final = 1 << 10
+"""The same for spans of several planes, which differ so much that a common Huffman table costs up to a bit a byte."""
 SHARED_CHUNK: Final = 64 << 10
 """Raw bytes at which a shared chunk is closed."""
 COPY: Final = 1 << 20
@@ -57,29 +60,29 @@ class ChunkWriter:
 
     def __init__(self, scratch: IO[bytes]) -> None:
         self.scratch = scratch
-        self.records: list[tuple[int, int, int, int]] = []
-        """(stored, raw, crc, codec) of each chunk."""
-        self._shared: dict[bool, _Shared] = {False: _Shared(), True: _Shared()}
+        self.records: list[tuple[int, int, int, int, int]] = []
+        """(stored, raw, crc, codec, fill) of each chunk."""
+        self._shared: dict[tuple[str, bool], _Shared] = {}
+        self._spans: list[PendingSpan] = []
 
-    def add(self, pieces: Iterable[Bytes], *, match: bool = False, size: int | None = None) -> PendingSpan:
+    def add(self, pieces: Iterable[Bytes], size: int, pool: str = "planes", *, match: bool = False) -> PendingSpan:
         """Write a span of pieces.
 
         Args:
-            pieces: raw bytes of each piece, in order; taken one at a time.
+            pieces: raw bytes of each piece, or of each plane of it, in order; taken one at a time.
+            size: their total length.
+            pool: what they are, ``planes`` or the name of a packing; small spans share chunks with their like.
             match: see `packing.compress`.
-            size: their total length, where known beforehand; small spans share chunks.
         """
-        if size is None or size < SHARED_BELOW:
-            pieces = list(pieces)
-            size = sum(len(piece) for piece in pieces)
         span = PendingSpan()
         if size == 0:
             return span
-        if size < SHARED_BELOW:
-            shared = self._shared[match]
+        self._spans.append(span)
+        if size < (PLANES_SHARED_BELOW if pool == "planes" and not match else SHARED_BELOW):
+            shared = self._shared.setdefault((pool, match), _Shared())
             if shared.size + size > SHARED_CHUNK:
-                self._close_shared(match)
-                shared = self._shared[match]
+                self._close_shared((pool, match))
+                shared = self._shared[pool, match] = _Shared()
             span.offset = shared.size
             shared.parts.extend(pieces)
             shared.spans.append(span)
@@ -90,21 +93,22 @@ class ChunkWriter:
             self._chunk(piece, match)
         return span
 
-    def close(self) -> None:
-        """Write the shared chunks that are still open."""
-        for match in (False, True):
-            self._close_shared(match)
+    def close(self, first: int) -> None:
+        """Write the shared chunks that are still open; `first` is the number of this entry's first chunk."""
+        for key in list(self._shared):
+            self._close_shared(key)
+        for span in self._spans:
+            span.chunk += first
 
-    def _close_shared(self, match: bool) -> None:
-        shared, self._shared[match] = self._shared[match], _Shared()
-        if shared.parts:
-            for span in shared.spans:
-                span.chunk = len(self.records)
-            self._chunk(np.concatenate(shared.parts), match)
+    def _close_shared(self, key: tuple[str, bool]) -> None:
+        shared = self._shared.pop(key)
+        for span in shared.spans:
+            span.chunk = len(self.records)
+        self._chunk(np.concatenate(shared.parts), key[1])
 
     def _chunk(self, raw: Bytes, match: bool) -> None:
-        codec, stored = compress(raw, match=match)
-        self.records.append((len(stored), len(raw), zlib.crc32(stored), codec))
+        codec, fill, stored = compress(raw, match=match)
+        self.records.append((len(stored), len(raw), zlib.crc32(stored), codec, fill))
         self.scratch.write(stored)
 
 
@@ -148,15 +152,17 @@ class Writer:
 
     def close_chunks(self) -> None:
         """Close all chunk writers, so that spans are resolved."""
+        first = 0
         for chunks in (self.directions, self.exact, self.base):
-            chunks.close()
+            chunks.close(first)
+            first += len(chunks.records)
 
     def finish(self, tables: Tables) -> int:
         """Lay out the file and return its size in bytes; `close_chunks` comes first."""
         writers = (self.directions, self.exact, self.base)
         sizes = [sum(record[0] for record in chunks.records) for chunks in writers]
         records = np.zeros(sum(len(chunks.records) for chunks in writers), f.CHUNK_RECORD)
-        for field_number, name in enumerate(("stored", "raw", "crc", "codec")):
+        for field_number, name in enumerate(("stored", "raw", "crc", "codec", "fill")):
             records[name] = [record[field_number] for chunks in writers for record in chunks.records]
         raw = {
             f.STEPS: tables.steps.astype("<i8").tobytes(),
