@@ -1,0 +1,136 @@
+"""Time of encoding and decoding against plain safetensors on the same data in the same run.
+
+usage: python benchmarks/speed.py [--parameters 100] [--steps 16] [--work DIR]
+
+Makes a base and a run of one model (millions of bf16 parameters, masters in float32 that drift along one direction with
+noise), then reports medians of five:
+  decode      Run.state_dict of one step, against safetensors.torch.load_file of a plain checkpoint
+  one tensor  open and Run.tensor of the largest tensor, against safetensors.safe_open and get_tensor
+  save        relex-codec's checkpoint writer, against load_file and save_file of a plain checkpoint
+  encode      once, against reading all the run's files once
+Everything is in the page cache. Writes benchmarks/results/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import relex_codec
+
+RESULTS = Path(__file__).parent / "results"
+SIDE = 2048
+
+
+def make_run(folder: Path, parameters: int, steps: int) -> None:
+    """Write base and run: square matrices of 4 M parameters, one norm each."""
+    count = max(1, parameters // (SIDE * SIDE))
+    generator = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.mlp.weight" for i in range(count)]
+    masters = {name: torch.randn(SIDE, SIDE, generator=generator) * 0.02 for name in names}
+    masters |= {name.replace("mlp", "norm"): torch.ones(SIDE) for name in names}
+    drift = {}
+    for name, value in masters.items():
+        a, b = torch.randn(value.shape[0], 4, generator=generator), torch.randn(4, value.shape[-1], generator=generator)
+        low_rank = (a @ b) / 2 if value.dim() == 2 else torch.randn(value.shape, generator=generator)
+        drift[name] = 2e-6 * (low_rank + torch.randn(value.shape, generator=generator))
+    for step in range(steps + 1):
+        out = folder / ("base" if step == 0 else f"run/global_step_{step}")
+        out.mkdir(parents=True)
+        weights = {name: (value + step * drift[name]).to(torch.bfloat16) for name, value in masters.items()}
+        save_file(weights, out / "model.safetensors", {"format": "pt"})
+
+
+def median(function: Callable[[], Any], runs: int = 5) -> float:
+    """Return the median seconds of `runs` calls after one that is not counted."""
+    function()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def open_and_read(file: Path, name: str) -> None:
+    """One tensor from a cold handle."""
+    with relex_codec.open(file) as run:
+        run.tensor(name, run.steps[-1])
+
+
+def plain_read(file: Path, name: str) -> None:
+    """The same from a plain checkpoint."""
+    with safe_open(file, "pt") as handle:
+        handle.get_tensor(name)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=int, default=100, help="in millions")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/relex-speed"))
+    args = parser.parse_args()
+    shutil.rmtree(args.work, ignore_errors=True)
+    make_run(args.work, args.parameters * 10**6, args.steps)
+    file, plain = args.work / "run.relex", args.work / f"run/global_step_{args.steps}/model.safetensors"
+    name = "model.layers.0.mlp.weight"
+
+    start = time.perf_counter()
+    relex_codec.encode(args.work / "run", file, base=args.work / "base")
+    encoding = time.perf_counter() - start
+    start = time.perf_counter()
+    size = sum(len(path.read_bytes()) for path in (args.work / "run").rglob("*.safetensors"))
+    reading = time.perf_counter() - start
+
+    def save() -> None:
+        shutil.rmtree(args.work / "out", ignore_errors=True)
+        run.save(args.work / "out", args.steps)
+
+    with relex_codec.open(file) as run:
+        pairs = {
+            "decode": (median(lambda: run.state_dict(args.steps)), median(lambda: load_file(plain))),
+            "one tensor": (median(lambda: open_and_read(file, name)), median(lambda: plain_read(plain, name))),
+            "save": (median(save), median(lambda: save_file(load_file(plain), args.work / "copy.safetensors"))),
+            "encode": (encoding, reading),
+        }
+    result = {
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "data": {"checkpoint_bytes": plain.stat().st_size, "steps": args.steps, "run_bytes": size,
+                 "file_bytes": file.stat().st_size},
+        "seconds": {k: {"relex-codec": round(a, 4), "safetensors": round(b, 4), "ratio": round(a / b, 2)}
+                    for k, (a, b) in pairs.items()},
+        "encode_mb_per_s": round(size / encoding / 1e6, 1),
+        "decode_mb_per_s": round(plain.stat().st_size / pairs["decode"][0] / 1e6, 1),
+    }  # fmt: skip
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    shutil.rmtree(args.work)
+
+
+def processor() -> str:
+    """Return the processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
