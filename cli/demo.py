@@ -16,7 +16,7 @@ from .output import as_json, print_json
 def command(directory: Path | None, steps: int, as_json: bool) -> None:
     """Train a small model with GRPO, archive the run, decode and extrapolate it, and score the results.
 
-    Everything stays in DIRECTORY if one is given. Takes about three minutes on two cores.
+    Everything stays in DIRECTORY if one is given. Takes about a minute on two cores.
     """
     from relex_codec.demo.run_demo import run_demo
 
