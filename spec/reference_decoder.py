@@ -1,0 +1,721 @@
+"""A slow decoder of `.relex` files that follows FORMAT.md heading by heading, to be read side by side with it.
+
+It needs numpy, zstandard and the standard library. It shares no code with the package, so that each is a test of the
+other. It prefers plain steps to fast ones: the file is in memory, and every rule of the text is checked.
+
+    python spec/reference_decoder.py FILE --step S [--tier T] [--base model.safetensors]
+
+Section 10, which leaves much to the writer, is not here: tensors come out one at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import hashlib
+import itertools
+import json
+import math
+import re
+import struct
+import sys
+import zlib
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Span = tuple[int, int]
+Base = Callable[[str], tuple[str, list[int], bytes]]  # name -> dtype, shape, bytes
+
+
+class RelexError(Exception):
+    """Any failure of this decoder."""
+
+
+class Truncated(RelexError):
+    """Bytes are missing."""
+
+
+class Corrupt(RelexError):
+    """The file violates the text."""
+
+
+class Unsupported(RelexError):
+    """A version or feature that this decoder does not know."""
+
+
+class BaseMismatch(RelexError):
+    """The base is not the one that the file was made from."""
+
+
+class InvalidArgument(RelexError):
+    """The caller asks for what cannot be."""
+
+
+def require(condition: object, rule: str) -> None:
+    """Raise Corrupt, naming the rule, unless the condition holds."""
+    if not condition:
+        raise Corrupt(rule)
+
+
+# ---- 1. Words ----
+
+PIECE = 1 << 18
+WIDTH = dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 1)
+WIDTH |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 2) | dict.fromkeys(("U32", "I32", "F32"), 4)
+WIDTH |= dict.fromkeys(("U64", "I64", "F64", "C64"), 8)
+FLOAT = ("BF16", "F16", "F32")
+
+
+def is_integer(value: object, least: int, most: int) -> bool:
+    """Whether a JSON value is an integer in a range; `true` is none, and neither is 1.0."""
+    return type(value) is int and least <= value <= most
+
+
+def elements(shape: Any) -> int:
+    """n of a shape, within the limits of section 11, which a dimension of 0 does not lift for the others."""
+    require(isinstance(shape, list) and len(shape) <= 64, "a shape is a list of at most 64 dimensions")
+    require(all(is_integer(dimension, 0, (1 << 48) - 1) for dimension in shape), "a dimension is out of range")
+    require(math.prod(max(dimension, 1) for dimension in shape) < 1 << 48, "a tensor has too many elements")
+    return math.prod(shape)
+
+
+def pieces(n: int) -> Iterator[tuple[int, int]]:
+    """Where the pieces of a stream of n elements start and stop."""
+    return ((start, min(start + PIECE, n)) for start in range(0, n, PIECE))
+
+
+# ---- 2. The file is a safetensors file ----
+
+TABLES = {"relex.tensors": 32, "relex.directions": 64, "relex.series": 8, "relex.digests": 16, "relex.chunks": 24}
+DATA = ["relex.data.directions", "relex.data.exact", "relex.data.base"]
+ENTRIES = ["relex.root", "relex.steps", "relex.manifest", *TABLES, "relex.coefficients", *DATA]
+Entry = namedtuple("Entry", "dtype shape start end")  # start and end count from the beginning of the file
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """A JSON object by the rules at the head of the text."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        require(len(dict(pairs)) == len(pairs), "JSON: a name occurs twice")
+        return dict(pairs)
+
+    def finite(word: str) -> float:
+        require(math.isfinite(float(word)), "JSON: a number that is not finite")
+        return float(word)
+
+    def integer(word: str) -> int:
+        require(re.fullmatch("0|[1-9][0-9]*", word) and math.isfinite(float(word)), "JSON: an integer")
+        return int(word)
+
+    raw = raw.rstrip(b" ")
+    require(raw[:1] == b"{" and raw[-1:] == b"}", "JSON: not an object")
+    try:
+        hooks: dict[str, Any] = {"parse_int": integer, "parse_float": finite, "parse_constant": finite}
+        value: dict[str, Any] = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, **hooks)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails on an escaped surrogate that has no partner
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors; too deep a nesting
+        raise Corrupt(f"JSON: {type(error).__name__}") from None
+    return value
+
+
+def header_length(data: bytes, limit: int) -> int:
+    """Where the header ends."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    if len(data) < 8 or len(data) < end <= 8 + limit:
+        raise Truncated("the file ends within its header")
+    require(end <= 8 + limit, "the header is too long")
+    return end
+
+
+def parse_header(raw: bytes, any_order: bool = False) -> tuple[dict[str, str], dict[str, Entry]]:
+    """`__metadata__` and the entries of a safetensors header, which a base may list in another order than its data."""
+    header = parse_json(raw)
+    metadata = header.pop("__metadata__", {})
+    require(isinstance(metadata, dict), "__metadata__ is an object")
+    require(all(isinstance(value, str) for value in metadata.values()), "__metadata__ holds strings")
+    rows = []
+    for name, entry in header.items():
+        require(isinstance(entry, dict), f"{name}: not an object")
+        dtype, offsets = entry.get("dtype"), entry.get("data_offsets")
+        require(isinstance(dtype, str) and dtype in WIDTH, f"{name}: unknown dtype")
+        require(isinstance(offsets, list) and all(type(offset) is int for offset in offsets), f"{name}: offsets")
+        rows.append((offsets, name, dtype, entry.get("shape")))
+    entries: dict[str, Entry] = {}
+    at = 0
+    for offsets, name, dtype, shape in sorted(rows, key=lambda row: row[0]) if any_order else rows:
+        end = at + elements(shape) * WIDTH[dtype]
+        require(offsets == [at, end], f"{name}: offsets and shape do not tile the data")
+        entries[name] = Entry(dtype, shape, 8 + len(raw) + at, 8 + len(raw) + end)
+        at = end
+    return metadata, entries
+
+
+def check_entries(entries: dict[str, Entry]) -> None:
+    """The entries of version 1, in their order, in their dtypes and shapes."""
+    require([name for name in entries if name in ENTRIES] == ENTRIES, "an entry is missing or out of order")
+    rows = {name: entries[name].shape[0] if entries[name].shape else 0 for name in ENTRIES}
+    for name in ENTRIES:
+        dtype = {"relex.steps": "I64", "relex.coefficients": "F64"}.get(name, "U8")
+        shape = [rows[name], TABLES[name]] if name in TABLES else [rows[name]]
+        if name == "relex.coefficients":
+            shape = [rows["relex.directions"], rows["relex.steps"]]
+        require((entries[name].dtype, entries[name].shape) == (dtype, shape), f"{name}: dtype or shape")
+
+
+# ---- 3. Root ----
+
+
+def open_root(f: RelexFile) -> None:
+    """Root, header and entries, in the order of section 2; what other versions may change comes last."""
+    at = header_length(f.data, 25_000_000)
+    if len(f.data) < at + 40:
+        raise Truncated("the file ends within its root")
+    magic, version, header_crc, length, e, reserved = struct.unpack_from("<8sIIQII", f.data, at)
+    require(magic == b"RELEX\r\n\x1a", "not a relex file: no root after the header")
+    end = at + 40 + 8 * e
+    if len(f.data) < end:
+        raise Truncated("the file ends within its root")
+    root_crc, reserved_end = struct.unpack_from("<II", f.data, end - 8)
+    require(zlib.crc32(f.data[at : end - 8]) == root_crc, "relex.root: checksum")
+    if len(f.data) < length:
+        raise Truncated(f"{len(f.data)} of {length} bytes")
+    require(len(f.data) == length, "bytes follow the file's end")
+    require(zlib.crc32(f.data[:at]) == header_crc, "the header: checksum")
+    metadata, f.entries = parse_header(f.data[8:at])
+    require(metadata.get("format") == "relex", "__metadata__: format is not relex")
+    require({"relex_version", "producer", "reader", "requires"} <= metadata.keys(), "__metadata__: a key is missing")
+    if version != 1 or metadata["relex_version"] != "1" or metadata["requires"]:
+        raise Unsupported(f"needs relex-codec {metadata['reader']} (requires {metadata['requires']!r})")
+    check_entries(f.entries)
+    require(next(iter(f.entries)) == "relex.root" and f.entries["relex.root"].end == end, "relex.root: position")
+    require(max(entry.end for entry in f.entries.values()) == length, "the entries do not end where the file does")
+    require(len(f.entries) == e + 1 and reserved == reserved_end == 0, "relex.root: entries or reserved bytes")
+    for name, row in zip(list(f.entries)[1:], struct.iter_unpack("<IB3s", f.data[at + 32 : end - 8]), strict=True):
+        crc, coverage, reserved_row = row
+        require(coverage == (name in [*DATA, "relex.coefficients"]), f"{name}: coverage")
+        require(crc == (zlib.crc32(f.bytes_of(name)) if coverage == 0 else 0), f"{name}: checksum")
+        require(not any(reserved_row), f"{name}: reserved bytes")
+
+
+# ---- 4. Steps, coefficients, manifest ----
+
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+Named = namedtuple("Named", "name dtype shape origin_dtype shard n")
+
+
+def open_manifest(f: RelexFile) -> None:
+    """Steps and manifest."""
+    f.steps = [row[0] for row in struct.iter_unpack("<q", f.bytes_of("relex.steps"))]
+    require(f.steps and f.steps[0] >= 0 and f.steps[-1] <= 1 << 53, "relex.steps: none, or out of range")
+    require(all(a < b for a, b in itertools.pairwise(f.steps)), "relex.steps: not increasing")
+
+    manifest = parse_json(f.bytes_of("relex.manifest"))
+    types = {"base": dict, "quality": dict, "tensors": list, "shards": list, "indexed": bool, "files": list}
+    for key, kind in types.items():
+        require(type(manifest.get(key)) is kind, f"relex.manifest: {key}")
+    require(is_integer(manifest.get("observed"), 1, len(f.steps)), "relex.manifest: observed")
+    base, quality, shards, f.files = (manifest[key] for key in ("base", "quality", "shards", "files"))
+    f.observed, f.embedded = manifest["observed"], base.get("embedded")
+    require(isinstance(base.get("uri", 0), str | None) and type(f.embedded) is bool, "relex.manifest: base")
+    require(type(quality.get("growth", "")) in (int, float, type(None)), "relex.manifest: quality")
+    require(type(quality.get("name")) is str, "relex.manifest: quality")
+
+    for row in f.files:
+        require(type(row) is list and len(row) == 4 and is_integer(row[1], 0, (1 << 48) - 1), "relex.manifest: files")
+        require(all(is_integer(value, 0, (1 << 32) - 1) for value in row[2:]), "relex.manifest: files")
+    names = shards + [row[0] for row in f.files]
+    require(all(type(name) is str and FILE_NAME.fullmatch(name) for name in names), "relex.manifest: a file's name")
+    require(len({name.lower() for name in names}) == len(names), "relex.manifest: a file's name occurs twice")
+    require(all(name.endswith(".safetensors") for name in shards), "relex.manifest: a shard's name")
+    require(shards and shards == sorted(shards), "relex.manifest: shards are in the order of their names")
+    for name in names[len(shards) :]:
+        require(not name.endswith((".safetensors", *PICKLES)) and name != INDEX, "relex.manifest: a file's name")
+    require(f.embedded or not f.files, "relex.manifest: files without an embedded base")
+
+    for row in manifest["tensors"]:
+        require(type(row) is list and len(row) == 5, "relex.manifest: tensors")
+        named = Named._make([*row, elements(row[2])])
+        require(type(named.name) is str and named.name != "__metadata__", "relex.manifest: a tensor's name")
+        require(all(type(dtype) is str and dtype in WIDTH for dtype in (row[1], row[3])), f"{named.name}: dtype")
+        require(is_integer(named.shard, 0, len(shards) - 1), f"{named.name}: shard")
+        f.manifest.append(named)
+    f.index = {named.name: i for i, named in enumerate(f.manifest)}
+    require(len(f.index) == len(f.manifest), "relex.manifest: a tensor's name occurs twice")
+
+
+# ---- 5. Records ----
+
+SAME, MOVING, SERIES = 0, 1, 2
+IN_BASE, STORED, NONE = 0, 1, 2
+Tensor = namedtuple("Tensor", "kind origin k first digest chunk offset reserved")  # <BBHIIII12s
+Direction = namedtuple(  # <ddffHBBIII16sII
+    "Direction", "slope intercept step shift r packing reserved chunk offset row_crc informative r_chunk r_offset"
+)
+
+
+def open_records(f: RelexFile) -> None:
+    """Tensors, directions, series, digests: each used in the order of the tensors, exactly once."""
+    f.tensors = [Tensor(*row) for row in struct.iter_unpack("<BBHIIII12s", f.bytes_of("relex.tensors"))]
+    f.directions = [Direction(*row) for row in struct.iter_unpack("<ddffHBBIII16sII", f.bytes_of("relex.directions"))]
+    f.series = list(struct.iter_unpack("<II", f.bytes_of("relex.series")))
+    f.digests = [row[0] for row in struct.iter_unpack("<16s", f.bytes_of("relex.digests"))]
+    require(len(f.tensors) == len(f.manifest), "relex.tensors: not as many as in the manifest")
+    used = {SAME: 0, MOVING: 0, SERIES: 0}
+    digests, shard = 0, 0  # the shard becomes infinite after the last tensor of origin 0
+    for tensor, named in zip(f.tensors, f.manifest, strict=True):
+        name, kind, origin = named.name, tensor.kind, tensor.origin
+        require(kind <= SERIES and origin <= NONE and not any(tensor.reserved), f"{name}: kind, origin or reserved")
+        require((tensor.k >= 1) == (kind == MOVING), f"{name}: number of directions")
+        require(tensor.first == used[kind], f"{name}: index of its first direction or series span")
+        used[kind] += {SAME: 0, MOVING: tensor.k, SERIES: len(f.steps)}[kind]
+        require(tensor.digest == (digests if origin == IN_BASE else 0), f"{name}: index of its first digest")
+        require(origin != IN_BASE or named.shard >= shard, f"{name}: not in the order of the base's files")
+        digests, shard = (digests - (-named.n // PIECE), named.shard) if origin == IN_BASE else (digests, 1 << 32)
+        equal, floats = named.dtype == named.origin_dtype, named.dtype in FLOAT and named.origin_dtype in FLOAT
+        require(floats and named.n > 0 if kind == MOVING else floats or equal, f"{name}: dtypes, or nothing to move")
+        require(origin == IN_BASE or equal, f"{name}: origin dtype")
+        require(origin != (STORED if kind == SERIES else NONE), f"{name}: an origin that its kind cannot have")
+        require(f.holds(tensor) or tensor.chunk == tensor.offset == 0, f"{name}: a span that is not used")
+    require([used[MOVING], used[SERIES]] == [len(f.directions), len(f.series)], "directions or series: unused records")
+    require(digests == len(f.digests), "relex.digests: not as many as the tensors need")
+
+    for tensor, named in zip(f.tensors, f.manifest, strict=True):
+        for d in f.directions_of(tensor):
+            require(all(map(math.isfinite, d[:4])) and math.copysign(1, d.step) == 1, f"{named.name}: a number")
+            require(d.reserved == 0, f"{named.name}: reserved byte of a direction")
+            require(d.packing <= WORD and (d.packing != NO_REMAINDER or d.r > 0), f"{named.name}: packing")
+            zero = struct.pack("<ff", d.step, d.shift) == bytes(8)
+            require(d.packing > FLOAT32 or zero, f"{named.name}: a step or shift that is not used")
+            require(d.r == 0 or len(named.shape) >= 2, f"{named.name}: factors of a vector")
+
+
+# ---- 6. Chunks and spans ----
+
+Chunk = namedtuple("Chunk", "position stored raw crc codec fill reserved")  # <QIIIBB2s
+
+AS_IT_IS, ZSTD, FILLED = 0, 1, 2
+
+
+def open_chunks(f: RelexFile) -> None:
+    """The table of chunks, which tile the three data entries, and the spans, which tile the raw chunks."""
+    f.chunks = [Chunk(*row) for row in struct.iter_unpack("<QIIIBB2s", f.bytes_of("relex.chunks"))]
+    for chunk in f.chunks:
+        require(chunk.stored >= 1 and 1 <= chunk.raw <= 1 << 21, "relex.chunks: length")
+        require(chunk.codec <= FILLED and not any(chunk.reserved), "relex.chunks: codec or reserved bytes")
+        require(chunk.codec != AS_IT_IS or chunk.stored == chunk.raw, "relex.chunks: length of a chunk stored as it is")
+        require(chunk.codec == FILLED or chunk.fill == 0, "relex.chunks: a fill byte that is not used")
+    at = 0
+    for name in DATA:
+        first, position, end = at, f.entries[name].start, f.entries[name].end
+        while position < end:
+            require(at < len(f.chunks) and f.chunks[at].position == position, f"{name}: chunks leave a hole")
+            position, at = position + f.chunks[at].stored, at + 1
+        require(position == end, f"{name}: a chunk crosses the end")
+        f.chunks_of[name] = range(first, at)
+    require(at == len(f.chunks), "relex.chunks: one too many")
+
+    filled = [0] * len(f.chunks)
+    for index, begin, end in sorted(piece for span in spans(f) for piece in walk(f, *span)):
+        require(begin == filled[index], "a hole between spans, or an overlap")
+        filled[index] = end
+    require(filled == [chunk.raw for chunk in f.chunks], "a hole after the last span of a chunk")
+
+
+def spans(f: RelexFile) -> Iterator[tuple[Span, Iterable[int], str]]:
+    """Every span, with the lengths of its pieces and its entry."""
+    for tensor, named in zip(f.tensors, f.manifest, strict=True):
+        for d in f.directions_of(tensor):
+            yield (d.r_chunk, d.r_offset), lengths_of(factor_count(d.r, named.shape), 2), DATA[0]
+            yield (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA[0]
+        own = f.series[tensor.first : tensor.first + len(f.steps)] if tensor.kind == SERIES else []
+        for span in dict.fromkeys(own):  # equal spans once
+            yield span, lengths_of(named.n, WIDTH[named.dtype]), DATA[1]
+        if f.holds(tensor):
+            yield (tensor.chunk, tensor.offset), lengths_of(named.n, WIDTH[named.origin_dtype]), DATA[2]
+    for _, length, chunk, offset in f.files:
+        yield (chunk, offset), lengths_of(length, 1), DATA[2]
+
+
+def lengths_of(n: int, width: int) -> Iterator[int]:
+    """The lengths of the planes of a stream of n elements; each plane is a piece of its own."""
+    return (stop - start for start, stop in pieces(n) for _ in range(width))
+
+
+def walk(f: RelexFile, span: Span, lengths: Iterable[int], entry: str) -> Iterator[tuple[int, int, int]]:
+    """Chunk, begin and end of each piece of a span."""
+    chunk, at = span
+    empty = True
+    for length in lengths:
+        if not empty and at == f.chunks[chunk].raw:
+            chunk, at = chunk + 1, 0
+        require(chunk in f.chunks_of[entry], f"{entry}: a span leaves the entry's chunks")
+        require(at + length <= f.chunks[chunk].raw, f"{entry}: a piece crosses the end of a chunk")
+        yield chunk, at, at + length
+        at, empty = at + length, False
+    require(not empty or span == (0, 0), f"{entry}: the span of an empty list is not (0, 0)")
+
+
+def read(f: RelexFile, span: Span, lengths: Iterable[int], entry: str) -> Iterator[bytes]:
+    """The pieces of a span."""
+    index, raw = -1, b""
+    for chunk, begin, end in walk(f, span, lengths, entry):
+        if chunk != index:
+            index, raw = chunk, read_chunk(f, chunk)
+        yield raw[begin:end]
+
+
+def read_chunk(f: RelexFile, index: int) -> bytes:
+    """The raw bytes of a chunk, whose checksum comes first."""
+    chunk = f.chunks[index]
+    stored = f.data[chunk.position : chunk.position + chunk.stored]
+    require(zlib.crc32(stored) == chunk.crc, f"chunk {index}: checksum")
+    if chunk.codec == AS_IT_IS:
+        return stored
+    if chunk.codec == ZSTD:
+        return unframe(stored, chunk.raw)
+    end = 4 + int.from_bytes(stored[:4], "little")
+    require(len(stored) >= end, f"chunk {index}: the flags end early")
+    flags = np.unpackbits(np.frombuffer(unframe(stored[4:end], -(-chunk.raw // 8)), np.uint8), bitorder="little")
+    require(not flags[chunk.raw :].any(), f"chunk {index}: flags beyond the last byte")
+    where = np.flatnonzero(flags)
+    different = np.frombuffer(unframe(stored[end:], len(where)) if len(where) else stored[end:], np.uint8)
+    require(len(different) == len(where) and np.all(different != chunk.fill), f"chunk {index}: flags and bytes")
+    raw = np.full(chunk.raw, chunk.fill, np.uint8)
+    raw[where] = different
+    return raw.tobytes()
+
+
+def unframe(stored: bytes, size: int) -> bytes:
+    """The content of one zstd frame, after what the frame states about itself."""
+    require(stored[:4] == b"\x28\xb5\x2f\xfd", "not a zstd frame, or a skippable one")
+    try:
+        frame = zstandard.get_frame_parameters(stored)
+        require(frame.content_size == size, "the content size of a frame")
+        require(frame.dict_id == 0 and frame.window_size <= 1 << 23, "a frame's dictionary or window")
+        raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a frame: {error}") from None
+    require(len(raw) == size, "the length of a frame's content")
+    return raw
+
+
+def from_planes(raw: bytes, width: int) -> bytes:
+    """The elements of a piece, whose planes are joined in `raw`."""
+    return np.frombuffer(raw, np.uint8).reshape(width, -1).T.tobytes()
+
+
+def read_bits(f: RelexFile, span: Span, n: int, width: int, entry: str) -> bytes:
+    """A stream of elements in planes."""
+    return b"".join(from_planes(piece, width) for piece in joined(read(f, span, lengths_of(n, width), entry), width))
+
+
+def joined(planes: Iterator[bytes], width: int) -> Iterator[bytes]:
+    """The planes of a piece as one."""
+    while piece := b"".join(itertools.islice(planes, width)):
+        yield piece
+
+
+# ---- 7. The pieces of a direction ----
+
+NO_REMAINDER, FLOAT32, WORD = 0, 1, 6
+RADIX = {2: (5, 3, 1), 3: (3, 5, 2), 4: (2, 16, 7), 5: (1, 256, 127)}  # packing: m, R, z
+
+
+def factor_count(r: int, shape: list[int]) -> int:
+    """H r (m + n'), the number of factor values."""
+    return math.prod(shape[:-2]) * r * sum(shape[-2:]) if r > 0 else 0
+
+
+def remainder_lengths(packing: int, n: int) -> Iterator[int]:
+    """The lengths of the pieces, or of their planes, of a remainder of n elements."""
+    if packing not in RADIX:
+        return lengths_of(n, {NO_REMAINDER: 0, FLOAT32: 4, WORD: 2}[packing])
+    m = RADIX[packing][0]
+    return ((stop - start) // (4096 * m) * 4096 - (-((stop - start) % (4096 * m)) // m) for start, stop in pieces(n))
+
+
+def unpack_codes(raw: bytes, packing: int, e: int) -> Integers:
+    """The codes q of a piece of e elements, packings 2 to 6."""
+    if packing == WORD:
+        digits: Integers = np.frombuffer(from_planes(raw, 2), "<u2").astype(np.int64)
+        require(np.all(digits <= 2 * 32767), "a digit out of range")
+        return digits - 32767
+    m, radix, z = RADIX[packing]
+    codes = np.zeros(e, np.int64)
+    at = 0
+    for start in range(0, e, 4096 * m):
+        x = min(4096 * m, e - start)
+        p = -(-x // m)
+        block = np.frombuffer(raw, np.uint8, p, at).astype(np.int64)
+        require(np.all(block < radix**m), "a byte of R^m or more")
+        digits = np.concatenate([block // radix**j % radix for j in range(m)])
+        require(np.all(digits <= 2 * z) and np.all(digits[x:] == z), "a digit out of range, or not z beyond the end")
+        codes[start : start + x] = digits[:x] - z
+        at += p
+    return codes
+
+
+def direction_values(f: RelexFile, d: Direction, named: Named) -> Iterator[tuple[int, int, Floats]]:
+    """p of section 8, piece by piece, with the piece's first element and the one past its last."""
+    factors = widen(read_bits(f, (d.r_chunk, d.r_offset), factor_count(d.r, named.shape), 2, DATA[0]), "BF16")
+    planes = read(f, (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA[0])
+    remainder = joined(planes, {FLOAT32: 4, WORD: 2}.get(d.packing, 1))
+    for start, stop in pieces(named.n):
+        p = np.zeros(stop - start, np.float32)
+        if d.r > 0:
+            m, columns = named.shape[-2:]
+            i = np.arange(start, stop, dtype=np.int64)
+            a = i // (m * columns) * d.r * (m + columns) + i // columns % m  # where a_1 and b_1 of an element lie
+            b = i // (m * columns) * d.r * (m + columns) + d.r * m + i % columns
+            for j in range(d.r):
+                p = p + factors[a + j * m] * factors[b + j * columns]
+        if d.packing == FLOAT32:
+            p = p + widen(from_planes(next(remainder), 4), "F32")
+        elif d.packing != NO_REMAINDER:
+            q = unpack_codes(next(remainder), d.packing, stop - start)
+            step, shift = np.float32(d.step), np.float32(d.shift)
+            p = p + (q.astype(np.float32) * step - np.sign(q).astype(np.float32) * shift)
+        yield start, stop, p
+
+
+# ---- 8. Arithmetic ----
+
+
+def line(slope: float, intercept: float, t: float) -> float:
+    """The coefficient of tier `line`; a Python float is an f64, and the interpreter fuses nothing."""
+    return slope * t + intercept
+
+
+def track(steps: list[int], c: tuple[float, ...], t: float) -> float:
+    """The coefficient of tier `track`, t_1 <= t <= t_T."""
+    i = bisect.bisect_right(steps, t) - 1
+    if steps[i] == t:
+        return c[i]
+    return c[i] + (c[i + 1] - c[i]) * ((t - steps[i]) / (steps[i + 1] - steps[i]))
+
+
+def to_g(c: float) -> np.float32:
+    """c rounded to f32, which must be finite."""
+    with np.errstate(all="ignore"):
+        g = np.float32(c)
+    if not np.isfinite(g):
+        raise InvalidArgument("a coefficient is not finite at this step")
+    return g
+
+
+def read_row(f: RelexFile, index: int) -> tuple[float, ...]:
+    """The coefficients of a direction, whose checksum is in its record."""
+    size = 8 * len(f.steps)
+    raw = f.bytes_of("relex.coefficients")[size * index : size * (index + 1)]
+    require(zlib.crc32(raw) == f.directions[index].row_crc, f"relex.coefficients: checksum of row {index}")
+    row = struct.unpack(f"<{len(f.steps)}d", raw)
+    require(all(map(math.isfinite, row)), f"relex.coefficients: row {index} is not finite")
+    return row
+
+
+def widen(raw: bytes, dtype: str) -> Floats:
+    """Float elements as f32, exactly, by integer arithmetic on the bits."""
+    if dtype == "F32":
+        return np.frombuffer(raw, "<f4").astype(np.float32)
+    bits = np.frombuffer(raw, "<u2").astype(np.int64)
+    result = bits << 16
+    if dtype == "F16":
+        exponent, fraction = bits >> 10 & 31, bits & 1023
+        top = sum((fraction >> i > 0).astype(np.int64) for i in range(1, 10))  # highest bit of a subnormal's fraction
+        subnormal = np.where(fraction > 0, (top + 103 << 23) | (fraction << 23 - top & 0x7FFFFF), 0)
+        magnitude = np.where(exponent > 0, (exponent + 112 << 23) | fraction << 13, subnormal)
+        result = np.where(exponent == 31, 0x7F800000 | fraction << 13, magnitude) | bits >> 15 << 31
+    return result.astype(np.uint32).view(np.float32)
+
+
+def halve(value: Integers, count: Integers | int) -> Integers:
+    """value / 2^count, value not negative and count at least 1, rounded to nearest, ties to even."""
+    result: Integers = value + (np.left_shift(1, count - 1) - 1) + (value >> count & 1) >> count
+    return result
+
+
+def narrow(x: Floats, dtype: str) -> bytes:
+    """f32 converted to a float dtype, by integer arithmetic on the bits."""
+    bits = x.view(np.uint32).astype(np.int64)
+    sign, magnitude = bits >> 31, bits & 0x7FFFFFFF
+    is_nan = magnitude > 0x7F800000
+    if dtype == "F32":
+        return np.where(is_nan, 0x7FC00000, bits).astype("<u4").tobytes()
+    if dtype == "BF16":
+        return np.where(is_nan, 0x7FC0, sign << 15 | halve(magnitude, 16)).astype("<u2").tobytes()
+    exponent = magnitude >> 23
+    normal = np.minimum(halve(np.maximum(magnitude - (112 << 23), 0), 13), 0x7C00)
+    # Below 2^-14 the result counts units of 2^-24; 2^-25 and less, a shift of 25 or more, is 0.
+    subnormal = halve(magnitude & 0x7FFFFF | 0x800000, np.clip(126 - exponent, 1, 26))
+    result = sign << 15 | np.where(exponent >= 113, normal, subnormal)
+    return np.where(is_nan, 0x7E00, result).astype("<u2").tobytes()
+
+
+def read_tensor(f: RelexFile, index: int, t: float, tier: str, base: Base | None) -> bytes:
+    """A tensor at a step."""
+    tensor, named = f.tensors[index], f.manifest[index]
+    inside = f.steps[0] <= t <= f.steps[-1]
+    if not math.isfinite(t) or tier not in ("auto", "line", "track") or (tier == "track" and not inside):
+        raise InvalidArgument(f"no step {t} of tier {tier!r}; track has steps {f.steps[0]} to {f.steps[-1]}")
+    if tier == "auto":
+        tier = "origin" if t == 0 else "track" if f.steps[0] <= t <= f.steps[f.observed - 1] else "line"
+    if tensor.kind == SERIES and (tier != "origin" or tensor.origin == NONE):
+        i = max(bisect.bisect_right(f.steps, t) - 1, 0)
+        return read_bits(f, f.series[tensor.first + i], named.n, WIDTH[named.dtype], DATA[1])
+
+    directions = f.directions_of(tensor) if tier != "origin" else []
+    multipliers = [
+        to_g(line(d.slope, d.intercept, t) if tier == "line" else track(f.steps, read_row(f, tensor.first + i), t))
+        for i, d in enumerate(directions)
+    ]
+    bits = read_origin(f, tensor, named, base)
+    if not directions and named.dtype == named.origin_dtype:
+        return bits
+    x = widen(bits, named.origin_dtype)
+    with np.errstate(all="ignore"):  # infinities and NaN are results like any other
+        for d, g in zip(directions, multipliers, strict=True):
+            for start, stop, p in direction_values(f, d, named):
+                x[start:stop] = x[start:stop] + p * g
+    return narrow(x, named.dtype)
+
+
+# ---- 9. The base ----
+
+
+def read_origin(f: RelexFile, tensor: Tensor, named: Named, base: Base | None) -> bytes:
+    """W0 of a tensor, from the file or the base, checked; a base that the caller gives goes before an embedded one."""
+    width = WIDTH[named.origin_dtype]
+    embedded = f.embedded and base is None
+    if tensor.origin == STORED or embedded:
+        bits = read_bits(f, (tensor.chunk, tensor.offset), named.n, width, DATA[2])
+    elif base is None:
+        raise InvalidArgument(f"{named.name}: needs the base")
+    else:
+        dtype, shape, bits = base(named.name)
+        if (dtype, list(shape), len(bits)) != (named.origin_dtype, named.shape, named.n * width):
+            raise BaseMismatch(f"{named.name}: {named.origin_dtype} {named.shape} expected, {dtype} {shape} found")
+    for i, (start, stop) in enumerate(pieces(named.n) if tensor.origin == IN_BASE else ()):
+        if hashlib.sha256(bits[width * start : width * stop]).digest()[:16] != f.digests[tensor.digest + i]:
+            raise (Corrupt if embedded else BaseMismatch)(f"{named.name}: not the bits that the file was made from")
+    return bits
+
+
+def read_safetensors(path: str | Path) -> Base:
+    """A base in one safetensors file, as the callable that `RelexFile.tensor` takes; it is held in memory."""
+    data = Path(path).read_bytes()
+    start = header_length(data, 100_000_000)
+    entries = parse_header(data[8:start], any_order=True)[1]
+    end = max((entry.end for entry in entries.values()), default=start)
+    if len(data) < end:
+        raise Truncated(f"{path}: {len(data)} of {end} bytes")
+    require(len(data) == end, f"{path}: bytes follow the data")
+
+    def base(name: str) -> tuple[str, list[int], bytes]:
+        if name not in entries:
+            raise BaseMismatch(f"{name}: not in the base {path}")
+        entry = entries[name]
+        return entry.dtype, entry.shape, data[entry.start : entry.end]
+
+    return base
+
+
+# ---- The file, which ties the sections together ----
+
+
+class RelexFile:
+    """A `.relex` file. All but chunks and coefficients is checked when it is opened; `check_all` checks the rest."""
+
+    data: bytes
+    entries: dict[str, Entry]
+    steps: list[int]
+    observed: int
+    embedded: bool
+    files: list[list[Any]]  # name, length, chunk, offset
+    manifest: list[Named]
+    index: dict[str, int]  # of a tensor's name
+    tensors: list[Tensor]
+    directions: list[Direction]
+    series: list[Span]
+    digests: list[bytes]
+    chunks: list[Chunk]
+    chunks_of: dict[str, range]  # which chunks an entry has
+
+    def __init__(self, data: bytes) -> None:
+        """Open the bytes of a file."""
+        self.data = data
+        self.manifest, self.chunks_of = [], {}
+        open_root(self)
+        open_manifest(self)
+        open_records(self)
+        open_chunks(self)
+
+    def bytes_of(self, entry: str) -> bytes:
+        """The bytes of an entry."""
+        return self.data[self.entries[entry].start : self.entries[entry].end]
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the file holds the tensor's origin."""
+        return bool(tensor.origin == STORED or (tensor.origin == IN_BASE and self.embedded))
+
+    def directions_of(self, tensor: Tensor) -> list[Direction]:
+        """The directions of a tensor; k is 0 where it has none."""
+        return self.directions[tensor.first : tensor.first + tensor.k]
+
+    def tensor(self, name: str, step: float, tier: str = "auto", base: Base | None = None) -> bytes:
+        """The bytes of a tensor at a step, little-endian, in row-major order."""
+        if name not in self.index:
+            raise InvalidArgument(f"the file has no tensor {name!r}")
+        try:
+            t = float(step)
+        except (OverflowError, TypeError, ValueError):
+            raise InvalidArgument(f"no step: {step!r}") from None
+        return read_tensor(self, self.index[name], t, tier, base)
+
+    def check_all(self) -> None:
+        """Check what opening leaves: all chunks, coefficients and codes, and the digests of an embedded base."""
+        for i in range(len(self.chunks)):
+            read_chunk(self, i)
+        for i in range(len(self.directions)):
+            read_row(self, i)
+        for tensor, named in zip(self.tensors, self.manifest, strict=True):
+            with np.errstate(all="ignore"):
+                for d in self.directions_of(tensor):
+                    for _ in direction_values(self, d, named):
+                        pass
+            if self.holds(tensor):
+                read_origin(self, tensor, named, None)
+
+
+def main() -> int:
+    """Check a file; print SHA-256, dtype, shape and name of each tensor at a step."""
+    parser = argparse.ArgumentParser(description="Decode a .relex file slowly and print SHA-256 of its tensors.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--step", type=float, required=True)
+    parser.add_argument("--tier", default="auto", choices=("auto", "line", "track"))
+    parser.add_argument("--base", type=Path, help="the base, one safetensors file")
+    options = parser.parse_args()
+    try:
+        file = RelexFile(options.file.read_bytes())
+        file.check_all()
+        base = None if options.base is None else read_safetensors(options.base)
+        for named in file.manifest:
+            digest = hashlib.sha256(file.tensor(named.name, options.step, options.tier, base)).hexdigest()
+            print(digest, named.dtype, named.shape, named.name)
+    except (RelexError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
