@@ -90,11 +90,15 @@ class Container:
         metadata, entries = header.parse(head[header.WORD : start], source.size, error=Corrupt, where=source.path)
         self._check_version(metadata, int(root["version"]))
         rows = np.frombuffer(raw[room : -f.ROOT_TAIL.itemsize], f.ROOT_ROW)
-        listed = list(header.load_object(head[header.WORD : start], error=Corrupt, where=source.path))
+        listed = list(header.load_object(head[header.WORD : start], error=Corrupt, where=source.path, exact=True))
         names = [entry.name for entry in entries]
         if [name for name in listed if name != header.METADATA] != names:
             raise Corrupt(f"{source.path}: the header does not list its entries in the order of their data")
-        if names[:1] != [f.ROOT] or entries[0].end - start != size or len(rows) != len(entries) - 1:
+        if (
+            names[:1] != [f.ROOT]
+            or len(rows) != len(entries) - 1
+            or (entries[0].dtype, entries[0].shape) != ("U8", (size,))
+        ):
             raise Corrupt(f"{f.ROOT} lists {len(rows)} entries, the header {len(entries) - 1}")
         if int(root["reserved"]) or int(tail["reserved"]) or rows["reserved"].any() or (rows["coverage"] > 1).any():
             raise Corrupt(f"{f.ROOT}: a reserved field is not zero")

@@ -140,7 +140,9 @@ class Decoder:
         index = self.container.index
         tensor = index.manifest.tensors[number]
         if index.holds_origin(number) and (self._use_embedded or index.tensors[number]["origin"] == f.STORED):
-            return self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
+            bits = self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
+            self._check_digests(number, bits, start // f.PIECE)
+            return bits
         return self._base().read(tensor.name, start, end)
 
     def _series(self, number: int, step: float, start: int, end: int) -> Bits:
@@ -244,12 +246,19 @@ class Decoder:
             raise Corrupt(f"tensor {quote(tensor.name)}: {error}") from None
 
     def _check_origin(self, number: int) -> None:
+        size = self.container.index.manifest.tensors[number].size
+        parts = self.container.index.origin_parts(number)
+        dtype = self.container.index.manifest.tensors[number].origin_dtype
+        for i, start in enumerate(range(0, size, f.PIECE)):
+            self._check_digests(number, self._elements(parts, dtype, start, min(start + f.PIECE, size)), i)
+
+    def _check_digests(self, number: int, bits: Bits, first: int) -> None:
+        """Check whole pieces of an embedded origin, from piece `first` on; there is no digest of a stored one."""
         index = self.container.index
-        tensor, record = index.manifest.tensors[number], index.tensors[number]
-        parts = index.origin_parts(number)
-        for i in range(-(-tensor.size // f.PIECE)):
-            bits = self._elements(parts, tensor.origin_dtype, i * f.PIECE, min((i + 1) * f.PIECE, tensor.size))
-            if record["origin"] == f.IN_BASE and digest(bits) != index.digests[int(record["digest"]) + i].tobytes():
-                raise Corrupt(
-                    f"{self.container.source.path}: embedded tensor {quote(tensor.name)} differs from its digest"
-                )
+        record = index.tensors[number]
+        if record["origin"] != f.IN_BASE:
+            return
+        for i, start in enumerate(range(0, len(bits), f.PIECE), int(record["digest"]) + first):
+            if digest(bits[start : start + f.PIECE]) != index.digests[i].tobytes():
+                name = quote(index.manifest.tensors[number].name)
+                raise Corrupt(f"{self.container.source.path}: embedded tensor {name} differs from its digest")

@@ -176,7 +176,9 @@ class Search:
         self.delta = sample.error_of(sample.origins)
         self.before = self._error(self.values)
         self.unquantised = self.before if unquantised is None else unquantised
-        self.allowed = max(self.unquantised, ERROR_FLOOR * self.delta) * (1 + ((1 + (quality.growth or 0.0)) ** 2 - 1) * share)
+        self.allowed = max(self.unquantised, ERROR_FLOOR * self.delta) * (
+            1 + ((1 + (quality.growth or 0.0)) ** 2 - 1) * share
+        )
 
     def run(self) -> Stored:
         """Return the cheapest way found."""

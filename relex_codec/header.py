@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,7 @@ DIMENSIONS_LIMIT: Final = 64
 ELEMENTS_LIMIT: Final = (1 << 48) - 1
 """FORMAT.md section 11; also what numpy can shape."""
 METADATA: Final = "__metadata__"
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,11 @@ def quote(text: object, limit: int = 120) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit // 2]}...{shown[-limit // 4 :]}"
 
 
-def load_object(raw: bytes, *, error: type[RelexError], where: str) -> dict[str, Any]:
-    """Parse strict JSON (UTF-8, an object, no duplicate keys, no NaN); raise only `error`, whatever the bytes."""
+def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool = False) -> dict[str, Any]:
+    """Parse strict JSON (UTF-8, an object, no duplicate keys, no NaN); raise only `error`, whatever the bytes.
+
+    With `exact` the rules of FORMAT.md section 1 hold as well: they leave no text that two parsers read differently.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
@@ -58,10 +63,23 @@ def load_object(raw: bytes, *, error: type[RelexError], where: str) -> dict[str,
         raise ValueError(f"{name} is not JSON")
 
     def integer(digits: str) -> int | float:
+        if exact and (digits.startswith("-") or not math.isfinite(float(digits))):
+            raise ValueError(f"{quote(digits)} is no number of this format")
         return -0.0 if digits == "-0" else int(digits)  # -0 is no size; the library takes it for a float as well
 
+    def real(digits: str) -> float:
+        if exact and not math.isfinite(float(digits)):
+            raise ValueError(f"{quote(digits)} exceeds f64")
+        return float(digits)
+
+    if exact and not (raw.startswith(b"{") and raw.rstrip(b" ").endswith(b"}")):
+        raise error(f"{where} is not a JSON object with nothing but spaces after it")
     try:
-        value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
+        value = json.loads(
+            str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=integer, parse_float=real
+        )
+        if exact and _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()  # fails on one that stands alone
     except RecursionError:
         raise error(f"{where} is not valid JSON: nested too deeply") from None
     except ValueError as e:  # JSONDecodeError, UnicodeDecodeError, integers of too many digits

@@ -79,9 +79,7 @@ def parse(raw: bytes, steps: int) -> Manifest:
     Raises:
         Corrupt: it breaks a rule of FORMAT.md section 4.
     """
-    if not raw.startswith(b"{") or not raw.rstrip(b" ").endswith(b"}"):
-        raise Corrupt(f"{_WHERE} is not a JSON object")
-    document = load_object(raw, error=Corrupt, where=_WHERE)
+    document = load_object(raw, error=Corrupt, where=_WHERE, exact=True)
     base, quality = _get(document, "base", dict), _get(document, "quality", dict)
     growth = quality.get("growth", math.inf)
     if growth is not None and not (type(growth) in (int, float) and math.isfinite(growth)):

@@ -26,6 +26,9 @@ _MATCHING = zstandard.ZstdCompressionParameters.from_level(9, window_log=21, wri
 FILL_FROM: Final = 0.4
 """Share of the most frequent byte from which coding it apart is tried."""
 
+WINDOW_LIMIT: Final = 1 << 23
+"""What every zstd decoder supports (RFC 8878 recommends 8 MB)."""
+
 # zstandard's (de)compressor objects are not safe to share between threads.
 _local = threading.local()
 
@@ -201,12 +204,13 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
 
 def _unframe(stored: bytes, raw_length: int) -> Bytes:
     if not hasattr(_local, "decompressor"):
-        # A frame that needs a larger window than a chunk is not one of ours.
-        _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+        _local.decompressor = zstandard.ZstdDecompressor()
     try:
         parameters = zstandard.get_frame_parameters(stored)
         if parameters.content_size != raw_length or parameters.dict_id:
             raise Corrupt(f"a zstd frame says {parameters.content_size} bytes, its chunk {raw_length}")
+        if parameters.window_size > WINDOW_LIMIT:
+            raise Corrupt(f"a zstd frame needs a window of {parameters.window_size} bytes, limit {WINDOW_LIMIT}")
         raw = _local.decompressor.decompress(stored, max_output_size=raw_length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Corrupt(f"a zstd frame cannot be decoded ({error})") from None

@@ -107,7 +107,7 @@ def line(steps: npt.NDArray[np.int64], values: F64) -> tuple[float, float, float
     intercept = mean - slope * float(t.mean())
     spread = float(((values - mean) ** 2).sum())
     rest = float(((values - mean - slope * centred) ** 2).sum())
-    return slope, intercept, 1 - rest / spread if spread > 0 else float("nan")
+    return slope, intercept, 1 - rest / spread if spread > 0 and np.ptp(values) > 0 else float("nan")
 
 
 def directions(weights: F64, delta: npt.NDArray[Any]) -> F32:

@@ -146,9 +146,14 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        try:
+            self._stack.__exit__(kind, error, trace)
+        except OSError as e:  # closing a scratch file writes its buffer out, and fails as the write before did
+            error = error or e
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InvalidArgument(f"cannot write {self._file.path}: {error.strerror}; nothing was changed") from None
+        if kind is None and error is not None:
+            raise error
 
     def close_chunks(self) -> None:
         """Close all chunk writers, so that spans are resolved."""
