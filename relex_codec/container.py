@@ -115,7 +115,8 @@ class Container:
                 raise Corrupt(f"{path}: the header's metadata lack {key}")
         if metadata["format"] != "relex":
             raise Corrupt(f"{path}: format is {quote(metadata['format'])}, expected 'relex'")
-        unknown = [name for name in metadata["requires"].split(",") if name and name not in f.FEATURES]
+        names = metadata["requires"].split(",") if metadata["requires"] else []
+        unknown = [name for name in names if name not in f.FEATURES]
         if version != f.VERSION or metadata["relex_version"] != str(f.VERSION) or unknown:
             what = f"feature {quote(unknown[0])}" if unknown else f"version {quote(metadata['relex_version'])}"
             raise Unsupported(f"{path} needs {what}; install relex-codec {quote(metadata['reader'], 20)} or later")

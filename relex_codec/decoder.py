@@ -216,15 +216,14 @@ class Decoder:
                 self.container.check_entry(entry)
         for direction in range(len(index.directions)):
             self.container.coefficients(direction)
-        for number, tensor in enumerate(index.manifest.tensors):
-            record = index.tensors[number]
+        for number, record in enumerate(index.tensors):
             if record["kind"] == f.MOVING:
                 for d in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
                     self._check_direction(number, d)
             elif record["kind"] == f.EXACT_SERIES:
-                for step in index.steps:
-                    for start in range(0, tensor.size, BATCH * f.PIECE):
-                        self._series(number, float(step), start, min(start + BATCH * f.PIECE, tensor.size))
+                for parts in {tuple(index.series_parts(number, i)): None for i in range(len(index.steps))}:
+                    for i in range(0, len(parts), BATCH):
+                        self.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
             if index.holds_origin(number):
                 self._check_origin(number)
         for i in range(len(index.manifest.files)):

@@ -193,7 +193,7 @@ def check(index: Index, file_size: int) -> None:
 
 
 def _check_steps(steps: npt.NDArray[np.int64]) -> None:
-    if not len(steps) or int(steps[0]) < 0 or int(steps[-1]) > f.STEP_LIMIT or not (np.diff(steps) > 0).all():
+    if not len(steps) or int(steps[0]) < 0 or int(steps[-1]) > f.STEP_LIMIT or not (steps[1:] > steps[:-1]).all():
         raise Corrupt(f"{f.STEPS}: the steps are not increasing numbers from 0 on")
 
 

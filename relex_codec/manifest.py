@@ -173,4 +173,5 @@ def _check_names(manifest: Manifest) -> None:
 
 def file_allowed(name: str) -> bool:
     """Tell whether a file of a base may be embedded under this name, and written out again."""
-    return bool(NAME.fullmatch(name)) and not name.endswith((".safetensors", *PICKLES)) and name != INDEX
+    lower = name.lower()  # some file systems see no difference
+    return bool(NAME.fullmatch(name)) and not lower.endswith((".safetensors", *PICKLES)) and lower != INDEX

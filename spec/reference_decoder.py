@@ -239,7 +239,10 @@ def open_manifest(f: RelexFile) -> None:
     require(all(name.endswith(".safetensors") for name in shards), "relex.manifest: a shard's name")
     require(shards and shards == sorted(shards), "relex.manifest: shards are in the order of their names")
     for name in names[len(shards) :]:
-        require(not name.endswith((".safetensors", *PICKLES)) and name != INDEX, "relex.manifest: a file's name")
+        require(
+            not name.lower().endswith((".safetensors", *PICKLES)) and name.lower() != INDEX,
+            "relex.manifest: a file's name",
+        )
     require(f.embedded or not f.files, "relex.manifest: files without an embedded base")
 
     for row in manifest["tensors"]:
