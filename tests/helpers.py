@@ -7,6 +7,7 @@ tensor's shape.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 import fsspec
 import numpy as np
 
+ELSEWHERE = tempfile.gettempdir()
+"""Where subprocesses start: ``python -c`` puts its working directory first on the import path, and in the checkout that
+would hide the package that is installed."""
 Array = np.ndarray[Any, Any]
 Tensor = tuple[str, Array]
 WIDTH = {

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import bf16, write_checkpoint, write_run
+from helpers import ELSEWHERE, bf16, write_checkpoint, write_run
 
 STEPS = [10, 20, 30, 40]
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     code = "from relex_codec.cli.main import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
 
 
 def failed(done: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ELSEWHERE
 
 transformers = pytest.importorskip("transformers")
 
@@ -194,5 +195,5 @@ def test_without_transformers_the_message_says_what_to_install(monkeypatch: pyte
 
 def test_importing_the_demonstration_imports_no_framework() -> None:
     program = "import sys, relex_codec.demo.run_demo; print({'torch', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ELSEWHERE)
     assert done.stdout.strip() == "set()"

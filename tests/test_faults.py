@@ -24,14 +24,12 @@ import numpy as np
 import pytest
 import zstandard
 from conftest import Made
-from helpers import bf16, f32, random_bits, write_checkpoint, write_run
+from helpers import ELSEWHERE, bf16, f32, random_bits, write_checkpoint, write_run
 from plain import COVERED_ELSEWHERE, Array, File
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
 from relex_codec.storage import Source
-
-ROOT = Path(__file__).parent.parent
 
 
 class Held(Source):
@@ -390,7 +388,7 @@ def test_a_killed_encode_leaves_what_was_there(zoo_run: Made, tmp_path: Path, st
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, stage, str(zoo_run.run), str(zoo_run.base_path), str(output)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ELSEWHERE,
         )
         for output in outputs.values()
     ]  # fmt: skip
@@ -520,7 +518,7 @@ def test_a_limit_on_the_size_of_files(zoo_run: Made, tmp_path: Path) -> None:
     """)
     found = subprocess.run(
         [sys.executable, "-c", script, zoo_run.run, zoo_run.base_path, tmp_path / "new.relex", tmp_path / "old.relex"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+        cwd=ELSEWHERE, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()

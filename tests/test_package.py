@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ELSEWHERE
 
 import relex_codec
 
@@ -64,5 +65,5 @@ def test_version_agrees() -> None:
 def test_import_is_light() -> None:
     heavy = "{'torch', 'transformers', 'huggingface_hub', 'numba', 'triton'}"
     code = f"import relex_codec, relex_codec.cli.main, sys; print(sorted({heavy} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ELSEWHERE)
     assert done.stdout.strip() == "[]"
