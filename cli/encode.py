@@ -21,7 +21,7 @@ from .output import as_json, print_json
 @click.option(
     "--observe", type=int, metavar="N", help="Fit on steps up to N only; later ones keep coefficients. Default: all."
 )
-@click.option("--steps", metavar="A:B[:K]", help="Encode steps A to B only (both included), every K-th.")
+@click.option("--steps", metavar="A:B[:K]", help="Encode steps A to B only (both included), every K-th; or one step N.")
 @click.option(
     "--quality",
     default="default",

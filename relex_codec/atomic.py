@@ -153,6 +153,8 @@ class AtomicDirectory:
                 raise InvalidArgument(f"cannot write {self._shown}: it exists and is not empty; choose another place")
         if os.path.exists(self.target) and not os.path.isdir(self.target):
             raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a directory")
+        if os.path.ismount(self.target):  # which cannot be renamed over
+            raise InvalidArgument(f"cannot write {self._shown}: it is a mount point; give a directory below it")
 
     @contextmanager
     def _reported(self) -> Iterator[None]:

@@ -173,9 +173,12 @@ class Run:
         opened = self._opened[index]
         if opened is None:
             step, path = self.steps[index], self.paths[index]
-            opened = open_checkpoint(path, self._options, step=step, known=self._known)
+            known = dict(self._known) if index else self._known  # what is not like the first is not kept
+            opened = open_checkpoint(path, self._options, step=step, known=known)
             if index:
                 self._compare(opened, self.checkpoint(0))
+                if opened.tensors == self.checkpoint(0).tensors:  # headers may differ in their metadata only
+                    opened.tensors = self.checkpoint(0).tensors
             self._opened[index] = opened
         return opened
 

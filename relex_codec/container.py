@@ -6,6 +6,7 @@ Everything read is checked against its checksum before it is used. Structural ru
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
@@ -135,7 +136,7 @@ class Container:
                 raise Corrupt(f"{name} is {entry.dtype} {list(entry.shape)}")
 
     def _read_index(self, by_name: dict[str, Entry], head: bytes) -> None:
-        """Read all tables with one request; unknown entries among them are not read."""
+        """Read all tables with one request."""
         coefficients = by_name[f.COEFFICIENTS]
         self._coefficients_cached = coefficients.end - coefficients.begin <= COEFFICIENTS_AT_OPEN
         last = coefficients if self._coefficients_cached else by_name[f.CHUNKS]
@@ -188,8 +189,8 @@ class Container:
         records = [self.index.chunks[number] for number in numbers]
         ranges = [(int(r["position"]), int(r["position"]) + int(r["stored"])) for r in records]
         stored = dict(zip(numbers, self.source.read_many(ranges), strict=True))
-        shared = {n for n in numbers if sum(part.chunk == n for part in parts) > 1} if len(numbers) < len(parts) else {}
-        ready = {number: self._chunk(number, stored[number]) for number in shared}
+        uses = Counter(part.chunk for part in parts)
+        ready = {number: self._chunk(number, stored[number]) for number in numbers if uses[number] > 1}
 
         def one(i: int) -> R:
             part = parts[i]

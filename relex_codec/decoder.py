@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -199,10 +199,11 @@ class Decoder:
         packing = f.PACKINGS[int(record["packing"])]
         return Term(g, factors, packing, packed, np.float32(record["step"]), np.float32(record["shift"]))
 
-    def read_file(self, number: int) -> bytes:
-        """Return the bytes of an embedded file."""
+    def read_file(self, number: int) -> Iterator[bytes]:
+        """Yield the bytes of an embedded file, in bounded memory."""
         parts = self.container.index.file_parts(number)
-        return b"".join(self.container.pieces(parts, lambda _, raw: raw.tobytes()))
+        for i in range(0, len(parts), BATCH):
+            yield from self.container.pieces(parts[i : i + BATCH], lambda _, raw: raw.tobytes())
 
     def check_all(self) -> None:
         """Read every chunk, decode every code, check the digests of an embedded base.
@@ -221,7 +222,7 @@ class Decoder:
                 for d in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
                     self._check_direction(number, d)
             elif record["kind"] == f.EXACT_SERIES:
-                for parts in {tuple(index.series_parts(number, i)): None for i in range(len(index.steps))}:
+                for parts in index.distinct_series(number):
                     for i in range(0, len(parts), BATCH):
                         self.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
             if index.holds_origin(number):
@@ -248,8 +249,9 @@ class Decoder:
         size = self.container.index.manifest.tensors[number].size
         parts = self.container.index.origin_parts(number)
         dtype = self.container.index.manifest.tensors[number].origin_dtype
-        for i, start in enumerate(range(0, size, f.PIECE)):
-            self._check_digests(number, self._elements(parts, dtype, start, min(start + f.PIECE, size)), i)
+        for start in range(0, size, BATCH * f.PIECE):
+            bits = self._elements(parts, dtype, start, min(start + BATCH * f.PIECE, size))
+            self._check_digests(number, bits, start // f.PIECE)
 
     def _check_digests(self, number: int, bits: Bits, first: int) -> None:
         """Check whole pieces of an embedded origin, from piece `first` on; there is no digest of a stored one."""

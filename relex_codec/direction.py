@@ -17,7 +17,7 @@ from .factors import ReadElements, decompose, rounded, stream
 from .format import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
 from .kernels import Factors, Term
 from .kernels.numpy_cpu import direction_piece, factor_sum
-from .packing import Bytes, compress, pack_codes, piece_lengths, split_planes, to_planes
+from .packing import Bytes, compress, pack_codes, split_planes, to_planes
 from .quality import Quality
 from .quantize import Magnitudes, Quantizer, candidates
 
@@ -79,11 +79,18 @@ class Sample:
         return total
 
 
-def sample_starts(count: int) -> list[int]:
-    """Return the first elements of the pieces to sample from a tensor of `count` elements, evenly spread."""
-    pieces = len(piece_lengths(count))
-    chosen = np.unique(np.linspace(0, pieces - 1, min(pieces, SAMPLE_PIECES)).round().astype(int))
-    return [int(i) * PIECE for i in chosen]
+def sample_starts(energies: Sequence[float]) -> list[int]:
+    """Return the first elements of the pieces to sample: evenly spread over the pieces ordered by energy.
+
+    The one that moved most is among them, as training may move few rows of a large tensor (those of an embedding whose
+    tokens occur).
+
+    Args:
+        energies: squared norm of the last observed delta, of each piece.
+    """
+    order = np.argsort(energies, kind="stable")
+    at = np.unique(np.linspace(0, len(order) - 1, min(len(order), SAMPLE_PIECES)).round().astype(int))
+    return sorted(int(order[i]) * PIECE for i in at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,14 +209,16 @@ class Search:
 
     def _likely(self, pairs: Factors | None, ranks: list[int], bound: float) -> list[Factors | None]:
         """Return the factors, or None for none, with which a remainder is estimated to be cheapest: two choices."""
-        options: list[tuple[float, int, Factors | None]] = []
+
+        def of_rank(rank: int) -> Factors | None:
+            return rounded(pairs, rank, MANTISSA) if pairs is not None and rank else None
+
+        options: list[tuple[float, int]] = []
         for rank in (0, *ranks):
-            factors = rounded(pairs, rank, MANTISSA) if pairs is not None and rank else None
-            cost = self._estimate(factors, bound)
-            options.append((cost, rank, factors))
-            if cost > 1.2 * min(options)[0]:
+            options.append((self._estimate(of_rank(rank), bound), rank))
+            if options[-1][0] > 1.2 * min(options)[0]:
                 break  # the cost is nearly convex in the rank
-        return [factors for _, _, factors in sorted(options, key=lambda option: option[:2])[:2]]
+        return [of_rank(rank) for _, rank in sorted(options)[:2]]
 
     def _factors_alone(
         self, pairs: Factors, ranks: list[int], best: tuple[float, Stored] | None

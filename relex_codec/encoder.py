@@ -20,12 +20,15 @@ from .checkpoints import Run, find_run
 from .direction import Sample, Search, Stored, as_sample, sample_starts
 from .dtypes import F32, FLOATS, ITEMSIZE, Bits
 from .errors import InvalidArgument
+from .factors import ReadElements
+from .header import quote
 from .manifest import FileEntry, Manifest, TensorEntry, file_allowed
 from .packing import packed_size, piece_lengths, split_planes
 from .paths import Options, PathLike
 from .quality import Quality
-from .subspace import Fit, fit
+from .subspace import F64, Fit, fit
 from .unit import Origin, Unit, Vectors, digests_of, pieces, step_digests
+from .whole import Whole
 from .writer import PendingSpan, Tables, Writer
 
 DEFAULT_MEMORY: Final = "4GB"
@@ -44,9 +47,9 @@ class _Tensor:
     span: PendingSpan | None = None
     digests: list[bytes] = field(default_factory=list)
     series: list[PendingSpan] = field(default_factory=list)
-    fit: Fit | None = None
-    stored: list[tuple[Stored, tuple[PendingSpan, PendingSpan]]] = field(default_factory=list)
-    """Of each direction, with the spans of its factors and of its remainder."""
+    directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
+    """Record of each direction without its spans, and the spans of its factors and of its remainder."""
+    coefficients: list[F64] = field(default_factory=list)
 
 
 def parse_memory(size: str | int) -> int:
@@ -106,6 +109,8 @@ def encode(
         CheckpointError: the run or the base cannot be read.
         InvalidArgument: an argument cannot be, or the output cannot be written.
     """
+    if os.fspath(output).lower().endswith(".safetensors"):
+        raise InvalidArgument(f"output is {output}: call it NAME.relex, as loaders take *.safetensors for weights")
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
@@ -117,7 +122,7 @@ def encode(
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), Writer(output) as writer:
         source.check()
-        job = _Job(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, _directory(output))
+        job = _Job(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget)
         tensors = list(job.tensors(progress))
         files = (
             [(name, job.embed_file(name)) for name in origin_checkpoint.side_files if file_allowed(name)]
@@ -131,10 +136,6 @@ def encode(
             [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
         )  # fmt: skip
         return writer.finish(_tables(tensors, np.array(source.steps, np.int64), manifest))
-
-
-def _directory(output: PathLike) -> str:
-    return os.path.dirname(os.path.abspath(os.fspath(output)))
 
 
 def _report_skip(message: str) -> None:
@@ -162,13 +163,18 @@ class _Job:
     rank: int
     embed: bool
     budget: int
-    scratch: str
 
     def tensors(self, progress: bool) -> Iterator[_Tensor]:
         """Encode every tensor: those of the base in its order, then those that it lacks."""
         infos = {name: self.run.info(name) for name in self.run.names}
         shared = [infos[name] for name in self.base.tensors if name in infos and self._from_base(infos[name])]
         rest = [info for name, info in infos.items() if not self._from_base(info)]
+        if not shared:
+            first, there = next(iter(infos)), next(iter(self.base.tensors))
+            raise InvalidArgument(
+                f"run and base {self.base.path} share no tensor: the run begins with {quote(first)}, "
+                f"the base with {quote(there)}; is it the model that training started from?"
+            )
         size = sum(info.size * ITEMSIZE[info.dtype] for info in infos.values()) * len(self.run.steps)
         with tqdm(total=size, unit="B", unit_scale=True, desc="encode", disable=None if progress else True) as bar:
             for info in shared + rest:
@@ -234,21 +240,23 @@ class _Job:
         if not unit.moved:
             return tensor  # it did not move while it was observed
         tensor.kind = f.MOVING
-        tensor.fit = fit(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
-        starts = sample_starts(info.size)
+        fitted = fit(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
+        starts = sample_starts(unit.energies)
         ends = [min(start + f.PIECE, info.size) for start in starts]
         origins = [origin.read(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
         targets = [unit.at_last_observed(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
         sample = as_sample(starts, origins, origin.dtype, targets, info.dtype)
-        with unit.vectors(tensor.fit, self.budget // 4, self.scratch) as vectors:
+        with unit.vectors(fitted, self.budget // 4, self.writer.directory) as vectors:
             unit.release()
-            self._store_directions(tensor, vectors, sample)
+            whole = Whole(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
+            self._store_directions(tensor, fitted, vectors, sample, whole)
         return tensor
 
-    def _store_directions(self, tensor: _Tensor, vectors: Vectors, sample: Sample) -> None:
+    def _store_directions(
+        self, tensor: _Tensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: Whole | None
+    ) -> None:
         """Quantise and write the directions one after another; each is measured with the others in place."""
-        assert tensor.fit is not None
-        last = tensor.fit.coefficients[:, self.observed - 1]
+        last = fitted.coefficients[:, self.observed - 1]
         count, size = len(last), tensor.entry.size
 
         def product(j: int, stored: Stored | None) -> list[F32]:
@@ -268,8 +276,11 @@ class _Job:
             def read(lo: int, hi: int, j: int = j) -> F32:
                 return vectors.read(j, lo, hi)
 
-            share, shape = (j + 1) / count, tensor.entry.shape
-            stored = Search(read, shape, sample, others, float(last[j]), self.quality, share, unquantised).run()
+            def search(share: float, j: int = j, read: ReadElements = read, others: list[F32] = others) -> Stored:
+                g, shape = float(last[j]), tensor.entry.shape
+                return Search(read, shape, sample, others, g, self.quality, share, unquantised).run()
+
+            stored = search((j + 1) / count) if whole is None else whole.hold(search, self.quality, float(last[j]))
             factors, packing = stored.factor_pieces(), stored.packing
             raw = packing.planes * sum(packed_size(n, packing) for n in piece_lengths(size))
             add = self.writer.directions.add
@@ -277,7 +288,8 @@ class _Job:
                 add(factors, sum(map(len, factors))),
                 add(stored.remainder_pieces(read, size), raw, packing.name if packing.per_byte else "planes"),
             )
-            tensor.stored.append((stored, spans))
+            tensor.directions.append((_direction_record(fitted, j, stored), *spans))
+            tensor.coefficients.append(fitted.coefficients[j])
             if count > 1:
                 products[j] = product(j, stored)
 
@@ -295,17 +307,18 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
     digests: list[bytes] = []
     coefficients: list[Any] = []
     for record, tensor in zip(records, tensors, strict=True):
-        record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.stored)
+        record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.directions)
         record["first"] = {f.MOVING: len(rows), f.EXACT_SERIES: len(series)}.get(tensor.kind, 0)
         record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
         if tensor.span is not None:
             record["chunk"], record["offset"] = tensor.span.resolved()
         digests.extend(tensor.digests)
         series.extend(span.resolved() for span in tensor.series)
-        for j, (stored, spans) in enumerate(tensor.stored):
-            assert tensor.fit is not None
-            rows.append(_direction_record(tensor.fit, j, stored, *spans))
-            coefficients.append(tensor.fit.coefficients[j])
+        for row, factors, remainder in tensor.directions:
+            row["factor_chunk"], row["factor_offset"] = factors.resolved()
+            row["chunk"], row["offset"] = remainder.resolved()
+            rows.append(row)
+        coefficients.extend(tensor.coefficients)
     return Tables(
         steps=steps,
         manifest=manifest,
@@ -317,14 +330,13 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
     )
 
 
-def _direction_record(fitted: Fit, j: int, stored: Stored, factors: PendingSpan, span: PendingSpan) -> Any:
+def _direction_record(fitted: Fit, j: int, stored: Stored) -> Any:
+    """The record of a direction, but for its spans, which are known when all chunks are written."""
     record = np.zeros(1, f.DIRECTION_RECORD)
     row = record[0]
     row["slope"], row["intercept"] = fitted.slope[j], fitted.intercept[j]
     row["step"], row["shift"] = stored.step, stored.shift
     row["rank"], row["packing"] = stored.rank, stored.packing.id
-    row["factor_chunk"], row["factor_offset"] = factors.resolved()
-    row["chunk"], row["offset"] = span.resolved()
     row["coefficients_crc"] = zlib.crc32(fitted.coefficients[j].astype("<f8").tobytes())
     row["explained"], row["r2"] = fitted.explained[j], fitted.r2[j]
     row["error_line"], row["error_stored"] = stored.error_line, stored.error_stored

@@ -55,7 +55,9 @@ def export(
             _write(directory, INDEX, (json.dumps(document, indent=2) + "\n").encode())
         if base is None:
             for i, file in enumerate(manifest.files):
-                _write(directory, file.name, decoder.read_file(i))
+                with directory.file(file.name) as out:
+                    for data in decoder.read_file(i):
+                        out.write(data)
         else:
             checkpoint = base()
             for name in checkpoint.side_files:

@@ -103,6 +103,13 @@ class Index:
         record = self.series[int(self.tensors[number]["first"]) + position]
         return self.parts(_span(record), self._lengths(tensor.size, ITEMSIZE[tensor.dtype]), f.DATA_EXACT)
 
+    def distinct_series(self, number: int) -> Iterator[list[Part]]:
+        """Parts of a ``series`` tensor at each step that does not repeat the span of an earlier one."""
+        first = int(self.tensors[number]["first"])
+        _, positions = np.unique(self.series[first : first + len(self.steps)], return_index=True)
+        for position in np.sort(positions):
+            yield self.series_parts(number, int(position))
+
     def direction_parts(self, tensor: TensorEntry, direction: int) -> tuple[list[Part], list[Part]]:
         """Parts of a direction: those of its factors, and those of its remainder, plane by plane of each piece."""
         record = self.directions[direction]
@@ -130,12 +137,8 @@ class Index:
                     factors, codes = self.direction_parts(tensor, int(record["first"]) + j)
                     yield f.DATA_DIRECTIONS, factors + codes
             elif record["kind"] == f.EXACT_SERIES:
-                seen = set()
-                for position in range(len(self.steps)):
-                    parts = self.series_parts(number, position)
-                    if parts and parts[0] not in seen:
-                        seen.add(parts[0])
-                        yield f.DATA_EXACT, parts
+                for parts in self.distinct_series(number):
+                    yield f.DATA_EXACT, parts
         for number in range(len(self.manifest.files)):
             yield f.DATA_BASE, self.file_parts(number)
 
@@ -272,8 +275,8 @@ def _check_tensors(index: Index) -> None:
             stored_seen = True
         if kind == f.MOVING:
             ok = ok and directions + k <= len(index.directions)
-            if ok and len(tensor.shape) < 2:
-                ok = not index.directions["rank"][directions : directions + k].any()
+            most = min(tensor.shape[-2:]) if len(tensor.shape) > 1 else 0
+            ok = ok and bool((index.directions["rank"][directions : directions + k] <= most).all())
             directions += k
         elif kind == f.EXACT_SERIES:
             series += steps

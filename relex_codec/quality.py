@@ -9,6 +9,7 @@ from typing import Final
 from .errors import InvalidArgument
 
 PRESETS: Final = {"fine": 0.01, "default": 0.05, "small": 0.20}
+LARGEST_GROWTH: Final = 100.0
 MICRO_RANK: Final = 8
 MICRO_GROWTH: Final = 0.20
 """Growth for the tensors of a ``micro`` file that are no matrices and therefore have no factors."""
@@ -52,7 +53,10 @@ class Quality:
             growth = float(quality)
         except ValueError:
             growth = math.nan
-        if not 0 < growth < math.inf:
+        if not 0 < growth <= LARGEST_GROWTH:
             names = ", ".join(("raw", *PRESETS, "micro"))
-            raise InvalidArgument(f"quality is {quality!r}, expected one of {names}, or a growth above 0 such as 0.03")
+            raise InvalidArgument(
+                f"quality is {quality!r}, expected one of {names}, "
+                f"or a growth from 0 to {LARGEST_GROWTH:g} such as 0.03"
+            )
         return cls(f"{growth:g}", growth)

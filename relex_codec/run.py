@@ -13,7 +13,7 @@ from . import format as f
 from .base import BaseReader, Expected, resolve
 from .checkpoint import Checkpoint
 from .container import Container
-from .decoder import Decoder, Kernel, choose_tier
+from .decoder import BATCH, Decoder, Kernel, choose_tier
 from .dtypes import ITEMSIZE, Bits
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .export import export
@@ -142,6 +142,11 @@ class Run:
         import torch
 
         targets = dict(module.state_dict(keep_vars=True))
+        meta = next((name for name, target in targets.items() if target.is_meta), None)
+        if meta is not None:
+            raise InvalidArgument(
+                f"{quote(meta)} of the module is on the meta device; materialise it: module.to_empty(device=...)"
+            )
         there = {targets[name].data_ptr() for name in self.keys() if name in targets}
         missing = [n for n, t in targets.items() if n not in self._decoder.numbers and t.data_ptr() not in there]
         unexpected = [name for name in self.keys() if name not in targets]
@@ -191,8 +196,8 @@ class Run:
         reader = self._open_base()
         for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
             if record["origin"] == f.IN_BASE:
-                for lo in range(0, tensor.size, f.PIECE):
-                    reader.read(tensor.name, lo, min(lo + f.PIECE, tensor.size))
+                for lo in range(0, tensor.size, BATCH * f.PIECE):
+                    reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
 
     def verify(self) -> None:
         """Read and check every byte of the file.
@@ -247,7 +252,7 @@ def _kernel(device: Any) -> Kernel:
     from .torch_dtypes import signed
 
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu().item()
     except (AssertionError, RuntimeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
 
@@ -267,7 +272,8 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         path: local path or fsspec URL.
         base: the base model, if it is not where the file says, or not to be taken from the file.
         device: torch device that tensors are decoded on.
-        storage_options: for fsspec.
+        storage_options: for fsspec, for `path` and for `base` if that is given. They are not sent to wherever a file
+            says that its base is: credentials go only where the caller points.
 
     Raises:
         InvalidArgument: no such file or device.

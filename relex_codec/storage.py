@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,8 @@ class LocalSource(Source):
             self.size = status.st_size
             self._identity = _identity(status)
             self._hold = hold
+            # Closed when nobody refers to the source any more, as file objects are.
+            self._finalizer = weakref.finalize(self, os.close, fd) if hold else lambda: None
             if hold:
                 self._held, fd = fd, -1
         finally:
@@ -141,9 +144,8 @@ class LocalSource(Source):
             self._fill(fd, start, out)
 
     def close(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            os.close(held)
+        self._held = None
+        self._finalizer()
 
     def _open(self) -> int:
         try:

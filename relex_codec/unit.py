@@ -95,6 +95,8 @@ class Unit:
         steps, width = len(run.steps), ITEMSIZE[info.dtype]
         self.moved = False
         """Whether an observed step differs from the origin in the run's dtype; known after `gram`."""
+        self.energies: list[float] = []
+        """Squared norm of the last observed delta in each piece; known after `gram`."""
         self._held: Bits | None = None
         if steps * info.size * width <= budget // 2:
             self._held = np.empty((steps, info.size), bits_dtype(info.dtype))
@@ -114,10 +116,13 @@ class Unit:
         gram = np.zeros((steps, steps))
         for start, origin in self._origin_pieces():
             origin_piece(origin)
+            self.energies.append(0.0)
             for lo, hi in self._slices(start, start + len(origin)):
                 bits = self._fill(lo, hi)
                 delta = self._delta(bits, origin[lo - start : hi - start])
                 self._refuse_non_finite(delta)
+                last = delta[self.observed - 1].astype(np.float64)
+                self.energies[-1] += float(last @ last)
                 self.moved = self.moved or self._moved(bits, origin[lo - start : hi - start], delta)
                 for part in in_parallel(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
                     gram += part

@@ -131,15 +131,17 @@ class Writer:
     def __init__(self, path: PathLike) -> None:
         self._file = AtomicFile(path)
         self._stack = ExitStack()
+        self.directory = ""
+        """Where the output will be, and where scratch files are; known on entering."""
         self.directions: ChunkWriter
         self.exact: ChunkWriter
         self.base: ChunkWriter
 
     def __enter__(self) -> Writer:
         self._stack.enter_context(self._file)
-        directory = os.path.dirname(self._file.path)
+        self.directory = os.path.dirname(self._file.path)
         self.directions, self.exact, self.base = (
-            ChunkWriter(self._stack.enter_context(tempfile.TemporaryFile(dir=directory))) for _ in range(3)
+            ChunkWriter(self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))) for _ in range(3)
         )
         return self
 

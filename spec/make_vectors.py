@@ -462,7 +462,7 @@ def factors_and_remainder() -> Recipe:
     tensors = []
     for packing, shape in shapes:
         tensor = moving(packing, "BF16", shape, packing)
-        tensor.directions[0] = replace(tensor.directions[0], **factors(packing + " f", shape, 2))
+        tensor.directions[0] = replace(tensor.directions[0], **factors(packing + " f", shape, min(2, *shape[-2:])))
         tensors.append(tensor)
     plain = Direction(ROW, "float32", floats("plain v", [6], "F32", 0.1), **factors("plain f", [2, 3], 1), **LINE)
     tensors.append(Tensor("float32", "F32", [2, 3], floats("plain", [6], "F32"), directions=[plain]))

@@ -299,7 +299,7 @@ def open_records(f: RelexFile) -> None:
             require(d.packing <= WORD and (d.packing != NO_REMAINDER or d.r > 0), f"{named.name}: packing")
             zero = struct.pack("<ff", d.step, d.shift) == bytes(8)
             require(d.packing > FLOAT32 or zero, f"{named.name}: a step or shift that is not used")
-            require(d.r == 0 or len(named.shape) >= 2, f"{named.name}: factors of a vector")
+            require(d.r <= min(named.shape[-2:] if len(named.shape) > 1 else [0]), f"{named.name}: too many factors")
 
 
 # ---- 6. Chunks and spans ----

@@ -93,7 +93,7 @@ def everything(run: relex_codec.Run) -> dict[Any, Any]:
                 found[name, step] = error
     for i in range(len(run.container.index.manifest.files)):
         try:
-            found[i] = run.decoder.read_file(i)
+            found[i] = b"".join(run.decoder.read_file(i))
         except RelexError as error:
             found[i] = error
     return found

@@ -155,10 +155,11 @@ def test_raw_is_float32() -> None:
 
 
 def test_samples_are_spread_over_the_tensor() -> None:
-    assert sample_starts(1) == [0]
-    assert sample_starts(4 * PIECE) == [0, PIECE, 2 * PIECE, 3 * PIECE]
-    starts = sample_starts(100 * PIECE + 1)
-    assert len(starts) == 4 and starts[0] == 0 and starts[-1] == 100 * PIECE
+    assert sample_starts([2.0]) == [0]
+    assert sample_starts([1.0, 9.0, 0.0, 4.0]) == [0, PIECE, 2 * PIECE, 3 * PIECE]
+    starts = sample_starts([float(i != 37) + 5 * (i == 61) for i in range(100)])
+    assert len(starts) == 4
+    assert {37 * PIECE, 61 * PIECE} < set(starts)  # the piece that moved least, and the one that moved most
 
 
 # ---- Factors ----
