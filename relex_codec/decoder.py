@@ -116,13 +116,13 @@ class Decoder:
             first = int(record["first"])
             directions = range(first, first + int(record["directions"]))
             terms = [(coefficient(self.container, d, step, tier), d) for d in directions]
-        factors = [self._factors(number, d) for _, d in terms]
+        factors: list[Factors | None] = []
         for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
             end = min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, tensor.size)
             if record["kind"] == f.EXACT_SERIES and not (tier == "base" and record["origin"] == f.IN_BASE):
                 found = self._series(number, step, start, end)
             elif terms:
-                found = self._moving(number, terms, factors, start, end)
+                found, factors = self._moving(number, terms, factors, start, end)
             else:
                 found = self._convert(self._origin(number, start, end), number)
             a, b = max(start, lo), min(end, hi)
@@ -158,30 +158,43 @@ class Decoder:
 
     def _pieces(self, parts: list[Part], planes: int) -> list[Bytes]:
         """Raw bytes of pieces of so many planes each, the planes of a piece one after another."""
-        raw = self.container.pieces(parts, lambda _, data: data)
-        return [np.concatenate(raw[i : i + planes]) for i in range(0, len(raw), planes)] if planes > 1 else raw
+        return self._several([(parts, planes)])[0]
 
-    def _factors(self, number: int, direction: int) -> Factors | None:
+    def _several(self, wanted: list[tuple[list[Part], int]]) -> list[list[Bytes]]:
+        """`_pieces` of several lists of parts, all of them in one read."""
+        raw = iter(self.container.pieces([part for parts, _ in wanted for part in parts], lambda _, data: data))
+
+        def piece(planes: int) -> Bytes:
+            return next(raw) if planes == 1 else np.concatenate([next(raw) for _ in range(planes)])
+
+        return [[piece(planes) for _ in range(len(parts) // max(planes, 1))] for parts, planes in wanted]
+
+    def _factors(self, number: int, direction: int, pieces: list[Bytes]) -> Factors | None:
+        """Factors from the raw bytes of their pieces."""
         index = self.container.index
-        tensor, rank = index.manifest.tensors[number], int(index.directions[direction]["rank"])
-        if not rank:
+        if not pieces:
             return None
-        parts, _ = index.direction_parts(tensor, direction)
-        bits = [from_planes(planes, np.uint16) for planes in self._pieces(parts, 2)]
-        return from_stream(np.concatenate(bits), tensor.shape, rank)
+        bits = np.concatenate([from_planes(planes, np.uint16) for planes in pieces])
+        rank = int(index.directions[direction]["rank"])
+        return from_stream(bits, index.manifest.tensors[number].shape, rank)
 
     def _moving(
         self, number: int, terms: list[tuple[np.float32, int]], factors: list[Factors | None], start: int, end: int
-    ) -> Bits:
+    ) -> tuple[Bits, list[Factors | None]]:
+        """Decode whole pieces; `factors` are those of the tensor, or empty: then they are read along and returned."""
         index = self.container.index
         tensor = index.manifest.tensors[number]
         origin = self._origin(number, start, end)
         low, high = start // f.PIECE, -(-end // f.PIECE)
-        packed: list[list[Bytes]] = []
+        wanted: list[tuple[list[Part], int]] = []
         for _, direction in terms:
             planes = f.PACKINGS[int(index.directions[direction]["packing"])].planes
-            parts = index.direction_parts(tensor, direction)[1][low * planes : high * planes]
-            packed.append(self._pieces(parts, planes) if planes else [np.empty(0, np.uint8)] * (high - low))
+            of_factors, of_remainder = index.direction_parts(tensor, direction)
+            wanted += [([] if factors else of_factors, 2), (of_remainder[low * planes : high * planes], planes)]
+        found = self._several(wanted)
+        if not factors:
+            factors = [self._factors(number, d, found[2 * j]) for j, (_, d) in enumerate(terms)]
+        packed = [found[2 * j + 1] or [np.empty(0, np.uint8)] * (high - low) for j in range(len(terms))]
 
         def one(i: int) -> Bits:
             pieces = [self._term(*term, factors[j], packed[j][i]) for j, term in enumerate(terms)]
@@ -192,7 +205,7 @@ class Decoder:
             except Corrupt as error:
                 raise Corrupt(f"{self.container.source.path}: tensor {quote(tensor.name)}: {error}") from None
 
-        return np.concatenate(in_parallel(one, range(high - low)))
+        return np.concatenate(in_parallel(one, range(high - low))), factors
 
     def _term(self, g: np.float32, direction: int, factors: Factors | None, packed: Bytes) -> Term:
         record = self.container.index.directions[direction]
@@ -233,15 +246,21 @@ class Decoder:
 
     def _check_direction(self, number: int, direction: int) -> None:
         tensor = self.container.index.manifest.tensors[number]
-        self._factors(number, direction)
-        parts = self.container.index.direction_parts(tensor, direction)[1]
+        factors, parts = self.container.index.direction_parts(tensor, direction)
         planes = f.PACKINGS[int(self.container.index.directions[direction]["packing"])].planes
         zeros = np.zeros(f.PIECE, np.uint16)
+
+        def codes(work: tuple[int, Bytes]) -> None:
+            number, raw = work
+            origin = zeros[: min(f.PIECE, tensor.size - number * f.PIECE)]
+            decode_piece(origin, "BF16", "BF16", [self._term(np.float32(0), direction, None, raw)], 0)
+
         try:
-            for piece in range(-(-tensor.size // f.PIECE) if planes else 0):
-                raw = self._pieces(parts[piece * planes : (piece + 1) * planes], planes)[0]
-                origin = zeros[: min(f.PIECE, tensor.size - piece * f.PIECE)]
-                decode_piece(origin, "BF16", "BF16", [self._term(np.float32(0), direction, None, raw)], 0)
+            for i in range(0, len(factors), BATCH):
+                self.container.pieces(factors[i : i + BATCH], lambda _, raw: len(raw))
+            for i in range(0, len(parts), BATCH * planes or 1):
+                raw = self._pieces(parts[i : i + BATCH * planes], planes)
+                in_parallel(codes, enumerate(raw, i // planes))
         except Corrupt as error:
             raise Corrupt(f"tensor {quote(tensor.name)}: {error}") from None
 

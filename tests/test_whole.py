@@ -102,3 +102,19 @@ def test_scratch_files_lie_beside_the_output(tmp_path: Path, scratch: str, monke
     output = scratch.format(tmp_path / "run.relex")
     relex_codec.encode(tmp_path / "run", output, base=tmp_path / "base", memory="64MB")
     assert sorted(os.listdir(tmp_path)) == ["base", "run", "run.relex"]
+
+
+@pytest.mark.parametrize("quality", ["default", "raw", "micro"])
+def test_one_tensor_at_one_step_is_one_read(tmp_path: Path, quality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    start = rng.standard_normal((200, 150))
+    drift = rng.standard_normal((200, 2)) @ rng.standard_normal((2, 150)) + rng.standard_normal((200, 150))
+    write_checkpoint(tmp_path / "base", {"w": bf16(start)})
+    write_run(tmp_path / "run", STEPS, lambda step: {"w": bf16(start + 0.02 * step * drift)})
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", quality=quality)
+    with relex_codec.open(tmp_path / "x.relex") as run:
+        source, reads = run.container.source, []
+        read_many = source.read_many
+        monkeypatch.setattr(source, "read_many", lambda ranges: (reads.append(len(ranges)), read_many(ranges))[1])
+        run.bits("w", 3.5)
+    assert len(reads) == 1
