@@ -53,24 +53,25 @@ class Vectors:
 
     def __init__(self, count: int, size: int, budget: int, directory: str) -> None:
         self._shape = (count, size)
-        self._array = np.empty((count, size), np.float32) if 4 * count * size <= budget else None
-        self._file = None if self._array is not None else tempfile.TemporaryFile(dir=directory)
+        fits = 4 * count * size <= budget
+        self._array = np.empty((count, size if fits else 0), np.float32)
+        self._file = None if fits else tempfile.TemporaryFile(dir=directory)
 
     def write(self, lo: int, values: F32) -> None:
         """Store ``values`` [k, x] as elements lo .. lo + x."""
-        if self._array is not None:
+        if self._file is None:
             self._array[:, lo : lo + values.shape[1]] = values
             return
         for j, row in enumerate(values):
-            self._file.seek(4 * (j * self._shape[1] + lo))  # type: ignore[union-attr]
-            self._file.write(np.ascontiguousarray(row).data)  # type: ignore[union-attr]
+            self._file.seek(4 * (j * self._shape[1] + lo))
+            self._file.write(np.ascontiguousarray(row).data)
 
     def read(self, direction: int, lo: int, hi: int) -> F32:
         """Return elements lo .. hi of one direction."""
-        if self._array is not None:
+        if self._file is None:
             return self._array[direction, lo:hi]
-        self._file.seek(4 * (direction * self._shape[1] + lo))  # type: ignore[union-attr]
-        return np.frombuffer(self._file.read(4 * (hi - lo)), np.float32)  # type: ignore[union-attr]
+        self._file.seek(4 * (direction * self._shape[1] + lo))
+        return np.frombuffer(self._file.read(4 * (hi - lo)), np.float32)
 
     def __enter__(self) -> Vectors:
         return self
