@@ -53,6 +53,9 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
         print_json(document)
         return
     steps, sizes = document["steps"], document["bytes"]
+    lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
+    if lacking:
+        click.echo(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
     click.echo(
         f"{output}: {len(steps)} steps of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "
         f"{document['ratio']:,} times smaller than the run"

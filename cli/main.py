@@ -78,4 +78,4 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
-    sys.exit(128 + number)
+    _fail("terminated; nothing was written", 128 + number)

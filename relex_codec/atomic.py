@@ -82,16 +82,6 @@ class AtomicFile:
         """Return the number of bytes written, which is where the next `write` goes."""
         return self._end
 
-    def patch(self, position: int, data: bytes | bytearray | memoryview) -> None:
-        """Replace bytes that were written before; the end, and `tell`, stay where they are."""
-        view = memoryview(data).cast("B")
-        if not 0 <= position <= position + len(view) <= self._end:
-            raise ValueError(f"cannot patch bytes {position} to {position + len(view)} of {self._end} written")
-        with self._reported():
-            at = 0
-            while at < len(view):
-                at += os.pwrite(self._fd, view[at:], position + at)
-
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:

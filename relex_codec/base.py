@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -32,13 +32,6 @@ _HUB: Final = re.compile(
 def digest(piece: Any) -> bytes:
     """Return the digest of the bytes of a piece: the first 16 bytes of their SHA-256."""
     return hashlib.sha256(piece).digest()[:DIGEST]
-
-
-def piece_digests(bits: Bits) -> Digests:
-    """Return the digests [pieces, 16] of a tensor, given its bits in row-major order; no rows for an empty tensor."""
-    flat = np.ascontiguousarray(bits).reshape(-1)
-    digests = b"".join(digest(flat[at : at + PIECE]) for at in range(0, flat.size, PIECE))
-    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST)
 
 
 def canonical_uri(path: PathLike) -> str:
@@ -147,15 +140,6 @@ class BaseReader:
         hi = self.checkpoint.info(name).size if hi is None else hi
         start, end = self._pieces(name, lo, hi)
         return self._checked(name, start, self.checkpoint.read(name, start, end))[lo - start : hi - start]
-
-    def read_many(self, requests: Sequence[tuple[str, int, int]]) -> list[Bits]:
-        """Return the bits of several (name, lo, hi), as `read` does, with close ones read together."""
-        wide = [(name, *self._pieces(name, lo, hi)) for name, lo, hi in requests]
-        found = self.checkpoint.read_many(wide)
-        return [
-            self._checked(name, first, bits)[lo - first : hi - first]
-            for (name, lo, hi), (_, first, _), bits in zip(requests, wide, found, strict=True)
-        ]
 
     def _pieces(self, name: str, lo: int, hi: int) -> tuple[int, int]:
         """Widen elements `lo` to `hi` to whole pieces."""

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -18,14 +16,12 @@ from . import layouts
 from .dtypes import ITEMSIZE, Bits, bits_dtype
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
+from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
 from .storage import Item, Source, list_directory, open_source
 
 HEAD: Final = 64 << 10
 """Bytes read at first of each file: most headers fit, so that one request opens a shard."""
-THREADS: Final = 8
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +103,6 @@ class Checkpoint:
             width = ITEMSIZE[info.dtype]
             self._sources[info.shard].read_into(info.begin + lo * width, out.view(np.uint8).data)
 
-    def read_many(self, requests: Sequence[tuple[str, int, int]]) -> list[Bits]:
-        """Return the bits of several (name, lo, hi); close ones of one file are read together. Arrays are read-only."""
-        found: list[Bits | None] = [None] * len(requests)
-        for shard, source in enumerate(self._sources):
-            here = [i for i, (name, _, _) in enumerate(requests) if self.info(name).shard == shard]
-            infos = [self.info(requests[i][0]) for i in here]
-            spans = []
-            for i, info in zip(here, infos, strict=True):
-                _, lo, hi = requests[i]
-                if not 0 <= lo <= hi <= info.size:
-                    raise ValueError(f"elements {lo} to {hi} of {quote(info.name)}, which has {info.size}")
-                width = ITEMSIZE[info.dtype]
-                spans.append((info.begin + lo * width, info.begin + hi * width))
-            for i, info, data in zip(here, infos, source.read_many(spans) if spans else [], strict=True):
-                found[i] = np.frombuffer(data, bits_dtype(info.dtype))
-        return [array for array in found if array is not None]
-
     def read_file(self, name: str) -> bytes:
         """Return the bytes of one of `side_files`."""
         return _read_all(self._side_paths[name], self._options)
@@ -163,7 +142,7 @@ def open_checkpoint(
         source = open_source(target, storage_options, hold=False, error=CheckpointError)
         return source, _raw_header(source)
 
-    opened = in_threads(open_shard, files.shards.values(), parallel=is_url(path))
+    opened = in_parallel(open_shard, files.shards.values(), IO_THREADS if is_url(path) else 1)
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
@@ -249,12 +228,3 @@ def _raw_header(source: Source) -> bytes:
 def _read_all(path: str, options: Options) -> bytes:
     with open_source(path, options, hold=False, error=CheckpointError) as source:
         return source.read(0, source.size)
-
-
-def in_threads(function: Callable[[T], R], values: Iterable[T], *, parallel: bool = True) -> list[R]:
-    """Return the results of `function` in order; it runs in a few threads if `parallel`."""
-    values = list(values)
-    if not parallel or len(values) < 2:
-        return [function(value) for value in values]
-    with ThreadPoolExecutor(min(THREADS, len(values))) as pool:
-        return list(pool.map(function, values))

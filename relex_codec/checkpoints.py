@@ -10,14 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from . import layouts
-from .checkpoint import THREADS, Tensors, find_files, in_threads
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import TensorInfo as TensorInfo
+from .checkpoint import Tensors, find_files
 from .checkpoint import open_checkpoint as open_checkpoint
 from .dtypes import Bits, bits_dtype
 from .errors import CheckpointError, Truncated
 from .header import quote
 from .layouts import select_steps as select_steps
+from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url, join, public
 from .storage import Item, list_directory
 
@@ -88,7 +89,7 @@ def find_run(
                 raise CheckpointError(f"{message}; remove it, or ask to skip incomplete checkpoints")
             skipped.append(message)
     wanted = [entry for entry in complete if entry.step in chosen]
-    for result in in_threads(look, wanted, parallel=is_url(root)):
+    for result in in_parallel(look, wanted, IO_THREADS if is_url(root) else 1):
         if isinstance(result, CheckpointError):
             skipped.append(str(result))
         else:
@@ -143,7 +144,7 @@ class Run:
     """
 
     def __init__(
-        self, checkpoints: Sequence[tuple[int, str]], storage_options: Options = None, *, threads: int = THREADS
+        self, checkpoints: Sequence[tuple[int, str]], storage_options: Options = None, *, threads: int = IO_THREADS
     ) -> None:
         if not checkpoints:
             raise CheckpointError("a run needs at least one checkpoint")
@@ -185,7 +186,7 @@ class Run:
     def check(self) -> None:
         """Open all checkpoints, so that a run that does not fit together is refused before any work."""
         self.checkpoint(0)
-        in_threads(self.checkpoint, range(len(self.steps)))
+        in_parallel(self.checkpoint, range(len(self.steps)), self._threads)
 
     def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
         """Return the bits of elements `lo` to `hi` (default: all) of a tensor at all steps: an array [T, hi - lo]."""
@@ -204,7 +205,7 @@ class Run:
         self.checkpoint(0)
         # a task for each thread, not for each step: small tensors cost microseconds a step
         workers = min(self._threads, len(out))
-        in_threads(rows, range(workers))
+        in_parallel(rows, range(workers), workers)
 
     def _compare(self, found: Checkpoint, first: Checkpoint) -> None:
         if found.tensors is first.tensors:

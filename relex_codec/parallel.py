@@ -1,20 +1,24 @@
-"""Threads for work that releases the GIL: zstd, numpy, BLAS, hashing."""
+"""Threads for work that releases the GIL: zstd, numpy, BLAS, hashing, reading."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_parallel(function: Callable[[T], R], values: Iterable[T]) -> list[R]:
-    """Return ``[function(v) for v in values]``, computed on all processors: zstd and numpy release the GIL."""
+IO_THREADS: Final = 8
+"""Threads for reads, which wait more than they compute."""
+
+
+def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
+    """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor."""
     values = list(values)
-    workers = min(os.cpu_count() or 1, len(values))
+    workers = min(threads or os.cpu_count() or 1, len(values))
     if workers < 2:
         return [function(value) for value in values]
     with ThreadPoolExecutor(workers) as pool:

@@ -11,7 +11,6 @@ import stat
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
 from .errors import Corrupt, InvalidArgument, RelexError, Truncated
+from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url, local_path, one_line, public
 
 Range = tuple[int, int]
@@ -27,8 +27,6 @@ GAP: Final = 64 << 10
 """Ranges this close are read as one: a request costs more than these bytes."""
 MERGED: Final = 16 << 20
 """The longest read that merging makes."""
-THREADS: Final = 8
-"""Concurrent requests on filesystems that are not asynchronous by themselves."""
 _FILE_CACHES: Final = Lock()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time."""
 
@@ -228,8 +226,8 @@ class RemoteSource(Source):
         try:
             if len(spans) == 1 or getattr(self._filesystem, "async_impl", False):
                 return self._ranges(spans)
-            with ThreadPoolExecutor(min(THREADS, len(spans))) as pool:
-                return [one[0] for one in pool.map(lambda span: self._ranges([span]), spans)]
+            # filesystems that are not asynchronous by themselves
+            return in_parallel(lambda span: self._ranges([span])[0], spans, IO_THREADS)
         except Exception as e:  # backends raise what they like
             raise unreadable(self.path, e, self._error) from None
 

@@ -25,16 +25,12 @@ def test_a_file_appears_when_complete(tmp_path):
         assert file.write(bytes(8)) == 8
         file.write(memoryview(b"tail"))
         assert file.tell() == 12
-        file.patch(2, b"XY")
-        assert file.tell() == 12
         file.write(b"!")
         [temporary] = leftovers(tmp_path)
         assert temporary.startswith(".")
         assert not temporary.endswith((".relex", ".safetensors"))
         assert not path.exists()
-        with pytest.raises(ValueError, match="cannot patch"):
-            file.patch(12, b"12")
-    assert path.read_bytes() == b"\0\0XY\0\0\0\0tail!"
+    assert path.read_bytes() == bytes(8) + b"tail!"
     assert os.listdir(tmp_path) == ["run.relex"]
     mask = os.umask(0)
     os.umask(mask)
@@ -63,19 +59,18 @@ def full(*args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def write_and_patch(path):
+def write_new(path):
     with AtomicFile(path) as file:
         file.write(b"new")
-        file.patch(0, b"N")
 
 
-@pytest.mark.parametrize("call", ["write", "pwrite", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_a_full_disk(tmp_path, monkeypatch, call):
     path = tmp_path / "x"
     path.write_bytes(b"old")
     monkeypatch.setattr(atomic.os, call, full)
     with pytest.raises(InvalidArgument, match=r"cannot write .*x: No space left on device.*") as caught:
-        write_and_patch(path)
+        write_new(path)
     monkeypatch.undo()
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"old"
@@ -83,13 +78,11 @@ def test_a_full_disk(tmp_path, monkeypatch, call):
 
 
 def test_partial_writes_are_continued(tmp_path, monkeypatch):
-    write, pwrite = os.write, os.pwrite
+    write = os.write
     monkeypatch.setattr(atomic.os, "write", lambda fd, data: write(fd, data[:1000]))
-    monkeypatch.setattr(atomic.os, "pwrite", lambda fd, data, at: pwrite(fd, data[:3], at))
     with AtomicFile(tmp_path / "x") as file:
         file.write(DATA)
-        file.patch(10, b"0123456789")
-    assert (tmp_path / "x").read_bytes() == DATA[:10] + b"0123456789" + DATA[20:]
+    assert (tmp_path / "x").read_bytes() == DATA
 
 
 def test_targets_that_cannot_be(tmp_path):
