@@ -123,9 +123,10 @@ class Container:
             raise Unsupported(f"{path} needs {what}; install relex-codec {quote(metadata['reader'], 20)} or later")
 
     def _check_entries(self, entries: Sequence[Entry], by_name: dict[str, Entry]) -> None:
-        known = [entry.name for entry in entries if entry.name in f.ENTRIES]
-        if known != list(f.ENTRIES):
-            missing = [name for name in f.ENTRIES if name not in by_name]
+        known = [entry.name for entry in entries if entry.name in (*f.ENTRIES, *f.EXACT_ENTRIES)]
+        expected = [*f.ENTRIES, *(f.EXACT_ENTRIES if any(name in by_name for name in f.EXACT_ENTRIES) else ())]
+        if known != expected:
+            missing = [name for name in expected if name not in by_name]
             raise Corrupt(f"{self.source.path} lacks {missing[0]}" if missing else "the entries are out of order")
         for name, dtype, dimensions in (
             (f.STEPS, "I64", 1), (f.MANIFEST, "U8", 1), (f.DIGESTS, "U8", 2), (f.COEFFICIENTS, "F64", 2),
@@ -134,6 +135,16 @@ class Container:
             entry = by_name[name]
             if entry.dtype != dtype or len(entry.shape) != dimensions or (name == f.DIGESTS and entry.shape[1] != 16):
                 raise Corrupt(f"{name} is {entry.dtype} {list(entry.shape)}")
+        if f.SEGMENTS in by_name:
+            steps = by_name[f.STEPS].shape[0]
+            segments, frames, data = (by_name[name] for name in f.EXACT_ENTRIES)
+            rows = segments.shape[0] if segments.shape else 0
+            for entry, shape in (
+                (segments, (rows, f.SEGMENT_RECORD.itemsize)), (frames, (steps, f.FRAME_RECORD.itemsize)),
+                (data, (data.end - data.begin,)),
+            ):  # fmt: skip
+                if entry.dtype != "U8" or entry.shape != shape:
+                    raise Corrupt(f"{entry.name} is {entry.dtype} {list(entry.shape)}")
 
     def _read_index(self, by_name: dict[str, Entry], head: bytes) -> None:
         """Read all tables with one request."""
@@ -153,8 +164,7 @@ class Container:
 
     def _entry(self, entry: Entry, head: bytes) -> bytes:
         raw = self._tail[entry.begin - self._tail_start : entry.end - self._tail_start]
-        if zlib.crc32(raw) != self._checksums[entry.name]:
-            raise Corrupt(f"{self.source.path}: the checksum of {entry.name} does not match its bytes")
+        self.check_bytes(entry, raw)
         return raw
 
     def coefficients(self, direction: int, count: int = 1) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -211,6 +221,11 @@ class Container:
 
     def _data_of(self, number: int) -> str:
         return next(name for name in reversed(f.DATA) if self.index.first_chunk[name] <= number)
+
+    def check_bytes(self, entry: Entry, raw: bytes) -> None:
+        """Check the CRC of an entry of which all bytes are at hand."""
+        if zlib.crc32(raw) != self._checksums[entry.name]:
+            raise Corrupt(f"{self.source.path}: the checksum of {quote(entry.name)} does not match its bytes")
 
     def check_entry(self, entry: Entry) -> None:
         """Read an entry that this version does not know and check its CRC, in bounded memory."""

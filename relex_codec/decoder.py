@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -21,25 +22,36 @@ from .kernels.numpy_cpu import decode_piece
 from .packing import Bytes, from_planes
 from .parallel import in_parallel
 
+if TYPE_CHECKING:
+    from .exact.layout import PartInfo
+    from .exact.tier import ExactTier
+
 BATCH: Final = 64
 """Pieces that are in memory in packed form at a time."""
-TIERS: Final = ("auto", "line", "track")
+TIERS: Final = ("auto", "line", "track", "exact")
 Kernel = Callable[[Bits, str, str, list[Term], int], Bits]
 """Decodes a piece: (origin bits, origin dtype, dtype, terms, start) -> bits."""
 
 
 def choose_tier(container: Container, step: float, tier: str) -> str:
-    """Return what a step is read from: ``base``, ``line`` or ``track`` (FORMAT.md section 8).
+    """Return what a step is read from: ``base``, ``line``, ``track`` or ``exact`` (FORMAT.md sections 8 and 13).
 
     Raises:
-        InvalidArgument: an unknown tier, a step that is no number, or one outside the range of ``track``.
+        InvalidArgument: an unknown tier, a step that is no number, or one that the tier does not have.
     """
     steps = container.index.steps
     if tier not in TIERS:
-        hint = "; this release writes no exact tier" if tier == "exact" else ""
-        raise InvalidArgument(f"tier is {tier!r}, expected one of {', '.join(TIERS)}{hint}")
+        raise InvalidArgument(f"tier is {tier!r}, expected one of {', '.join(TIERS)}")
     if not math.isfinite(step):
         raise InvalidArgument(f"step is {step}, expected a finite number")
+    stored = container.index.has_exact and step in steps
+    if tier == "exact" and not stored:
+        if not container.index.has_exact:
+            raise InvalidArgument(f"{container.source.path} has no exact tier: it was encoded without --exact")
+        nearest = int(steps[np.argmin(np.abs(steps - step))])
+        raise InvalidArgument(f"tier 'exact' has the stored steps only, not {step:g}; the nearest is {nearest}")
+    if tier == "auto" and stored and step != 0:
+        return "exact"
     if tier == "auto":
         observed = int(steps[0]) <= step <= int(steps[container.index.manifest.observed - 1])
         return "base" if step == 0 else "track" if observed else "line"
@@ -92,6 +104,18 @@ class Decoder:
     ) -> None:
         self.container, self._base, self._use_embedded, self._kernel = container, base, use_embedded, kernel
         self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
+        self._exact: ExactTier | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def exact(self) -> ExactTier:
+        """The exact tier, opened when it is first needed; the file must have one."""
+        from .exact.tier import ExactTier  # numba is only needed here
+
+        with self._lock:
+            if self._exact is None:
+                self._exact = ExactTier(self.container)
+            return self._exact
 
     def number(self, name: str) -> int:
         """Return the number of a tensor, or raise InvalidArgument."""
@@ -117,9 +141,13 @@ class Decoder:
             directions = range(first, first + int(record["directions"]))
             terms = [(coefficient(self.container, d, step, tier), d) for d in directions]
         factors: list[Factors | None] = []
+        has_origin = record["origin"] != f.NO_ORIGIN
+        series = record["kind"] == f.EXACT_SERIES and not (tier == "base" and has_origin)
         for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
             end = min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, tensor.size)
-            if record["kind"] == f.EXACT_SERIES and not (tier == "base" and record["origin"] == f.IN_BASE):
+            if tier == "exact" or (series and index.has_exact):
+                found = self._restored(number, self._at_or_before(step), start, end)
+            elif series:
                 found = self._series(number, step, start, end)
             elif terms:
                 found, factors = self._moving(number, terms, factors, start, end)
@@ -145,10 +173,29 @@ class Decoder:
             return bits
         return self._base().read(tensor.name, start, end)
 
+    def _at_or_before(self, step: float) -> int:
+        """Number of the last stored step that is not after `step`, from 1 on; 1 if there is none."""
+        return max(1, int(np.searchsorted(self.container.index.steps, step, side="right")))
+
+    def part_origin(self, part: PartInfo) -> Bits:
+        """Elements of a part that the origin has, in the tensor's dtype."""
+        start = part.piece * f.PIECE
+        return self._convert(self._origin(part.tensor, start, start + part.elements), part.tensor)
+
+    def _restored(self, number: int, step: int, start: int, end: int) -> Bits:
+        """Whole pieces at step number `step`, from the exact tier, with their digests checked."""
+        tier = self.exact
+        parts = tier.pieces(number, start // f.PIECE, -(-end // f.PIECE))
+        blobs = tier.fetch(tier.blobs_of(parts, step))
+
+        def one(part: PartInfo) -> Bits:
+            return tier.restored(part, step, self.part_origin, blobs)
+
+        return np.concatenate(in_parallel(one, parts))
+
     def _series(self, number: int, step: float, start: int, end: int) -> Bits:
         index = self.container.index
-        position = max(0, int(np.searchsorted(index.steps, step, side="right")) - 1)
-        return self._elements(index.series_parts(number, position), index.manifest.tensors[number].dtype, start, end)
+        return self._elements(index.series_parts(number, self._at_or_before(step) - 1), index.manifest.tensors[number].dtype, start, end)
 
     def _elements(self, parts: list[Part], dtype: str, start: int, end: int) -> Bits:
         width = bits_dtype(dtype).itemsize
@@ -226,7 +273,7 @@ class Decoder:
         """
         index = self.container.index
         for entry in index.entries.values():
-            if entry.name not in f.ENTRIES:
+            if entry.name not in f.ENTRIES and entry.name not in f.EXACT_ENTRIES:
                 self.container.check_entry(entry)
         for direction in range(len(index.directions)):
             self.container.coefficients(direction)
@@ -234,7 +281,7 @@ class Decoder:
             if record["kind"] == f.MOVING:
                 for d in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
                     self._check_direction(number, d)
-            elif record["kind"] == f.EXACT_SERIES:
+            elif record["kind"] == f.EXACT_SERIES and not index.has_exact:
                 for parts in index.distinct_series(number):
                     for i in range(0, len(parts), BATCH):
                         self.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
@@ -243,6 +290,10 @@ class Decoder:
         for i in range(len(index.manifest.files)):
             for part in index.file_parts(i):
                 self.container.pieces([part], lambda _, raw: len(raw))
+        if index.has_exact:
+            for keys in self.exact.all_blobs():
+                for i in range(0, len(keys), BATCH):
+                    self.exact.fetch(keys[i : i + BATCH])
 
     def _check_direction(self, number: int, direction: int) -> None:
         tensor = self.container.index.manifest.tensors[number]

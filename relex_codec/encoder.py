@@ -7,7 +7,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -31,6 +31,10 @@ from .unit import Origin, Unit, Vectors, digests_of, pieces, step_digests
 from .whole import Whole
 from .writer import PendingSpan, Tables, Writer
 
+if TYPE_CHECKING:
+    from .exact.assemble import SegmentJob
+    from .exact.tier import ExactTier
+
 DEFAULT_MEMORY: Final = "4GB"
 SMALLEST_MEMORY: Final = 64 * 10**6
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
@@ -50,6 +54,8 @@ class _Tensor:
     directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
     """Record of each direction without its spans, and the spans of its factors and of its remainder."""
     coefficients: list[F64] = field(default_factory=list)
+    segment: int = 0
+    """The record's field of the exact tier."""
 
 
 def parse_memory(size: str | int) -> int:
@@ -79,6 +85,7 @@ def encode(
     quality: str | float = "default",
     factor_rank: int | None = None,
     rank: int = 1,
+    exact: bool = False,
     embed_base: bool = False,
     memory: str | int = DEFAULT_MEMORY,
     skip_incomplete: bool = False,
@@ -96,6 +103,7 @@ def encode(
         quality: ``raw fine default small micro``, or how much the weight error may grow, such as 0.03.
         factor_rank: factor pairs per matrix of quality ``micro`` (default 8).
         rank: number of directions; more than one does not help extrapolation.
+        exact: store every step bit for bit as well.
         embed_base: store the base losslessly in the file.
         memory: budget in bytes or as ``4GB``.
         skip_incomplete: leave incomplete checkpoints out instead of refusing them.
@@ -122,7 +130,8 @@ def encode(
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), Writer(output) as writer:
         source.check()
-        job = _Job(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget)
+        segment = new_segment(writer, source, budget) if exact else None
+        job = Job(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, segment)
         tensors = list(job.tensors(progress))
         files = (
             [(name, job.embed_file(name)) for name in origin_checkpoint.side_files if file_allowed(name)]
@@ -135,7 +144,33 @@ def encode(
             [tensor.entry for tensor in tensors], origin_checkpoint.shards, origin_checkpoint.indexed,
             [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
         )  # fmt: skip
-        return writer.finish(_tables(tensors, np.array(source.steps, np.int64), manifest))
+        assembly = segment.assemble() if segment else None
+        return writer.finish(_tables(tensors, np.array(source.steps, np.int64), manifest), assembly)
+
+
+def new_segment(writer: Writer, run: Run, budget: int, old: ExactTier | None = None) -> SegmentJob:
+    """Begin a segment of the exact tier with the steps of `run` that `old` does not have.
+
+    Raises:
+        InvalidArgument: the budget does not hold a piece over all steps.
+    """
+    from .exact.assemble import SegmentJob
+    from .exact.writer import SegmentWriter
+
+    widest = max((ITEMSIZE[run.info(name).dtype] * min(run.info(name).size, f.PIECE) for name in run.names), default=0)
+    need = 3 * (len(run.steps) + 1) * widest
+    if need > budget:
+        raise InvalidArgument(
+            f"the exact tier of {len(run.steps)} steps needs {-(-need // 10**6)} MB, memory is {budget // 10**6} MB: "
+            "raise --memory"
+        )
+    held = {}
+    count = len(run.steps)
+    if old is not None:
+        index = old.container.index
+        held = {t.name: int(r["segment"]) for t, r in zip(index.manifest.tensors, index.tensors, strict=True)}
+        count -= len(index.steps)
+    return SegmentJob(SegmentWriter(writer.scratch(), count), old, held)
 
 
 def _report_skip(message: str) -> None:
@@ -154,7 +189,9 @@ def _observed(steps: list[int], observe: int | None) -> int:
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
+    """The work of one encoding."""
+
     run: Run
     base: Checkpoint
     writer: Writer
@@ -163,6 +200,7 @@ class _Job:
     rank: int
     embed: bool
     budget: int
+    segment: SegmentJob | None = None
 
     def tensors(self, progress: bool) -> Iterator[_Tensor]:
         """Encode every tensor: those of the base in its order, then those that it lacks."""
@@ -200,6 +238,8 @@ class _Job:
 
     def _exact(self, info: TensorInfo, entry: TensorEntry, in_base: bool) -> _Tensor:
         """A tensor that no line is drawn through: the same at every step, or stored step by step."""
+        if self.segment is not None:
+            return self._framed(info, entry, in_base, self.segment)
         digests = digests_of(self.base, self.base.info(info.name)) if in_base else []
         per_step = step_digests(self.run, info)
         if len(set(per_step)) == 1 and (not in_base or self._equals_base(info, digests)):
@@ -218,6 +258,25 @@ class _Job:
             tensor.series.append(self.writer.exact.add(planes, info.size * ITEMSIZE[info.dtype], match=True))
         return tensor
 
+    def _framed(self, info: TensorInfo, entry: TensorEntry, in_base: bool, segment: SegmentJob) -> _Tensor:
+        """The same where the exact tier takes it."""
+        checkpoint = self.base if in_base else self.run.checkpoint(0)
+        origin = Origin.in_base(self.base, info) if in_base else Origin.in_run(self.run, info)
+        tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
+        job = segment.tensor(info.name, info.dtype)
+        for piece, lo in enumerate(range(0, info.size, f.PIECE)):
+            hi = min(lo + f.PIECE, info.size)
+            bits = origin.read(lo, hi)
+            if in_base:
+                tensor.digests.append(base_module.digest(bits))
+            job.add(piece, bits, self.run.read(info.name, lo, hi))
+        tensor.segment = job.segment
+        if tensor.segment:
+            tensor.kind = f.EXACT_SERIES
+        if self.embed or not in_base:
+            tensor.span = self._store_origin(info, checkpoint)
+        return tensor
+
     def _equals_base(self, info: TensorInfo, digests: list[bytes]) -> bool:
         return digests_of(self.run.checkpoint(0), info) == digests
 
@@ -228,7 +287,8 @@ class _Job:
 
     def _moving(self, info: TensorInfo, entry: TensorEntry, origin: Origin, in_base: bool) -> _Tensor:
         tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
-        unit = Unit(self.run, info, origin, self.observed, self.budget)
+        job = self.segment.tensor(info.name, info.dtype) if self.segment else None
+        unit = Unit(self.run, info, origin, self.observed, self.budget, job.add if job else None)
 
         def origin_piece(bits: Bits) -> None:
             if in_base:
@@ -237,6 +297,11 @@ class _Job:
         gram = unit.gram(origin_piece)
         if self.embed or not in_base:
             tensor.span = self._store_origin(info, self.base if in_base else self.run.checkpoint(0))
+        if job:
+            tensor.segment = job.segment
+        if not unit.finite:
+            tensor.kind = f.EXACT_SERIES  # no line goes through it, but the exact tier has it
+            return tensor
         if not unit.moved:
             return tensor  # it did not move while it was observed
         tensor.kind = f.MOVING
@@ -309,6 +374,7 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
     for record, tensor in zip(records, tensors, strict=True):
         record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.directions)
         record["first"] = {f.MOVING: len(rows), f.EXACT_SERIES: len(series)}.get(tensor.kind, 0)
+        record["segment"] = tensor.segment
         record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
         if tensor.span is not None:
             record["chunk"], record["offset"] = tensor.span.resolved()

@@ -37,8 +37,13 @@ DATA_EXACT: Final = "relex.data.exact"
 DATA_BASE: Final = "relex.data.base"
 DATA: Final = (DATA_DIRECTIONS, DATA_EXACT, DATA_BASE)
 ENTRIES: Final = (ROOT, STEPS, MANIFEST, TENSORS, DIRECTIONS, SERIES, DIGESTS, CHUNKS, COEFFICIENTS, *DATA)
-"""Every entry of version 1, in the order of their data."""
-COVERED_ELSEWHERE: Final = frozenset({COEFFICIENTS, *DATA})
+"""Every entry that a file of version 1 has, in the order of their data."""
+SEGMENTS: Final = "relex.exact.segments"
+FRAMES: Final = "relex.exact.frames"
+DATA_FRAMES: Final = "relex.data.frames"
+EXACT_ENTRIES: Final = (SEGMENTS, FRAMES, DATA_FRAMES)
+"""The entries of the exact tier, after all others; a file has all of them or none."""
+COVERED_ELSEWHERE: Final = frozenset({COEFFICIENTS, *DATA, DATA_FRAMES})
 """Entries whose parts carry checksums of their own."""
 
 SAME, MOVING, EXACT_SERIES = 0, 1, 2
@@ -54,7 +59,7 @@ ROOT_TAIL: Final = np.dtype([("crc", "<u4"), ("reserved", "<u4")])
 SPAN_RECORD: Final = np.dtype([("chunk", "<u4"), ("offset", "<u4")])
 TENSOR_RECORD: Final = np.dtype([
     ("kind", "u1"), ("origin", "u1"), ("directions", "<u2"), ("first", "<u4"), ("digest", "<u4"),
-    ("chunk", "<u4"), ("offset", "<u4"), ("reserved", "u1", 12),
+    ("chunk", "<u4"), ("offset", "<u4"), ("segment", "<u4"), ("reserved", "u1", 8),
 ])  # fmt: skip
 DIRECTION_RECORD: Final = np.dtype([
     ("slope", "<f8"), ("intercept", "<f8"), ("step", "<f4"), ("shift", "<f4"), ("rank", "<u2"), ("packing", "u1"),
@@ -65,6 +70,15 @@ CHUNK_RECORD: Final = np.dtype([
     ("position", "<u8"), ("stored", "<u4"), ("raw", "<u4"), ("crc", "<u4"), ("codec", "u1"),
     ("fill", "u1"), ("reserved", "u1", 2),
 ])  # fmt: skip
+
+SEGMENT_RECORD: Final = np.dtype([
+    ("first", "<u4"), ("count", "<u4"), ("left", "<u4"), ("models", "<u4"), ("groups", "<u4"), ("limit", "<u4"),
+    ("position", "<u8"), ("length", "<u8"), ("reserved", "u1", 8),
+])  # fmt: skip
+FRAME_RECORD: Final = np.dtype([("position", "<u8"), ("length", "<u8"), ("model", "u1"), ("reserved", "u1", 7)])
+BLOB_RECORD: Final = np.dtype([("end", "<u8"), ("crc", "<u4")])
+EXACT_DIGEST: Final = 8
+"""Bytes of the digest of a part at a step."""
 
 
 class Packing(NamedTuple):

@@ -66,6 +66,16 @@ class Index:
     chunks: Records
     first_chunk: dict[str, int]
 
+    @property
+    def has_exact(self) -> bool:
+        """Whether the file has the exact tier."""
+        return f.SEGMENTS in self.entries
+
+    @property
+    def segments(self) -> int:
+        """Number of segments of the exact tier."""
+        return self.entries[f.SEGMENTS].shape[0] if self.has_exact else 0
+
     def parts(self, span: Span, lengths: Sequence[int], data: str) -> list[Part]:
         """Lay pieces of `lengths` raw bytes out from `span` on, in the chunks of entry `data`.
 
@@ -136,7 +146,7 @@ class Index:
                 for j in range(int(record["directions"])):
                     factors, codes = self.direction_parts(tensor, int(record["first"]) + j)
                     yield f.DATA_DIRECTIONS, factors + codes
-            elif record["kind"] == f.EXACT_SERIES:
+            elif record["kind"] == f.EXACT_SERIES and not self.has_exact:
                 for parts in self.distinct_series(number):
                     yield f.DATA_EXACT, parts
         for number in range(len(self.manifest.files)):
@@ -253,6 +263,7 @@ def _check_tensors(index: Index) -> None:
         kind, origin, k = int(record["kind"]), int(record["origin"]), int(record["directions"])
         in_base = origin == f.IN_BASE
         first = {f.MOVING: directions, f.EXACT_SERIES: series}.get(kind, 0)
+        segment, spanned = int(record["segment"]), kind == f.EXACT_SERIES and not index.has_exact
         ok = (
             kind <= f.EXACT_SERIES
             and origin <= f.NO_ORIGIN
@@ -261,8 +272,11 @@ def _check_tensors(index: Index) -> None:
             and record["digest"] == (digests if in_base else 0)
             and (_span(record) == (0, 0) or origin == f.STORED or (in_base and manifest.embedded))
             and (in_base or tensor.origin_dtype == tensor.dtype)
-            and (origin != f.NO_ORIGIN or kind == f.EXACT_SERIES)
-            and not (kind == f.EXACT_SERIES and origin == f.STORED)
+            and (origin != f.NO_ORIGIN or spanned)
+            and not (spanned and origin == f.STORED)
+            and segment <= index.segments
+            and not (segment and tensor.size == 0)
+            and (segment > 0 or kind != f.EXACT_SERIES or spanned or tensor.size == 0)
         )
         floats = tensor.dtype in FLOATS and tensor.origin_dtype in FLOATS
         ok = ok and (floats and tensor.size > 0 if kind == f.MOVING else floats or tensor.dtype == tensor.origin_dtype)
@@ -278,7 +292,7 @@ def _check_tensors(index: Index) -> None:
             most = min(tensor.shape[-2:]) if len(tensor.shape) > 1 else 0
             ok = ok and bool((index.directions["rank"][directions : directions + k] <= most).all())
             directions += k
-        elif kind == f.EXACT_SERIES:
+        elif spanned:
             series += steps
         if not ok:
             raise Corrupt(f"{f.TENSORS}: the record of {quote(tensor.name)} breaks the rules")

@@ -48,6 +48,9 @@ class Origin:
         return cls(info.dtype, lambda lo, hi: run.checkpoint(0).read(info.name, lo, hi))
 
 
+Pieces = Callable[[int, Bits, Bits], None]
+
+
 class Vectors:
     """k directions of one tensor, float32 [k, n]: in memory, or in a scratch file where they exceed a budget."""
 
@@ -89,13 +92,20 @@ class Unit:
     Args:
         observed: number of steps, from the first, that fits are made on.
         budget: bytes that the unit may use.
+        pieces: called with (number, origin, bits [T, elements]) of each piece while everything is read, the origin in the
+            tensor's dtype; whole pieces of all steps are then in memory, and weights may be anything.
     """
 
-    def __init__(self, run: Run, info: TensorInfo, origin: Origin, observed: int, budget: int) -> None:
+    def __init__(
+        self, run: Run, info: TensorInfo, origin: Origin, observed: int, budget: int, pieces: Pieces | None = None
+    ) -> None:
         self.run, self.info, self.origin, self.observed = run, info, origin, observed
         steps, width = len(run.steps), ITEMSIZE[info.dtype]
         self.moved = False
         """Whether an observed step differs from the origin in the run's dtype; known after `gram`."""
+        self.finite = True
+        """Whether all deltas are finite; known after `gram`, which refuses others unless it was given `pieces`."""
+        self._pieces = pieces
         self.energies: list[float] = []
         """Squared norm of the last observed delta in each piece; known after `gram`."""
         self._held: Bits | None = None
@@ -118,10 +128,13 @@ class Unit:
         for start, origin in self._origin_pieces():
             origin_piece(origin)
             self.energies.append(0.0)
+            piece = self._fill(start, start + len(origin)) if self._pieces else None
+            if self._pieces and piece is not None:
+                self._pieces(start // PIECE, as_dtype(origin, self.origin.dtype, self.info.dtype), piece)
             for lo, hi in self._slices(start, start + len(origin)):
-                bits = self._fill(lo, hi)
+                bits = self._fill(lo, hi) if piece is None else piece[:, lo - start : hi - start]
                 delta = self._delta(bits, origin[lo - start : hi - start])
-                self._refuse_non_finite(delta)
+                delta = self._finite(delta)
                 last = delta[self.observed - 1].astype(np.float64)
                 self.energies[-1] += float(last @ last)
                 self.moved = self.moved or self._moved(bits, origin[lo - start : hi - start], delta)
@@ -173,17 +186,26 @@ class Unit:
     def _moved(self, bits: Bits, origin: Bits, delta: F32) -> bool:
         if self.info.dtype == self.origin.dtype:
             return bool(delta[: self.observed].any())
-        rounded = from_float32(to_float32(origin, self.origin.dtype), self.info.dtype)
+        rounded = as_dtype(origin, self.origin.dtype, self.info.dtype)
         return bool((bits[: self.observed] != rounded).any())
 
-    def _refuse_non_finite(self, delta: F32) -> None:
+    def _finite(self, delta: F32) -> F32:
+        """Return finite deltas as they are; others are refused, or 0 where the exact tier has the weights."""
         if np.isfinite(delta).all():
-            return
+            return delta
+        if self._pieces is not None:
+            self.finite = False
+            return np.where(np.isfinite(delta), delta, np.float32(0))
         row = int(np.flatnonzero(~np.isfinite(delta).all(axis=1))[0])
         raise CheckpointError(
             f"tensor {quote(self.info.name)} of step {self.run.steps[row]} has weights that are not finite; "
-            "a line through them means nothing: leave such checkpoints out with --steps"
+            "a line through them means nothing: leave such checkpoints out with --steps, or keep them with --exact"
         )
+
+
+def as_dtype(bits: Bits, have: str, want: str) -> Bits:
+    """Return origin bits of dtype `have` as those of `want`, rounded (FORMAT.md section 8, kind ``same``)."""
+    return bits if have == want else from_float32(to_float32(bits, have), want)
 
 
 def step_digests(run: Run, info: TensorInfo) -> list[bytes]:

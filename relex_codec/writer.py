@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from .manifest import Manifest
 from .packing import Bytes, compress
 from .paths import PathLike
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .exact.assemble import Assembly
 
 SHARED_BELOW: Final = 16 << 10
 """Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100
@@ -164,8 +167,16 @@ class Writer:
             chunks.close(first)
             first += len(chunks.records)
 
-    def finish(self, tables: Tables) -> int:
-        """Lay out the file and return its size in bytes; `close_chunks` comes first."""
+    def scratch(self) -> IO[bytes]:
+        """Return a further scratch file, which lives as long as the writer."""
+        return self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))
+
+    def finish(self, tables: Tables, exact: Assembly | None = None) -> int:
+        """Lay out the file and return its size in bytes; `close_chunks` comes first.
+
+        Args:
+            exact: the exact tier, if the file has one.
+        """
         writers = (self.directions, self.exact, self.base)
         sizes = [sum(record[0] for record in chunks.records) for chunks in writers]
         records = np.zeros(sum(len(chunks.records) for chunks in writers), f.CHUNK_RECORD)
@@ -191,7 +202,15 @@ class Writer:
             f.COEFFICIENTS: ("F64", list(tables.coefficients.shape)),
         }
         lengths = {name: len(data) for name, data in raw.items()} | dict(zip(f.DATA, sizes, strict=True))
-        lengths[f.ROOT] = f.ROOT_HEAD.itemsize + len(lengths) * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
+        names: tuple[str, ...] = f.ENTRIES
+        if exact is not None:
+            names += f.EXACT_ENTRIES
+            raw[f.SEGMENTS], raw[f.FRAMES] = exact.segments.tobytes(), exact.frames.tobytes()
+            shapes[f.SEGMENTS] = ("U8", [len(exact.segments), f.SEGMENT_RECORD.itemsize])
+            shapes[f.FRAMES] = ("U8", [len(exact.frames), f.FRAME_RECORD.itemsize])
+            lengths |= {f.SEGMENTS: exact.segments.nbytes, f.FRAMES: exact.frames.nbytes, f.DATA_FRAMES: exact.size}
+        rows = len(names) - 1
+        lengths[f.ROOT] = f.ROOT_HEAD.itemsize + rows * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
         metadata = {
             "format": "relex",
             "relex_version": str(f.VERSION),
@@ -200,26 +219,35 @@ class Writer:
             "requires": "",
         }
         head = build(
-            [(name, *shapes.get(name, ("U8", [lengths[name]])), lengths[name]) for name in f.ENTRIES], metadata
+            [(name, *shapes.get(name, ("U8", [lengths[name]])), lengths[name]) for name in names], metadata
         )
         total = len(head) + sum(lengths.values())
-        start = total - sum(sizes)
+        start = len(head) + sum(lengths[name] for name in f.ENTRIES) - sum(sizes)
         records["position"] = start + np.concatenate([[0], np.cumsum(records["stored"], dtype=np.uint64)])[:-1]
         raw[f.CHUNKS] = records.tobytes()
-        self._file.write(head + root(head, total, raw) + b"".join(raw.values()))
+        if exact is not None:
+            for positions in (exact.segments, exact.frames):
+                positions["position"] += np.uint64(total - exact.size)
+            raw[f.SEGMENTS], raw[f.FRAMES] = exact.segments.tobytes(), exact.frames.tobytes()
+        tables_of = b"".join(raw[name] for name in f.ENTRIES if name in raw)
+        self._file.write(head + root(head, total, names, raw) + tables_of)
         for chunks in writers:
             chunks.scratch.seek(0)
             shutil.copyfileobj(chunks.scratch, self._file, COPY)
+        if exact is not None:
+            self._file.write(raw[f.SEGMENTS] + raw[f.FRAMES])
+            for data in exact.data():
+                self._file.write(data)
         if self._file.tell() != total:
             raise AssertionError(f"wrote {self._file.tell()} bytes of {total}")
         return total
 
 
-def root(head: bytes, size: int, raw: dict[str, bytes]) -> bytes:
-    """Return the root entry of a file of `size` bytes that begins with `head` (FORMAT.md section 3)."""
-    rows = np.zeros(len(f.ENTRIES) - 1, f.ROOT_ROW)
-    rows["coverage"] = [name in f.COVERED_ELSEWHERE for name in f.ENTRIES[1:]]
-    rows["crc"] = [0 if name in f.COVERED_ELSEWHERE else zlib.crc32(raw[name]) for name in f.ENTRIES[1:]]
+def root(head: bytes, size: int, names: Sequence[str], raw: dict[str, bytes]) -> bytes:
+    """Return the root entry of a file of `size` bytes that begins with `head` and has entries `names` (section 3)."""
+    rows = np.zeros(len(names) - 1, f.ROOT_ROW)
+    rows["coverage"] = [name in f.COVERED_ELSEWHERE for name in names[1:]]
+    rows["crc"] = [0 if name in f.COVERED_ELSEWHERE else zlib.crc32(raw[name]) for name in names[1:]]
     begin = np.zeros(1, f.ROOT_HEAD)
     begin[0] = (f.MAGIC, f.VERSION, zlib.crc32(head), size, len(rows), 0)
     body = begin.tobytes() + rows.tobytes()

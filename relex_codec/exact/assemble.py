@@ -1,0 +1,140 @@
+"""Laying out the exact tier of a file: records and blocks of earlier segments and of a new one (FORMAT.md section 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from .. import format as f
+from ..dtypes import Bits
+from ..index import Records
+from .layout import PartInfo
+from .plan import choose_left
+from .tier import ExactTier
+from .writer import SegmentWriter, still_digest
+
+COPY: Final = 1 << 22
+"""Bytes of earlier segments that are copied at a time."""
+
+
+@dataclass(slots=True)
+class Assembly:
+    """The exact tier of a file that is being written.
+
+    Attributes:
+        segments, frames: records; positions count from the beginning of ``relex.data.frames``.
+        size: bytes of that entry.
+        data: yields them.
+    """
+
+    segments: Records
+    frames: Records
+    size: int
+    data: Callable[[], Iterator[bytes]]
+
+
+class SegmentJob:
+    """One new segment of a run: takes the steps of a tensor piece by piece and finds out which tensors it holds.
+
+    Args:
+        writer: of the new segment.
+        old: the exact tier that the segment is appended to, or None.
+        held: the ``segment`` field of each tensor in the file before; empty without one.
+    """
+
+    def __init__(self, writer: SegmentWriter, old: ExactTier | None = None, held: dict[str, int] | None = None) -> None:
+        self.writer, self.old, self._held = writer, old, held or {}
+        segments = old.segments if old else []
+        self.first = segments[-1].first + segments[-1].count if segments else 0
+        """Steps before the segment."""
+        ends = [segment.first + segment.count for segment in segments]
+        self.left = choose_left(ends, old.costs if old else [], writer.count)
+        """Number of the step at its left end; 0 is the origin."""
+        self._tensors = 0
+
+    def tensor(self, name: str, dtype: str) -> TensorJob:
+        """Begin the next tensor; tensors come in the order of the file."""
+        self._tensors += 1
+        return TensorJob(self, self._tensors - 1, dtype, self._held.get(name, 0))
+
+    @property
+    def number(self) -> int:
+        """Number of the new segment."""
+        return len(self.old.segments) if self.old else 0
+
+    def assemble(self) -> Assembly:
+        """Close the segment and lay out the tier."""
+        self.writer.finish()
+        old = self.old
+        count = self.first + self.writer.count
+        segments = np.zeros(self.number + 1, f.SEGMENT_RECORD)
+        frames = np.zeros(count, f.FRAME_RECORD)
+        begin = copied = 0
+        if old is not None:
+            entry = old.container.index.entries[f.DATA_FRAMES]
+            begin, copied = entry.begin, entry.end - entry.begin
+            segments[:-1], frames[: self.first] = old.segment_records, old.frame_records
+            for records in (segments[:-1], frames[: self.first]):
+                records["position"] -= np.uint64(begin)
+        at = copied
+        for step, length, _ in self.writer.blocks():
+            if step:
+                frames[self.first + step - 1]["position"] = at
+                frames[self.first + step - 1]["length"] = length
+            else:
+                segments[-1]["position"], segments[-1]["length"] = at, length
+            at += length
+        segments[-1]["first"], segments[-1]["count"], segments[-1]["left"] = self.first, self.writer.count, self.left
+        segments[-1]["models"], segments[-1]["groups"] = max(self.writer.models) + 1, self.writer.groups
+        segments[-1]["limit"] = self.writer.limit
+        frames["model"][self.first :] = self.writer.models
+
+        def data() -> Iterator[bytes]:
+            if old is not None:
+                for low in range(0, copied, COPY):
+                    yield old.container.source.read(begin + low, begin + min(low + COPY, copied))
+            for _, _, block in self.writer.blocks():
+                yield from block
+
+        return Assembly(segments, frames, at, data)
+
+
+class TensorJob:
+    """The pieces of one tensor in a new segment. Pieces before the first that moves wait, as the tensor may never move."""
+
+    def __init__(self, job: SegmentJob, number: int, dtype: str, held: int) -> None:
+        self._job, self._number, self._dtype, self._before = job, number, dtype, held
+        self._moved = held > 0
+        self._waiting: list[tuple[PartInfo, bytes]] = []
+
+    def add(self, piece: int, origin: Bits, bits: Bits) -> None:
+        """Take the next piece.
+
+        Args:
+            origin: its elements at the origin, in the tensor's dtype.
+            bits: at all steps of the run, those before the segment included: [T, elements].
+        """
+        job = self._job
+        left = bits[job.left - 1] if job.left else origin
+        new = bits[job.first :]
+        part = PartInfo(self._number, piece, self._dtype, len(origin))
+        if not any((row != left).any() for row in new):
+            digest = still_digest(left)
+            if self._moved:
+                job.writer.add_still(part, digest)
+            else:
+                self._waiting.append((part, digest))
+            return
+        self._moved = True
+        for waiting, digest in self._waiting:
+            job.writer.add_still(waiting, digest)
+        self._waiting.clear()
+        job.writer.add(part, np.concatenate([left[None], new]))
+
+    @property
+    def segment(self) -> int:
+        """The ``segment`` field of the tensor's record; after the last piece."""
+        return self._before or (self._job.number + 1 if self._moved else 0)

@@ -1,0 +1,139 @@
+"""Contexts and symbols: what is coded, given what a decoder knows already (FORMAT.md section 14).
+
+Everything here is compiled into encoder and decoder alike, so both see the same contexts.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .jit import inlined
+
+CLASSES: Final = 16
+"""Scale classes of a word, by the exponent of its value."""
+NEAR_ONE: Final = 0
+"""Ends one apart, by class, outer movement at the near end and at the far end."""
+NEAR: Final = NEAR_ONE + CLASSES * 25
+"""Ends 2 to 7 apart, by distance, class and outer movement at the near end."""
+FAR: Final = NEAR + 6 * CLASSES * 5
+"""Ends further apart, by the length of the distance in bits and class."""
+GAP: Final = FAR + 9 * CLASSES
+"""Quiet words before the next one that moved, by class."""
+MOVE: Final = GAP + CLASSES
+"""By how much a quiet word moved, by class."""
+DENSE: Final = MOVE + CLASSES
+"""By how much any word of a first frame moved, by class."""
+COUNT: Final = DENSE + CLASSES
+"""How many quiet words moved."""
+BELOW: Final = COUNT + 1
+"""How far a word lies outside of its ends, beyond the near one."""
+ABOVE: Final = BELOW + 1
+"""The same beyond the far one."""
+CONTEXTS: Final = ABOVE + 1
+SYMBOLS: Final = 64
+FAMILIES: Final = (
+    (NEAR_ONE, NEAR),
+    *((NEAR + i * CLASSES * 5, NEAR + (i + 1) * CLASSES * 5) for i in range(6)),
+    (FAR, GAP), (GAP, MOVE), (MOVE, DENSE), (DENSE, COUNT), (COUNT, BELOW), (BELOW, ABOVE), (ABOVE, CONTEXTS),
+)  # fmt: skip
+"""Ranges of contexts whose symbols mean the same, so that they may share a table."""
+STILL: Final = 2 | 2 << 4
+"""The outer movement of a word of which nothing is known: none at either end."""
+
+
+@inlined
+def bit_length(value):  # type: ignore[no-untyped-def]
+    """Number of bits of a non-negative int64."""
+    bits = 0
+    while value >= 256:
+        value >>= 8
+        bits += 8
+    while value > 0:
+        value >>= 1
+        bits += 1
+    return bits
+
+
+@inlined
+def number_symbol(value):  # type: ignore[no-untyped-def]
+    """Symbol of a number 0 .. 2^32 - 1: itself below 2, else its length in bits and its second highest bit."""
+    if value < 2:
+        return value
+    bits = bit_length(value)
+    return 2 * (bits - 1) + ((value >> (bits - 2)) & 1)
+
+
+@inlined
+def raw_bits(symbol):  # type: ignore[no-untyped-def]
+    """How many lower bits of a number follow its symbol."""
+    return (symbol >> 1) - 1 if symbol >= 2 else 0
+
+
+@inlined
+def number(symbol, raw):  # type: ignore[no-untyped-def]
+    """The number of a symbol and its raw bits."""
+    if symbol < 2:
+        return symbol
+    return ((2 + (symbol & 1)) << ((symbol >> 1) - 1)) | raw
+
+
+@inlined
+def zigzag(value):  # type: ignore[no-untyped-def]
+    """0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+@inlined
+def unzigzag(value):  # type: ignore[no-untyped-def]
+    """The inverse of `zigzag`."""
+    return value >> 1 if value & 1 == 0 else -((value + 1) >> 1)
+
+
+@inlined
+def wrapped(value, half):  # type: ignore[no-untyped-def]
+    """A difference of words as the number in -half .. half - 1 that equals it modulo 2 half."""
+    return ((value + half) & (2 * half - 1)) - half
+
+
+@inlined
+def scale_class(word, mantissa, half, low):  # type: ignore[no-untyped-def]
+    """Class of an ordered word: its exponent above `low`, 0 to 15."""
+    magnitude = word - half if word >= half else half - 1 - word
+    value = (magnitude >> mantissa) - low
+    return 0 if value < 0 else (CLASSES - 1 if value >= CLASSES else value)
+
+
+@inlined
+def clipped(movement):  # type: ignore[no-untyped-def]
+    """A movement as 0 .. 4, which stand for -2 or less, -1, 0, 1, 2 or more."""
+    return 0 if movement < -2 else (4 if movement > 2 else movement + 2)
+
+
+@inlined
+def list_context(distance, scale, at_near, at_far):  # type: ignore[no-untyped-def]
+    """Context of a word whose ends differ.
+
+    Args:
+        distance: between its ends, at least 1.
+        scale: its class.
+        at_near, at_far: clipped movement across each end from outside, counted towards the far end.
+    """
+    if distance == 1:
+        return NEAR_ONE + (scale * 5 + at_near) * 5 + at_far
+    if distance < 8:
+        return NEAR + ((distance - 2) * CLASSES + scale) * 5 + at_near
+    length = bit_length(distance) - 4
+    return FAR + (8 if length > 8 else length) * CLASSES + scale
+
+
+@inlined
+def outer_near(outer, rises, near_is_right):  # type: ignore[no-untyped-def]
+    """The clipped movement across the near end, from outside, towards the far end.
+
+    Args:
+        outer: clipped movement from outside to the left end, and << 4 that from the right end outwards.
+        rises: whether the right end is the larger.
+        near_is_right: whether the near end is the right one.
+    """
+    movement = outer >> 4 if near_is_right else outer & 15
+    return movement if rises else 4 - movement

@@ -1,0 +1,141 @@
+"""Segments, parts and groups: what the frames of a file hold, and where (FORMAT.md section 13). Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .. import format as f
+from ..errors import Corrupt
+from ..index import Records
+from ..packing import piece_lengths
+from .plan import frame_bound, frame_order, frames_of, root
+from .words import layout_of
+
+
+class PartInfo(NamedTuple):
+    """A piece of a tensor in the frames of a segment.
+
+    Attributes:
+        tensor, piece: numbers.
+        dtype: of the tensor.
+        elements: in the piece.
+    """
+
+    tensor: int
+    piece: int
+    dtype: str
+    elements: int
+
+    @property
+    def words(self) -> int:
+        """Words of the piece."""
+        return self.elements * layout_of(self.dtype).per_element
+
+
+def parts_of(tensors: Iterable[tuple[int, str, int]]) -> list[PartInfo]:
+    """Return the parts of a segment that holds `tensors`, as (number, dtype, size)."""
+    return [
+        PartInfo(number, piece, dtype, elements)
+        for number, dtype, size in tensors
+        for piece, elements in enumerate(piece_lengths(size))
+    ]
+
+
+class Grouping:
+    """Cuts parts into groups, one part after the other."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._words = 0
+        self._dtype = ""
+
+    def begins_group(self, part: PartInfo) -> bool:
+        """Whether a part is the first of a group."""
+        begins = part.dtype != self._dtype or self._words + part.words > self.limit
+        self._words = part.words + (0 if begins else self._words)
+        self._dtype = part.dtype
+        return begins
+
+
+def groups_of(parts: Sequence[PartInfo], limit: int) -> list[int]:
+    """Return the number of the first part of each group, and the number of parts."""
+    grouping = Grouping(limit)
+    return [i for i, part in enumerate(parts) if grouping.begins_group(part)] + [len(parts)]
+
+
+def model_numbers(count: int) -> list[int]:
+    """Return the model of each step of a segment, 1 .. n, as this encoder chooses them: by level, and by where the middle is.
+
+    In a short interval of odd length the middle lies nearer to one end; such frames have tables of their own.
+    """
+    keys = {count: (0, 0)}
+    level = [root(count)]
+    while level:
+        level = [interval for interval in level if interval.has_middle]
+        for interval in level:
+            before, after = interval.middle - interval.left, interval.right - interval.middle
+            skew = (before > after) - (before < after) if interval.right - interval.left < 8 else 0
+            keys[interval.middle] = (interval.level, -skew if interval.near_is_right else skew)
+        level = [half for interval in level for half in (interval.low, interval.high)]
+    numbers = {key: i for i, key in enumerate(sorted(set(keys.values())))}
+    return [numbers[keys[step]] for step in range(1, count + 1)]
+
+
+class Segment(NamedTuple):
+    """Where a segment lies in the run: steps ``first + 1 .. first + count``, from the left end ``left``."""
+
+    first: int
+    count: int
+    left: int
+
+
+def step_costs(segments: Sequence[Segment]) -> list[int]:
+    """Return how many frames restoring each step decodes."""
+    costs: list[int] = []
+    for segment in segments:
+        before = costs[segment.left - 1] if segment.left else 0
+        costs += [before + len(frames_of(step, segment.count)) for step in range(1, segment.count + 1)]
+    return costs
+
+
+def check(segments: Records, frames: Records, steps: int, begin: int, end: int) -> list[Segment]:
+    """Check the records of the exact tier against each other and return the segments.
+
+    Args:
+        steps: T.
+        begin, end: where ``relex.data.frames`` lies in the file.
+
+    Raises:
+        Corrupt
+    """
+    found: list[Segment] = []
+    at = begin
+    if not len(segments) or len(frames) != steps:
+        raise Corrupt(f"{f.FRAMES} has {len(frames)} records, expected {steps}")
+    if segments["reserved"].any() or frames["reserved"].any():
+        raise Corrupt(f"{f.SEGMENTS}: a reserved field is not zero")
+    for record in segments:
+        segment = Segment(int(record["first"]), int(record["count"]), int(record["left"]))
+        expected = found[-1].first + found[-1].count if found else 0
+        if segment.first != expected or not 1 <= segment.count <= steps - expected or segment.left > segment.first:
+            raise Corrupt(f"{f.SEGMENTS}: the segments do not follow each other")
+        if not 1 <= record["models"] <= 255 or not record["limit"]:
+            raise Corrupt(f"{f.SEGMENTS}: a number is out of bounds")
+        index = int(record["groups"]) * f.BLOB_RECORD.itemsize
+        blocks = [(int(record["position"]), int(record["length"]))]
+        for step in frame_order(segment.count):
+            frame = frames[segment.first + step - 1]
+            if frame["model"] >= record["models"]:
+                raise Corrupt(f"{f.FRAMES}: a frame has a model that its segment lacks")
+            blocks.append((int(frame["position"]), int(frame["length"])))
+        for position, length in blocks:
+            if position != at or length < index:
+                raise Corrupt(f"{f.FRAMES}: the blocks do not tile {f.DATA_FRAMES}")
+            at += length
+        found.append(segment)
+    if found[-1].first + found[-1].count != steps or at != end:
+        raise Corrupt(f"{f.SEGMENTS}: the segments do not cover the steps and {f.DATA_FRAMES}")
+    if max(step_costs(found)) > frame_bound(steps):
+        raise Corrupt(f"{f.SEGMENTS}: a step needs more than {frame_bound(steps)} frames")
+    return found

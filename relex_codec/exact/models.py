@@ -1,0 +1,186 @@
+"""Models: the tables of frequencies of a group, which contexts share one, and their bytes (FORMAT.md section 14)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Corrupt
+from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS
+from .jit import compiled
+from .rans import COARSE_BITS, SCALE
+
+UNUSED: Final = 255
+"""Table number of a context that does not occur."""
+MOST_TABLES: Final = 254
+SYMBOL_COST: Final = 14.0
+"""Bits that a symbol of a table costs in the file, about; decides whether a context gets a table of its own."""
+Counts = npt.NDArray[np.int64]
+
+
+class Model(NamedTuple):
+    """What frames are decoded with.
+
+    Attributes:
+        tables: uint64 [CONTEXTS], the table of each context; unused ones have a further one that only knows symbol 0.
+        lookup: uint8 [256 tables], the symbol of each 16th slot of each table; those between have it or one after it.
+        entries: uint32 [64 tables], how many slots a symbol has, and the first of them << 16.
+    """
+
+    tables: npt.NDArray[np.uint64]
+    lookup: npt.NDArray[np.uint8]
+    entries: npt.NDArray[np.uint32]
+
+
+class Tables(NamedTuple):
+    """A model as it is stored: `dense` classes of a first frame are coded word by word.
+
+    Attributes:
+        contexts: uint8 [CONTEXTS], the table of each context or UNUSED.
+        frequency: uint16 [tables, 64], each row with sum 4096.
+    """
+
+    dense: int
+    contexts: npt.NDArray[np.uint8]
+    frequency: npt.NDArray[np.uint16]
+
+
+def fit(counts: Counts, dense: int) -> Tables:
+    """Choose which contexts share tables, and the tables' frequencies.
+
+    Args:
+        counts: int64 [CONTEXTS, 64], how often each symbol occurs in each context.
+    """
+    contexts = np.full(CONTEXTS, UNUSED, np.uint8)
+    sums = np.zeros((MOST_TABLES, SYMBOLS), np.int64)
+    logs = np.zeros((MOST_TABLES, SYMBOLS))
+    used = 0
+    for number, (low, high) in enumerate(FAMILIES):
+        most = MOST_TABLES - (len(FAMILIES) - 1 - number)
+        used = _cluster(counts, low, high, contexts, sums, logs, used, most, SYMBOL_COST)
+    return Tables(dense, contexts, _frequencies(sums[:used]))
+
+
+@compiled
+def _cluster(counts, low, high, contexts, sums, logs, first, most, symbol_cost):  # type: ignore[no-untyped-def]
+    """Give each context of a family, the fullest first, to the table that codes it best, or to a new one."""
+    totals = np.zeros(high - low, np.int64)
+    for context in range(low, high):
+        totals[context - low] = counts[context].sum()
+    used = first
+    for which in np.argsort(-totals):
+        total = totals[which]
+        if total == 0:
+            break
+        row = counts[low + which]
+        own = 0.0
+        for s in range(row.size):
+            if row[s] > 0:
+                own += symbol_cost - row[s] * math.log2(row[s] / total)
+        best, choice = own, -1
+        for table in range(first, used):
+            cost = 0.0
+            for s in range(row.size):
+                if row[s] > 0:
+                    cost -= row[s] * logs[table, s]
+                    if cost >= best and used < most:
+                        break
+            if cost < best or (choice < 0 and used >= most):
+                best, choice = cost, table
+        if choice < 0:
+            choice = used
+            used += 1
+        sums[choice] += row
+        size = sums[choice].sum() + 0.02 * row.size
+        for s in range(row.size):
+            logs[choice, s] = math.log2((sums[choice, s] + 0.02) / size)
+        contexts[low + which] = choice
+    return used
+
+
+def _frequencies(sums: Counts) -> npt.NDArray[np.uint16]:
+    """Scale rows to a sum of 4096, every symbol that occurs getting at least 1."""
+    totals = np.maximum(sums.sum(axis=1, keepdims=True), 1)
+    scaled = np.maximum(sums * SCALE // totals, sums > 0)
+    for row, counted in zip(scaled, sums, strict=True):
+        while (rest := SCALE - int(row.sum())) != 0:
+            # what a slot more or less is worth is about count / frequency
+            if rest > 0:
+                row[np.argmax(counted / np.maximum(row, 1))] += rest if rest < 4 else rest // 2
+            else:
+                able = np.where(row > 1, counted / np.maximum(row, 1), np.inf)
+                row[np.argmin(able)] -= 1
+    return scaled.astype(np.uint16)
+
+
+def to_bytes(models: Sequence[Tables]) -> bytes:
+    """Return the models of a group as bytes, not yet compressed: all contexts, then all sizes, then all frequencies."""
+    sizes = [[int(np.flatnonzero(row)[-1]) + 1 for row in model.frequency] for model in models]
+    rows = [row[:n] for model, found in zip(models, sizes, strict=True) for row, n in zip(model.frequency, found, strict=True)]
+    frequencies = np.concatenate(rows) if rows else np.zeros(0, np.uint16)
+    return b"".join(
+        [
+            b"".join(bytes([model.dense, len(model.frequency)]) for model in models),
+            b"".join(model.contexts.tobytes() for model in models),
+            b"".join(bytes(found) for found in sizes),
+            (frequencies & 0xFF).astype(np.uint8).tobytes(),
+            (frequencies >> 8).astype(np.uint8).tobytes(),
+        ]
+    )
+
+
+def parse(data: bytes, count: int) -> list[Tables]:
+    """Read what `to_bytes` wrote.
+
+    Raises:
+        Corrupt: it breaks the rules.
+    """
+    if len(data) < count * (2 + CONTEXTS):
+        raise Corrupt("the models of a group end early")
+    heads = np.frombuffer(data, np.uint8, 2 * count).reshape(count, 2)
+    at = 2 * count
+    contexts = np.frombuffer(data, np.uint8, count * CONTEXTS, at).reshape(count, CONTEXTS)
+    at += count * CONTEXTS
+    tables = int(heads[:, 1].sum())
+    sizes = np.frombuffer(data[at : at + tables], np.uint8).astype(np.int64)
+    at += tables
+    values = int(sizes.sum())
+    if len(sizes) != tables or len(data) != at + 2 * values or (sizes < 1).any() or (sizes > SYMBOLS).any():
+        raise Corrupt("the models of a group have the wrong length")
+    flat = np.frombuffer(data, np.uint8, values, at).astype(np.uint16)
+    flat |= np.frombuffer(data, np.uint8, values, at + values).astype(np.uint16) << np.uint16(8)
+    frequency = np.zeros((tables, SYMBOLS), np.uint16)
+    frequency[np.arange(SYMBOLS) < sizes[:, None]] = flat
+    last = frequency[np.arange(tables), sizes - 1] if tables else np.zeros(0)
+    if (frequency.sum(axis=1, dtype=np.int64) != SCALE).any() or (last == 0).any():
+        raise Corrupt("a table of frequencies does not add up to 4096")
+    result, first = [], 0
+    for (dense, used), row in zip(heads.tolist(), contexts, strict=True):
+        if dense > CLASSES or used > MOST_TABLES or (row[row != UNUSED] >= used).any():
+            raise Corrupt("a model is out of bounds")
+        result.append(Tables(dense, row, frequency[first : first + used]))
+        first += used
+    return result
+
+
+def most_bytes(count: int) -> int:
+    """Return the largest size of the models of a group, as `to_bytes` lays them out."""
+    return count * (2 + CONTEXTS + MOST_TABLES * (1 + 2 * SYMBOLS))
+
+
+def prepare(tables: Tables) -> Model:
+    """Return a model as decoding uses it. A context that is not used decodes to symbol 0."""
+    used = len(tables.frequency)
+    frequency = np.zeros((used + 1, SYMBOLS), np.uint32)
+    frequency[:used] = tables.frequency
+    frequency[used, 0] = SCALE
+    start = np.zeros_like(frequency)
+    start[:, 1:] = np.cumsum(frequency[:, :-1], axis=1)
+    symbols = np.broadcast_to(np.arange(SYMBOLS, dtype=np.uint8), frequency.shape)
+    lookup = np.repeat(symbols.reshape(-1), frequency.reshape(-1))[:: 1 << COARSE_BITS].copy()
+    contexts = np.where(tables.contexts == UNUSED, used, tables.contexts).astype(np.uint64)
+    return Model(contexts, lookup, (frequency | start << np.uint32(16)).reshape(-1))

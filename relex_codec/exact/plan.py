@@ -1,0 +1,99 @@
+"""The order of bisection: which frames a segment has, and which of them a step needs (FORMAT.md section 13).
+
+Steps of a segment are numbered 1 .. n; 0 is its left end. Pure functions on numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """A node of the tree: a frame gives its middle from its ends.
+
+    Attributes:
+        left, right: its ends.
+        level: 1 for the whole segment, one more for each halving.
+        near_is_right: the end that was a middle itself, and whose other side is known, is the right one.
+    """
+
+    left: int
+    right: int
+    level: int
+    near_is_right: bool
+
+    @property
+    def middle(self) -> int:
+        """The step that the frame of this interval gives."""
+        return (self.left + self.right) // 2
+
+    @property
+    def low(self) -> Interval:
+        """The interval to the left of the middle."""
+        return Interval(self.left, self.middle, self.level + 1, True)
+
+    @property
+    def high(self) -> Interval:
+        """The interval to the right of the middle."""
+        return Interval(self.middle, self.right, self.level + 1, False)
+
+    @property
+    def has_middle(self) -> bool:
+        """Whether there is a step between the ends."""
+        return self.right - self.left > 1
+
+
+def root(count: int) -> Interval:
+    """Return the interval of a segment of `count` steps."""
+    return Interval(0, count, 1, False)
+
+
+def frame_order(count: int) -> list[int]:
+    """Return the steps of a segment in the order of their frames: level by level, each from left to right."""
+    order, level = [count], [root(count)]
+    while level:
+        level = [interval for interval in level if interval.has_middle]
+        order += [interval.middle for interval in level]
+        level = [half for interval in level for half in (interval.low, interval.high)]
+    return order
+
+
+def path(step: int, count: int) -> Iterator[Interval]:
+    """Yield the intervals whose frames lead to a step, from the whole segment on; none for the last step."""
+    interval = root(count)
+    while step not in (interval.left, interval.right):
+        yield interval
+        interval = interval.low if step <= interval.middle else interval.high
+
+
+def frames_of(step: int, count: int) -> list[int]:
+    """Return the steps whose frames restoring a step decodes, in order; none for 0."""
+    return [count, *(interval.middle for interval in path(step, count))] if step else []
+
+
+def frame_bound(steps: int) -> int:
+    """Return how many frames restoring any step of so many may decode: ceil(log2 T) + 2."""
+    return (steps - 1).bit_length() + 2
+
+
+def choose_left(ends: list[int], costs: list[int], count: int) -> int:
+    """Return what a new segment begins from: 0, the origin, or the number of an earlier step.
+
+    The nearest step would be the cheapest, but a chain of such steps would need a frame for each. Segments are linked as in a
+    Fenwick tree instead: segment m begins from the end of segment m minus its lowest set bit, so that appending one step at
+    a time makes chains of log2 of the number of appends, over a distance that is half as long on average. Where that
+    would still take more frames than `frame_bound` allows, the latest step that leaves room is taken.
+
+    Args:
+        ends: numbers of the last steps of the segments there are.
+        costs: frames that each of the steps there are needs.
+        count: number of new steps.
+    """
+    if not ends:
+        return 0
+    room = frame_bound(len(costs) + count) - 1 - (count - 1).bit_length()
+    wanted = ends[len(ends) & (len(ends) - 1)]
+    if costs[wanted - 1] <= room:
+        return wanted
+    return next((step for step in range(ends[-1], 0, -1) if costs[step - 1] <= room), 0)

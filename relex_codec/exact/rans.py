@@ -1,0 +1,213 @@
+"""Entropy coding: rANS with static tables, one or four interleaved lanes (FORMAT.md section 14).
+
+A lane is a number x < 2^64. Coding a symbol of frequency f (of 4096) multiplies it by about 4096 / f; when it would
+leave 64 bits, its low 32 bits are written as a word. A single lane begins at 1, so a short stream is only as long as what
+it says; four lanes share their words, so each begins at 2^32, from where on its size tells when it has written one.
+J. Duda, "Asymmetric numeral systems", arXiv 1311.2540.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .contexts import FAR, number, raw_bits
+from .jit import compiled, inlined
+
+SCALE_BITS: Final = 12
+SCALE: Final = 1 << SCALE_BITS
+LANES: Final = 4
+LANES_FROM: Final = 1 << 14
+"""Elements in the first phase of a stream from which on it has four lanes."""
+
+EXTRA: Final = 1 << 31
+"""Mark of a record that belongs to the same element as the one before."""
+_MASK: Final = np.uint64(SCALE - 1)
+SCALE_SHIFT: Final = np.uint64(SCALE_BITS)
+LOW: Final = np.uint64(1 << 32)
+_WORD: Final = np.uint64(32)
+_LIMIT: Final = np.uint64(64 - SCALE_BITS)
+SYMBOL_SHIFT: Final = np.uint64(6)
+COARSE_BITS: Final = 4
+"""Slots are looked up in groups of 16, so that the tables of a frame stay in the nearest cache."""
+COARSE_SHIFT: Final = np.uint64(COARSE_BITS)
+LOOKUP_SHIFT: Final = np.uint64(SCALE_BITS - COARSE_BITS)
+_SIXTEEN: Final = np.uint64(16)
+_HALF: Final = np.uint64(0xFFFF)
+_SIXTYFOUR: Final = np.uint64(64)
+ONE: Final = np.uint64(1)
+_EIGHT: Final = np.uint64(8)
+
+
+@inlined
+def slot_of(x):  # type: ignore[no-untyped-def]
+    """The slot that the next symbol of a lane is found by."""
+    return x & _MASK
+
+
+@inlined
+def is_beyond(slot, entry):  # type: ignore[no-untyped-def]
+    """Whether a slot is behind those of the symbol with frequency and start `entry`."""
+    wide = np.uint64(entry)
+    return slot >= (wide & _HALF) + (wide >> _SIXTEEN)
+
+
+@inlined
+def after_symbol(x, entry):  # type: ignore[no-untyped-def]
+    """The lane after a symbol whose frequency and start are `entry`, before it is refilled."""
+    wide = np.uint64(entry)
+    return (wide & _HALF) * (x >> SCALE_SHIFT) + (x & _MASK) - (wide >> _SIXTEEN)
+
+
+@inlined
+def refilled(x, word):  # type: ignore[no-untyped-def]
+    """A lane that was below 2^32, with the next word."""
+    return (x << _WORD) | np.uint64(word)
+
+
+@inlined
+def raw_of(x, bits):  # type: ignore[no-untyped-def]
+    """The lowest `bits` bits of a lane as int64."""
+    return np.int64(x & ((ONE << np.uint64(bits)) - ONE))
+
+
+@inlined
+def without_raw(x, bits):  # type: ignore[no-untyped-def]
+    """The lane after them, before it is refilled."""
+    return x >> np.uint64(bits)
+
+
+@compiled
+def take_number(x, context, model, words, at):  # type: ignore[no-untyped-def]
+    """Take a number from a lane.
+
+    Args:
+        model: (tables, lookup, entries), see `models.Model`.
+        words: uint32, the words of the stream; `at` of them are used.
+
+    Returns:
+        (number, lane, words used).
+    """
+    tables, lookup, entries = model
+    table = tables[context]
+    slot = slot_of(x)
+    symbol = np.uint64(lookup[(table << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
+    while is_beyond(slot, entries[(table << SYMBOL_SHIFT) | symbol]):
+        symbol += ONE
+    x = after_symbol(x, entries[(table << SYMBOL_SHIFT) | symbol])
+    if x < LOW and at < len(words):
+        x = refilled(x, words[at])
+        at += 1
+    return take_rest(np.int64(symbol), x, words, at)
+
+
+@compiled
+def take_rest(symbol, x, words, at):  # type: ignore[no-untyped-def]
+    """Take the raw bits of a number whose symbol is known; as `take_number`."""
+    bits = raw_bits(symbol)
+    if bits == 0:
+        return number(symbol, 0), x, at
+    raw = raw_of(x, bits)
+    x = without_raw(x, bits)
+    if x < LOW and at < len(words):
+        x = refilled(x, words[at])
+        at += 1
+    return number(symbol, raw), x, at
+
+
+def open_stream(stream: bytes, elements: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], np.uint64] | None:
+    """Cut a stream into its lanes and words.
+
+    Args:
+        elements: of the first phase.
+
+    Returns:
+        (lanes, words, what the first lane ends with), or None if the stream is malformed.
+    """
+    if elements >= LANES_FROM:
+        size = 8 * LANES
+        if len(stream) < size or len(stream) % 4:
+            return None
+        states = np.frombuffer(stream[:size], "<u8").astype(np.uint64)
+        return states, np.frombuffer(stream, "<u4", offset=size).astype(np.uint32), LOW
+    size = len(stream) if len(stream) <= 8 else 5 + (len(stream) - 5) % 4
+    states = np.full(LANES, LOW)
+    states[0] = int.from_bytes(stream[:size], "little")
+    return states, np.frombuffer(stream[size:], "<u4").astype(np.uint32), ONE
+
+
+@compiled
+def _put_word(out, at, x):  # type: ignore[no-untyped-def]
+    at -= 4
+    out[at] = x & np.uint64(255)
+    out[at + 1] = (x >> np.uint64(8)) & np.uint64(255)
+    out[at + 2] = (x >> np.uint64(16)) & np.uint64(255)
+    out[at + 3] = (x >> np.uint64(24)) & np.uint64(255)
+    return at
+
+
+@compiled
+def encode_stream(records, raws, count, elements, tables, entries, out):  # type: ignore[no-untyped-def]
+    """Code the records of one stream.
+
+    Args:
+        records: uint32 [count]: symbol, context << 6, and `EXTRA`.
+        raws: uint32, the raw bits of the records that have some, in order.
+        elements: elements of the first phase, which take turns at the lanes; what follows is in the first lane.
+        tables: table of each context.
+        entries: uint32, see `models.Model`.
+        out: uint8 buffer, filled from its end.
+
+    Returns:
+        Where the stream begins in `out`; it ends with it.
+    """
+    lanes = LANES if elements >= LANES_FROM else 1
+    states = np.full(LANES, LOW if lanes > 1 else ONE, np.uint64)
+    at = len(out)
+    raw_at = len(raws)
+    # the lane of the last record: elements are counted by records that are not marked
+    plain = 0
+    for i in range(count):
+        if records[i] < EXTRA:
+            plain += 1
+    for i in range(count - 1, -1, -1):
+        record = np.int64(records[i])
+        element = plain - 1
+        lane = element % LANES if lanes > 1 and element < elements else 0
+        if record < EXTRA:
+            plain -= 1
+        record &= EXTRA - 1
+        symbol = record & 63
+        context = record >> 6
+        x = states[lane]
+        if context >= FAR:
+            bits = raw_bits(symbol)
+            if bits > 0:
+                raw_at -= 1
+                k = np.uint64(bits)
+                if x >> (_SIXTYFOUR - k) != 0:
+                    at = _put_word(out, at, x)
+                    x >>= _WORD
+                x = (x << k) | np.uint64(raws[raw_at])
+        entry = np.uint64(entries[(tables[context] << SYMBOL_SHIFT) | np.uint64(symbol)])
+        f = entry & _HALF
+        if x >> _LIMIT >= f:
+            at = _put_word(out, at, x)
+            x >>= _WORD
+        states[lane] = ((x // f) << SCALE_SHIFT) + x % f + (entry >> _SIXTEEN)
+    for lane in range(lanes - 1, -1, -1):
+        x = states[lane]
+        length = 8
+        if lanes == 1:
+            length = 0
+            while x > 0:
+                x >>= _EIGHT
+                length += 1
+            x = states[lane]
+        at -= length
+        for i in range(length):
+            out[at + i] = x & np.uint64(255)
+            x >>= _EIGHT
+    return at

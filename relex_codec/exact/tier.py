@@ -1,0 +1,356 @@
+"""Reading the exact tier: segments, blocks, blobs (FORMAT.md section 13). Nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from .. import format as f
+from ..container import Container
+from ..dtypes import Bits
+from ..errors import Corrupt
+from ..header import quote
+from ..packing import decompress
+from . import models as models_module
+from .layout import PartInfo, Segment, check, groups_of, parts_of, step_costs
+from .models import Model
+from .part import Frame, PartDecoder
+from .plan import frames_of
+
+CACHE: Final = 128 << 20
+"""Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""
+MODELS_WEIGHT: Final = 32
+"""How much larger models are in memory than in the file, about."""
+Origin = Callable[[PartInfo], Bits]
+"""Gives the elements of a part that the origin has, in the tensor's dtype."""
+
+
+class Key(NamedTuple):
+    """A blob: of the models (step 0) or of a frame of a segment, and its group."""
+
+    segment: int
+    step: int
+    group: int
+
+
+class Streams(NamedTuple):
+    """A parsed frame blob: digests [parts, 8], coding and stream of each part."""
+
+    digests: bytes
+    streams: list[tuple[int, bytes]]
+
+
+class Models:
+    """The models of a group; each is prepared when a frame needs it."""
+
+    def __init__(self, low: int, tables: list[models_module.Tables]) -> None:
+        self.low, self.tables = low, tables
+        self._ready: dict[int, Model] = {}
+
+    def dense(self, model: int) -> int:
+        """Classes of a first frame that are coded word by word."""
+        return self.tables[model].dense
+
+    def model(self, number: int) -> Model:
+        """One model, ready for decoding."""
+        if number not in self._ready:
+            self._ready[number] = models_module.prepare(self.tables[number])
+        return self._ready[number]
+
+
+Blob = Streams | Models
+Blobs = Mapping[Key, Blob]
+
+
+class ExactTier:
+    """The exact tier of an open file.
+
+    Attributes:
+        segments: the checked segments.
+        costs: frames that each step needs.
+
+    Raises:
+        Corrupt: the records break the rules.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        entries = container.index.entries
+        first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
+        raw = container.source.read(first.begin, second.end)
+        records = []
+        for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
+            part = raw[entry.begin - first.begin : entry.end - first.begin]
+            container.check_bytes(entry, part)
+            records.append(np.frombuffer(part, dtype))
+        self.segment_records, self.frame_records = records
+        steps = len(container.index.steps)
+        self.segments = check(*records, steps, data.begin, data.end)
+        self.costs = step_costs(self.segments)
+        self._number = np.repeat(np.arange(len(self.segments)), [segment.count for segment in self.segments])
+        self._parts: dict[int, tuple[list[PartInfo], list[int], dict[int, int]]] = {}
+        self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
+        self._blobs: OrderedDict[Key, tuple[int, Blob]] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    # -- what lies where -------------------------------------------------------------------------------------------
+
+    def segment_of(self, step: int) -> int:
+        """Return the number of the segment that holds step number `step` (1 .. T)."""
+        return int(self._number[step - 1])
+
+    def holds(self, segment: int, tensor: int) -> bool:
+        """Whether a segment holds a tensor; otherwise it is its origin there."""
+        first = int(self.container.index.tensors[tensor]["segment"])
+        return 0 < first <= segment + 1
+
+    def parts(self, segment: int) -> tuple[list[PartInfo], list[int], dict[int, int]]:
+        """Return the parts of a segment, the first part of each group, and the number of each tensor's first part.
+
+        Raises:
+            Corrupt: the segment has another number of groups than it says.
+        """
+        if segment not in self._parts:
+            tensors = self.container.index.manifest.tensors
+            held = ((i, t.dtype, t.size) for i, t in enumerate(tensors) if self.holds(segment, i))
+            parts = parts_of(held)
+            groups = groups_of(parts, int(self.segment_records[segment]["limit"]))
+            if len(groups) - 1 != int(self.segment_records[segment]["groups"]):
+                raise Corrupt(f"{f.SEGMENTS}: segment {segment} has {len(groups) - 1} groups, it says otherwise")
+            firsts = {part.tensor: i for i, part in reversed(list(enumerate(parts)))}
+            self._parts[segment] = parts, groups, firsts
+        return self._parts[segment]
+
+    def place(self, segment: int, part: PartInfo) -> tuple[int, int]:
+        """Return the group of a part, and its number in it."""
+        _, groups, firsts = self.parts(segment)
+        number = firsts[part.tensor] + part.piece
+        group = int(np.searchsorted(groups, number, side="right")) - 1
+        return group, number - groups[group]
+
+    def blobs_of(self, parts: Iterable[PartInfo], step: int) -> list[Key]:
+        """Return the blobs that restoring `parts` at step number `step` needs, those of left ends included."""
+        found: dict[Key, None] = {}
+        for part in parts:
+            at = step
+            while at:
+                number = self.segment_of(at)
+                if not self.holds(number, part.tensor):
+                    break
+                segment = self.segments[number]
+                group, _ = self.place(number, part)
+                for frame in (0, *frames_of(at - segment.first, segment.count)):
+                    found[Key(number, frame, group)] = None
+                at = segment.left
+        return list(found)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Blob]:
+        """Return checked and parsed blobs: those that are not held are read together, after the indexes of their blocks."""
+        with self._lock:
+            found = {key: self._blobs[key][1] for key in keys if key in self._blobs}
+        missing = [key for key in keys if key not in found]
+        if not missing:
+            return found
+        self._read_indexes(missing)
+        ranges = [self._range(key) for key in missing]
+        sizes = {}
+        for key, (begin, _), raw in zip(missing, ranges, self.container.source.read_many(ranges), strict=True):
+            if zlib.crc32(raw) != int(self._indexes[key.segment, key.step]["crc"][key.group]):
+                raise Corrupt(
+                    f"{self.container.source.path}: a blob of {f.DATA_FRAMES}, at byte {begin}, does not match its "
+                    "checksum: copy the file again"
+                )
+            try:
+                found[key] = self._parse(key, raw)
+            except Corrupt as error:
+                raise Corrupt(f"{self.container.source.path}: {f.DATA_FRAMES}, byte {begin}: {error}") from None
+            sizes[key] = len(raw) * (1 if key.step else MODELS_WEIGHT)
+        with self._lock:
+            for key, size in sizes.items():
+                self._blobs[key] = size, found[key]
+                self._held += size
+            while self._held > CACHE and len(self._blobs) > len(missing):
+                self._held -= self._blobs.popitem(last=False)[1][0]
+        return found
+
+    def _parse(self, key: Key, raw: bytes) -> Blob:
+        if not key.step:
+            return Models(*parse_models(raw, int(self.segment_records[key.segment]["models"])))
+        _, groups, _ = self.parts(key.segment)
+        return parse_frame(raw, groups[key.group + 1] - groups[key.group])
+
+    def _block(self, segment: int, step: int) -> tuple[int, int]:
+        record = self.segment_records[segment]
+        if step:
+            record = self.frame_records[self.segments[segment].first + step - 1]
+        return int(record["position"]), int(record["length"])
+
+    def _read_indexes(self, keys: Iterable[Key]) -> None:
+        wanted = list(dict.fromkeys((key.segment, key.step) for key in keys if (key.segment, key.step) not in self._indexes))
+        size = f.BLOB_RECORD.itemsize
+        places = [self._block(*block) for block in wanted]
+        ranges = [
+            (position, position + size * int(self.segment_records[segment]["groups"]))
+            for (segment, _), (position, _) in zip(wanted, places, strict=True)
+        ]
+        for block, (_, length), raw in zip(wanted, places, self.container.source.read_many(ranges), strict=True):
+            index = np.frombuffer(raw, f.BLOB_RECORD)
+            ends = index["end"].astype(np.int64)
+            if (np.diff(ends, prepend=len(raw)) < 0).any() or (len(ends) and ends[-1] != length) or (not len(ends) and length):
+                raise Corrupt(f"{self.container.source.path}: the blobs of {f.DATA_FRAMES} do not tile their block")
+            self._indexes[block] = index
+
+    def _range(self, key: Key) -> tuple[int, int]:
+        position, _ = self._block(key.segment, key.step)
+        index = self._indexes[key.segment, key.step]
+        begin = int(index["end"][key.group - 1]) if key.group else index.nbytes
+        return position + begin, position + int(index["end"][key.group])
+
+    # -- restoring -------------------------------------------------------------------------------------------------
+
+    def decoder(self, segment: int, part: PartInfo, left: Bits, blobs: Blobs) -> PartDecoder:
+        """Return the decoder of a part in a segment.
+
+        Args:
+            left: elements at the left end.
+                blobs: those of `blobs_of`.
+        """
+        group, place = self.place(segment, part)
+        found = blobs[Key(segment, 0, group)]
+        assert isinstance(found, Models)
+        first, count = self.segments[segment].first, self.segments[segment].count
+
+        def frame(step: int) -> Frame:
+            streams = blobs[Key(segment, step, group)]
+            assert isinstance(streams, Streams)
+            return Frame(*streams.streams[place], found.model(int(self.frame_records[first + step - 1]["model"])))
+
+        dense = found.dense(int(self.frame_records[first + count - 1]["model"]))
+        return PartDecoder(left, part.dtype, found.low, count, dense, frame)
+
+    def restore(self, part: PartInfo, step: int, origin: Origin, blobs: Blobs) -> Bits:
+        """Return the elements of a part at step number `step`, 0 being the origin; digests are not checked.
+
+        Raises:
+            Corrupt: a stream does not decode; also where the origin is not the right one.
+        """
+        if not step:
+            return origin(part)
+        number = self.segment_of(step)
+        if not self.holds(number, part.tensor):
+            return origin(part)
+        segment = self.segments[number]
+        left = self.restore(part, segment.left, origin, blobs)
+        return self.decoder(number, part, left, blobs).restore(step - segment.first)
+
+    def restored(self, part: PartInfo, step: int, origin: Origin, blobs: Blobs) -> Bits:
+        """Return the elements of a part at step number `step` as `restore` does, with their digest checked.
+
+        Raises:
+            Corrupt: a stream does not decode, or the digest differs; the message names the tensor.
+        """
+        try:
+            bits = self.restore(part, step, origin, blobs)
+        except Corrupt as error:
+            raise Corrupt(f"{self.where(part)}: {error}") from None
+        self.check_digest(part, step, bits, blobs)
+        return bits
+
+    def check_digest(self, part: PartInfo, step: int, bits: Bits, blobs: Blobs) -> None:
+        """Check the elements of a part at step number `step`.
+
+        A segment that does not hold the tensor has no digest of it: then the origin's own digests count.
+
+        Raises:
+            Corrupt: the digest differs.
+        """
+        number = self.segment_of(step)
+        if not self.holds(number, part.tensor):
+            return
+        group, place = self.place(number, part)
+        streams = blobs[Key(number, step - self.segments[number].first, group)]
+        assert isinstance(streams, Streams)
+        found = streams.digests[place * f.EXACT_DIGEST : (place + 1) * f.EXACT_DIGEST]
+        if hashlib.sha256(np.ascontiguousarray(bits).data).digest()[: f.EXACT_DIGEST] != found:
+            at = int(self.container.index.steps[step - 1])
+            raise Corrupt(f"{self.where(part)} of step {at} differs from its digest")
+
+    def pieces(self, tensor: int, first: int, last: int) -> list[PartInfo]:
+        """Return pieces first .. last - 1 of a tensor as parts."""
+        entry = self.container.index.manifest.tensors[tensor]
+        return [
+            PartInfo(tensor, piece, entry.dtype, min(f.PIECE, entry.size - piece * f.PIECE))
+            for piece in range(first, last)
+        ]
+
+    def where(self, part: PartInfo) -> str:
+        """Name a part in a message."""
+        name = quote(self.container.index.manifest.tensors[part.tensor].name)
+        return f"{self.container.source.path}: tensor {name}"
+
+    def all_blobs(self) -> Iterator[list[Key]]:
+        """Yield the blobs of each block."""
+        for number, segment in enumerate(self.segments):
+            _, groups, _ = self.parts(number)
+            for step in range(segment.count + 1):
+                yield [Key(number, step, group) for group in range(len(groups) - 1)]
+
+
+def parse_models(blob: bytes, count: int) -> tuple[int, list[models_module.Tables]]:
+    """Read the blob of models of a group: its lowest exponent, and the models.
+
+    Raises:
+        Corrupt
+    """
+    try:
+        size = zstandard.get_frame_parameters(blob).content_size
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a blob of models cannot be decoded ({error})") from None
+    if size > 1 + models_module.most_bytes(count):
+        raise Corrupt(f"a blob of models says {size} bytes")
+    raw = decompress(blob, size, f.CODEC_ZSTD).tobytes()
+    if not raw:
+        raise Corrupt("a blob of models is empty")
+    return raw[0], models_module.parse(raw[1:], count)
+
+
+def parse_frame(blob: bytes, parts: int) -> Streams:
+    """Cut the blob of a frame into digests and streams.
+
+    Raises:
+        Corrupt
+    """
+    at = parts * f.EXACT_DIGEST
+    sizes = []
+    for _ in range(parts):
+        value = shift = 0
+        while True:
+            if at >= len(blob) or shift > 28:
+                raise Corrupt("the lengths of a frame's streams end early")
+            byte = blob[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        if not byte and shift > 7:
+            raise Corrupt("a length of a stream is not in its shortest form")
+        sizes.append(value)
+    streams = []
+    for value in sizes:
+        streams.append((value & 1, blob[at : at + (value >> 1)]))
+        at += value >> 1
+    if at != len(blob):
+        raise Corrupt("the streams of a frame do not fill their blob")
+    return Streams(blob[: parts * f.EXACT_DIGEST], streams)

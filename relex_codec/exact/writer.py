@@ -1,0 +1,176 @@
+"""Writing a segment: parts come in tensor by tensor, blocks go out frame by frame (FORMAT.md section 13)."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, Final
+
+import numpy as np
+import zstandard
+
+from .. import format as f
+from ..dtypes import Bits
+from ..parallel import in_parallel
+from .layout import Grouping, PartInfo, model_numbers
+from .models import fit, prepare, to_bytes
+from .part import Counter, PartEncoder, Symbols, lowest_exponent
+from .plan import Interval, frame_order
+from .words import layout_of, to_words
+
+GROUP_WORDS: Final = 1 << 20
+"""Words in a group: tables cost about 10 KB a group, and a group's symbols are in memory until their tables are known."""
+SYMBOL_MEMORY: Final = 256 << 20
+"""Groups are smaller where their symbols would need more memory than this, at a tenth of the words a step."""
+MODELS_LEVEL: Final = 9
+"""zstd level of the blob of models."""
+
+
+def group_limit(steps: int) -> int:
+    """Return how many words the groups of a segment of so many steps have."""
+    return max(f.PIECE, min(GROUP_WORDS, SYMBOL_MEMORY * 10 // (4 * steps) // f.PIECE * f.PIECE))
+
+
+@dataclass(slots=True)
+class _Part:
+    """What is known of a part until its group is complete."""
+
+    info: PartInfo
+    digests: list[bytes]
+    symbols: dict[int, Symbols] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Group:
+    parts: list[_Part] = field(default_factory=list)
+    counter: Counter = field(default_factory=Counter)
+    low: int | None = None
+    dense: int | None = None
+
+
+class SegmentWriter:
+    """Codes the parts of one segment into a scratch file.
+
+    Args:
+        scratch: where blobs are kept until their order is known.
+        count: steps of the segment.
+    """
+
+    def __init__(self, scratch: IO[bytes], count: int) -> None:
+        self.scratch, self.count, self.limit = scratch, count, group_limit(count)
+        self.models = model_numbers(count)
+        self._blocks = [0, *frame_order(count)]
+        """Steps of the blocks in the order of the file; 0 is that of the models."""
+        self._grouping = Grouping(self.limit)
+        self._group = _Group()
+        self._blobs: list[list[tuple[int, int]]] = []
+        """(length, CRC) of every blob of each group, in the order of the blocks."""
+
+    def add(self, info: PartInfo, bits: Bits) -> None:
+        """Code a part.
+
+        Args:
+            bits: its elements at the left end and at each step: [n + 1, elements].
+        """
+        group = self._next(info)
+        layout = layout_of(info.dtype)
+        if group.low is None:
+            group.low = lowest_exponent(to_words(bits[0], layout), layout)
+        encoder = PartEncoder(bits, layout, group.low)
+        if group.dense is None:
+            group.dense = encoder.dense()
+        digests = in_parallel(_digest, bits[1:])
+        symbols = encoder.encode(self._model, group.dense, group.counter)
+        group.parts.append(_Part(info, digests, symbols))
+
+    def add_still(self, info: PartInfo, digest: bytes) -> None:
+        """Code a part that is the same at the left end and at every step."""
+        self._next(info).parts.append(_Part(info, [digest] * self.count))
+
+    def finish(self) -> None:
+        """Close the last group."""
+        if self._group.parts:
+            self._close()
+
+    @property
+    def groups(self) -> int:
+        """Number of groups; after `finish`."""
+        return len(self._blobs)
+
+    def blocks(self) -> Iterator[tuple[int, int, Iterator[bytes]]]:
+        """Yield (step, length, data) of each block, in the order of the file; step 0 stands for the models."""
+        begins = np.concatenate([[0], np.cumsum([sum(n for n, _ in blobs) for blobs in self._blobs])]).astype(np.int64)
+        offsets = [
+            np.concatenate([[0], np.cumsum([n for n, _ in blobs])]).astype(np.int64) + begin
+            for begin, blobs in zip(begins, self._blobs, strict=False)
+        ]
+        for number, step in enumerate(self._blocks):
+            index = np.zeros(len(self._blobs), f.BLOB_RECORD)
+            lengths = np.array([blobs[number][0] for blobs in self._blobs], np.uint64)
+            index["end"] = index.nbytes + np.cumsum(lengths)
+            index["crc"] = [blobs[number][1] for blobs in self._blobs]
+            places = [(int(offset[number]), blobs[number][0]) for offset, blobs in zip(offsets, self._blobs, strict=True)]
+            yield step, index.nbytes + int(lengths.sum()), self._data(index.tobytes(), places)
+
+    def _data(self, index: bytes, places: list[tuple[int, int]]) -> Iterator[bytes]:
+        yield index
+        for at, length in places:
+            if length:
+                self.scratch.seek(at)
+                yield self.scratch.read(length)
+
+    def _model(self, interval: Interval | None) -> int:
+        return self.models[(self.count if interval is None else interval.middle) - 1]
+
+    def _next(self, info: PartInfo) -> _Group:
+        if self._grouping.begins_group(info) and self._group.parts:
+            self._close()
+        return self._group
+
+    def _close(self) -> None:
+        """Fit the tables of a group and write its blobs."""
+        group, self._group = self._group, _Group()
+        first = self._model(None)
+        tables = [
+            fit(group.counter.of(model), (group.dense or 0) if model == first else 0)
+            for model in range(max(self.models) + 1)
+        ]
+        models = [prepare(table) for table in tables]
+        head = bytes([group.low or 0]) + to_bytes(tables)
+        blobs = [zstandard.ZstdCompressor(MODELS_LEVEL).compress(head)]
+
+        def frame(step: int) -> bytes:
+            coded = [
+                part.symbols[step].encode(models[self.models[step - 1]]) if part.symbols else (0, b"")
+                for part in group.parts
+            ]
+            sizes = b"".join(_varint(2 * len(stream) + coding) for coding, stream in coded)
+            digests = b"".join(part.digests[step - 1] for part in group.parts)
+            return digests + sizes + b"".join(stream for _, stream in coded)
+
+        blobs += in_parallel(frame, self._blocks[1:])
+        self._blobs.append([(len(blob), zlib.crc32(blob)) for blob in blobs])
+        self.scratch.seek(0, 2)
+        for blob in blobs:
+            self.scratch.write(blob)
+
+
+def _digest(row: Any) -> bytes:
+    return hashlib.sha256(row.data).digest()[: f.EXACT_DIGEST]
+
+
+def still_digest(bits: Bits) -> bytes:
+    """Return the digest of a part."""
+    return _digest(np.ascontiguousarray(bits))
+
+
+def _varint(value: int) -> bytes:
+    """LEB128: 7 bits a byte, the lowest first."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
