@@ -3,6 +3,7 @@
 Public names; torch is imported when the first tensor is made.
 """
 
+from .append import append
 from .encoder import encode
 from .errors import (
     BaseMismatch,
@@ -27,6 +28,7 @@ __all__ = [
     "Truncated",
     "Unsupported",
     "__version__",
+    "append",
     "encode",
     "open",
     "safe_open",

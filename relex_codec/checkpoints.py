@@ -5,6 +5,7 @@ How one checkpoint is opened is in checkpoint.py, the rules on names are in layo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from .checkpoint import TensorInfo as TensorInfo
 from .checkpoint import Tensors, find_files
 from .checkpoint import open_checkpoint as open_checkpoint
 from .dtypes import Bits, bits_dtype
-from .errors import CheckpointError, Truncated
+from .errors import CheckpointError, InvalidArgument, Truncated
 from .header import quote
 from .layouts import select_steps as select_steps
 from .parallel import IO_THREADS, in_parallel
@@ -100,6 +101,57 @@ def find_run(
     if not run:
         raise CheckpointError(_nothing_found(where, items, skipped))
     return run
+
+
+def find_checkpoints(
+    paths: Sequence[PathLike], storage_options: Options = None, *, step: int | None = None
+) -> list[tuple[int, str]]:
+    """Find single checkpoints, each by its own directory, whose name says which step it is.
+
+    Parameters
+    ----------
+    paths : sequence of str or path
+        Local, or fsspec URLs.
+    storage_options : dict, optional
+        For fsspec.
+    step : int, optional
+        The number of the only checkpoint, whatever its name.
+
+    Returns
+    -------
+    list of (step, path)
+        Sorted by step; the path is that of the directory with the weights.
+
+    Raises
+    ------
+    CheckpointError
+        A checkpoint is incomplete or cannot be read.
+    InvalidArgument
+        None are given, a name says no step, or two are of one step.
+    """
+    if not paths:
+        raise InvalidArgument("no checkpoints are given")
+    if step is not None and len(paths) > 1:
+        raise InvalidArgument(f"one step is given, and {len(paths)} checkpoints")
+    found: dict[int, str] = {}
+    for path in paths:
+        folder, items = _weights_folder(os.fspath(path), storage_options)
+        find_files(folder, storage_options, f"checkpoint {public(folder)}", items)
+        number = step if step is not None else _step_of(path)
+        if number in found:
+            raise InvalidArgument(f"{public(path)} and {public(found[number])} are both step {number}")
+        found[number] = folder
+    return sorted(found.items())
+
+
+def _step_of(path: PathLike) -> int:
+    text = os.fspath(path).rstrip("/")
+    complete, _ = layouts.step_names([text.rpartition("/")[2]])
+    if not complete:
+        raise InvalidArgument(
+            f"{public(path)} does not say which step it is: call it one of {', '.join(layouts.STEPS)}, or pass --step"
+        )
+    return complete[0].step
 
 
 def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:

@@ -152,7 +152,7 @@ class Decoder:
             elif terms:
                 found, factors = self._moving(number, terms, factors, start, end)
             else:
-                found = self._convert(self._origin(number, start, end), number)
+                found = self._convert(self.origin(number, start, end), number)
             a, b = max(start, lo), min(end, hi)
             out[a - lo : b - lo] = found[a - start : b - start]
         return out
@@ -163,7 +163,7 @@ class Decoder:
             return bits
         return from_float32(to_float32(bits, tensor.origin_dtype), tensor.dtype)
 
-    def _origin(self, number: int, start: int, end: int) -> Bits:
+    def origin(self, number: int, start: int, end: int) -> Bits:
         """Bits of whole pieces of the origin, checked."""
         index = self.container.index
         tensor = index.manifest.tensors[number]
@@ -180,7 +180,7 @@ class Decoder:
     def part_origin(self, part: PartInfo) -> Bits:
         """Elements of a part that the origin has, in the tensor's dtype."""
         start = part.piece * f.PIECE
-        return self._convert(self._origin(part.tensor, start, start + part.elements), part.tensor)
+        return self._convert(self.origin(part.tensor, start, start + part.elements), part.tensor)
 
     def _restored(self, number: int, step: int, start: int, end: int) -> Bits:
         """Whole pieces at step number `step`, from the exact tier, with their digests checked."""
@@ -231,7 +231,7 @@ class Decoder:
         """Decode whole pieces; `factors` are those of the tensor, or empty: then they are read along and returned."""
         index = self.container.index
         tensor = index.manifest.tensors[number]
-        origin = self._origin(number, start, end)
+        origin = self.origin(number, start, end)
         low, high = start // f.PIECE, -(-end // f.PIECE)
         wanted: list[tuple[list[Part], int]] = []
         for _, direction in terms:

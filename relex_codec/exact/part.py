@@ -352,7 +352,7 @@ class PartDecoder:
             before = self.words[self.order.places]
             ranks = np.flatnonzero(ranked != before).astype(np.uint32)
             return Node(ranks, before[ranks], ranked[ranks], np.full(len(ranks), STILL, np.uint8))
-        stream = self._open(frame, first)
+        stream = self._open(frame, first if frame.stream else 0)
         if stream is None:
             return _room(0, self.words.dtype)
         found = _room(first + 1, self.words.dtype)

@@ -1,0 +1,47 @@
+"""``relex-codec append``."""
+
+from __future__ import annotations
+
+import click
+
+from .output import as_json, base_option, print_json
+
+
+@click.command("append")
+@click.argument("file")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
+@base_option
+@click.option("--step", type=int, metavar="N", help="The step of the only CHECKPOINT, if its name does not say it.")
+@click.option("-o", "--output", metavar="FILE", help="Write the new file here.  [default: replace FILE]")
+@click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@as_json
+def command(
+    file: str,
+    checkpoints: tuple[str, ...],
+    base: str | None,
+    step: int | None,
+    output: str | None,
+    memory: str,
+    as_json: bool,
+) -> None:
+    """Add later checkpoints to FILE, which must have the exact tier.
+
+    CHECKPOINT is the directory of one step, such as run/global_step_410. The exact frames in FILE are copied, directions and
+    lines are fitted again over all steps, and the old checkpoints are not needed. FILE stays whole until the new one replaces it.
+    """
+    import relex_codec
+    from relex_codec.info import summary
+
+    with relex_codec.open(file) as before:
+        steps, size = before.steps, before.container.source.size
+    relex_codec.append(file, checkpoints, base=base, step=step, output=output, memory=memory, progress=True)
+    with relex_codec.open(output or file) as after:
+        document = summary(after.container)
+    if as_json:
+        print_json(document)
+        return
+    new = document["steps"][len(steps) :]
+    click.echo(
+        f"{output or file}: {len(new)} steps more, {new[0]} to {new[-1]}; now {len(document['steps'])} steps in "
+        f"{document['bytes']['total']:,} bytes (before {size:,})"
+    )

@@ -1,0 +1,111 @@
+"""Appending further checkpoints to a file with the exact tier: the old ones are not needed, the file restores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from threadpoolctl import threadpool_limits
+
+from . import format as f
+from .checkpoint import Checkpoint
+from .checkpoints import Run as Checkpoints
+from .checkpoints import find_checkpoints
+from .continued import CheckedBase, ContinuedRun, EmbeddedBase
+from .encoder import DEFAULT_MEMORY, new_segment, parse_memory
+from .errors import BaseMismatch, InvalidArgument
+from .format import STEP_LIMIT
+from .header import quote
+from .job import Job
+from .paths import Options, PathLike
+from .quality import Quality
+from .run import Run
+from .run import open as open_run
+from .writer import Writer
+
+MICRO: Final = "micro"
+
+
+def append(
+    file: PathLike,
+    checkpoints: Sequence[PathLike],
+    *,
+    base: PathLike | None = None,
+    step: int | None = None,
+    output: PathLike | None = None,
+    memory: str | int = DEFAULT_MEMORY,
+    progress: bool = False,
+    storage_options: Options = None,
+) -> int:
+    """Add further steps to a file with the exact tier, as a new segment.
+
+    The exact frames that are there are copied. Directions and lines are fitted again, over all steps if the file's were, else over
+    the same observed steps, with the file's quality. The old checkpoints are not needed: the file itself restores them.
+
+    Args:
+        file: ``.relex`` file; it stays whole until the new one replaces it.
+        checkpoints: directories of later steps, such as ``run/global_step_410``.
+        base: the base, if it is not where the file says.
+        step: the number of the only checkpoint, if its name does not say it.
+        output: where to write the new file instead of replacing `file`.
+        memory: budget in bytes or as ``4GB``.
+        progress: show a bar on stderr.
+        storage_options: for fsspec.
+
+    Returns:
+        The size of the new file in bytes.
+
+    Raises:
+        InvalidArgument: the file has no exact tier, a step is not later than its last, or the output cannot be written.
+        CheckpointError: a checkpoint cannot be read, or has other tensors than the file.
+        BaseMismatch: the base is not the one that the file was made from.
+    """
+    budget = parse_memory(memory)
+    found = find_checkpoints(checkpoints, storage_options, step=step)
+    if found[-1][0] > STEP_LIMIT:
+        raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
+    target = file if output is None else output
+    with open_run(file, base, storage_options=storage_options) as run:
+        index = run.container.index
+        if not index.has_exact:
+            raise InvalidArgument(
+                f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
+                "with --exact if it shall grow"
+            )
+        source = ContinuedRun(run.decoder, Checkpoints(found, storage_options))
+        source.check()
+        observed = index.manifest.observed
+        if observed == len(index.steps):
+            observed = len(source.steps)
+        rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
+        with threadpool_limits(1, "blas"), Writer(target) as writer:
+            segment = new_segment(writer, source, budget, run.decoder.exact)
+            job = Job(
+                source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
+            )
+            return job.write(index.manifest.base_uri, progress)
+
+
+def _base(run: Run) -> Checkpoint:
+    """The base as a checkpoint whose reads are checked."""
+    index = run.container.index
+    if index.manifest.embedded and not run.base_given:
+        return EmbeddedBase(run.decoder)
+    reader = run.base_reader()
+    there = reader.checkpoint.tensors
+    for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
+        if record["origin"] != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
+            raise BaseMismatch(
+                f"base {reader.checkpoint.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
+            )
+    return CheckedBase(reader)
+
+
+def _quality(run: Run) -> Quality:
+    """The quality that the file was made with."""
+    index = run.container.index
+    name = index.manifest.quality
+    if name != MICRO:
+        return Quality.parse(name)
+    return Quality.parse(MICRO, max((int(rank) for rank in index.directions["rank"]), default=0) or None)
+

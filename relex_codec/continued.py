@@ -1,0 +1,175 @@
+"""A run whose first steps a `.relex` file restores and whose further steps are checkpoints: what appending encodes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from . import format as f
+from .base import BaseReader
+from .checkpoint import Checkpoint, TensorInfo
+from .checkpoints import Run
+from .decoder import Decoder
+from .dtypes import Bits, bits_dtype
+from .errors import CheckpointError, InvalidArgument
+from .header import quote
+from .manifest import TensorEntry
+
+FURTHER: Final = "further checkpoints"
+
+
+class ContinuedRun(Run):
+    """Steps of a file, then those of `further`, with the interface of a run of checkpoints on disk.
+
+    Args:
+        decoder: of a file with the exact tier.
+        further: checkpoints of later steps.
+
+    Raises:
+        CheckpointError: their tensors are not those of the file.
+        InvalidArgument: their steps do not come after those of the file.
+    """
+
+    def __init__(self, decoder: Decoder, further: Run) -> None:
+        index = decoder.container.index
+        self._decoder, self._further = decoder, further
+        self._old = len(index.steps)
+        self._tensors = {tensor.name: tensor for tensor in index.manifest.tensors}
+        self.steps = [int(step) for step in index.steps] + further.steps
+        if further.steps[0] <= int(index.steps[-1]):
+            raise InvalidArgument(
+                f"step {further.steps[0]} cannot be appended to {decoder.container.source.path}, whose last step is "
+                f"{index.steps[-1]}"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, in the order of the file."""
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return name, dtype and shape of a tensor."""
+        return self._further.info(name)
+
+    def checkpoint(self, index: int) -> Checkpoint:
+        """Return checkpoint number `index`; one of the file restores what is read."""
+        if index >= self._old:
+            return self._further.checkpoint(index - self._old)
+        return _Restored(self, index)
+
+    def check(self) -> None:
+        """Open all further checkpoints, and compare their tensors with those of the file."""
+        self._further.check()
+        there = self._further.checkpoint(0).tensors
+        path = self._decoder.container.source.path
+        for name in self._tensors.keys() ^ there.keys():
+            where, missing = (FURTHER, path) if name in there else (path, FURTHER)
+            raise CheckpointError(f"tensor {quote(name)} is in {where}, but not in {missing}")
+        for name, tensor in self._tensors.items():
+            info = there[name]
+            if (info.dtype, info.shape) != (tensor.dtype, tensor.shape):
+                raise CheckpointError(
+                    f"tensor {quote(name)} of step {self._further.steps[0]} is {info.dtype} {list(info.shape)}, "
+                    f"expected {tensor.dtype} {list(tensor.shape)} as in {path}"
+                )
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill the rows of `out`, [rows, elements], from element `lo` on: one row for each of the first steps."""
+        self._restore(name, lo, out[: self._old])
+        if len(out) > self._old:
+            self._further.read_into(name, lo, out[self._old :])
+
+    def restored(self, name: str, index: int, lo: int, hi: int) -> Bits:
+        """Return the bits of elements lo .. hi at step number `index`, from 0 on, of the file."""
+        return self._decoder.read(name, float(self.steps[index]), "exact", lo, hi)
+
+    def _restore(self, name: str, lo: int, out: Bits) -> None:
+        from .exact.replay import LazyBlobs, groups_of, replay
+
+        if not out.size:
+            return
+        tier = self._decoder.exact
+        hi = lo + out.shape[1]
+        for part in tier.pieces(self._decoder.number(name), lo // f.PIECE, -(-hi // f.PIECE)):
+            start = part.piece * f.PIECE
+            a, b = max(lo, start), min(hi, start + part.elements)
+            blobs = LazyBlobs(tier, groups_of(tier, [part]))
+            for row, bits in zip(out, replay(tier, part, 1, len(out), self._decoder.part_origin, blobs), strict=True):
+                row[a - lo : b - lo] = bits[a - start : b - start]
+
+
+class _Restored(Checkpoint):
+    """One step of a file as a checkpoint: only reading tensors works."""
+
+    def __init__(self, run: ContinuedRun, index: int) -> None:
+        self._run, self._index = run, index
+        self.step = run.steps[index]
+
+    def info(self, name: str) -> TensorInfo:
+        """Return name, dtype and shape of a tensor."""
+        return self._run.info(name)
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
+        return self._run.restored(name, self._index, lo, self.info(name).size if hi is None else hi)
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out`, one-dimensional, with the bits from element `lo` on."""
+        out[:] = self.read(name, lo, lo + out.size)
+
+
+class EmbeddedBase(Checkpoint):
+    """The base that a file embeds, as a checkpoint."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        index = decoder.container.index
+        manifest = index.manifest
+        self.path, self.step, self.indexed = decoder.container.source.path, None, manifest.indexed
+        self.shards = manifest.shards
+        self.side_files = [file.name for file in manifest.files]
+        self.tensors = {
+            tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard, 0, _bytes(tensor))
+            for record, tensor in zip(index.tensors, manifest.tensors, strict=True)
+            if record["origin"] == f.IN_BASE
+        }
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
+        hi = self.tensors[name].size if hi is None else hi
+        start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, self.tensors[name].size)
+        return self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out`, one-dimensional, with the bits from element `lo` on."""
+        out[:] = self.read(name, lo, lo + out.size)
+
+    def read_file(self, name: str) -> bytes:
+        """Return the bytes of one of `side_files`."""
+        return b"".join(self._decoder.read_file(self.side_files.index(name)))
+
+
+def _bytes(tensor: TensorEntry) -> int:
+    return tensor.size * bits_dtype(tensor.origin_dtype).itemsize
+
+
+class CheckedBase(Checkpoint):
+    """A base whose every read checks the digests of a file."""
+
+    def __init__(self, reader: BaseReader) -> None:
+        found = reader.checkpoint
+        self._reader = reader
+        self.path, self.step, self.indexed, self.shards = found.path, None, found.indexed, found.shards
+        self.side_files, self.tensors, self.read_file = found.side_files, found.tensors, found.read_file  # type: ignore[method-assign]
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional.
+
+        Raises:
+            BaseMismatch: they are not those that the file was made from.
+        """
+        return self._reader.read(name, lo, hi)
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out`, one-dimensional, with the bits from element `lo` on."""
+        out[:] = self.read(name, lo, lo + out.size)
+
