@@ -26,8 +26,9 @@ def command(
 ) -> None:
     """Add later checkpoints to FILE, which must have the exact tier.
 
-    CHECKPOINT is the directory of one step, such as run/global_step_410. The exact frames in FILE are copied, directions and
-    lines are fitted again over all steps, and the old checkpoints are not needed. FILE stays whole until the new one replaces it.
+    CHECKPOINT is the directory of one step, such as run/global_step_410. The exact frames in FILE are copied,
+    directions and lines are fitted again over all steps, and the old checkpoints are not needed. FILE stays whole until
+    the new one replaces it.
     """
     import relex_codec
     from relex_codec.info import summary

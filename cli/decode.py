@@ -16,10 +16,11 @@ from .output import as_json, base_option, print_json
 @base_option
 @click.option(
     "--tier",
-    type=click.Choice(["auto", "line", "track"]),
+    type=click.Choice(["auto", "line", "track", "exact"]),
     default="auto",
     show_default=True,
-    help="What to read the step from: auto takes the base at 0, track among the observed steps, line beyond.",
+    help="What to read the step from: auto takes the base at 0, exact where it is stored so, track among the observed "
+    "steps, line beyond.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode: cpu or cuda; the bits are the same.")
 @as_json

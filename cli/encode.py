@@ -34,6 +34,7 @@ from .output import as_json, print_json
     "--factor-rank", type=int, metavar="R", help="Factor pairs per matrix with --quality micro.  [default: 8]"
 )
 @click.option("--rank", type=int, default=1, show_default=True, metavar="K", help="Directions per tensor.")
+@click.option("--exact", is_flag=True, help="Store every step bit for bit as well, about 1/100 of a checkpoint each.")
 @click.option("--embed-base", is_flag=True, help="Store the base in the file, losslessly, so that it stands alone.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete checkpoints out instead of refusing them.")

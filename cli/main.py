@@ -14,7 +14,9 @@ from relex_codec.version import __version__
 
 COMMANDS = {
     "encode": "Encode a run of checkpoints into one file.",
+    "append": "Add further checkpoints to a file with the exact tier.",
     "decode": "Write any step as a Hugging Face checkpoint.",
+    "restore": "Write the stored steps back out, bit for bit.",
     "info": "Show what a file holds.",
     "verify": "Read and check every byte of a file.",
     "demo": "Train a small model, archive the run, extrapolate it.",

@@ -12,15 +12,28 @@ from .output import as_json, base_option, print_json
 @base_option
 @as_json
 def command(file: str, base: str | None, as_json: bool) -> None:
-    """Read every byte of FILE and check it; with --base check that base as well."""
+    """Read every byte of FILE and check it; with --base check that base as well.
+
+    Where there is an exact tier, and the base is given or in FILE, every step is restored and checked too.
+    """
     import relex_codec
 
     with relex_codec.open(file, base=base) as run:
         run.verify()
         if base is not None:
             run.check_base()
-        size = run.container.source.size
+        index = run.container.index
+        size, restored = run.container.source.size, None
+        if index.has_exact and (base is not None or index.manifest.embedded):
+            restored = run.check_exact(progress=True)
     if as_json:
-        print_json({"file": file, "bytes": size, "base": base, "ok": True})
+        print_json({"file": file, "bytes": size, "base": base, "restored_steps": restored, "ok": True})
         return
-    click.echo(f"{file}: all {size:,} bytes are as they were written" + (f"; {base} is its base" if base else ""))
+    done = [f"all {size:,} bytes are as they were written"]
+    if base is not None:
+        done.append(f"{base} is its base")
+    if restored is not None:
+        done.append(f"all {restored} steps are restored bit for bit")
+    elif index.has_exact:
+        done.append("its steps were not restored, which takes --base")
+    click.echo(f"{file}: {'; '.join(done)}")

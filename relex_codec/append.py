@@ -39,8 +39,9 @@ def append(
 ) -> int:
     """Add further steps to a file with the exact tier, as a new segment.
 
-    The exact frames that are there are copied. Directions and lines are fitted again, over all steps if the file's were, else over
-    the same observed steps, with the file's quality. The old checkpoints are not needed: the file itself restores them.
+    The exact frames that are there are copied. Directions and lines are fitted again, over all steps if the file's were,
+    else over the same observed steps, with the file's quality. The old checkpoints are not needed: the file itself
+    restores them.
 
     Args:
         file: ``.relex`` file; it stays whole until the new one replaces it.
@@ -108,4 +109,3 @@ def _quality(run: Run) -> Quality:
     if name != MICRO:
         return Quality.parse(name)
     return Quality.parse(MICRO, max((int(rank) for rank in index.directions["rank"]), default=0) or None)
-

@@ -172,4 +172,3 @@ class CheckedBase(Checkpoint):
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill `out`, one-dimensional, with the bits from element `lo` on."""
         out[:] = self.read(name, lo, lo + out.size)
-

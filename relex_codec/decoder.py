@@ -47,7 +47,7 @@ def choose_tier(container: Container, step: float, tier: str) -> str:
     stored = container.index.has_exact and step in steps
     if tier == "exact" and not stored:
         if not container.index.has_exact:
-            raise InvalidArgument(f"{container.source.path} has no exact tier: it was encoded without --exact")
+            raise InvalidArgument(f"{container.source.path} has no tier 'exact': it was encoded without --exact")
         nearest = int(steps[np.argmin(np.abs(steps - step))])
         raise InvalidArgument(f"tier 'exact' has the stored steps only, not {step:g}; the nearest is {nearest}")
     if tier == "auto" and stored and step != 0:
@@ -136,7 +136,7 @@ class Decoder:
         hi = tensor.size if hi is None else hi
         out: Bits = np.empty(hi - lo, bits_dtype(tensor.dtype))
         terms: list[tuple[np.float32, int]] = []
-        if record["kind"] == f.MOVING and tier != "base":
+        if record["kind"] == f.MOVING and tier in ("line", "track"):
             first = int(record["first"])
             directions = range(first, first + int(record["directions"]))
             terms = [(coefficient(self.container, d, step, tier), d) for d in directions]
@@ -163,24 +163,25 @@ class Decoder:
             return bits
         return from_float32(to_float32(bits, tensor.origin_dtype), tensor.dtype)
 
-    def origin(self, number: int, start: int, end: int) -> Bits:
-        """Bits of whole pieces of the origin, checked."""
+    def origin(self, number: int, start: int, end: int, *, check: bool = True) -> Bits:
+        """Bits of whole pieces of the origin; checked, unless the caller checks what is made of them."""
         index = self.container.index
         tensor = index.manifest.tensors[number]
         if index.holds_origin(number) and (self._use_embedded or index.tensors[number]["origin"] == f.STORED):
             bits = self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
-            self._check_digests(number, bits, start // f.PIECE)
+            if check:
+                self._check_digests(number, bits, start // f.PIECE)
             return bits
-        return self._base().read(tensor.name, start, end)
+        return self._base().read(tensor.name, start, end, check=check)
 
     def _at_or_before(self, step: float) -> int:
         """Number of the last stored step that is not after `step`, from 1 on; 1 if there is none."""
         return max(1, int(np.searchsorted(self.container.index.steps, step, side="right")))
 
-    def part_origin(self, part: PartInfo) -> Bits:
-        """Elements of a part that the origin has, in the tensor's dtype."""
+    def part_origin(self, part: PartInfo, *, check: bool = True) -> Bits:
+        """Elements of a part that the origin has, in the tensor's dtype; `check` as in `origin`."""
         start = part.piece * f.PIECE
-        return self._convert(self.origin(part.tensor, start, start + part.elements), part.tensor)
+        return self._convert(self.origin(part.tensor, start, start + part.elements, check=check), part.tensor)
 
     def _restored(self, number: int, step: int, start: int, end: int) -> Bits:
         """Whole pieces at step number `step`, from the exact tier, with their digests checked."""
@@ -188,14 +189,25 @@ class Decoder:
         parts = tier.pieces(number, start // f.PIECE, -(-end // f.PIECE))
         blobs = tier.fetch(tier.blobs_of(parts, step))
 
-        def one(part: PartInfo) -> Bits:
-            return tier.restored(part, step, self.part_origin, blobs)
+        def unchecked(part: PartInfo) -> Bits:
+            return self.part_origin(part, check=False)
 
-        return np.concatenate(in_parallel(one, parts))
+        def one(part: PartInfo) -> Bits:
+            if not tier.holds(tier.segment_of(step), part.tensor):
+                return self.part_origin(part)
+            try:
+                return tier.restored(part, step, unchecked, blobs)  # its own digest covers the base
+            except Corrupt:
+                self.part_origin(part)  # a BaseMismatch, if it is the base that is wrong
+                raise
+
+        found = in_parallel(one, parts)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _series(self, number: int, step: float, start: int, end: int) -> Bits:
         index = self.container.index
-        return self._elements(index.series_parts(number, self._at_or_before(step) - 1), index.manifest.tensors[number].dtype, start, end)
+        parts = index.series_parts(number, self._at_or_before(step) - 1)
+        return self._elements(parts, index.manifest.tensors[number].dtype, start, end)
 
     def _elements(self, parts: list[Part], dtype: str, start: int, end: int) -> Bits:
         width = bits_dtype(dtype).itemsize

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from .atomic import AtomicDirectory
 from .checkpoint import Checkpoint
@@ -12,8 +12,67 @@ from .decoder import Decoder
 from .dtypes import ITEMSIZE
 from .header import build
 from .layouts import INDEX
-from .manifest import TensorEntry, file_allowed
+from .manifest import Manifest, TensorEntry, file_allowed
 from .paths import PathLike
+
+Base = Callable[[], Checkpoint]
+"""Gives the base, where its other files come from."""
+
+
+class Shard(NamedTuple):
+    """A file of weights.
+
+    Attributes:
+        head: length word and header.
+        tensors: in the order of their data, which follows.
+    """
+
+    name: str
+    head: bytes
+    tensors: list[TensorEntry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.head) + sum(nbytes(tensor) for tensor in self.tensors)
+
+
+def nbytes(tensor: TensorEntry) -> int:
+    """Return the bytes of a tensor."""
+    return tensor.size * ITEMSIZE[tensor.dtype]
+
+
+def shards_of(manifest: Manifest) -> list[Shard]:
+    """Return the files of weights that every step has; one without tensors is none."""
+    found = []
+    for number, name in enumerate(manifest.shards):
+        tensors = [tensor for tensor in manifest.tensors if tensor.shard == number]
+        if tensors:
+            entries = [(t.name, t.dtype, t.shape, nbytes(t)) for t in tensors]
+            found.append(Shard(name, build(entries, {"format": "pt"}), tensors))
+    return found
+
+
+def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Yield name and content of each file that is no weights: the index, and the base's other files.
+
+    Args:
+        base: None for the embedded ones.
+    """
+    manifest = decoder.container.index.manifest
+    if manifest.indexed:
+        place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
+        total = sum(map(nbytes, manifest.tensors))
+        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
+        yield INDEX, [(json.dumps(document, indent=2) + "\n").encode()]
+    if base is None:
+        for i, file in enumerate(manifest.files):
+            yield file.name, decoder.read_file(i)
+    else:
+        checkpoint = base()
+        for name in checkpoint.side_files:
+            if file_allowed(name):
+                yield name, [checkpoint.read_file(name)]
 
 
 def export(
@@ -21,50 +80,28 @@ def export(
     output: PathLike,
     step: float,
     tier: str,
-    base: Callable[[], Checkpoint] | None,
-    on_tensor: Callable[[TensorEntry], Any] = lambda _: None,
+    base: Base | None,
+    on_bytes: Callable[[int], Any] = lambda _: None,
 ) -> None:
     """Write one step to the directory `output`, tensor by tensor; it appears when it is complete.
 
     Args:
         tier: as `decoder.choose_tier` returns it.
         base: where the base's other files come from; None for the embedded ones.
-        on_tensor: called after each tensor.
+        on_bytes: called with the bytes of each tensor when it is written.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written.
     """
-    manifest = decoder.container.index.manifest
+    shards = shards_of(decoder.container.index.manifest)
     with AtomicDirectory(output) as directory:
-        weight_map: dict[str, str] = {}
-        total = 0
-        for number, shard in enumerate(manifest.shards):
-            tensors = [tensor for tensor in manifest.tensors if tensor.shard == number]
-            if not tensors:
-                continue
-            entries = [(t.name, t.dtype, t.shape, t.size * ITEMSIZE[t.dtype]) for t in tensors]
-            with directory.file(shard) as out:
-                out.write(build(entries, {"format": "pt"}))
-                for tensor in tensors:
+        for shard in shards:
+            with directory.file(shard.name) as out:
+                out.write(shard.head)
+                for tensor in shard.tensors:
                     out.write(decoder.read(tensor.name, step, tier).data)
-                    weight_map[tensor.name] = shard
-                    total += tensor.size * ITEMSIZE[tensor.dtype]
-                    on_tensor(tensor)
-        if manifest.indexed:
-            document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            _write(directory, INDEX, (json.dumps(document, indent=2) + "\n").encode())
-        if base is None:
-            for i, file in enumerate(manifest.files):
-                with directory.file(file.name) as out:
-                    for data in decoder.read_file(i):
-                        out.write(data)
-        else:
-            checkpoint = base()
-            for name in checkpoint.side_files:
-                if file_allowed(name):
-                    _write(directory, name, checkpoint.read_file(name))
-
-
-def _write(directory: AtomicDirectory, name: str, data: bytes) -> None:
-    with directory.file(name) as out:
-        out.write(data)
+                    on_bytes(nbytes(tensor))
+        for name, content in other_files(decoder, shards, base):
+            with directory.file(name) as out:
+                for data in content:
+                    out.write(data)

@@ -21,11 +21,19 @@ def stored_bytes(container: Container) -> dict[str, int]:
     kinds = {
         "directions": sizes[f.DATA_DIRECTIONS],
         "coefficients": sizes[f.COEFFICIENTS],
-        "exact": sizes[f.DATA_EXACT],
+        "exact": sizes[f.DATA_EXACT] + exact_bytes(container),
         "base": sizes[f.DATA_BASE],
     }
     total = container.source.size
     return {**kinds, "index": total - sum(kinds.values()), "total": total}
+
+
+def exact_bytes(container: Container) -> int:
+    """Return the bytes of the entries of the exact tier; 0 without one."""
+    if not container.index.has_exact:
+        return 0
+    entries = [container.index.entries[name] for name in f.EXACT_ENTRIES]
+    return sum(entry.end - entry.begin for entry in entries)
 
 
 def summary(container: Container) -> dict[str, Any]:
@@ -47,7 +55,8 @@ def summary(container: Container) -> dict[str, Any]:
         "base_embedded": manifest.embedded,
         "steps": [int(step) for step in index.steps],
         "observed_steps": [int(step) for step in index.steps[: manifest.observed]],
-        "tiers": ["line", "track"],
+        "tiers": ["line", "track", "exact"] if index.has_exact else ["line", "track"],
+        "exact": _exact(container, parameters) if index.has_exact else None,
         "tensors": len(manifest.tensors),
         "parameters": parameters,
         "quality": manifest.quality,
@@ -64,6 +73,16 @@ def summary(container: Container) -> dict[str, Any]:
         "r2": _spread(rows, "r2"),
         "moving": sum(row["kind"] == "moving" for row in rows),
         "tensor_rows": rows,
+    }
+
+
+def _exact(container: Container, parameters: int) -> dict[str, Any]:
+    steps = len(container.index.steps)
+    bits = 8 * exact_bytes(container) / (parameters * steps) if parameters else None
+    return {
+        "steps": steps,
+        "segments": container.index.segments,
+        "bits_per_parameter_and_step": None if bits is None else float(f"{bits:.6g}"),
     }
 
 
@@ -117,6 +136,7 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
         ("base", base),
         ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
         ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
+        *([("exact", _exact_text(document["exact"]))] if document["exact"] else []),
         (
             "tensors",
             f"{document['tensors']}, of which {document['moving']} move; {document['parameters']:,} parameters",
@@ -138,6 +158,12 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     width = max(len(name) for name, _ in lines)
     shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
     return shown + ("\n\n" + _tensor_table(document["tensor_rows"]) if tensors else "")
+
+
+def _exact_text(exact: dict[str, Any]) -> str:
+    segments = f" in {exact['segments']} segments" if exact["segments"] > 1 else ""
+    bits = _decimals(exact["bits_per_parameter_and_step"])
+    return f"all {exact['steps']} steps bit for bit{segments}, {bits} bits per parameter and step"
 
 
 def _decimals(value: float | None) -> str:

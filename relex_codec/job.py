@@ -191,7 +191,8 @@ class Job:
         if job:
             tensor.segment = job.segment
         if not unit.finite:
-            tensor.kind = f.EXACT_SERIES  # no line goes through it, but the exact tier has it
+            if tensor.segment:
+                tensor.kind = f.EXACT_SERIES  # no line goes through it, but the exact tier has it
             return tensor
         if not unit.moved:
             return tensor  # it did not move while it was observed
@@ -205,7 +206,8 @@ class Job:
         with unit.vectors(fitted, self.budget // 4, self.writer.directory) as vectors:
             unit.release()
             whole = Whole(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
-            self._store_directions(tensor, fitted, vectors, sample, whole)
+            with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
+                self._store_directions(tensor, fitted, vectors, sample, whole)
         return tensor
 
     def _store_directions(

@@ -15,10 +15,18 @@ IO_THREADS: Final = 8
 """Threads for reads, which wait more than they compute."""
 
 
+def processors() -> int:
+    """Return how many processors this process may use; under ``taskset`` or in a container that may not be all."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not every system has it
+        return os.cpu_count() or 1
+
+
 def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
     """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor."""
     values = list(values)
-    workers = min(threads or os.cpu_count() or 1, len(values))
+    workers = min(threads or processors(), len(values))
     if workers < 2:
         return [function(value) for value in values]
     with ThreadPoolExecutor(workers) as pool:

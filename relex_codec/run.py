@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from . import format as f
 from .base import BaseReader, Expected, resolve
 from .checkpoint import Checkpoint
 from .container import Container
-from .decoder import BATCH, Decoder, Kernel, choose_tier
-from .dtypes import ITEMSIZE, Bits
+from .decoder import BATCH, Decoder, choose_tier
+from .dtypes import Bits
 from .errors import CheckpointError, InvalidArgument, RelexError
-from .export import export
+from .export import Base, export, nbytes
 from .header import quote
+from .kernels.device import kernel_for
 from .manifest import TensorEntry
 from .packing import piece_lengths
 from .paths import Options, PathLike
+from .restore import choose_steps, restore
 from .storage import open_source
 
 if TYPE_CHECKING:
@@ -53,9 +55,8 @@ class Run:
         self._base_given, self._options = base, storage_options
         self._base_reader: BaseReader | None = None
         self._lock = threading.Lock()
-        self._decoder = Decoder(
-            self._container, self._open_base, use_embedded=base is None, kernel=_kernel(device)
-        )  # fmt: skip
+        kernel = kernel_for(device)
+        self._decoder = Decoder(self._container, self._open_base, use_embedded=base is None, kernel=kernel)
 
     def __enter__(self) -> Run:
         return self
@@ -83,6 +84,15 @@ class Run:
         return self._decoder
 
     @property
+    def base_given(self) -> bool:
+        """Whether the caller said where the base is."""
+        return self._base_given is not None
+
+    def base_reader(self) -> BaseReader:
+        """Return what reads the base and checks it, also where the file embeds one."""
+        return self._open_base()
+
+    @property
     def steps(self) -> list[int]:
         """All steps that the file has coefficients of."""
         return [int(step) for step in self._container.index.steps]
@@ -105,7 +115,7 @@ class Run:
         return self._container.index.manifest.tensors[self._decoder.number(name)]
 
     def tier(self, step: float, tier: str = "auto") -> str:
-        """Return what `step` is read from: ``base``, ``track`` or ``line``."""
+        """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``."""
         return choose_tier(self._container, float(step), tier)
 
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
@@ -117,7 +127,9 @@ class Run:
 
         Args:
             step: any number; fractional and extrapolated steps are decoded like observed ones.
-            tier: ``auto``, ``line`` or ``track``.
+            tier: ``line`` for any step, ``track`` for those from the first to the last stored one, ``exact`` for the
+                stored ones themselves, bit for bit, if the file has that tier. ``auto``: the base at 0, ``exact``
+                where a step is stored so, else ``track`` among the observed steps and ``line`` beyond.
 
         Raises:
             InvalidArgument: no such tensor or tier, or the tier does not reach the step.
@@ -127,8 +139,48 @@ class Run:
         return self._torch(name, self.bits(name, step, tier), self.entry(name).shape)
 
     def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
-        """Return all tensors at a step: ``{name: tensor}``; see `tensor`."""
+        """Return all tensors at a step: ``{name: tensor}``; steps and tiers are those of `tensor`."""
         return {name: self.tensor(name, step, tier) for name in self.keys()}
+
+    def iter_steps(
+        self, start: float | None = None, stop: float | None = None
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """Yield ``(step, {name: tensor})`` for every stored step from `start` to `stop`, bit for bit.
+
+        Both ends are included, as in ``--steps A:B``; None is the first or the last stored step. Each frame that the
+        steps need is decoded once, where `state_dict` decodes some log2 of their number for each step anew. The tensors
+        belong to the caller.
+
+        While it runs, lists of the words that differ between steps around the present one are in memory: for BF16 and
+        some hundred steps 10 to 20 times the size of a checkpoint. `restore` needs no such memory.
+
+        Raises:
+            InvalidArgument: the file has no exact tier, or no stored step in the range.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged.
+        """
+        steps = choose_steps(self._decoder, None)
+        numbers = {
+            number: step
+            for number, step in enumerate(steps, 1)
+            if (start is None or step >= start) and (stop is None or step <= stop)
+        }
+        if not numbers:
+            wanted = ":".join("" if end is None else str(end) for end in (start, stop))
+            raise InvalidArgument(
+                f"steps {wanted!r} leaves nothing, there is {steps[0]} to {steps[-1]} ({len(steps)} steps)"
+            )
+        return self._iterate(numbers)
+
+    def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        from .exact.replay import replay_tensors
+
+        entries = self._container.index.manifest.tensors
+        for number, found in replay_tensors(self._decoder.exact, numbers, self._decoder.part_origin):
+            state = {e.name: self._torch(e.name, bits, e.shape) for e, bits in zip(entries, found, strict=True)}
+            del found
+            yield numbers[number], state
+            del state  # of which nothing is held while the next step is made
 
     def load_into(self, module: torch.nn.Module, step: float, tier: str = "auto") -> None:
         """Copy a step into the parameters and buffers of `module`, in place.
@@ -174,16 +226,31 @@ class Run:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
         chosen = self.tier(step, tier)
-        tensors = self._container.index.manifest.tensors
-        total = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in tensors)
-        embedded = self._container.index.manifest.embedded and self._base_given is None
-        with tqdm(total=total, unit="B", unit_scale=True, desc="decode", disable=None if progress else True) as bar:
+        with self._bar("decode", 1, progress) as bar:
+            export(self._decoder, output, float(step), chosen, self._side_files(), bar.update)
+        return chosen
 
-            def done(tensor: TensorEntry) -> None:
-                bar.update(tensor.size * ITEMSIZE[tensor.dtype])
+    def restore(self, output: PathLike, steps: str | None = None, *, progress: bool = False) -> list[int]:
+        """Write stored steps, bit for bit, as a run: ``output/global_step_N/``, each as `save` writes it.
 
-            base = None if embedded else lambda: self._open_base().checkpoint
-            export(self._decoder, output, float(step), chosen, base, done)
+        The directory appears when all steps are complete. Parts of tensors are replayed one after another, so memory
+        grows neither with the model nor with the number of steps.
+
+        Args:
+            steps: which ones: ``A:B`` or ``A:B:K`` (ends included, every K-th from A), or one step ``N``. Default: all.
+
+        Returns:
+            The steps that were written.
+
+        Raises:
+            InvalidArgument: the file has no exact tier, `steps` leaves nothing, `output` exists and is not empty, or it
+                cannot be written.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged.
+        """
+        chosen = choose_steps(self._decoder, steps)
+        with self._bar("restore", len(chosen), progress) as bar:
+            restore(self._decoder, output, chosen, self._side_files(), bar.update)
         return chosen
 
     def check_base(self) -> None:
@@ -200,12 +267,40 @@ class Run:
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
 
     def verify(self) -> None:
-        """Read and check every byte of the file.
+        """Read and check every byte of the file; whether steps are restored from it, `check_exact` tells.
 
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
         """
         self._decoder.check_all()
+
+    def check_exact(self, *, progress: bool = False) -> int:
+        """Restore every stored step of every tensor and check all digests, in memory as `restore`.
+
+        Returns:
+            The number of steps.
+
+        Raises:
+            InvalidArgument: the file has no exact tier.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
+        """
+        count = len(choose_steps(self._decoder, None))
+        from .exact.replay import replay_all
+
+        with self._bar("verify", count, progress) as bar:
+            replay_all(self._decoder.exact, range(1, count + 1), self._decoder.part_origin, on_bytes=bar.update)
+        return count
+
+    def _bar(self, what: str, steps: int, progress: bool) -> Any:
+        """A bar for the bytes of so many steps; none where there is no terminal."""
+        total = steps * sum(map(nbytes, self._container.index.manifest.tensors))
+        return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if progress else True)
+
+    def _side_files(self) -> Base | None:
+        """Where a decoded checkpoint's other files come from; None for the embedded ones."""
+        embedded = self._container.index.manifest.embedded and not self.base_given
+        return None if embedded else lambda: self.base_reader().checkpoint
 
     def _open_base(self) -> BaseReader:
         with self._lock:
@@ -238,29 +333,6 @@ class Run:
         from .torch_dtypes import as_tensor
 
         return as_tensor(bits, self.entry(name).dtype, shape).to(self.device)
-
-
-def _kernel(device: Any) -> Kernel:
-    """The numpy kernel for the CPU; torch operations on any other device."""
-    if str(device) == "cpu":
-        from .kernels.numpy_cpu import decode_piece
-
-        return decode_piece
-    import torch
-
-    from .kernels import torch_ops
-    from .torch_dtypes import signed
-
-    try:
-        torch.zeros(1, device=device).cpu().item()
-    except (AssertionError, RuntimeError) as error:
-        raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
-
-    def decode(origin: Bits, origin_dtype: str, dtype: str, terms: Any, start: int) -> Bits:
-        bits = torch.from_numpy(signed(np.array(origin))).to(device)
-        return torch_ops.decode_piece(bits, origin_dtype, dtype, terms, start).cpu().numpy().view(f"u{ITEMSIZE[dtype]}")
-
-    return decode
 
 
 def open(  # noqa: A001 (the public name is relex_codec.open)

@@ -218,9 +218,7 @@ class Writer:
             "reader": f.READER,
             "requires": "",
         }
-        head = build(
-            [(name, *shapes.get(name, ("U8", [lengths[name]])), lengths[name]) for name in names], metadata
-        )
+        head = build([(name, *shapes.get(name, ("U8", [lengths[name]])), lengths[name]) for name in names], metadata)
         total = len(head) + sum(lengths.values())
         start = len(head) + sum(lengths[name] for name in f.ENTRIES) - sum(sizes)
         records["position"] = start + np.concatenate([[0], np.cumsum(records["stored"], dtype=np.uint64)])[:-1]

@@ -4,13 +4,15 @@
 
 Valid files are laid out by the package's writer from tables that are made here, and their contents are computed by the
 reference decoder. Invalid files are valid ones with one rule broken and all checksums that are not meant right again.
-Everything comes from names through SHAKE-256, so that the same zstandard gives the same bytes anywhere.
+Everything comes from names through SHAKE-256, so that the same zstandard gives the same bytes anywhere. The files with
+the exact tier are in make_exact_vectors.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import struct
@@ -19,6 +21,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,18 +37,18 @@ from relex_codec.packing import pack_codes, packed_size, piece_lengths, split_pl
 from relex_codec.writer import PendingSpan, Tables, Writer
 
 
-def reference() -> ModuleType:
-    """The reference decoder, which belongs to no package."""
-    name = "relex_reference_decoder"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("reference_decoder.py"))
+def script(name: str) -> ModuleType:
+    """A script beside this one, which belongs to no package."""
+    full = f"relex_{name}"
+    if full not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
         assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
 
 
-ref = reference()
+ref = script("reference_decoder")
 Bits = npt.NDArray[Any]
 
 # ---- Contents ----
@@ -146,6 +149,8 @@ class Recipe:
     growth: float | None = 0.05
     uri: str | None = None
     change: Callable[[Parts], None] | None = None
+    expected: dict[str, list[Bits]] = field(default_factory=dict)
+    """Of tensors in the exact tier: the bits at the origin and at each step."""
 
     def base(self) -> bytes | None:
         """The base as a safetensors file, if the file needs one."""
@@ -302,6 +307,7 @@ class Parts:
             for c in (file.chunks[i] for i in file.chunks_of[name])
         ]
         self.raw = [ref.read_chunk(file, i) for i in range(len(self.chunks))]
+        self.tier = script("exact_encoder").parse(file) if file.exact else None
         self.version = 1
         self.coverage: dict[str, int] = {}
         self.text: bytes | None = None  # of the manifest, instead of `manifest`
@@ -325,8 +331,9 @@ class Parts:
 
     def _shape(self, name: str) -> list[int]:
         size = len(self.entries[name])
-        if name in ref.TABLES:
-            return [size // ref.TABLES[name], ref.TABLES[name]]
+        tables = ref.TABLES | ref.EXACT_TABLES
+        if name in tables:
+            return [size // tables[name], tables[name]]
         if name == "relex.coefficients":
             return [len(self.entries["relex.directions"]) // 64, len(self.entries["relex.steps"]) // 8]
         return [size // ref.WIDTH[self.dtypes[name]]]
@@ -338,6 +345,7 @@ class Parts:
         entries["relex.manifest"][:] = align(text) if self.text is None else self.text
         for name in ref.DATA:
             entries[name] = bytearray(b"".join(c.before + c.stored for c in self.chunks if c.entry == name))
+        self._place_tier(0)
         entries["relex.chunks"] = bytearray(24 * len(self.chunks))
         names = list(entries)
         at = size = 40 + 8 * len(names)
@@ -373,8 +381,16 @@ class Parts:
                 row = (position + c.shift, length, c.raw, crc, c.codec, c.fill, c.reserved)
                 records += struct.pack("<QIIIBB2s", *row)
                 position += len(c.stored)
+            if name == ref.DATA_FRAMES:
+                self._place_tier(at)
             at += len(raw)
         self.entries["relex.chunks"][:] = records
+
+    def _place_tier(self, at: int) -> None:
+        """Write the entries of the exact tier, those that there are; the blocks begin at byte `at` of the file."""
+        for name, raw in {} if self.tier is None else self.tier.entries(at).items():
+            if name in self.entries:
+                self.entries[name][:] = raw
 
 
 # ---- Valid files ----
@@ -662,13 +678,13 @@ def unknown_entries() -> Recipe:
     """Entries, keys of the manifest and metadata that a reader of version 1 does not know, and ignores."""
 
     def change(parts: Parts) -> None:
-        entries = {"relex.exact.frames": bytearray(b"later"), **parts.entries, "org.example": bytearray(24)}
+        entries = {"relex.later.frames": bytearray(b"later"), **parts.entries, "org.example": bytearray(24)}
         names = list(parts.entries)
         middle = names.index("relex.data.exact")
         parts.entries = {
-            name: entries[name] for name in ["relex.exact.frames", *names[:middle], "org.example", *names[middle:]]
+            name: entries[name] for name in ["relex.later.frames", *names[:middle], "org.example", *names[middle:]]
         }
-        parts.dtypes |= {"relex.exact.frames": "U8", "org.example": "F64"}
+        parts.dtypes |= {"relex.later.frames": "U8", "org.example": "F64"}
         parts.metadata["note"] = "ignored"
         parts.manifest["later"] = {"deep": [[[{}]]], "number": 1.5e-3}
         parts.manifest["base"]["revision"] = "0123abc"
@@ -769,10 +785,13 @@ class Invalid:
     operation: str = "open"
     tensor: str | None = None
     step: float = 10
+    tier: str = AUTO
+    base: str | None = None
+    """The vector whose base is given, if it is not `source`."""
 
     def build(self) -> bytes:
         """The file."""
-        data = VALID[self.source].build()
+        data = built(self.source)
         if self.change is not None:
             parts = Parts(data)
             self.change(parts)
@@ -1417,6 +1436,18 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
 # ---- Writing ----
 
 
+def recipes() -> dict[str, Recipe]:
+    """All valid files."""
+    exact: dict[str, Recipe] = script("make_exact_vectors").VALID
+    return VALID | exact
+
+
+@cache
+def built(name: str) -> bytes:
+    """A valid file."""
+    return recipes()[name].build()
+
+
 def sha256(data: bytes) -> str:
     """The SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
@@ -1445,23 +1476,29 @@ def make(folder: Path) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {"zstandard": zstandard.__version__, "valid": [], "invalid": []}
     bases = set()
-    for name, recipe in VALID.items():
-        data, base = recipe.build(), recipe.base()
+    for name, recipe in recipes().items():
+        data, base = built(name), recipe.base()
         entry: dict[str, Any] = {"path": f"valid/{name}.relex", "sha256": sha256(data), "base": None}
         (folder / entry["path"]).write_bytes(data)
         if base is not None:
             entry["base"] = {"path": f"valid/{name}.safetensors", "sha256": sha256(base)}
             (folder / entry["base"]["path"]).write_bytes(base)
             bases.add(name)
-        document["valid"].append(entry | {"reads": read(data, base, recipe.reads)})
-    for name, wrong in invalid():
+        reads = read(data, base, recipe.reads)
+        for found in reads if recipe.expected else ():
+            if found["tier"] == "exact":
+                number = recipe.steps.index(found["step"]) + 1
+                for tensor_name, rows in recipe.expected.items():
+                    assert found["tensors"][tensor_name] == sha256(rows[number].tobytes()), (name, tensor_name, number)
+        document["valid"].append(entry | {"reads": reads})
+    for name, wrong in itertools.chain(invalid(), script("make_exact_vectors").invalid()):
         data = wrong.build()
         entry = {"path": f"invalid/{name}.relex", "sha256": sha256(data), "base": None, "reason": wrong.reason}
         entry |= {"error": wrong.error, "operation": wrong.operation}
         if wrong.operation == "read":
-            entry |= {"tensor": wrong.tensor, "step": wrong.step, "tier": AUTO}
-            if wrong.source in bases:
-                entry["base"] = f"valid/{wrong.source}.safetensors"
+            entry |= {"tensor": wrong.tensor, "step": wrong.step, "tier": wrong.tier}
+            if (wrong.base or wrong.source) in bases:
+                entry["base"] = f"valid/{wrong.base or wrong.source}.safetensors"
         (folder / entry["path"]).write_bytes(data)
         document["invalid"].append(entry)
     text = json.dumps(document, indent=1, ensure_ascii=True)
@@ -1469,4 +1506,4 @@ def make(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("vectors"))
+    script("make_vectors").make(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("vectors"))

@@ -97,6 +97,8 @@ def pieces(n: int) -> Iterator[tuple[int, int]]:
 TABLES = {"relex.tensors": 32, "relex.directions": 64, "relex.series": 8, "relex.digests": 16, "relex.chunks": 24}
 DATA = ["relex.data.directions", "relex.data.exact", "relex.data.base"]
 ENTRIES = ["relex.root", "relex.steps", "relex.manifest", *TABLES, "relex.coefficients", *DATA]
+SEGMENTS, FRAMES, DATA_FRAMES = EXACT = ["relex.exact.segments", "relex.exact.frames", "relex.data.frames"]
+EXACT_TABLES = {SEGMENTS: 48, FRAMES: 24}
 Entry = namedtuple("Entry", "dtype shape start end")  # start and end count from the beginning of the file
 
 
@@ -159,14 +161,18 @@ def parse_header(raw: bytes, any_order: bool = False) -> tuple[dict[str, str], d
 
 
 def check_entries(entries: dict[str, Entry]) -> None:
-    """The entries of version 1, in their order, in their dtypes and shapes."""
-    require([name for name in entries if name in ENTRIES] == ENTRIES, "an entry is missing or out of order")
-    rows = {name: entries[name].shape[0] if entries[name].shape else 0 for name in ENTRIES}
-    for name in ENTRIES:
+    """The entries of version 1, in their order, in their dtypes and shapes; those of the exact tier: all or none."""
+    names = ENTRIES + (EXACT if any(name in entries for name in EXACT) else [])
+    require([name for name in entries if name in ENTRIES + EXACT] == names, "an entry is missing or out of order")
+    rows = {name: entries[name].shape[0] if entries[name].shape else 0 for name in names}
+    tables = TABLES | EXACT_TABLES
+    for name in names:
         dtype = {"relex.steps": "I64", "relex.coefficients": "F64"}.get(name, "U8")
-        shape = [rows[name], TABLES[name]] if name in TABLES else [rows[name]]
+        shape = [rows[name], tables[name]] if name in tables else [rows[name]]
         if name == "relex.coefficients":
             shape = [rows["relex.directions"], rows["relex.steps"]]
+        if name == FRAMES:
+            shape = [rows["relex.steps"], 24]
         require((entries[name].dtype, entries[name].shape) == (dtype, shape), f"{name}: dtype or shape")
 
 
@@ -200,7 +206,7 @@ def open_root(f: RelexFile) -> None:
     require(len(f.entries) == e + 1 and reserved == reserved_end == 0, "relex.root: entries or reserved bytes")
     for name, row in zip(list(f.entries)[1:], struct.iter_unpack("<IB3s", f.data[at + 32 : end - 8]), strict=True):
         crc, coverage, reserved_row = row
-        require(coverage == (name in [*DATA, "relex.coefficients"]), f"{name}: coverage")
+        require(coverage == (name in [*DATA, "relex.coefficients", DATA_FRAMES]), f"{name}: coverage")
         require(crc == (zlib.crc32(f.bytes_of(name)) if coverage == 0 else 0), f"{name}: checksum")
         require(not any(reserved_row), f"{name}: reserved bytes")
 
@@ -260,7 +266,7 @@ def open_manifest(f: RelexFile) -> None:
 
 SAME, MOVING, SERIES = 0, 1, 2
 IN_BASE, STORED, NONE = 0, 1, 2
-Tensor = namedtuple("Tensor", "kind origin k first digest chunk offset reserved")  # <BBHIIII12s
+Tensor = namedtuple("Tensor", "kind origin k first digest chunk offset segment reserved")  # <BBHIIIII8s
 Direction = namedtuple(  # <ddffHBBIII16sII
     "Direction", "slope intercept step shift r packing reserved chunk offset row_crc informative r_chunk r_offset"
 )
@@ -268,11 +274,13 @@ Direction = namedtuple(  # <ddffHBBIII16sII
 
 def open_records(f: RelexFile) -> None:
     """Tensors, directions, series, digests: each used in the order of the tensors, exactly once."""
-    f.tensors = [Tensor(*row) for row in struct.iter_unpack("<BBHIIII12s", f.bytes_of("relex.tensors"))]
+    f.tensors = [Tensor(*row) for row in struct.iter_unpack("<BBHIIIII8s", f.bytes_of("relex.tensors"))]
     f.directions = [Direction(*row) for row in struct.iter_unpack("<ddffHBBIII16sII", f.bytes_of("relex.directions"))]
     f.series = list(struct.iter_unpack("<II", f.bytes_of("relex.series")))
     f.digests = [row[0] for row in struct.iter_unpack("<16s", f.bytes_of("relex.digests"))]
     require(len(f.tensors) == len(f.manifest), "relex.tensors: not as many as in the manifest")
+    spans_of_series = 0 if f.exact else len(f.steps)
+    segments = len(f.bytes_of(SEGMENTS)) // 48 if f.exact else 0
     used = {SAME: 0, MOVING: 0, SERIES: 0}
     digests, shard = 0, 0  # the shard becomes infinite after the last tensor of origin 0
     for tensor, named in zip(f.tensors, f.manifest, strict=True):
@@ -280,14 +288,19 @@ def open_records(f: RelexFile) -> None:
         require(kind <= SERIES and origin <= NONE and not any(tensor.reserved), f"{name}: kind, origin or reserved")
         require((tensor.k >= 1) == (kind == MOVING), f"{name}: number of directions")
         require(tensor.first == used[kind], f"{name}: index of its first direction or series span")
-        used[kind] += {SAME: 0, MOVING: tensor.k, SERIES: len(f.steps)}[kind]
+        used[kind] += {SAME: 0, MOVING: tensor.k, SERIES: spans_of_series}[kind]
         require(tensor.digest == (digests if origin == IN_BASE else 0), f"{name}: index of its first digest")
         require(origin != IN_BASE or named.shard >= shard, f"{name}: not in the order of the base's files")
         digests, shard = (digests - (-named.n // PIECE), named.shard) if origin == IN_BASE else (digests, 1 << 32)
         equal, floats = named.dtype == named.origin_dtype, named.dtype in FLOAT and named.origin_dtype in FLOAT
         require(floats and named.n > 0 if kind == MOVING else floats or equal, f"{name}: dtypes, or nothing to move")
         require(origin == IN_BASE or equal, f"{name}: origin dtype")
-        require(origin != (STORED if kind == SERIES else NONE), f"{name}: an origin that its kind cannot have")
+        unusual = STORED if kind == SERIES and not f.exact else NONE
+        require(origin != unusual, f"{name}: an origin that its kind cannot have")
+        require(tensor.segment <= segments, f"{name}: held by a segment that is not there")
+        require(tensor.segment == 0 or named.n > 0, f"{name}: held by a segment, but empty")
+        held = tensor.segment > 0 or named.n == 0 or not f.exact
+        require(kind != SERIES or held, f"{name}: a series that no segment holds")
         require(f.holds(tensor) or tensor.chunk == tensor.offset == 0, f"{name}: a span that is not used")
     require([used[MOVING], used[SERIES]] == [len(f.directions), len(f.series)], "directions or series: unused records")
     require(digests == len(f.digests), "relex.digests: not as many as the tensors need")
@@ -340,7 +353,7 @@ def spans(f: RelexFile) -> Iterator[tuple[Span, Iterable[int], str]]:
         for d in f.directions_of(tensor):
             yield (d.r_chunk, d.r_offset), lengths_of(factor_count(d.r, named.shape), 2), DATA[0]
             yield (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA[0]
-        own = f.series[tensor.first : tensor.first + len(f.steps)] if tensor.kind == SERIES else []
+        own = f.series[tensor.first : tensor.first + len(f.steps)] if tensor.kind == SERIES and not f.exact else []
         for span in dict.fromkeys(own):  # equal spans once
             yield span, lengths_of(named.n, WIDTH[named.dtype]), DATA[1]
         if f.holds(tensor):
@@ -400,16 +413,26 @@ def read_chunk(f: RelexFile, index: int) -> bytes:
 
 def unframe(stored: bytes, size: int) -> bytes:
     """The content of one zstd frame, after what the frame states about itself."""
-    require(stored[:4] == b"\x28\xb5\x2f\xfd", "not a zstd frame, or a skippable one")
+    require(content_size(stored, size, size) == size, "the content size of a frame")
     try:
         frame = zstandard.get_frame_parameters(stored)
-        require(frame.content_size == size, "the content size of a frame")
         require(frame.dict_id == 0 and frame.window_size <= 1 << 23, "a frame's dictionary or window")
         raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Corrupt(f"a frame: {error}") from None
     require(len(raw) == size, "the length of a frame's content")
     return raw
+
+
+def content_size(stored: bytes, least: int, most: int) -> int:
+    """The content size that a zstd frame states."""
+    require(stored[:4] == b"\x28\xb5\x2f\xfd", "not a zstd frame, or a skippable one")
+    try:
+        size: int = zstandard.get_frame_parameters(stored).content_size
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a frame: {error}") from None
+    require(least <= size <= most, "the content size of a frame")
+    return size
 
 
 def from_planes(raw: bytes, width: int) -> bytes:
@@ -567,29 +590,40 @@ def narrow(x: Floats, dtype: str) -> bytes:
 def read_tensor(f: RelexFile, index: int, t: float, tier: str, base: Base | None) -> bytes:
     """A tensor at a step."""
     tensor, named = f.tensors[index], f.manifest[index]
-    inside = f.steps[0] <= t <= f.steps[-1]
-    if not math.isfinite(t) or tier not in ("auto", "line", "track") or (tier == "track" and not inside):
-        raise InvalidArgument(f"no step {t} of tier {tier!r}; track has steps {f.steps[0]} to {f.steps[-1]}")
+    inside, stored = f.steps[0] <= t <= f.steps[-1], f.exact and t in f.steps
+    there = {"auto": True, "line": True, "track": inside, "exact": stored}.get(tier, False)
+    if not math.isfinite(t) or not there:
+        raise InvalidArgument(f"no step {t} of tier {tier!r}; the file has steps {f.steps[0]} to {f.steps[-1]}")
+    if tier == "auto" and t != 0 and stored:
+        tier = "exact"
     if tier == "auto":
         tier = "origin" if t == 0 else "track" if f.steps[0] <= t <= f.steps[f.observed - 1] else "line"
+    number = max(bisect.bisect_right(f.steps, t), 1)
+    if tier == "exact" or (f.exact and tensor.kind == SERIES and tier != "origin"):
+        return restore(f, index, number, base)
     if tensor.kind == SERIES and (tier != "origin" or tensor.origin == NONE):
-        i = max(bisect.bisect_right(f.steps, t) - 1, 0)
-        return read_bits(f, f.series[tensor.first + i], named.n, WIDTH[named.dtype], DATA[1])
+        return read_bits(f, f.series[tensor.first + number - 1], named.n, WIDTH[named.dtype], DATA[1])
 
     directions = f.directions_of(tensor) if tier != "origin" else []
     multipliers = [
         to_g(line(d.slope, d.intercept, t) if tier == "line" else track(f.steps, read_row(f, tensor.first + i), t))
         for i, d in enumerate(directions)
     ]
-    bits = read_origin(f, tensor, named, base)
-    if not directions and named.dtype == named.origin_dtype:
-        return bits
-    x = widen(bits, named.origin_dtype)
+    if not directions:
+        return read_same(f, index, base)
+    x = widen(read_origin(f, tensor, named, base), named.origin_dtype)
     with np.errstate(all="ignore"):  # infinities and NaN are results like any other
         for d, g in zip(directions, multipliers, strict=True):
             for start, stop, p in direction_values(f, d, named):
                 x[start:stop] = x[start:stop] + p * g
     return narrow(x, named.dtype)
+
+
+def read_same(f: RelexFile, index: int, base: Base | None) -> bytes:
+    """The bits of kind `same`: the origin's, converted if it has another dtype."""
+    named = f.manifest[index]
+    bits = read_origin(f, f.tensors[index], named, base)
+    return bits if named.dtype == named.origin_dtype else narrow(widen(bits, named.origin_dtype), named.dtype)
 
 
 # ---- 9. The base ----
@@ -632,6 +666,425 @@ def read_safetensors(path: str | Path) -> Base:
     return base
 
 
+# ---- 13. The exact tier ----
+
+Segment = namedtuple("Segment", "before count left models groups most position length reserved")  # <IIIIIIQQ8s
+Frame = namedtuple("Frame", "position length model reserved")  # <QQB7s
+Part = namedtuple("Part", "tensor start stop")  # the tensor's number; where the piece starts and stops
+Coded = namedtuple("Coded", "digest coding stream")  # what the blob of a frame has for a part
+Model = namedtuple("Model", "dense contexts tables")  # the table of each context; the frequencies of each table
+NO_TABLE = 255
+MANTISSA = {"BF16": 7, "F16": 10, "F32": 23, "C64": 23}
+MANTISSA |= {"F8_E4M3": 3, "F8_E4M3FNUZ": 3, "F8_E5M2": 2, "F8_E5M2FNUZ": 2}
+
+
+def half_of(dtype: str) -> int:
+    """H of the words of a dtype."""
+    return 1 << (8 * min(WIDTH[dtype], 4) - 1)
+
+
+def order(u: Integers, dtype: str) -> Integers:
+    """Bits of words as ordered words."""
+    half = half_of(dtype)
+    if dtype in MANTISSA:
+        return np.where(u < half, u + half, 2 * half - 1 - u)
+    return (u + half) % (2 * half) if dtype in ("I8", "I16", "I32") else u
+
+
+def to_words(bits: bytes, dtype: str) -> Integers:
+    """Elements as ordered words."""
+    return order(np.frombuffer(bits, f"<u{min(WIDTH[dtype], 4)}").astype(np.int64), dtype)
+
+
+def from_words(words: Integers, dtype: str) -> bytes:
+    """Ordered words as elements."""
+    half = half_of(dtype)
+    u = np.where(words >= half, words - half, 2 * half - 1 - words) if dtype in MANTISSA else order(words, dtype)
+    return u.astype(f"<u{min(WIDTH[dtype], 4)}").tobytes()
+
+
+def frame_order(count: int) -> list[tuple[int, int]]:
+    """The steps of a segment in the order of their frames, each with how many of the segment's frames it needs."""
+    result, level, needed = [(count, 1)], [(0, count)], 2
+    while level:
+        intervals = [(left, right, (left + right) // 2) for left, right in level if right - left > 1]
+        result += [(middle, needed) for _, _, middle in intervals]
+        level = [half for left, right, middle in intervals for half in ((left, middle), (middle, right))]
+        needed += 1
+    return result
+
+
+def open_exact(f: RelexFile) -> None:
+    """Segments, frames and groups; where blocks lie, and how many frames a step needs."""
+    f.segments = [Segment(*row) for row in struct.iter_unpack("<IIIIIIQQ8s", f.bytes_of(SEGMENTS))]
+    f.frames = [Frame(*row) for row in struct.iter_unpack("<QQB7s", f.bytes_of(FRAMES))]
+    needs = [0]  # frames, by number of the step
+    position = f.entries[DATA_FRAMES].start
+    for segment in f.segments:
+        require(segment.before == len(needs) - 1, f"{SEGMENTS}: the segments do not tile the steps")
+        require(1 <= segment.count <= len(f.steps) - segment.before, f"{SEGMENTS}: number of steps")
+        require(segment.left <= segment.before, f"{SEGMENTS}: the left end is no earlier step")
+        require(1 <= segment.models <= 255 and segment.most >= 1, f"{SEGMENTS}: models, or words in a group")
+        require(not any(segment.reserved), f"{SEGMENTS}: reserved bytes")
+        in_order = frame_order(segment.count)
+        frames = [f.frames[segment.before + step - 1] for step, _ in in_order]
+        for block in (segment, *frames):
+            require(block.position == position, f"{DATA_FRAMES}: the blocks do not tile it")
+            require(block.length == 0 or segment.groups > 0, f"{DATA_FRAMES}: a block without blobs is not empty")
+            position += block.length
+        for frame in frames:
+            require(frame.model < segment.models, f"{FRAMES}: a model that its segment lacks")
+            require(not any(frame.reserved), f"{FRAMES}: reserved bytes")
+        needs += [needs[segment.left] + needed for _, needed in sorted(in_order)]
+    require(len(needs) == len(f.steps) + 1, f"{SEGMENTS}: the segments do not tile the steps")
+    require(position == f.entries[DATA_FRAMES].end, f"{DATA_FRAMES}: the blocks do not tile it")
+    most = math.ceil(math.log2(len(f.steps))) + 2
+    require(max(needs) <= most, f"{SEGMENTS}: a step needs more than {most} frames")
+    for k, segment in enumerate(f.segments):
+        blocks = [f.frames[segment.before + step - 1].length for step in range(1, segment.count + 1)]
+        count = sum(-(-named.n // PIECE) for i, named in enumerate(f.manifest) if segment_holds(f, k, i))
+        require(min(blocks) >= 9 * count, f"{DATA_FRAMES}: a block cannot hold the parts of its segment")
+        f.groups.append(groups_of(f, k))
+        require(len(f.groups[k]) == segment.groups, f"{SEGMENTS}: number of groups")
+
+
+def segment_holds(f: RelexFile, k: int, index: int) -> bool:
+    """Whether segment k, counted from 0, holds a tensor."""
+    return bool(0 < f.tensors[index].segment <= k + 1)
+
+
+def groups_of(f: RelexFile, k: int) -> list[list[Part]]:
+    """The parts of a segment, in groups."""
+    groups: list[list[Part]] = []
+    words, dtype = 0, ""
+    for index, named in enumerate(f.manifest):
+        for start, stop in pieces(named.n) if segment_holds(f, k, index) else ():
+            own = (stop - start) * max(1, WIDTH[named.dtype] // 4)
+            if not groups or named.dtype != dtype or words + own > f.segments[k].most:
+                groups.append([])
+                words = 0
+            groups[-1].append(Part(index, start, stop))
+            words, dtype = words + own, named.dtype
+    return groups
+
+
+def read_blob(f: RelexFile, block: Segment | Frame, groups: int, group: int) -> bytes:
+    """The blob of a group in a block, whose checksum comes first."""
+    data = f.data[block.position : block.position + block.length]
+    require(len(data) >= 12 * groups, f"{DATA_FRAMES}: a block ends within its index")
+    index = list(struct.iter_unpack("<QI", data[: 12 * groups]))
+    ends = [12 * groups, *(end for end, _ in index)]
+    require(all(a <= b for a, b in itertools.pairwise(ends)), f"{DATA_FRAMES}: a blob ends before it begins")
+    require(ends[-1] == len(data), f"{DATA_FRAMES}: the last blob does not end with its block")
+    blob = data[ends[group] : ends[group + 1]]
+    require(zlib.crc32(blob) == index[group][1], f"{DATA_FRAMES}: checksum of a blob")
+    return blob
+
+
+def read_models(f: RelexFile, k: int, group: int) -> tuple[int, list[Model]]:
+    """`low` and the models of a group."""
+    count = f.segments[k].models
+    blob = read_blob(f, f.segments[k], len(f.groups[k]), group)
+    return parse_models(unframe(blob, content_size(blob, 1 + 1077 * count, 1 + 33843 * count)), count)
+
+
+def parse_models(raw: bytes, count: int) -> tuple[int, list[Model]]:
+    """`low` and the models of the content of a blob of models."""
+    low, at = raw[0], 1 + 2 * count
+    heads = list(struct.iter_unpack("<BB", raw[1:at]))
+    contexts = [raw[at + 1075 * i : at + 1075 * (i + 1)] for i in range(count)]
+    at += 1075 * count
+    number = sum(tables for _, tables in heads)
+    lengths = raw[at : at + number]
+    at += number
+    require(len(lengths) == number and all(1 <= length <= 64 for length in lengths), "the length of a table")
+    require(len(raw) == at + 2 * sum(lengths), "the length of a blob of models")
+    values = [low + 256 * high for low, high in zip(raw[at : at + sum(lengths)], raw[at + sum(lengths) :], strict=True)]
+    tables, at = [], 0
+    for length in lengths:
+        tables.append(values[at : at + length])
+        at += length
+        require(sum(tables[-1]) == 4096 and tables[-1][-1] > 0, "the frequencies of a table")
+    models = []
+    for (dense, own), row in zip(heads, contexts, strict=True):
+        require(dense <= 16 and own <= 254, "the classes or tables of a model")
+        require(all(table < own or table == NO_TABLE for table in row), "a table that its model lacks")
+        models.append(Model(dense, row, [tables.pop(0) for _ in range(own)]))
+    return low, models
+
+
+def read_frame(f: RelexFile, k: int, group: int, step: int) -> list[Coded]:
+    """What the frame of a step of a segment has for each part of a group."""
+    frame = f.frames[f.segments[k].before + step - 1]
+    return parse_frame(read_blob(f, frame, len(f.groups[k]), group), len(f.groups[k][group]))
+
+
+def parse_frame(blob: bytes, parts: int) -> list[Coded]:
+    """What the blob of a frame has for each part."""
+    at = 8 * parts
+    numbers = []
+    for _ in range(parts):
+        number = length = 0
+        while length == 0 or blob[at - 1] >= 128:
+            require(at < len(blob) and length < 5, "the blob of a frame: a number ends early, or has too many bytes")
+            number |= (blob[at] & 127) << 7 * length
+            at, length = at + 1, length + 1
+        require(blob[at - 1] > 0 or length == 1, "the blob of a frame: a number is longer than it must be")
+        numbers.append(number)
+    result = []
+    for i, number in enumerate(numbers):
+        result.append(Coded(blob[8 * i : 8 * i + 8], number % 2, blob[at : at + number // 2]))
+        at += number // 2
+    require(at == len(blob), "the blob of a frame: the streams do not end where it does")
+    return result
+
+
+def restore(f: RelexFile, index: int, number: int, base: Base | None) -> bytes:
+    """A tensor at the step of a number, 1 to T."""
+    named = f.manifest[index]
+    width = WIDTH[named.dtype]
+    same = read_same(f, index, base)
+    result = b""
+    for start, stop in pieces(named.n):
+        part = Part(index, start, stop)
+        result += restore_part(f, part, number, same[width * start : width * stop], check=True)
+    return result
+
+
+def restore_part(f: RelexFile, part: Part, number: int, same: bytes, check: bool = False) -> bytes:
+    """A part at the step of a number, 0 to T; 0 and segments that do not hold it are `same`."""
+    k = sum(segment.before < number for segment in f.segments) - 1
+    if k < 0 or not segment_holds(f, k, part.tensor):
+        return same
+    segment = f.segments[k]
+    left = restore_part(f, part, segment.left, same)
+    group = next(i for i, parts in enumerate(f.groups[k]) if part in parts)
+    place = f.groups[k][group].index(part)
+    low, models = read_models(f, k, group)
+
+    def coded(step: int) -> tuple[Coded, Model]:
+        return read_frame(f, k, group, step)[place], models[f.frames[segment.before + step - 1].model]
+
+    named, step = f.manifest[part.tensor], number - segment.before
+    result = Segmented(left, named.dtype, low).restore(segment.count, step, coded)
+    digest = hashlib.sha256(result).digest()[:8]
+    require(not check or digest == coded(step)[0].digest, f"{named.name}: not what the digest of its step says")
+    return result
+
+
+# ---- 14. Streams of coding 0 ----
+
+LANES_FROM = 1 << 14
+LIST, GAP, MOVE, DENSE, COUNT, BELOW, ABOVE = 0, 1024, 1040, 1056, 1072, 1073, 1074
+Words = list[int]  # of a part at one step, by rank
+# Two steps and the near one of them; by rank, the words at both, and the outer movements.
+Interval = namedtuple("Interval", "left right near a b p q")
+
+
+class Stream:
+    """The symbols and numbers of a stream; `lane` is the one that they are taken from."""
+
+    def __init__(self, data: bytes, dense: int, model: Model) -> None:
+        """Cut a stream with so many dense words into its lanes and words."""
+        at = len(data) if len(data) <= 8 else 5 + (len(data) - 5) % 4
+        self.lanes, self.last = [int.from_bytes(data[:at], "little")], 1
+        if dense >= LANES_FROM:
+            at = 32
+            require(len(data) >= at and len(data) % 4 == 0, "a stream of four lanes: its length")
+            self.lanes, self.last = list(struct.unpack_from("<4Q", data)), 1 << 32
+        self.words = [word for (word,) in struct.iter_unpack("<I", data[at:])]
+        self.used, self.lane, self.model = 0, 0, model
+
+    def element(self, j: int) -> None:
+        """Go to the lane of an element."""
+        self.lane = j % len(self.lanes)
+
+    def symbol(self, context: int) -> int:
+        """Take a symbol."""
+        x = self.lanes[self.lane]
+        table = self.model.contexts[context]
+        frequencies = [4096] if table == NO_TABLE else self.model.tables[table]
+        slot, s, start = x % 4096, 0, 0
+        while slot >= start + frequencies[s]:
+            start, s = start + frequencies[s], s + 1
+        self.refill(frequencies[s] * (x // 4096) + slot - start)
+        return s
+
+    def raw(self, bits: int) -> int:
+        """Take raw bits."""
+        x = self.lanes[self.lane]
+        self.refill(x >> bits)
+        return x % (1 << bits)
+
+    def refill(self, x: int) -> None:
+        """Put the lane back, with a further word if there is room for it."""
+        if x < 1 << 32 and self.used < len(self.words):
+            x = (x << 32) + self.words[self.used]
+            self.used += 1
+        self.lanes[self.lane] = x
+
+    def number(self, context: int) -> int:
+        """Take a number."""
+        v = self.symbol(context)
+        if v < 2:
+            return v
+        b = v // 2 - 1
+        return ((2 + v % 2) << b) + (self.raw(b) if b > 0 else 0)
+
+    def end(self) -> None:
+        """Nothing may be left."""
+        require(self.used == len(self.words), "a stream goes on after its end")
+        require(all(x == self.last for x in self.lanes), "a stream does not end as it must")
+
+
+def zigzag(z: int) -> int:
+    """The integer that a number stands for."""
+    return z // 2 if z % 2 == 0 else -(z + 1) // 2
+
+
+def clip(v: int) -> int:
+    """An outer movement."""
+    return max(-2, min(2, v))
+
+
+def class_of(word: int, dtype: str, low: int) -> int:
+    """The class of a word."""
+    if dtype not in MANTISSA:
+        return 0
+    half = half_of(dtype)
+    magnitude = word - half if word >= half else half - 1 - word
+    return max(0, min(15, (magnitude >> MANTISSA[dtype]) - low))
+
+
+def list_context(d: int, e: int, o: int, o_far: int) -> int:
+    """The context of a word of a list."""
+    if d == 1:
+        return LIST + 25 * e + 5 * o + o_far
+    if d < 8:
+        return LIST + 400 + 80 * (d - 2) + 5 * e + o
+    return LIST + 880 + 16 * min(d.bit_length() - 4, 8) + e
+
+
+class Segmented:
+    """A part in a segment. Its words are in the order of ranks."""
+
+    def __init__(self, zero: bytes, dtype: str, low: int) -> None:
+        """Sort the words at step 0 of the segment."""
+        words = to_words(zero, dtype).tolist()
+        by_place = [class_of(word, dtype, low) for word in words]
+        self.dtype, self.low, self.mod = dtype, low, 2 * half_of(dtype)
+        self.places = sorted(range(len(words)), key=by_place.__getitem__)  # of the ranks; this sort is stable
+        self.classes = [by_place[place] for place in self.places]
+        self.zero = [words[place] for place in self.places]
+
+    def words(self, bits: bytes) -> Words:
+        """Elements as words."""
+        words = to_words(bits, self.dtype).tolist()
+        return [words[place] for place in self.places]
+
+    def bits(self, words: Words) -> bytes:
+        """Words as elements."""
+        result = np.zeros(len(words), np.int64)
+        result[self.places] = words
+        return from_words(result, self.dtype)
+
+    def restore(self, count: int, step: int, coded: Callable[[int], tuple[Coded, Model]]) -> bytes:
+        """The elements at a step, 1 to count; `coded` gives stream and model of the frame of a step."""
+        interval = self.whole(count, self.first_frame(*coded(count)))
+        while step != interval.right:
+            x = self.other_frame(interval, *coded((interval.left + interval.right) // 2))
+            low, high = self.halves(interval, x)
+            interval = low if step <= low.right else high
+        return self.bits(interval.b)
+
+    def whole(self, count: int, last: Words) -> Interval:
+        """The interval (0, count)."""
+        still = [0] * len(last)
+        return Interval(0, count, 0, self.zero, last, still, still)
+
+    def halves(self, i: Interval, x: Words) -> tuple[Interval, Interval]:
+        """The intervals on both sides of the middle, where the words are x."""
+        middle = (i.left + i.right) // 2
+        p = [p if a != b else 0 for a, b, p in zip(i.a, i.b, i.p, strict=True)]
+        q = [q if a != b else 0 for a, b, q in zip(i.a, i.b, i.q, strict=True)]
+        low = Interval(i.left, middle, middle, i.a, x, p, [clip(b - w) for b, w in zip(i.b, x, strict=True)])
+        high = Interval(middle, i.right, middle, x, i.b, [clip(w - a) for a, w in zip(i.a, x, strict=True)], q)
+        return low, high
+
+    def first_frame(self, coded: Coded, model: Model) -> Words:
+        """The words at step `count`."""
+        if coded.coding == 1:
+            return self.plain(coded.stream, self.zero)
+        result = list(self.zero)
+        if coded.stream:
+            dense = sum(e < model.dense for e in self.classes)
+            stream = Stream(coded.stream, dense, model)
+            for j in range(dense):
+                stream.element(j)
+                result[j] = (result[j] + zigzag(stream.number(DENSE + self.classes[j]))) % self.mod
+            self.the_rest(stream, dense, [True] * len(result), result)
+        return result
+
+    def other_frame(self, i: Interval, coded: Coded, model: Model) -> Words:
+        """The words at the middle of an interval."""
+        if coded.coding == 1:
+            return self.plain(coded.stream, i.a)
+        quiet = [a == b for a, b in zip(i.a, i.b, strict=True)]
+        require(coded.stream or all(quiet), "a stream of no length, but words that differ")
+        result = list(i.a)
+        if coded.stream:
+            stream = Stream(coded.stream, 0, model)
+            for j, rank in enumerate(rank for rank, still in enumerate(quiet) if not still):
+                stream.element(j)
+                result[rank] = self.word_of_list(stream, i, rank)
+            self.the_rest(stream, 0, quiet, result)
+        return result
+
+    def word_of_list(self, stream: Stream, i: Interval, rank: int) -> int:
+        """The word of a list at the middle."""
+        context, near, d, g = self.around(i, rank)
+        u: int
+        if d >= 8:
+            k = abs((i.left + i.right) // 2 - i.near)
+            u = d * k // (i.right - i.left) + zigzag(stream.number(context))
+        else:
+            u = stream.symbol(context)
+            if u == d + 1:
+                u = -1 - stream.number(BELOW)
+            elif u > d + 1:
+                u = d + 1 + stream.number(ABOVE)
+        return (near + g * u) % self.mod
+
+    def around(self, i: Interval, rank: int) -> tuple[int, int, int, int]:
+        """The context of a word of a list, the word at the near end, d and g."""
+        p, q = i.p[rank], i.q[rank]
+        near, far = (i.a[rank], i.b[rank]) if i.near == i.left else (i.b[rank], i.a[rank])
+        d, g = abs(far - near), 1 if far > near else -1
+        o, o_far = (2 + g * p, 2 + g * q) if i.near == i.left else (2 - g * q, 2 - g * p)
+        return list_context(d, class_of(near, self.dtype, self.low), o, o_far), near, d, g
+
+    def the_rest(self, stream: Stream, rank: int, quiet: list[bool], result: Words) -> None:
+        """Quiet words that moved, from a rank on; `result` has them as they are at the left end."""
+        stream.element(0)
+        size, moved = len(result), stream.number(COUNT)
+        require(moved <= sum(quiet[rank:]), "more words moved than are quiet")
+        for _ in range(moved):
+            require(rank < size, "a gap begins after the last word")
+            gap = stream.number(GAP + self.classes[rank])
+            rank = next(itertools.islice((r for r in range(rank, size) if quiet[r]), gap, None), size)
+            require(rank < size, "a gap ends after the last word")
+            z = stream.number(MOVE + self.classes[rank])
+            result[rank] = (result[rank] + zigzag(z + 1)) % self.mod
+            rank += 1
+        stream.end()
+
+    def plain(self, stream: bytes, left: Words) -> Words:
+        """Words of coding 1."""
+        there = np.frombuffer(self.bits(left), np.uint8)
+        xor = from_planes(unframe(stream, len(there)), WIDTH[self.dtype])
+        return self.words((there ^ np.frombuffer(xor, np.uint8)).tobytes())
+
+
 # ---- The file, which ties the sections together ----
 
 
@@ -652,15 +1105,26 @@ class RelexFile:
     digests: list[bytes]
     chunks: list[Chunk]
     chunks_of: dict[str, range]  # which chunks an entry has
+    segments: list[Segment]
+    frames: list[Frame]  # of each step
+    groups: list[list[list[Part]]]  # of each segment
 
     def __init__(self, data: bytes) -> None:
         """Open the bytes of a file."""
         self.data = data
         self.manifest, self.chunks_of = [], {}
+        self.segments, self.frames, self.groups = [], [], []
         open_root(self)
         open_manifest(self)
         open_records(self)
         open_chunks(self)
+        if self.exact:
+            open_exact(self)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the file has the exact tier."""
+        return DATA_FRAMES in self.entries
 
     def bytes_of(self, entry: str) -> bytes:
         """The bytes of an entry."""
@@ -685,7 +1149,10 @@ class RelexFile:
         return read_tensor(self, self.index[name], t, tier, base)
 
     def check_all(self) -> None:
-        """Check what opening leaves: all chunks, coefficients and codes, and the digests of an embedded base."""
+        """Check what opening leaves: all chunks, coefficients and codes, and the digests of an embedded base.
+
+        In the exact tier: all blobs, and every step of the tensors whose origin the file holds.
+        """
         for i in range(len(self.chunks)):
             read_chunk(self, i)
         for i in range(len(self.directions)):
@@ -697,6 +1164,16 @@ class RelexFile:
                         pass
             if self.holds(tensor):
                 read_origin(self, tensor, named, None)
+        for k, segment in enumerate(self.segments):
+            for group, parts in enumerate(self.groups[k]):
+                read_models(self, k, group)
+                for step in range(1, segment.count + 1):
+                    for part, found in zip(parts, read_frame(self, k, group, step), strict=True):
+                        if found.coding == 1:
+                            unframe(found.stream, (part.stop - part.start) * WIDTH[self.manifest[part.tensor].dtype])
+        for index, tensor in enumerate(self.tensors):
+            for number in range(1, len(self.steps) + 1) if self.exact and self.holds(tensor) else ():
+                restore(self, index, number, None)
 
 
 def main() -> int:
@@ -704,7 +1181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Decode a .relex file slowly and print SHA-256 of its tensors.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--step", type=float, required=True)
-    parser.add_argument("--tier", default="auto", choices=("auto", "line", "track"))
+    parser.add_argument("--tier", default="auto", choices=("auto", "line", "track", "exact"))
     parser.add_argument("--base", type=Path, help="the base, one safetensors file")
     options = parser.parse_args()
     try:

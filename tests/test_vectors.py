@@ -98,6 +98,43 @@ def test_every_packing_dtype_and_codec_occurs() -> None:
     assert ranks >= {0, 1, 2, 3, 4} and counts >= {0, 1, 2, 3}
 
 
+def test_everything_of_the_exact_tier_occurs() -> None:
+    """Numbers of steps and segments, left ends, codings, lanes, contexts of every family, and sizes of all kinds."""
+    steps, lefts, counts, codings, lanes, families, groups, since, dense = (set() for _ in range(9))
+    first_of = load("exact_encoder").by_family
+    for entry in VALID:
+        file = ref.RelexFile((VECTORS / entry["path"]).read_bytes())
+        if not file.exact:
+            continue
+        steps.add(len(file.steps))
+        since |= {
+            (tensor.kind, tensor.segment, named.n == 0)
+            for tensor, named in zip(file.tensors, file.manifest, strict=True)
+        }
+        for k, segment in enumerate(file.segments):
+            inside = segment.left not in (0, *(other.before + other.count for other in file.segments))
+            lefts.add("origin" if segment.left == 0 else "inside" if inside else "end")
+            counts.add(segment.count)
+            groups.add(segment.groups)
+            for group, parts in enumerate(file.groups[k]):
+                _, models = ref.read_models(file, k, group)
+                dense |= {model.dense for model in models}
+                tables = (enumerate(model.contexts) for model in models)
+                families |= {first_of(context) for own in tables for context, table in own if table != ref.NO_TABLE}
+                for step in range(1, segment.count + 1):
+                    for part, found in zip(parts, ref.read_frame(file, k, group, step), strict=True):
+                        codings.add((found.coding, len(found.stream) > 0))
+                        lanes.add(part.stop - part.start >= ref.LANES_FROM and len(found.stream) >= 32)
+    assert steps >= {1, 2, 3, 5, 17} and counts >= {1, 2, 3, 17} and groups >= {0, 1, 2, 7}
+    assert lefts == {"origin", "end", "inside"} and dense == set(range(17))
+    assert codings == {(0, False), (0, True), (1, True)} and lanes == {False, True}
+    assert len(families) == 14
+    assert since >= {
+        (kind, segment, False) for kind, segment in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 1), (2, 4)]
+    }
+    assert since >= {(0, 0, True), (2, 0, True)}
+
+
 def test_the_script_makes_the_same_files(tmp_path: Path) -> None:
     if MANIFEST["zstandard"] != zstandard.__version__:
         pytest.skip(f"made with zstandard {MANIFEST['zstandard']}, this is {zstandard.__version__}")
@@ -204,6 +241,42 @@ def test_a_base_that_is_given_goes_before_an_embedded_one(tmp_path: Path) -> Non
         file.tensor("b.count", 0, "auto", ref.read_safetensors(base))
 
 
+def test_tiers_of_the_exact_vectors() -> None:
+    """What `auto` is, and what the exact tier does not have."""
+    path, base = VECTORS / "valid" / "exact-moving.relex", VECTORS / "valid" / "exact-moving.safetensors"
+    file, given = ref.RelexFile(path.read_bytes()), ref.read_safetensors(base)
+    tiers = {0: "base", 4: "exact", 5: "track", 7.5: "track", 10: "exact", 15: "line", 20: "exact", 21: "line"}
+    with relex_codec.open(path, base=base) as run:
+        assert {step: run.tier(step) for step in tiers} == tiers
+        for step, tier in tiers.items():
+            for name in file.index:
+                own = file.tensor(name, step, "auto", given)
+                assert own == file.tensor(name, step, "auto" if tier == "base" else tier, given)
+                assert own == run.bits(name, step).tobytes()
+        for step in (0, 5, 3.999, 21, -4):
+            with pytest.raises(relex_codec.InvalidArgument):
+                run.bits("moving", step, "exact")
+            with pytest.raises(ref.InvalidArgument):
+                file.tensor("moving", step, "exact", given)
+    path = VECTORS / "valid" / "minimal.relex"
+    with relex_codec.open(path) as run, pytest.raises(relex_codec.InvalidArgument):
+        run.tier(4, "exact")
+    with pytest.raises(ref.InvalidArgument):
+        ref.RelexFile(path.read_bytes()).tensor("w", 4, "exact")
+
+
+def test_the_first_step_may_be_0() -> None:
+    """Step 0 is then the origin in tier `auto`, and a stored step in tier `exact` and for a series."""
+    path, base = VECTORS / "valid" / "exact-series.relex", VECTORS / "valid" / "exact-series.safetensors"
+    with relex_codec.open(path, base=base) as run:
+        assert run.tier(0) == "base" and run.tier(0, "exact") == "exact"
+        assert run.bits("base", 0).view("<i8").tolist() == [-1, -2]
+        assert run.bits("base", 0, "exact").view("<i8").tolist() == [0, 7]
+        assert run.bits("base", 0, "line").view("<i8").tolist() == [0, 7]
+        assert run.bits("base", -3).view("<i8").tolist() == [0, 7]
+        assert run.bits("base", 8.75).view("<i8").tolist() == [1, 7]
+
+
 # ---- Invalid files ----
 
 
@@ -249,10 +322,17 @@ def test_invalid_by_the_package(entry: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("entry", [entry for entry in INVALID if re.search("large|huge", entry["path"])], ids=named)
 def test_declared_sizes_are_not_believed(entry: dict[str, Any]) -> None:
+    def action(path: Path) -> None:
+        with relex_codec.open(path, base=base_of(entry)) as run:
+            if entry["operation"] == "read":
+                run.bits(entry["tensor"], entry["step"], entry["tier"])
+
+    if entry["operation"] == "read":  # what is imported and compiled does not count
+        action(VECTORS / entry["base"].replace(".safetensors", ".relex"))
     tracemalloc.start()
     try:
         with pytest.raises(relex_codec.Corrupt):
-            relex_codec.open(VECTORS / entry["path"]).close()
+            action(VECTORS / entry["path"])
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()

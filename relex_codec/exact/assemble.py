@@ -1,4 +1,4 @@
-"""Laying out the exact tier of a file: records and blocks of earlier segments and of a new one (FORMAT.md section 13)."""
+"""Laying out the exact tier of a file: earlier segments and a new one (FORMAT.md section 13)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class SegmentJob:
 
 
 class TensorJob:
-    """The pieces of one tensor in a new segment. Pieces before the first that moves wait, as the tensor may never move."""
+    """The pieces of one tensor in a new segment; those before the first that moves wait, as the tensor may never move."""
 
     def __init__(self, job: SegmentJob, number: int, dtype: str, held: int) -> None:
         self._job, self._number, self._dtype, self._before = job, number, dtype, held

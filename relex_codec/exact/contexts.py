@@ -5,9 +5,15 @@ Everything here is compiled into encoder and decoder alike, so both see the same
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from .jit import inlined
+
+Int: TypeAlias = int | np.int64
+"""Integers of compiled code, all of which have 64 bits there."""
 
 CLASSES: Final = 16
 """Scale classes of a word, by the exponent of its value."""
@@ -42,7 +48,7 @@ STILL: Final = 2 | 2 << 4
 
 
 @inlined
-def bit_length(value):  # type: ignore[no-untyped-def]
+def bit_length(value: Int) -> Int:
     """Number of bits of a non-negative int64."""
     bits = 0
     while value >= 256:
@@ -55,7 +61,7 @@ def bit_length(value):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def number_symbol(value):  # type: ignore[no-untyped-def]
+def number_symbol(value: Int) -> Int:
     """Symbol of a number 0 .. 2^32 - 1: itself below 2, else its length in bits and its second highest bit."""
     if value < 2:
         return value
@@ -64,13 +70,13 @@ def number_symbol(value):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def raw_bits(symbol):  # type: ignore[no-untyped-def]
+def raw_bits(symbol: Int) -> Int:
     """How many lower bits of a number follow its symbol."""
     return (symbol >> 1) - 1 if symbol >= 2 else 0
 
 
 @inlined
-def number(symbol, raw):  # type: ignore[no-untyped-def]
+def number(symbol: Int, raw: Int) -> Int:
     """The number of a symbol and its raw bits."""
     if symbol < 2:
         return symbol
@@ -78,25 +84,25 @@ def number(symbol, raw):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def zigzag(value):  # type: ignore[no-untyped-def]
+def zigzag(value: Int) -> Int:
     """0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
     return 2 * value if value >= 0 else -2 * value - 1
 
 
 @inlined
-def unzigzag(value):  # type: ignore[no-untyped-def]
+def unzigzag(value: Int) -> Int:
     """The inverse of `zigzag`."""
     return value >> 1 if value & 1 == 0 else -((value + 1) >> 1)
 
 
 @inlined
-def wrapped(value, half):  # type: ignore[no-untyped-def]
+def wrapped(value: Int, half: Int) -> Int:
     """A difference of words as the number in -half .. half - 1 that equals it modulo 2 half."""
     return ((value + half) & (2 * half - 1)) - half
 
 
 @inlined
-def scale_class(word, mantissa, half, low):  # type: ignore[no-untyped-def]
+def scale_class(word: Int, mantissa: Int, half: Int, low: Int) -> Int:
     """Class of an ordered word: its exponent above `low`, 0 to 15."""
     magnitude = word - half if word >= half else half - 1 - word
     value = (magnitude >> mantissa) - low
@@ -104,13 +110,13 @@ def scale_class(word, mantissa, half, low):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def clipped(movement):  # type: ignore[no-untyped-def]
+def clipped(movement: Int) -> Int:
     """A movement as 0 .. 4, which stand for -2 or less, -1, 0, 1, 2 or more."""
     return 0 if movement < -2 else (4 if movement > 2 else movement + 2)
 
 
 @inlined
-def list_context(distance, scale, at_near, at_far):  # type: ignore[no-untyped-def]
+def list_context(distance: Int, scale: Int, at_near: Int, at_far: Int) -> Int:
     """Context of a word whose ends differ.
 
     Args:
@@ -127,7 +133,7 @@ def list_context(distance, scale, at_near, at_far):  # type: ignore[no-untyped-d
 
 
 @inlined
-def outer_near(outer, rises, near_is_right):  # type: ignore[no-untyped-def]
+def outer_near(outer: Int, rises: bool, near_is_right: bool) -> Int:
     """The clipped movement across the near end, from outside, towards the far end.
 
     Args:
@@ -137,3 +143,24 @@ def outer_near(outer, rises, near_is_right):  # type: ignore[no-untyped-def]
     """
     movement = outer >> 4 if near_is_right else outer & 15
     return movement if rises else 4 - movement
+
+
+def near_contexts() -> npt.NDArray[np.uint16]:
+    """Return `list_context` of words whose ends are less than 8 apart, as a table that decoding reads.
+
+    Returns:
+        uint16 [2, 2^14]: whether the near end is the right one; distance << 11 | class << 7 | movement to the left end
+        << 4 | movement from the right end << 1 | whether the right end is the larger.
+    """
+    key = np.arange(1 << 14)
+    distance, scale, rises = key >> 11, key >> 7 & 15, key & 1
+    ends = np.minimum(key >> 4 & 7, 4), np.minimum(key >> 1 & 7, 4)
+    found = []
+    for near, far in (ends, ends[::-1]):
+        at_near, at_far = (np.where(rises, movement, 4 - movement) for movement in (near, far))
+        one = NEAR_ONE + (scale * 5 + at_near) * 5 + at_far
+        found.append(np.where(distance == 1, one, NEAR + ((distance - 2) * CLASSES + scale) * 5 + at_near))
+    return np.where(distance < 1, 0, found).astype(np.uint16)
+
+
+NEAR_CONTEXTS: Final = near_contexts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .. import format as f
@@ -65,7 +66,7 @@ def groups_of(parts: Sequence[PartInfo], limit: int) -> list[int]:
 
 
 def model_numbers(count: int) -> list[int]:
-    """Return the model of each step of a segment, 1 .. n, as this encoder chooses them: by level, and by where the middle is.
+    """Return the model of each step of a segment, 1 .. n, as this encoder chooses: by level and place of the middle.
 
     In a short interval of odd length the middle lies nearer to one end; such frames have tables of their own.
     """
@@ -82,7 +83,8 @@ def model_numbers(count: int) -> list[int]:
     return [numbers[keys[step]] for step in range(1, count + 1)]
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Segment:
     """Where a segment lies in the run: steps ``first + 1 .. first + count``, from the left end ``left``."""
 
     first: int
@@ -130,7 +132,7 @@ def check(segments: Records, frames: Records, steps: int, begin: int, end: int) 
                 raise Corrupt(f"{f.FRAMES}: a frame has a model that its segment lacks")
             blocks.append((int(frame["position"]), int(frame["length"])))
         for position, length in blocks:
-            if position != at or length < index:
+            if position != at or length < index or (length and not index):
                 raise Corrupt(f"{f.FRAMES}: the blocks do not tile {f.DATA_FRAMES}")
             at += length
         found.append(segment)

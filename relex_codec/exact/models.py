@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Corrupt
-from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS
+from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS, Int
 from .jit import compiled
 from .rans import COARSE_BITS, SCALE
 
@@ -66,7 +66,17 @@ def fit(counts: Counts, dense: int) -> Tables:
 
 
 @compiled
-def _cluster(counts, low, high, contexts, sums, logs, first, most, symbol_cost):  # type: ignore[no-untyped-def]
+def _cluster(
+    counts: Counts,
+    low: int,
+    high: int,
+    contexts: npt.NDArray[np.uint8],
+    sums: Counts,
+    logs: npt.NDArray[np.float64],
+    first: int,
+    most: int,
+    symbol_cost: float,
+) -> int:
     """Give each context of a family, the fullest first, to the table that codes it best, or to a new one."""
     totals = np.zeros(high - low, np.int64)
     for context in range(low, high):
@@ -114,19 +124,19 @@ def _frequencies(sums: Counts) -> npt.NDArray[np.uint16]:
             else:
                 able = np.where(row > 1, counted / np.maximum(row, 1), np.inf)
                 row[np.argmin(able)] -= 1
-    return scaled.astype(np.uint16)
+    frequency: npt.NDArray[np.uint16] = scaled.astype(np.uint16)
+    return frequency
 
 
 def to_bytes(models: Sequence[Tables]) -> bytes:
     """Return the models of a group as bytes, not yet compressed: all contexts, then all sizes, then all frequencies."""
-    sizes = [[int(np.flatnonzero(row)[-1]) + 1 for row in model.frequency] for model in models]
-    rows = [row[:n] for model, found in zip(models, sizes, strict=True) for row, n in zip(model.frequency, found, strict=True)]
-    frequencies = np.concatenate(rows) if rows else np.zeros(0, np.uint16)
+    tables = [[row[: np.flatnonzero(row)[-1] + 1] for row in model.frequency] for model in models]
+    frequencies = np.concatenate([np.zeros(0, np.uint16), *(row for rows in tables for row in rows)])
     return b"".join(
         [
             b"".join(bytes([model.dense, len(model.frequency)]) for model in models),
             b"".join(model.contexts.tobytes() for model in models),
-            b"".join(bytes(found) for found in sizes),
+            bytes(len(row) for rows in tables for row in rows),
             (frequencies & 0xFF).astype(np.uint8).tobytes(),
             (frequencies >> 8).astype(np.uint8).tobytes(),
         ]
@@ -175,12 +185,28 @@ def most_bytes(count: int) -> int:
 def prepare(tables: Tables) -> Model:
     """Return a model as decoding uses it. A context that is not used decodes to symbol 0."""
     used = len(tables.frequency)
-    frequency = np.zeros((used + 1, SYMBOLS), np.uint32)
-    frequency[:used] = tables.frequency
-    frequency[used, 0] = SCALE
-    start = np.zeros_like(frequency)
-    start[:, 1:] = np.cumsum(frequency[:, :-1], axis=1)
-    symbols = np.broadcast_to(np.arange(SYMBOLS, dtype=np.uint8), frequency.shape)
-    lookup = np.repeat(symbols.reshape(-1), frequency.reshape(-1))[:: 1 << COARSE_BITS].copy()
+    lookup = np.empty((used + 1) * (SCALE >> COARSE_BITS), np.uint8)
+    entries = np.zeros((used + 1) * SYMBOLS, np.uint32)
+    _lay_out(tables.frequency, lookup, entries)
     contexts = np.where(tables.contexts == UNUSED, used, tables.contexts).astype(np.uint64)
-    return Model(contexts, lookup, (frequency | start << np.uint32(16)).reshape(-1))
+    return Model(contexts, lookup, entries)
+
+
+@compiled
+def _lay_out(frequency: npt.NDArray[np.uint16], lookup: npt.NDArray[np.uint8], entries: npt.NDArray[np.uint32]) -> None:
+    """Fill lookup and entries of tables, and of one more that only knows symbol 0."""
+    step = 1 << COARSE_BITS
+    at = 0
+    for table in range(len(frequency)):
+        start: Int = 0
+        slot = 0
+        for symbol in range(SYMBOLS):
+            count = np.int64(frequency[table, symbol])
+            entries[table * SYMBOLS + symbol] = count | (start << 16)
+            start += count
+            while slot < start:
+                lookup[at] = symbol
+                at += 1
+                slot += step
+    entries[len(frequency) * SYMBOLS] = SCALE
+    lookup[at:] = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,11 @@ from ..dtypes import ITEMSIZE, Bits
 from ..errors import Corrupt
 from ..format import CODEC_ZSTD
 from ..packing import decompress, from_planes, to_planes
-from . import frames
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .models import Model
+from .decode_frames import decode_all, decode_list, decode_moved
+from .encode_frames import Records, encode_all, encode_list, encode_moved
+from .models import Counts, Model
+from .nodes import Node, Ranks, apply, filled, find_moved, order_of, room, shape_of, split
 from .plan import Interval, path, root
 from .rans import encode_stream, open_stream
 from .words import Layout, from_words, layout_of, to_words
@@ -27,60 +29,16 @@ DENSE_FROM: Final = 1 / 12
 CODED: Final = 0
 PLAIN: Final = 1
 """Codings of a stream: symbols, or the XOR with the left end, compressed by zstd."""
-Ranks = npt.NDArray[np.uint32]
 _local = threading.local()
 
 
-class Node(NamedTuple):
-    """Words that differ at the ends of an interval, in the order of their ranks (see frames.py)."""
-
-    rank: Ranks
-    left: Bits
-    right: Bits
-    outer: npt.NDArray[np.uint8]
-
-
-def _room(size: int, dtype: Any) -> Node:
-    return Node(np.empty(size, np.uint32), np.empty(size, dtype), np.empty(size, dtype), np.empty(size, np.uint8))
-
-
-def _cut(node: Node, size: int) -> Node:
-    """The filled part of `_room`, copied where much would be kept for little."""
-    if 2 * size < len(node.rank):
-        return Node(*(array[:size].copy() for array in node))
-    return Node(*(array[:size] for array in node))
-
-
-def shape_of(layout: Layout, low: int) -> npt.NDArray[np.int64]:
-    """What frames.py needs to know of words: mantissa, half of their range, lowest exponent."""
-    return np.array([layout.mantissa, layout.half, low], np.int64)
-
-
-class Order(NamedTuple):
-    """The words of a part sorted by class.
-
-    Attributes:
-        places: uint32, the place in the tensor of each rank.
-        bounds: int64 [17], the rank at which each class begins.
-    """
-
-    places: Ranks
-    bounds: npt.NDArray[np.int64]
-
-
-def order_of(words: Bits, shape: npt.NDArray[np.int64]) -> Order:
-    """Sort the words at the left end of a segment."""
-    places, bounds = np.empty(len(words), np.uint32), np.empty(CLASSES + 1, np.int64)
-    frames.sort_by_class(words, shape[0], shape[1], shape[2], np.empty(len(words), np.uint8), places, bounds)
-    return Order(places, bounds)
-
-
 def lowest_exponent(words: Bits, layout: Layout) -> int:
-    """Choose the exponent that the classes of a group begin at: all but the largest of a thousand words are told apart."""
+    """Choose the exponent that the classes of a group begin at: all but 1 of 1000 words are told apart."""
     if layout.mantissa >= 8 * layout.width:
         return 0
     half = layout.half
-    magnitude = np.where(words >= half, words - words.dtype.type(half & (2 * half - 1)), words.dtype.type(half - 1) - words)
+    top = words.dtype.type(half)
+    magnitude = np.where(words >= top, words - top, top - words.dtype.type(1) - words)
     counts = np.cumsum(np.bincount((magnitude >> magnitude.dtype.type(layout.mantissa)).astype(np.int64)))
     return max(0, int(np.searchsorted(counts, counts[-1] * 0.999)) - CLASSES + 1)
 
@@ -98,13 +56,13 @@ class Symbols:
 
     Attributes:
         records, raws: see `rans.encode_stream`; empty where no word moved.
-        elements: of the first phase.
+        dense: dense words of a first frame, at the beginning.
         plain: the stream of coding 1, where that may be the smaller one.
     """
 
-    records: npt.NDArray[np.uint32]
-    raws: npt.NDArray[np.uint32]
-    elements: int
+    records: Records
+    raws: Records
+    dense: int
     plain: bytes | None = None
 
     def encode(self, model: Model) -> tuple[int, bytes]:
@@ -116,9 +74,7 @@ class Symbols:
         if not len(self.records):
             return b""
         out = np.empty(64 + 4 * len(self.records) + 4 * len(self.raws), np.uint8)
-        begin = encode_stream(
-            self.records, self.raws, len(self.records), self.elements, model.tables, model.entries, out
-        )
+        begin = encode_stream(self.records, self.raws, len(self.records), self.dense, model.tables, model.entries, out)
         return out[begin:].tobytes()
 
 
@@ -126,9 +82,9 @@ class Symbols:
 class Counter:
     """Counts the symbols of a group, by model."""
 
-    counts: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+    counts: dict[int, Counts] = field(default_factory=dict)
 
-    def of(self, model: int) -> npt.NDArray[np.int64]:
+    def of(self, model: int) -> Counts:
         """The counts of a model: int64 [CONTEXTS, 64], to be added to."""
         return self.counts.setdefault(model, np.zeros((CONTEXTS, SYMBOLS), np.int64))
 
@@ -171,17 +127,18 @@ class PartEncoder:
         count = len(self.rows) - 1
         result = {count: self._first(dense, counter.of(model_of(None)))}
         changed = np.flatnonzero(self.rows[0] != self.rows[-1]).astype(np.uint32)
-        outer = np.full(len(changed), STILL, np.uint8)
-        self._descend(root(count), Node(changed, self.rows[0][changed], self.rows[-1][changed], outer), model_of, counter, result)
+        left, right = self.rows[0][changed], self.rows[-1][changed]
+        node = Node(changed, left, right, np.full(len(changed), STILL, np.uint8))
+        self._descend(root(count), node, model_of, counter, result)
         return result
 
-    def _first(self, dense: int, counts: npt.NDArray[np.int64]) -> Symbols:
+    def _first(self, dense: int, counts: Counts) -> Symbols:
         before, after = self.rows[0], self.rows[-1]
         first = int(self.order.bounds[dense])
-        at, raw_at = frames.encode_all(
+        at, raw_at = encode_all(
             before, after, first, self.shape[1], self.order.bounds, counts, self._records, self._raws
         )
-        found = self._rest(self._none, before, after, first, counts, at, raw_at, first)
+        found = self._rest(self._none, before, after, first, counts, at, raw_at)
         self._plain(found, 0, len(self.rows) - 1)
         return found
 
@@ -198,16 +155,16 @@ class PartEncoder:
         counts = counter.of(model_of(interval))
         before, after = self.rows[interval.left], self.rows[interval.middle]
         middle = after[node.rank]
-        at, raw_at = frames.encode_list(
-            *node, middle, interval.near_is_right, *share(interval), self.shape, counts, self._records, self._raws
+        at, raw_at = encode_list(
+            *node, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
         )
-        found = self._rest(node.rank, before, after, 0, counts, at, raw_at, len(node.rank))
+        found = self._rest(node.rank, before, after, 0, counts, at, raw_at)
         self._plain(found, interval.left, interval.middle)
         result[interval.middle] = found
         moved = self._moved[: self._count]
-        low, high = (_room(len(node.rank) + len(moved) + 1, before.dtype) for _ in range(2))
-        sizes = frames.split(*node, middle, moved, before[moved], after[moved], True, True, low, high)
-        low, high = _cut(low, sizes[0]), _cut(high, sizes[1])
+        low, high = (room(len(node.rank) + len(moved) + 1, before.dtype) for _ in range(2))
+        sizes = split(*node, middle, moved, before[moved], after[moved], True, True, low, high)
+        low, high = filled(low, sizes[0]), filled(high, sizes[1])
         self._descend(interval.low, low, model_of, counter, result)
         del low
         self._descend(interval.high, high, model_of, counter, result)
@@ -223,23 +180,17 @@ class PartEncoder:
             symbols.plain = _compressor(3).compress(planes.data)
 
     def _rest(
-        self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Any, at: int, raw_at: int, elements: int
+        self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int
     ) -> Symbols:
-        """Add the quiet words that moved and return everything as `Symbols`."""
-        self._count = int(frames.find_moved(before, after, rank, first, self._moved))
-        if not self._count and not elements:
+        """Add the quiet words that moved, from rank `first` on, and return everything as `Symbols`."""
+        self._count = int(find_moved(before, after, rank, first, self._moved))
+        if not self._count and not at:
             return Symbols(self._records[:0].copy(), self._raws[:0].copy(), 0)
-        at, raw_at = frames.encode_moved(
+        at, raw_at = encode_moved(
             self._moved[: self._count], before, after, rank, first, self.shape[1], self.order.bounds,
             counts, self._records, self._raws, at, raw_at,
         )  # fmt: skip
-        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), elements)
-
-
-def share(interval: Interval) -> tuple[int, int]:
-    """The middle's distance from the near end, and the length of the interval."""
-    whole = interval.right - interval.left
-    return (interval.right - interval.middle if interval.near_is_right else interval.middle - interval.left), whole
+        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first)
 
 
 class Frame(NamedTuple):
@@ -275,9 +226,7 @@ class PartDecoder:
         frame: gives the stream of a step's frame.
     """
 
-    def __init__(
-        self, bits: Bits, dtype: str, low: int, count: int, dense: int, frame: Callable[[int], Frame]
-    ) -> None:
+    def __init__(self, bits: Bits, dtype: str, low: int, count: int, dense: int, frame: Callable[[int], Frame]) -> None:
         self.dtype, self.count, self.dense, self.frame = dtype, count, dense, frame
         self.layout = layout_of(dtype)
         self.words = to_words(bits, self.layout)
@@ -294,21 +243,21 @@ class PartDecoder:
         node = self._first()
         for interval in path(step, self.count):
             node = self._toward(interval, node, high=step > interval.middle)
-        frames.apply(node.rank, node.right, self.order.places, self.words)
+        apply(node.rank, node.right, self.order.places, self.words)
         return self.bits()
 
     def replay(self, start: int, stop: int) -> Iterator[int]:
-        """Yield the numbers of the steps ``start .. stop``, in order, when `bits` are theirs; each frame is decoded once.
+        """Yield the numbers of the steps ``start .. stop``, in order, when `bits` are theirs.
 
-        Frames that none of these steps needs are not read.
+        Each frame is decoded once; those that none of these steps needs are not read.
         """
         yield from self._replay(root(self.count), self._first(), start, stop)
 
     def _replay(self, interval: Interval, node: Node, start: int, stop: int) -> Iterator[int]:
         if interval.left >= stop:
             return
-        if interval.right < start or not interval.has_middle:
-            frames.apply(node.rank, node.right, self.order.places, self.words)
+        if interval.right <= start or not interval.has_middle:
+            apply(node.rank, node.right, self.order.places, self.words)
             if interval.right >= start:
                 yield interval.right
             return
@@ -318,23 +267,25 @@ class PartDecoder:
         del low
         yield from self._replay(interval.high, high, start, stop)
 
-    def _open(self, frame: Frame, elements: int) -> _Stream | None:
-        """Begin to decode a stream of symbols; None if nothing moves in it."""
+    def _open(self, frame: Frame, dense: int, listed: int) -> _Stream | None:
+        """Begin to decode a stream of symbols, with so many dense words or a list; None if nothing moves in it."""
         if not frame.stream:
-            if elements:
+            if listed:
                 raise Corrupt("a stream is missing")
             return None
-        opened = open_stream(frame.stream, elements)
+        opened = open_stream(frame.stream, dense)
         if opened is None:
             raise Corrupt("a stream has the wrong length")
         return _Stream(frame.model, *opened)
 
-    def _moved(self, rank: Ranks, first: int, stream: _Stream, at: int) -> _Moved:
-        most = len(self.words) - len(rank) - first
-        dtype = self.words.dtype
-        found = _Moved(np.empty(most, np.uint32), np.empty(most, dtype), np.empty(most, dtype))
+    def _moved(self, rank: Ranks, first: int, stream: _Stream, at: int, found: _Moved | None = None) -> _Moved:
+        """Decode the quiet words that moved into `found`, which has room for all."""
+        if found is None:
+            most = len(self.words) - len(rank) - first
+            dtype = self.words.dtype
+            found = _Moved(np.empty(most, np.uint32), np.empty(most, dtype), np.empty(most, dtype))
         count = int(
-            frames.decode_moved(
+            decode_moved(
                 self.words, self.order.places, rank, first, self.shape[1], self.order.bounds,
                 stream.model, stream.states, stream.words, at, stream.last, *found,
             )
@@ -352,36 +303,35 @@ class PartDecoder:
             before = self.words[self.order.places]
             ranks = np.flatnonzero(ranked != before).astype(np.uint32)
             return Node(ranks, before[ranks], ranked[ranks], np.full(len(ranks), STILL, np.uint8))
-        stream = self._open(frame, first if frame.stream else 0)
+        stream = self._open(frame, first, 0)
         if stream is None:
-            return _room(0, self.words.dtype)
-        found = _room(first + 1, self.words.dtype)
-        size, at = frames.decode_all(
+            return room(0, self.words.dtype)
+        found = room(len(self.words) + 1, self.words.dtype)
+        size, at = decode_all(
             self.words, self.order.places, first, self.shape[1], self.order.bounds,
             stream.model, stream.states, stream.words, found.rank, found.left, found.right,
         )  # fmt: skip
-        moved = self._moved(found.rank[:0], first, stream, at)
-        ranks, left, right = (
-            np.concatenate([a[:size], b]) for a, b in zip(found[:3], moved, strict=True)
-        )
-        return Node(ranks, left, right, np.full(len(ranks), STILL, np.uint8))
+        behind = _Moved(found.rank[size:], found.left[size:], found.right[size:])
+        moved = self._moved(found.rank[:0], first, stream, at, behind)
+        found.outer[:] = STILL
+        return filled(found, size + len(moved.rank))
 
     def _frame(self, interval: Interval, node: Node) -> tuple[Bits, _Moved]:
-        """Decode the frame of an interval: the list's words, and the quiet ones that moved; `words` are the left end's."""
+        """Decode an interval's frame: words of the list, and quiet ones that moved; `words` are at its left end."""
         frame = self.frame(interval.middle)
         dtype = self.words.dtype
         if frame.coding == PLAIN:
             ranked = self._plain(frame.stream)
             before = self.words[self.order.places]
             ranks = np.empty(len(before) + 1, np.uint32)
-            ranks = ranks[: frames.find_moved(before, ranked, node.rank, 0, ranks)]
+            ranks = ranks[: find_moved(before, ranked, node.rank, 0, ranks)]
             return ranked[node.rank], _Moved(ranks, before[ranks], ranked[ranks])
-        stream = self._open(frame, len(node.rank))
+        stream = self._open(frame, 0, len(node.rank))
         if stream is None:
             return np.empty(0, dtype), _Moved(np.empty(0, np.uint32), np.empty(0, dtype), np.empty(0, dtype))
         middle = np.empty(len(node.rank), dtype)
-        at = frames.decode_list(
-            *node, interval.near_is_right, *share(interval), self.shape,
+        at = decode_list(
+            *node, interval.near_is_right, *interval.share, self.shape,
             stream.model, stream.states, stream.words, middle,
         )  # fmt: skip
         return middle, self._moved(node.rank, 0, stream, at)
@@ -396,15 +346,15 @@ class PartDecoder:
     def _toward(self, interval: Interval, node: Node, *, high: bool) -> Node:
         """One half of an interval; `words` become those of its left end."""
         middle, moved = self._frame(interval, node)
-        room = _room(len(node.rank) + len(moved.rank) + 1, self.words.dtype)
-        sizes = frames.split(*node, middle, *moved, not high, high, room, room)
+        half = room(len(node.rank) + len(moved.rank) + 1, self.words.dtype)
+        sizes = split(*node, middle, *moved, not high, high, half, half)
         if high:
-            frames.apply(node.rank, middle, self.order.places, self.words)
-            frames.apply(moved.rank, moved.after, self.order.places, self.words)
-        return _cut(room, sizes[int(high)])
+            apply(node.rank, middle, self.order.places, self.words)
+            apply(moved.rank, moved.after, self.order.places, self.words)
+        return filled(half, sizes[int(high)])
 
     def _split(self, interval: Interval, node: Node, frame: tuple[Bits, _Moved]) -> tuple[Node, Node]:
         middle, moved = frame
-        low, high = (_room(len(node.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))
-        sizes = frames.split(*node, middle, *moved, True, True, low, high)
-        return _cut(low, sizes[0]), _cut(high, sizes[1])
+        low, high = (room(len(node.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))
+        sizes = split(*node, middle, *moved, True, True, low, high)
+        return filled(low, sizes[0]), filled(high, sizes[1])

@@ -29,6 +29,12 @@ class Interval(NamedTuple):
         return (self.left + self.right) // 2
 
     @property
+    def share(self) -> tuple[int, int]:
+        """The middle's distance from the near end, and the length of the interval."""
+        near = self.right - self.middle if self.near_is_right else self.middle - self.left
+        return near, self.right - self.left
+
+    @property
     def low(self) -> Interval:
         """The interval to the left of the middle."""
         return Interval(self.left, self.middle, self.level + 1, True)
@@ -80,11 +86,12 @@ def frame_bound(steps: int) -> int:
 def choose_left(ends: list[int], costs: list[int], count: int) -> int:
     """Return what a new segment begins from: 0, the origin, or the number of an earlier step.
 
-    The nearest step would be the cheapest, but a chain of such steps would need a frame for each. Segment m (from 0 on) begins
-    from the end of segment m - B^k instead, k being the number of zeros that m ends with in base B (B = 2 is a Fenwick
-    tree). B is the largest that leaves a link of room for each of the B - 1 further segments of the k levels below, and one
-    more; B = 2 needs no more than its own. Where none does, the latest step that leaves any room is taken. Appending one
-    step at a time, the mean distance stays between 3 and 5 steps for up to 1000 of them (measured over such runs).
+    The nearest step would be the cheapest, but a chain of such steps would need a frame for each. Segment m (from 0 on)
+    begins from the end of segment m - B^k instead, k being the number of zeros that m ends with in base B (B = 2 is a
+    Fenwick tree). B is the largest that leaves a link of room for each of the B - 1 further segments of the k levels
+    below, and one more; B = 2 needs no more than its own. Where none does, the latest step that leaves any room is
+    taken. Appending one step at a time, the mean distance stays between 3 and 5 steps for up to 1000 of them (measured
+    over such runs).
 
     Args:
         ends: numbers of the last steps of the segments there are.

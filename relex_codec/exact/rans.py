@@ -1,29 +1,34 @@
 """Entropy coding: rANS with static tables, one or four interleaved lanes (FORMAT.md section 14).
 
 A lane is a number x < 2^64. Coding a symbol of frequency f (of 4096) multiplies it by about 4096 / f; when it would
-leave 64 bits, its low 32 bits are written as a word. A single lane begins at 1, so a short stream is only as long as what
-it says; four lanes share their words, so each begins at 2^32, from where on its size tells when it has written one.
+leave 64 bits, its low 32 bits are written as a word. A single lane begins at 1, so a short stream is only as long as
+what it says; four lanes share their words, so each begins at 2^32, from where on its size tells when it has written
+one.
 J. Duda, "Asymmetric numeral systems", arXiv 1311.2540.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .contexts import FAR, number, raw_bits
+from .contexts import FAR, Int, number, raw_bits
 from .jit import compiled, inlined
+
+if TYPE_CHECKING:
+    from .models import Model
+
+Words: TypeAlias = npt.NDArray[np.uint32]
+"""Words of a stream."""
 
 SCALE_BITS: Final = 12
 SCALE: Final = 1 << SCALE_BITS
 LANES: Final = 4
 LANES_FROM: Final = 1 << 14
-"""Elements in the first phase of a stream from which on it has four lanes."""
+"""Dense words of a first frame from which on its stream has four lanes."""
 
-EXTRA: Final = 1 << 31
-"""Mark of a record that belongs to the same element as the one before."""
 _MASK: Final = np.uint64(SCALE - 1)
 SCALE_SHIFT: Final = np.uint64(SCALE_BITS)
 LOW: Final = np.uint64(1 << 32)
@@ -42,45 +47,45 @@ _EIGHT: Final = np.uint64(8)
 
 
 @inlined
-def slot_of(x):  # type: ignore[no-untyped-def]
+def slot_of(x: np.uint64) -> np.uint64:
     """The slot that the next symbol of a lane is found by."""
     return x & _MASK
 
 
 @inlined
-def is_beyond(slot, entry):  # type: ignore[no-untyped-def]
+def is_beyond(slot: np.uint64, entry: np.uint32) -> np.bool_:
     """Whether a slot is behind those of the symbol with frequency and start `entry`."""
     wide = np.uint64(entry)
     return slot >= (wide & _HALF) + (wide >> _SIXTEEN)
 
 
 @inlined
-def after_symbol(x, entry):  # type: ignore[no-untyped-def]
+def after_symbol(x: np.uint64, entry: np.uint32) -> np.uint64:
     """The lane after a symbol whose frequency and start are `entry`, before it is refilled."""
     wide = np.uint64(entry)
     return (wide & _HALF) * (x >> SCALE_SHIFT) + (x & _MASK) - (wide >> _SIXTEEN)
 
 
 @inlined
-def refilled(x, word):  # type: ignore[no-untyped-def]
+def refilled(x: np.uint64, word: np.uint32) -> np.uint64:
     """A lane that was below 2^32, with the next word."""
     return (x << _WORD) | np.uint64(word)
 
 
 @inlined
-def raw_of(x, bits):  # type: ignore[no-untyped-def]
+def raw_of(x: np.uint64, bits: Int) -> np.int64:
     """The lowest `bits` bits of a lane as int64."""
     return np.int64(x & ((ONE << np.uint64(bits)) - ONE))
 
 
 @inlined
-def without_raw(x, bits):  # type: ignore[no-untyped-def]
+def without_raw(x: np.uint64, bits: Int) -> np.uint64:
     """The lane after them, before it is refilled."""
     return x >> np.uint64(bits)
 
 
 @compiled
-def take_number(x, context, model, words, at):  # type: ignore[no-untyped-def]
+def take_number(x: np.uint64, context: Int, model: Model, words: Words, at: int) -> tuple[Int, np.uint64, int]:
     """Take a number from a lane.
 
     Args:
@@ -104,7 +109,7 @@ def take_number(x, context, model, words, at):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def take_rest(symbol, x, words, at):  # type: ignore[no-untyped-def]
+def take_rest(symbol: Int, x: np.uint64, words: Words, at: int) -> tuple[Int, np.uint64, int]:
     """Take the raw bits of a number whose symbol is known; as `take_number`."""
     bits = raw_bits(symbol)
     if bits == 0:
@@ -117,16 +122,16 @@ def take_rest(symbol, x, words, at):  # type: ignore[no-untyped-def]
     return number(symbol, raw), x, at
 
 
-def open_stream(stream: bytes, elements: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32], np.uint64] | None:
+def open_stream(stream: bytes, dense: int) -> tuple[npt.NDArray[np.uint64], Words, np.uint64] | None:
     """Cut a stream into its lanes and words.
 
     Args:
-        elements: of the first phase.
+        dense: dense words of a first frame, 0 for others.
 
     Returns:
         (lanes, words, what the first lane ends with), or None if the stream is malformed.
     """
-    if elements >= LANES_FROM:
+    if dense >= LANES_FROM:
         size = 8 * LANES
         if len(stream) < size or len(stream) % 4:
             return None
@@ -139,7 +144,7 @@ def open_stream(stream: bytes, elements: int) -> tuple[npt.NDArray[np.uint64], n
 
 
 @compiled
-def _put_word(out, at, x):  # type: ignore[no-untyped-def]
+def _put_word(out: npt.NDArray[np.uint8], at: int, x: np.uint64) -> int:
     at -= 4
     out[at] = x & np.uint64(255)
     out[at + 1] = (x >> np.uint64(8)) & np.uint64(255)
@@ -149,13 +154,21 @@ def _put_word(out, at, x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def encode_stream(records, raws, count, elements, tables, entries, out):  # type: ignore[no-untyped-def]
+def encode_stream(
+    records: npt.NDArray[np.uint32],
+    raws: npt.NDArray[np.uint32],
+    count: int,
+    dense: int,
+    tables: npt.NDArray[np.uint64],
+    entries: npt.NDArray[np.uint32],
+    out: npt.NDArray[np.uint8],
+) -> int:
     """Code the records of one stream.
 
     Args:
-        records: uint32 [count]: symbol, context << 6, and `EXTRA`.
+        records: uint32 [count]: symbol, and context << 6.
         raws: uint32, the raw bits of the records that have some, in order.
-        elements: elements of the first phase, which take turns at the lanes; what follows is in the first lane.
+        dense: so many records at the beginning are dense words, which take turns at the lanes; others are in the first.
         tables: table of each context.
         entries: uint32, see `models.Model`.
         out: uint8 buffer, filled from its end.
@@ -163,22 +176,13 @@ def encode_stream(records, raws, count, elements, tables, entries, out):  # type
     Returns:
         Where the stream begins in `out`; it ends with it.
     """
-    lanes = LANES if elements >= LANES_FROM else 1
+    lanes = LANES if dense >= LANES_FROM else 1
     states = np.full(LANES, LOW if lanes > 1 else ONE, np.uint64)
     at = len(out)
     raw_at = len(raws)
-    # the lane of the last record: elements are counted by records that are not marked
-    plain = 0
-    for i in range(count):
-        if records[i] < EXTRA:
-            plain += 1
     for i in range(count - 1, -1, -1):
+        lane = i % LANES if lanes > 1 and i < dense else 0
         record = np.int64(records[i])
-        element = plain - 1
-        lane = element % LANES if lanes > 1 and element < elements else 0
-        if record < EXTRA:
-            plain -= 1
-        record &= EXTRA - 1
         symbol = record & 63
         context = record >> 6
         x = states[lane]

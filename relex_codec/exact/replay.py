@@ -1,72 +1,301 @@
-"""Replaying a range of steps: every frame is read and decoded once (FORMAT.md section 13)."""
+"""Replaying: several steps of several parts, every frame read and decoded once (FORMAT.md section 13)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, Final, TypeVar
+
+import numpy as np
 
 from .. import format as f
-from ..dtypes import Bits
+from ..dtypes import Bits, bits_dtype
+from ..errors import Corrupt
+from ..parallel import in_parallel, processors
+from . import layout
 from .layout import PartInfo
-from .tier import Blob, Blobs, ExactTier, Key, Origin
+from .nodes import Node, apply
+from .part import PartDecoder
+from .plan import Interval, root
+from .tier import Blob, ExactTier, Key, Origin, Streams
+
+T = TypeVar("T")
+BATCH_WORDS: Final = 1 << 20
+"""Words that `batches` puts together at most."""
+SPREAD_FROM: Final = 1 << 22
+"""Words from which a frame is spread over threads: with fewer, handing the work over takes longer than the work."""
+_NOTHING: Final = Node(np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8))
 
 
-class LazyBlobs(dict[Key, Blob]):
-    """Blobs that are read when they are asked for, those of all `groups` of a block together."""
+def replay_parts(
+    tier: ExactTier, parts: Sequence[PartInfo], steps: Collection[int], origin: Origin
+) -> Iterator[tuple[int, list[Bits]]]:
+    """Yield the number of each step in order, and the elements that each part has there, with their digests checked.
 
-    def __init__(self, tier: ExactTier, groups: dict[int, list[int]]) -> None:
-        super().__init__()
-        self._tier, self._groups = tier, groups
+    Frames that none of the steps needs are neither read nor decoded. In memory are, for each part, its words and their
+    order (6 bytes a BF16 element), a list of the words that differ at the ends of each interval that the steps still
+    to come lie in (9 bytes a word), and its elements at each step that a later segment begins from.
 
-    def __missing__(self, key: Key) -> Blob:
-        groups = self._groups.get(key.segment, [key.group])
-        return self._tier.fetch([Key(key.segment, key.step, group) for group in groups])[key]
+    The arrays may come again at another step: they are to be read, not to be written to.
 
-
-def groups_of(tier: ExactTier, parts: list[PartInfo]) -> dict[int, list[int]]:
-    """Return the groups that hold `parts`, by segment."""
-    found: dict[int, list[int]] = {}
-    for number in range(len(tier.segments)):
-        held = {tier.place(number, part)[0] for part in parts if tier.holds(number, part.tensor)}
-        found[number] = sorted(held)
-    return found
-
-
-def replay(tier: ExactTier, part: PartInfo, first: int, last: int, origin: Origin, blobs: Blobs) -> Iterator[Bits]:
-    """Yield the elements of a part at step numbers first .. last (from 1 on), each with its digest checked.
+    Args:
+        steps: numbers, from 1 on.
+        origin: called once for each part.
 
     Raises:
-        Corrupt: a stream does not decode, or a digest differs.
+        Corrupt: a blob is damaged, a stream does not decode, or a digest differs.
     """
-    kept: dict[int, Bits] = {}
-    numbers = range(tier.segment_of(first), tier.segment_of(last) + 1)
-    # what later segments begin from is kept when it passes by, so that no frame is decoded for it again
-    wanted = {tier.segments[number].left for number in numbers}
-    for number in numbers:
+    wanted = frozenset(steps)
+    needed = _needed(tier, wanted)
+    last_use = {tier.segments[number].left: number for number in needed}
+    known = {0: in_parallel(origin, parts, _lanes(parts))}
+    for number, local in needed.items():
         segment = tier.segments[number]
-        begin, end = max(first, segment.first + 1), min(last, segment.first + segment.count)
-        if segment.left not in kept:
-            kept[segment.left] = tier.restore(part, segment.left, origin, blobs)
-        left = kept[segment.left]
-        wanted_later = {tier.segments[n].left for n in numbers if n > number}
-        for step in [step for step in kept if step not in wanted_later]:
-            del kept[step]
-        if not tier.holds(number, part.tensor):
-            for step in range(begin, end + 1):
-                yield left.copy()
-                if step in wanted:
-                    kept[step] = left
-            continue
-        decoder = tier.decoder(number, part, left, blobs)
-        for local in decoder.replay(begin - segment.first, end - segment.first):
-            step = segment.first + local
-            bits = decoder.bits()
-            tier.check_digest(part, step, bits, blobs)
+        left = known[segment.left]
+        known = {step: bits for step, bits in known.items() if last_use[step] > number}
+        replayed = _Replayed(tier, number, parts, left)
+        del left
+        for at in replayed.walk(local):
+            step = segment.first + at
+            bits = replayed.bits(at, check=step in wanted)
+            if step in last_use:
+                known[step] = bits
             if step in wanted:
-                kept[step] = bits.copy()
-            yield bits
+                yield step, bits
+            del bits
+
+
+def _needed(tier: ExactTier, wanted: Iterable[int]) -> dict[int, list[int]]:
+    """Return which steps of which segments are to be restored, both in order: `wanted`, and what those begin from.
+
+    Steps of a segment are counted from its left end.
+    """
+    found: list[set[int]] = [set() for _ in tier.segments]
+    for step in wanted:
+        found[tier.segment_of(step)].add(step)
+    for number in reversed(range(len(found))):
+        left = tier.segments[number].left
+        if found[number] and left:
+            found[tier.segment_of(left)].add(left)
+    return {
+        number: [step - tier.segments[number].first for step in sorted(steps)]
+        for number, steps in enumerate(found)
+        if steps
+    }
+
+
+def _lanes(parts: Sequence[PartInfo]) -> int:
+    """Return on how many threads work on parts is worth spreading."""
+    return processors() if sum(part.words for part in parts) >= SPREAD_FROM else 1
+
+
+class _Replayed:
+    """Parts at one step of a segment after the other.
+
+    Args:
+        left: elements of each part at the left end; let go of.
+    """
+
+    def __init__(self, tier: ExactTier, number: int, parts: Sequence[PartInfo], left: Sequence[Bits]) -> None:
+        self._tier, self._number, self._parts = tier, number, parts
+        self._segment = tier.segments[number]
+        held = [i for i, part in enumerate(parts) if tier.holds(number, part.tensor)]
+        self._still = {i: left[i] for i, part in enumerate(parts) if not tier.holds(number, part.tensor)}
+        self._groups = sorted({tier.place(number, parts[i])[0] for i in held})
+        self._blobs: dict[Key, Blob] = {}
+        """Models, the frame that is being decoded, and digests of those whose steps are still to come."""
+        self._blobs |= tier.fetch([Key(number, 0, group) for group in self._groups])
+        self._held = held
+        self._lanes = _lanes(parts)
+        self._decoders = self._spread(lambda i: tier.decoder(number, parts[held[i]], left[held[i]], self._blobs))
+
+    def walk(self, wanted: list[int]) -> Iterator[int]:
+        """Yield the steps in `wanted`, in order, when `bits` are theirs."""
+        if not self._held:
+            yield from wanted
+            return
+        count = self._segment.count
+        with_first = self._decoded(count, lambda decoder, _: decoder._first())
+        yield from self._walk(root(count), with_first, wanted, through=False)
+
+    def bits(self, step: int, *, check: bool) -> list[Bits]:
+        """Return the elements of each part at the step that was yielded last."""
+
+        def one(i: int) -> Bits:
+            bits = self._decoders[i].bits()
+            if check:
+                part = self._parts[self._held[i]]
+                self._tier.check_digest(part, self._segment.first + step, bits, self._blobs)
+            return bits
+
+        found = self._still | dict(zip(self._held, self._spread(one), strict=True))
+        for key in self._keys(step):
+            del self._blobs[key]
+        return [found[i] for i in range(len(self._parts))]
+
+    def _walk(self, interval: Interval, nodes: list[Node], wanted: list[int], *, through: bool) -> Iterator[int]:
+        """Yield the steps in `wanted`, which are in the interval; `nodes`, its lists, are used up.
+
+        Args:
+            through: whether the words must be those of the right end afterwards.
+        """
+        if not wanted or wanted[0] == interval.right:
+            self._each(_apply, nodes)
+            yield from wanted
+            return
+        cut = bisect_right(wanted, interval.middle)
+        low, high = wanted[:cut], wanted[cut:]
+        if not high and not through:
+            halved = self._decoded(interval.middle, lambda d, node: d._toward(interval, node, high=False), nodes)
+            yield from self._walk(interval.low, halved, low, through=False)
+        elif not low:
+            halved = self._decoded(interval.middle, lambda d, node: d._toward(interval, node, high=True), nodes)
+            yield from self._walk(interval.high, halved, high, through=through)
+        else:
+            both = self._decoded(
+                interval.middle, lambda d, node: d._split(interval, node, d._frame(interval, node)), nodes
+            )
+            lows, highs = [pair[0] for pair in both], [pair[1] for pair in both]
+            del both
+            yield from self._walk(interval.low, lows, low, through=True)
+            yield from self._walk(interval.high, highs, high, through=through)
+
+    def _decoded(self, step: int, decode: Callable[[PartDecoder, Node], T], nodes: list[Node] | None = None) -> list[T]:
+        """Read the frame of a step and call `decode` for each part; of the frame only the digests are kept."""
+        keys = self._keys(step)
+        self._blobs |= self._tier.fetch(keys)
+        try:
+            return self._each(decode, nodes if nodes is not None else [_NOTHING] * len(self._held))
+        finally:
+            for key in keys:
+                blob = self._blobs[key]
+                assert isinstance(blob, Streams)
+                self._blobs[key] = Streams(blob.digests, [])
+
+    def _each(self, call: Callable[[PartDecoder, Node], T], nodes: list[Node]) -> list[T]:
+        """Call `call` for each part, with its list, which is let go of as soon as it is used."""
+
+        def one(i: int) -> T:
+            node, nodes[i] = nodes[i], _NOTHING
+            try:
+                return call(self._decoders[i], node)
+            except Corrupt as error:
+                raise Corrupt(f"{self._tier.where(self._parts[self._held[i]])}: {error}") from None
+
+        return self._spread(one)
+
+    def _spread(self, call: Callable[[int], T]) -> list[T]:
+        """Return ``[call(i) for i in range(number of decoders)]``, computed on several threads if that pays."""
+        found: dict[int, T] = {}
+
+        def lane(first: int) -> None:
+            for i in range(first, len(self._held), self._lanes):
+                found[i] = call(i)
+
+        in_parallel(lane, range(self._lanes), self._lanes)
+        return [found[i] for i in range(len(self._held))]
+
+    def _keys(self, step: int) -> list[Key]:
+        return [Key(self._number, step, group) for group in self._groups]
+
+
+def _apply(decoder: PartDecoder, node: Node) -> None:
+    apply(node.rank, node.right, decoder.order.places, decoder.words)
+
+
+def replay_tensors(tier: ExactTier, steps: Collection[int], origin: Origin) -> Iterator[tuple[int, list[Bits]]]:
+    """Yield the number of each step in order, and all tensors there: new arrays, one-dimensional.
+
+    Arguments, memory and errors are those of `replay_parts`.
+    """
+    manifest = tier.container.index.manifest
+    parts = [part for tensor in range(len(manifest.tensors)) for part in all_parts(tier, tensor)]
+    for number, found in replay_parts(tier, parts, steps, origin):
+        whole: list[Bits] = [np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in manifest.tensors]
+        for part, bits in zip(parts, found, strict=True):
+            start = part.piece * f.PIECE
+            whole[part.tensor][start : start + part.elements] = bits
+        del found
+        yield number, whole
+        del whole
 
 
 def all_parts(tier: ExactTier, tensor: int) -> list[PartInfo]:
     """Return a tensor as parts."""
     size = tier.container.index.manifest.tensors[tensor].size
     return tier.pieces(tensor, 0, -(-size // f.PIECE))
+
+
+def batches(tier: ExactTier) -> Iterator[list[PartInfo]]:
+    """Cut all tensors into lists of parts that are best replayed together: where it is possible, those of a group."""
+    last = len(tier.segments) - 1
+    held, _, _ = tier.parts(last)  # a later segment holds what an earlier one does
+    longest = max(range(last + 1), key=lambda number: tier.segments[number].count)
+    cuts = layout.groups_of(held, min(int(tier.segment_records[longest]["limit"]), BATCH_WORDS))
+    for begin, end in pairwise(cuts):
+        yield held[begin:end]
+    for tensor in range(len(tier.container.index.manifest.tensors)):
+        if not tier.holds(last, tensor):
+            for part in all_parts(tier, tensor):
+                yield [part]
+
+
+def replay_all(
+    tier: ExactTier,
+    steps: Collection[int],
+    origin: Origin,
+    use: Callable[[list[PartInfo], int, list[Bits]], Any] = lambda parts, number, bits: None,
+    on_bytes: Callable[[int], Any] = lambda _: None,
+) -> None:
+    """Replay all tensors, a batch of parts after the other, one on each processor.
+
+    Memory is that of `replay_parts` for as many batches as there are processors, whatever the size of the model.
+
+    Args:
+        use: called with parts, number of the step, and elements of each part there; from several threads.
+        on_bytes: called with the bytes of those elements afterwards, by one thread at a time.
+
+    Raises:
+        Corrupt: as `replay_parts`; and whatever `use` raises.
+    """
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def one(parts: list[PartInfo]) -> None:
+        try:
+            for number, bits in replay_parts(tier, parts, steps, origin):
+                if stopped.is_set():
+                    return
+                use(parts, number, bits)
+                with lock:
+                    on_bytes(sum(piece.nbytes for piece in bits))
+        except BaseException:
+            stopped.set()
+            raise
+
+    with ThreadPoolExecutor(processors()) as pool:
+        try:
+            for _ in pool.map(one, batches(tier)):
+                pass
+        except BaseException:
+            stopped.set()  # the pool waits for what is under way
+            raise
+
+
+class LazyBlobs(dict[Key, Blob]):
+    """Not used any more; here until continued.py calls `replay_parts`."""
+
+    def __init__(self, tier: ExactTier, groups: dict[int, list[int]]) -> None:
+        super().__init__()
+
+
+def groups_of(tier: ExactTier, parts: list[PartInfo]) -> dict[int, list[int]]:
+    """Not used any more; here until continued.py calls `replay_parts`."""
+    return {}
+
+
+def replay(tier: ExactTier, part: PartInfo, first: int, last: int, origin: Origin, blobs: object) -> Iterator[Bits]:
+    """`replay_parts` of one part; here until continued.py calls that."""
+    return (bits[0] for _, bits in replay_parts(tier, [part], range(first, last + 1), origin))

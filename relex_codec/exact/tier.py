@@ -20,7 +20,7 @@ from ..errors import Corrupt
 from ..header import quote
 from ..packing import decompress
 from . import models as models_module
-from .layout import PartInfo, Segment, check, groups_of, parts_of, step_costs
+from .layout import PartInfo, check, groups_of, parts_of, step_costs
 from .models import Model
 from .part import Frame, PartDecoder
 from .plan import frames_of
@@ -93,7 +93,7 @@ class ExactTier:
             records.append(np.frombuffer(part, dtype))
         self.segment_records, self.frame_records = records
         steps = len(container.index.steps)
-        self.segments = check(*records, steps, data.begin, data.end)
+        self.segments = check(records[0], records[1], steps, data.begin, data.end)
         self.costs = step_costs(self.segments)
         self._number = np.repeat(np.arange(len(self.segments)), [segment.count for segment in self.segments])
         self._parts: dict[int, tuple[list[PartInfo], list[int], dict[int, int]]] = {}
@@ -156,7 +156,7 @@ class ExactTier:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Blob]:
-        """Return checked and parsed blobs: those that are not held are read together, after the indexes of their blocks."""
+        """Return checked and parsed blobs: those not held are read together, after the indexes of their blocks."""
         with self._lock:
             found = {key: self._blobs[key][1] for key in keys if key in self._blobs}
         missing = [key for key in keys if key not in found]
@@ -178,8 +178,9 @@ class ExactTier:
             sizes[key] = len(raw) * (1 if key.step else MODELS_WEIGHT)
         with self._lock:
             for key, size in sizes.items():
+                if key not in self._blobs:
+                    self._held += size
                 self._blobs[key] = size, found[key]
-                self._held += size
             while self._held > CACHE and len(self._blobs) > len(missing):
                 self._held -= self._blobs.popitem(last=False)[1][0]
         return found
@@ -197,7 +198,8 @@ class ExactTier:
         return int(record["position"]), int(record["length"])
 
     def _read_indexes(self, keys: Iterable[Key]) -> None:
-        wanted = list(dict.fromkeys((key.segment, key.step) for key in keys if (key.segment, key.step) not in self._indexes))
+        blocks = dict.fromkeys((key.segment, key.step) for key in keys)
+        wanted = [block for block in blocks if block not in self._indexes]
         size = f.BLOB_RECORD.itemsize
         places = [self._block(*block) for block in wanted]
         ranges = [
@@ -206,8 +208,8 @@ class ExactTier:
         ]
         for block, (_, length), raw in zip(wanted, places, self.container.source.read_many(ranges), strict=True):
             index = np.frombuffer(raw, f.BLOB_RECORD)
-            ends = index["end"].astype(np.int64)
-            if (np.diff(ends, prepend=len(raw)) < 0).any() or (len(ends) and ends[-1] != length) or (not len(ends) and length):
+            ends = np.concatenate([np.array([len(raw)], np.uint64), index["end"]])
+            if (ends[1:] < ends[:-1]).any() or ends[-1] != length:
                 raise Corrupt(f"{self.container.source.path}: the blobs of {f.DATA_FRAMES} do not tile their block")
             self._indexes[block] = index
 
@@ -224,7 +226,7 @@ class ExactTier:
 
         Args:
             left: elements at the left end.
-                blobs: those of `blobs_of`.
+            blobs: those of `blobs_of`.
         """
         group, place = self.place(segment, part)
         found = blobs[Key(segment, 0, group)]

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from ..dtypes import ITEMSIZE, Bits
+from .jit import compiled
 
 
 class Layout(NamedTuple):
@@ -30,7 +31,9 @@ class Layout(NamedTuple):
         return 1 << (8 * self.width - 1)
 
 
-_FLOATS: Final = {"BF16": 7, "F16": 10, "F32": 23, "C64": 23, "F8_E4M3": 3, "F8_E5M2": 2, "F8_E4M3FNUZ": 3, "F8_E5M2FNUZ": 2}
+_FLOATS: Final = {
+    "BF16": 7, "F16": 10, "F32": 23, "C64": 23, "F8_E4M3": 3, "F8_E5M2": 2, "F8_E4M3FNUZ": 3, "F8_E5M2FNUZ": 2,
+}  # fmt: skip
 
 
 def layout_of(dtype: str) -> Layout:
@@ -44,22 +47,30 @@ def layout_of(dtype: str) -> Layout:
 
 def to_words(bits: Bits, layout: Layout) -> Bits:
     """Return the ordered words of elements: a new array."""
-    words = np.array(np.ascontiguousarray(bits).view(f"<u{layout.width}"))
-    top = words.dtype.type(layout.half)
-    if layout.sign == "float":  # a set sign bit flips all bits, a clear one itself
-        words ^= (words >> words.dtype.type(8 * layout.width - 1)) * words.dtype.type(2 * layout.half - 1) | top
-    elif layout.sign == "two":
-        words ^= top
+    source = np.ascontiguousarray(bits).view(f"<u{layout.width}")
+    words = np.empty_like(source)
+    top = 0 if layout.sign == "none" else layout.half
+    _order(source.reshape(-1), words.reshape(-1), top, top, layout.sign == "float")
     return words
 
 
 def from_words(words: Bits, layout: Layout, dtype: str) -> Bits:
     """Return the elements of ordered words: the inverse of `to_words`."""
-    bits = np.array(words)
-    top = bits.dtype.type(layout.half)
-    if layout.sign == "float":
-        positive = bits >> bits.dtype.type(8 * layout.width - 1)
-        bits ^= (positive ^ positive.dtype.type(1)) * bits.dtype.type(2 * layout.half - 1) | top
-    elif layout.sign == "two":
-        bits ^= top
+    bits = np.empty(words.shape, words.dtype)
+    top = 0 if layout.sign == "none" else layout.half
+    _order(np.ascontiguousarray(words).reshape(-1), bits.reshape(-1), top, 0, layout.sign == "float")
     return bits.view(f"<u{ITEMSIZE[dtype]}")
+
+
+@compiled
+def _order(source: Bits, target: Bits, top: int, negative_top: int, is_float: bool) -> None:
+    """Flip the sign bit of each word, but all bits of the negative floats.
+
+    Args:
+        top: the sign bit; 0 copies.
+        negative_top: what a negative number has there: `top` in elements, 0 in ordered words.
+    """
+    for i in range(len(source)):
+        word = np.int64(source[i])
+        negative = is_float and (word & top) == negative_top
+        target[i] = word ^ (2 * top - 1 if negative else top)

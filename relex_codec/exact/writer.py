@@ -21,7 +21,7 @@ from .plan import Interval, frame_order
 from .words import layout_of, to_words
 
 GROUP_WORDS: Final = 1 << 20
-"""Words in a group: tables cost about 10 KB a group, and a group's symbols are in memory until their tables are known."""
+"""Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""
 SYMBOL_MEMORY: Final = 256 << 20
 """Groups are smaller where their symbols would need more memory than this, at a tenth of the words a step."""
 MODELS_LEVEL: Final = 9
@@ -111,7 +111,7 @@ class SegmentWriter:
             lengths = np.array([blobs[number][0] for blobs in self._blobs], np.uint64)
             index["end"] = index.nbytes + np.cumsum(lengths)
             index["crc"] = [blobs[number][1] for blobs in self._blobs]
-            places = [(int(offset[number]), blobs[number][0]) for offset, blobs in zip(offsets, self._blobs, strict=True)]
+            places = [(int(at[number]), blobs[number][0]) for at, blobs in zip(offsets, self._blobs, strict=True)]
             yield step, index.nbytes + int(lengths.sum()), self._data(index.tobytes(), places)
 
     def _data(self, index: bytes, places: list[tuple[int, int]]) -> Iterator[bytes]:

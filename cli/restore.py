@@ -1,0 +1,29 @@
+"""``relex-codec restore``."""
+
+from __future__ import annotations
+
+import click
+
+from .output import as_json, base_option, print_json
+
+
+@click.command("restore")
+@click.argument("file")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Directory to write; must not exist or be empty.")
+@click.option("--steps", metavar="A:B[:K]", help="Steps A to B only (both included), every K-th; or one step N.")
+@base_option
+@as_json
+def command(file: str, output: str, steps: str | None, base: str | None, as_json: bool) -> None:
+    """Write the stored steps of FILE as a run, bit for bit: DIR/global_step_N/, a Hugging Face checkpoint each.
+
+    FILE must have the exact tier. Every weight is checked against its digest, and DIR appears when it is complete.
+    """
+    import relex_codec
+
+    with relex_codec.open(file, base=base) as run:
+        written = run.restore(output, steps, progress=True)
+    if as_json:
+        print_json({"file": file, "steps": written, "output": output})
+        return
+    count = f"{len(written)} steps, {written[0]} to {written[-1]}" if len(written) > 1 else f"step {written[0]}"
+    click.echo(f"{output}: {count}, bit for bit")

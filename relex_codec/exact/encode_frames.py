@@ -1,0 +1,169 @@
+"""Encoding frames: words of a step to symbols, given those of the steps around it (FORMAT.md section 14)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import Bits
+from .contexts import (
+    ABOVE,
+    BELOW,
+    COUNT,
+    DENSE,
+    GAP,
+    MOVE,
+    Int,
+    list_context,
+    number_symbol,
+    outer_near,
+    raw_bits,
+    scale_class,
+    wrapped,
+    zigzag,
+)
+from .jit import compiled
+from .nodes import Longs, Ranks
+
+Records = npt.NDArray[np.uint32]
+
+
+@compiled
+def _record(
+    records: Records,
+    raws: Records,
+    counts: Longs,
+    at: int,
+    raw_at: int,
+    context: Int,
+    value: Int,
+    is_number: bool,
+) -> tuple[int, int]:
+    """Append one symbol, with the raw bits that it has if it is a number; returns the new ends."""
+    symbol = number_symbol(value) if is_number else value
+    records[at] = np.uint32(symbol | (context << 6))
+    counts[context, symbol] += 1
+    bits = raw_bits(symbol) if is_number else 0
+    if bits > 0:
+        raws[raw_at] = np.uint32(value & ((1 << bits) - 1))
+        raw_at += 1
+    return at + 1, raw_at
+
+
+@compiled
+def encode_list(
+    rank: Ranks,
+    left: Bits,
+    right: Bits,
+    outer: npt.NDArray[np.uint8],
+    middle: Bits,
+    near_is_right: bool,
+    part: int,
+    whole: int,
+    shape: Longs,
+    counts: Longs,
+    records: Records,
+    raws: Records,
+) -> tuple[int, int]:
+    """Symbols of the words of a node's list.
+
+    Args:
+        middle: words of the list at the middle step.
+        part, whole: the expected share of the way from the near end, as a fraction of steps.
+        shape: int64 [3]: bits of mantissa, half of the range of words, lowest exponent.
+        counts: int64 [contexts, 64], added to.
+        records, raws: filled; at least 2 per word.
+
+    Returns:
+        Numbers of records and raws.
+    """
+    mantissa, half, low = shape[0], shape[1], shape[2]
+    at = 0
+    raw_at = 0
+    for i in range(len(rank)):
+        if near_is_right:
+            near, far = np.int64(right[i]), np.int64(left[i])
+        else:
+            near, far = np.int64(left[i]), np.int64(right[i])
+        distance = far - near
+        sign = 1
+        if distance < 0:
+            distance, sign = -distance, -1
+        scale = scale_class(near, mantissa, half, low)
+        around, rises = np.int64(outer[i]), (sign > 0) != near_is_right
+        context = list_context(
+            distance, scale, outer_near(around, rises, near_is_right), outer_near(around, rises, not near_is_right)
+        )
+        u = (np.int64(middle[i]) - near) * sign
+        if distance >= 8:
+            rest = zigzag(wrapped(u - distance * part // whole, half))
+            at, raw_at = _record(records, raws, counts, at, raw_at, context, rest, True)
+        elif u < 0:
+            at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 1, False)
+            at, raw_at = _record(records, raws, counts, at, raw_at, BELOW, -1 - u, True)
+        elif u > distance:
+            at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 2, False)
+            at, raw_at = _record(records, raws, counts, at, raw_at, ABOVE, u - distance - 1, True)
+        else:
+            at, raw_at = _record(records, raws, counts, at, raw_at, context, u, False)
+    return at, raw_at
+
+
+@compiled
+def encode_all(
+    before: Bits, after: Bits, first: int, half: Int, bounds: Longs, counts: Longs, records: Records, raws: Records
+) -> tuple[int, int]:
+    """Symbols of the words of the first classes, up to rank `first`, of a first frame; as `encode_list`."""
+    at = 0
+    raw_at = 0
+    scale = 0
+    for i in range(first):
+        while i >= bounds[scale + 1]:
+            scale += 1
+        move = zigzag(wrapped(np.int64(after[i]) - np.int64(before[i]), half))
+        at, raw_at = _record(records, raws, counts, at, raw_at, DENSE + scale, move, True)
+    return at, raw_at
+
+
+@compiled
+def encode_moved(
+    moved: Ranks,
+    before: Bits,
+    after: Bits,
+    rank: Ranks,
+    first: int,
+    half: Int,
+    bounds: Longs,
+    counts: Longs,
+    records: Records,
+    raws: Records,
+    at: int,
+    raw_at: int,
+) -> tuple[int, int]:
+    """Symbols of the quiet words that moved.
+
+    Args:
+        moved: their ranks, in order, none below `first`.
+        before, after: words at the left end and at the middle, by rank.
+        rank: ranks of the node's list.
+        at, raw_at: ends of records and raws, which are appended to.
+    """
+    at, raw_at = _record(records, raws, counts, at, raw_at, COUNT, len(moved), True)
+    passed = 0
+    start: Int = first
+    scale = 0
+    for i in range(len(moved)):
+        r = np.int64(moved[i])
+        gap = r - start
+        while passed < len(rank) and rank[passed] < r:
+            gap -= 1
+            passed += 1
+        while start >= bounds[scale + 1]:
+            scale += 1
+        at, raw_at = _record(records, raws, counts, at, raw_at, GAP + scale, gap, True)
+        while r >= bounds[scale + 1]:
+            scale += 1
+        move = zigzag(wrapped(np.int64(after[r]) - np.int64(before[r]), half)) - 1
+        at, raw_at = _record(records, raws, counts, at, raw_at, MOVE + scale, move, True)
+        start = r + 1
+    return at, raw_at

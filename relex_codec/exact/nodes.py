@@ -1,0 +1,195 @@
+"""Nodes: the words of a part that differ at two known steps (FORMAT.md section 14).
+
+Words are ordered integers (words.py), sorted by class; a *rank* is a place in that order. A *node* is an interval
+between two known steps: the list of the words that differ at its ends, in the order of their ranks. All other words
+are *quiet*. A frame gives the words of a step between the ends (encode_frames.py, decode_frames.py); `split` makes the
+nodes on both sides of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import Bits
+from .contexts import CLASSES, STILL, Int, clipped, scale_class
+from .jit import compiled
+from .words import Layout
+
+Ranks = npt.NDArray[np.uint32]
+Longs = npt.NDArray[np.int64]
+
+
+class Node(NamedTuple):
+    """Words that differ at the ends of an interval, in the order of their ranks.
+
+    Attributes:
+        left, right: at its ends.
+        outer: outer movement (contexts.py).
+    """
+
+    rank: Ranks
+    left: Bits
+    right: Bits
+    outer: npt.NDArray[np.uint8]
+
+
+def room(size: int, dtype: Any) -> Node:
+    """Return a node of so many words, to be filled."""
+    return Node(np.empty(size, np.uint32), np.empty(size, dtype), np.empty(size, dtype), np.empty(size, np.uint8))
+
+
+def filled(node: Node, size: int) -> Node:
+    """Return the filled part of `room`, copied where much would be kept for little."""
+    part = Node(node.rank[:size], node.left[:size], node.right[:size], node.outer[:size])
+    if 2 * size < len(node.rank):
+        return Node(part.rank.copy(), part.left.copy(), part.right.copy(), part.outer.copy())
+    return part
+
+
+def shape_of(layout: Layout, low: int) -> Longs:
+    """Return what compiled code needs to know of words: mantissa, half of their range, lowest exponent."""
+    return np.array([layout.mantissa, layout.half, low], np.int64)
+
+
+class Order(NamedTuple):
+    """The words of a part sorted by class.
+
+    Attributes:
+        places: uint32, the place in the tensor of each rank.
+        bounds: int64 [17], the rank at which each class begins.
+    """
+
+    places: Ranks
+    bounds: Longs
+
+
+def order_of(words: Bits, shape: Longs) -> Order:
+    """Sort the words at the left end of a segment."""
+    places, bounds = np.empty(len(words), np.uint32), np.empty(CLASSES + 1, np.int64)
+    _sort_by_class(words, shape[0], shape[1], shape[2], np.empty(len(words), np.uint8), places, bounds)
+    return Order(places, bounds)
+
+
+@compiled
+def split(
+    rank: Ranks,
+    left: Bits,
+    right: Bits,
+    outer: npt.NDArray[np.uint8],
+    middle: Bits,
+    moved: Ranks,
+    moved_from: Bits,
+    moved_to: Bits,
+    keep_low: bool,
+    keep_high: bool,
+    low: Node,
+    high: Node,
+) -> tuple[int, int]:
+    """Make the nodes on both sides of a frame.
+
+    Args:
+        rank, left, right, outer, middle: the node's list and its words in the frame.
+        moved, moved_from, moved_to: ranks of the quiet words that moved, and their words at the left end and in the
+            frame.
+        keep_low, keep_high: which sides are wanted.
+        low, high: both sides, filled; room for one more than list and moved words.
+
+    Returns:
+        Lengths of both lists.
+    """
+    low_rank, low_left, low_right, low_outer = low
+    high_rank, high_left, high_right, high_outer = high
+    a = b = i = 0
+    for j in range(len(moved) + 1):
+        stop = len(rank)
+        if j < len(moved):  # the words of the list that come before this one
+            stop = i + np.searchsorted(rank[i:], moved[j])
+        # each is written first and counted if it is one: half of the words would mispredict a branch
+        for k in range(i, stop):
+            r, before, after = rank[k], np.int64(left[k]), np.int64(right[k])
+            here, around = np.int64(middle[k]), np.int64(outer[k])
+            if keep_low:
+                low_rank[a], low_left[a], low_right[a] = r, before, here
+                low_outer[a] = (around & 15) | (clipped(after - here) << 4)
+                a += here != before
+            if keep_high:
+                high_rank[b], high_left[b], high_right[b] = r, here, after
+                high_outer[b] = clipped(here - before) | (around & 0xF0)
+                b += here != after
+        i = stop
+        if j < len(moved):
+            before, here = np.int64(moved_from[j]), np.int64(moved_to[j])
+            if keep_low:
+                low_rank[a], low_left[a], low_right[a] = moved[j], before, here
+                low_outer[a] = (STILL & 15) | (clipped(before - here) << 4)
+                a += here != before
+            if keep_high:
+                high_rank[b], high_left[b], high_right[b] = moved[j], here, before
+                high_outer[b] = clipped(here - before) | (STILL & 0xF0)
+                b += here != before
+    return a, b
+
+
+@compiled
+def find_moved(before: Bits, after: Bits, rank: Ranks, first: int, moved: Ranks) -> int:
+    """Find the quiet words that differ, from rank `first` on; returns their number.
+
+    Args:
+        before, after: words by rank at the left end and at the middle.
+        rank: ranks of the node's list.
+        moved: filled.
+    """
+    found = 0
+    for r in range(first, len(before)):
+        moved[found] = r
+        found += before[r] != after[r]
+    count = i = 0
+    for j in range(found):
+        r = moved[j]
+        while i < len(rank) and rank[i] < r:
+            i += 1
+        if i == len(rank) or rank[i] != r:
+            moved[count] = r
+            count += 1
+    return count
+
+
+@compiled
+def apply(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
+    """Write words of a list, or of those that moved, into the tensor, which is in its own order."""
+    for i in range(len(rank)):
+        current[order[rank[i]]] = words[i]
+
+
+@compiled
+def _sort_by_class(
+    words: Bits, mantissa: Int, half: Int, low: Int, classes: npt.NDArray[np.uint8], order: Ranks, bounds: Longs
+) -> None:
+    """Sort words by class, stably: fills `order` (uint32, the place of each rank) and `bounds` (int64 [17])."""
+    # four quarters at a time, each with its own counts, so that neighbours of one class do not wait for each other
+    quarter = (len(words) + 3) // 4
+    counts = np.zeros((4, CLASSES), np.int64)
+    for i in range(len(words)):
+        classes[i] = scale_class(np.int64(words[i]), mantissa, half, low)
+    for i in range(quarter):
+        for q in range(4):
+            if q * quarter + i < len(words):
+                counts[q, classes[q * quarter + i]] += 1
+    begin = np.zeros((4, CLASSES), np.int64)
+    at = 0
+    for scale in range(CLASSES):
+        bounds[scale] = at
+        for q in range(4):
+            begin[q, scale] = at
+            at += counts[q, scale]
+    bounds[CLASSES] = at
+    for i in range(quarter):
+        for q in range(4):
+            place = q * quarter + i
+            if place < len(words):
+                scale = classes[place]
+                order[begin[q, scale]] = place
+                begin[q, scale] += 1
