@@ -47,7 +47,7 @@ class AtomicFile:
         self._temporary = _temporary(self.path)
 
     def __enter__(self) -> AtomicFile:
-        with self._reported():
+        with self.reported():
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.stat(self.path).st_mode):  # renaming over /dev/null would replace it
                     raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a regular file")
@@ -57,7 +57,7 @@ class AtomicFile:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
             if kind is None:
-                with self._reported():
+                with self.reported():
                     os.fsync(self._fd)
                     self._close()
                     os.replace(self._temporary, self.path)
@@ -71,7 +71,7 @@ class AtomicFile:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append `data`, all of it, and return its length."""
         view = memoryview(data).cast("B")
-        with self._reported():
+        with self.reported():
             at = 0
             while at < len(view):  # a full disk writes a part first
                 at += os.write(self._fd, view[at:])
@@ -88,7 +88,8 @@ class AtomicFile:
             os.close(fd)
 
     @contextmanager
-    def _reported(self) -> Iterator[None]:
+    def reported(self) -> Iterator[None]:
+        """Turn an error of the operating system into InvalidArgument that names the target."""
         try:
             yield
         except OSError as e:
@@ -116,7 +117,7 @@ class AtomicDirectory:
         """The temporary directory; files written here appear in the target."""
 
     def __enter__(self) -> AtomicDirectory:
-        with self._reported():
+        with self.reported():
             self._refuse_existing()
             os.makedirs(os.path.dirname(self.target), exist_ok=True)
             os.mkdir(self.path)
@@ -124,7 +125,7 @@ class AtomicDirectory:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
-            with self._reported():
+            with self.reported():
                 if kind is None:
                     _sync_directory(self.path)
                     self._refuse_existing()  # someone may have filled it in the meantime
@@ -147,7 +148,8 @@ class AtomicDirectory:
             raise InvalidArgument(f"cannot write {self._shown}: it is a mount point; give a directory below it")
 
     @contextmanager
-    def _reported(self) -> Iterator[None]:
+    def reported(self) -> Iterator[None]:
+        """Turn an error of the operating system into InvalidArgument that names the target."""
         try:
             yield
         except OSError as e:

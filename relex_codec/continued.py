@@ -83,7 +83,7 @@ class ContinuedRun(Run):
         return self._decoder.read(name, float(self.steps[index]), "exact", lo, hi)
 
     def _restore(self, name: str, lo: int, out: Bits) -> None:
-        from .exact.replay import LazyBlobs, groups_of, replay
+        from .exact.replay import replay_parts
 
         if not out.size:
             return
@@ -92,8 +92,8 @@ class ContinuedRun(Run):
         for part in tier.pieces(self._decoder.number(name), lo // f.PIECE, -(-hi // f.PIECE)):
             start = part.piece * f.PIECE
             a, b = max(lo, start), min(hi, start + part.elements)
-            blobs = LazyBlobs(tier, groups_of(tier, [part]))
-            for row, bits in zip(out, replay(tier, part, 1, len(out), self._decoder.part_origin, blobs), strict=True):
+            found = replay_parts(tier, [part], range(1, len(out) + 1), self._decoder.part_origin)
+            for row, (_, (bits,)) in zip(out, found, strict=True):
                 row[a - lo : b - lo] = bits[a - start : b - start]
 
 

@@ -68,7 +68,7 @@ def restore(
     with AtomicDirectory(output) as directory:
         numbers = {int(step): number for number, step in enumerate(index.steps, 1)}
         folders = {numbers[step]: os.path.join(directory.path, FOLDER.format(step)) for step in steps}
-        with directory._reported():
+        with directory.reported():
             _check_room(directory.path, output, len(steps) * sum(shard.size for shard in shards))
             for folder in folders.values():
                 os.mkdir(folder)
@@ -80,17 +80,17 @@ def restore(
             for part, bits in zip(parts, found, strict=True):
                 name, begin = places[part.tensor]
                 pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
-            with directory._reported():
+            with directory.reported():
                 for name, rows in pieces.items():
                     _fill(os.path.join(folders[number], name), rows)
 
         replay_all(decoder.exact, folders.keys(), decoder.part_origin, use, on_bytes)
         for name, content in other_files(decoder, shards, base):
             data = b"".join(content)
-            with directory._reported():
+            with directory.reported():
                 for folder in folders.values():
                     _create(os.path.join(folder, name), data, len(data))
-        with directory._reported():
+        with directory.reported():
             in_parallel(_flush, folders.values(), IO_THREADS)
 
 

@@ -92,8 +92,8 @@ class Unit:
     Args:
         observed: number of steps, from the first, that fits are made on.
         budget: bytes that the unit may use.
-        pieces: called with (number, origin, bits [T, elements]) of each piece while everything is read, the origin in the
-            tensor's dtype; whole pieces of all steps are then in memory, and weights may be anything.
+        pieces: called with (number, origin, bits [T, elements]) of each piece while everything is read, the origin in
+            the tensor's dtype; whole pieces of all steps are then in memory, and weights may be anything.
     """
 
     def __init__(

@@ -283,7 +283,7 @@ def far() -> Any:
 
 
 def lanes() -> Any:
-    """First frames of four lanes, for 2^14 and more dense words; 2^14 - 1 have one lane, and so have lists of any length."""
+    """Four lanes, for 2^14 and more dense words; 2^14 - 1 have one lane, and so have lists of any length."""
     rows = {}
     for name, n in (("most", 17387), ("just", 1 << 14), ("less", (1 << 14) - 1)):
         start = np.full(n, 0x3F80, "<u2")

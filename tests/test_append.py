@@ -113,7 +113,7 @@ def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: P
         assert one.observed_steps == other.observed_steps == STEPS
         assert one.container.index.directions.tobytes() == other.container.index.directions.tobytes()
         for step in (3.5, 20, 40):
-            for name in one.keys():
+            for name in other.keys():  # noqa: SIM118
                 for tier in ("line", "track")[: 1 + (step <= 20)]:
                     assert np.array_equal(one.bits(name, step, tier), other.bits(name, step, tier)), (name, step, tier)
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_appended(made: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="global_step_99"):
         relex_codec.append(file, paths(made, 99))
     other = {**tensors(14), "w": bf16(np.zeros((64, 40)))}
-    with pytest.raises(CheckpointError, match="'w'.* expected BF16"):
+    with pytest.raises(CheckpointError, match=r"'w'.* expected BF16"):
         relex_codec.append(file, [write_checkpoint(tmp_path / "step_14", other)])
     less = {name: tensor for name, tensor in tensors(14).items() if name != "norm"}
     with pytest.raises(CheckpointError, match="'norm'"):
@@ -204,7 +204,7 @@ def test_what_cannot_be_appended(made: Path, tmp_path: Path) -> None:
 def test_a_file_without_the_exact_tier(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
     relex_codec.encode(made / "run", file, base=made / "base", steps="2:12")
-    with pytest.raises(InvalidArgument, match="no exact tier.*--exact"):
+    with pytest.raises(InvalidArgument, match=r"no exact tier.*--exact"):
         relex_codec.append(file, paths(made, 14))
 
 

@@ -26,6 +26,7 @@ def test_public_names() -> None:
         "Truncated",
         "Unsupported",
         "__version__",
+        "append",
         "encode",
         "open",
         "safe_open",

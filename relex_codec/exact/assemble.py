@@ -103,7 +103,7 @@ class SegmentJob:
 
 
 class TensorJob:
-    """The pieces of one tensor in a new segment; those before the first that moves wait, as the tensor may never move."""
+    """The pieces of one tensor in a new segment; those before the first that moves wait, as it may never move."""
 
     def __init__(self, job: SegmentJob, number: int, dtype: str, held: int) -> None:
         self._job, self._number, self._dtype, self._before = job, number, dtype, held

@@ -282,20 +282,3 @@ def replay_all(
         except BaseException:
             stopped.set()  # the pool waits for what is under way
             raise
-
-
-class LazyBlobs(dict[Key, Blob]):
-    """Not used any more; here until continued.py calls `replay_parts`."""
-
-    def __init__(self, tier: ExactTier, groups: dict[int, list[int]]) -> None:
-        super().__init__()
-
-
-def groups_of(tier: ExactTier, parts: list[PartInfo]) -> dict[int, list[int]]:
-    """Not used any more; here until continued.py calls `replay_parts`."""
-    return {}
-
-
-def replay(tier: ExactTier, part: PartInfo, first: int, last: int, origin: Origin, blobs: object) -> Iterator[Bits]:
-    """`replay_parts` of one part; here until continued.py calls that."""
-    return (bits[0] for _, bits in replay_parts(tier, [part], range(first, last + 1), origin))
