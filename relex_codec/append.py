@@ -39,8 +39,8 @@ def append(
 ) -> int:
     """Add further steps to a file with the exact tier, as a new segment.
 
-    The exact frames that are there are copied. Directions and lines are fitted again: over all steps if the file's
-    were, else over the same observed steps, with the file's quality. The old checkpoints are not needed: the file itself
+    The exact frames that are there are copied. Directions and lines are fitted again, with the file's quality: over all
+    steps if the file's were, else over the same observed steps. The old checkpoints are not needed, as the file itself
     restores them.
 
     Args:
