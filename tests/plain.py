@@ -18,7 +18,9 @@ import zstandard
 Array = np.ndarray[Any, Any]
 PIECE = 1 << 18
 MAGIC = b"RELEX\r\n\x1a"
-COVERED_ELSEWHERE = ("relex.coefficients", "relex.data.directions", "relex.data.exact", "relex.data.base")
+COVERED_ELSEWHERE = (
+    "relex.coefficients", "relex.data.directions", "relex.data.exact", "relex.data.base", "relex.data.frames",
+)  # fmt: skip
 
 
 def widen(dtype: str, bits: Array) -> Array:
