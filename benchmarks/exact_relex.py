@@ -1,0 +1,128 @@
+"""The exact tier as exact.py measures it, behind the same steps as its peers.
+
+usage: python benchmarks/exact_relex.py FOLDER
+
+FOLDER holds base/ and run/ as exact_source.py reads them, small ones. Prints the seconds that the first use of all
+compiled functions takes over the second as JSON: what numba needs to compile them, or to load them from its cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from exact_source import Bits, Source
+
+import relex_codec
+from relex_codec import format as f
+from relex_codec.exact.assemble import SegmentJob
+from relex_codec.exact.writer import SegmentWriter
+
+NAME = "relex-codec"
+
+
+def write_tier(source: Source, out: Path) -> int:
+    """Write the exact tier alone, from the same maps that the peers read; returns its bytes, which the file has too.
+
+    The file is that of `relex_codec.encode` without its other entries: nothing reads it.
+    """
+    maps = [source.read(position) for position in range(len(source.numbers) + 1)]
+    with tempfile.TemporaryFile(dir=out.parent) as scratch, open(out, "wb") as file:
+        job = SegmentJob(SegmentWriter(scratch, len(source.numbers)))
+        for tensor in source.tensors:
+            pieces = job.tensor(tensor.name, "BF16")
+            for piece, low in enumerate(range(0, tensor.size, f.PIECE)):
+                begin, end = tensor.begin + low, tensor.begin + min(low + f.PIECE, tensor.size)
+                pieces.add(piece, maps[0][begin:end], np.stack([bits[begin:end] for bits in maps[1:]]))
+        assembly = job.assemble()
+        for block in assembly.data():
+            file.write(block)
+        file.write(assembly.segments.tobytes() + assembly.frames.tobytes())
+        return file.tell()
+
+
+def write_file(source: Source, out: Path) -> int:
+    """Do what ``relex-codec encode --exact --quality micro`` does; returns the bytes of the file."""
+    first, last = source.numbers[0], source.numbers[-1]
+    every = source.numbers[1] - first if len(source.numbers) > 1 else 1
+    return relex_codec.encode(
+        source.folder / "run",
+        out,
+        base=source.folder / "base",
+        steps=f"{first}:{last}:{every}",
+        quality="micro",
+        exact=True,
+    )
+
+
+def tier_size(file: Path) -> int:
+    """Return the bytes of the exact tier in a file: records, blocks with their indexes, checksums and digests."""
+    with relex_codec.open(file) as run:
+        entries = run.container.index.entries
+        return sum(entries[name].end - entries[name].begin for name in f.EXACT_ENTRIES)
+
+
+def restore(file: Path, step: int) -> dict[str, Bits]:
+    """Open the file anew and return all tensors at a step, checked against the digests of the step."""
+    with relex_codec.open(file) as run:
+        names = run.keys()
+        return {name: run.bits(name, step, tier="exact") for name in names}
+
+
+def replay(file: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Open the file anew and yield all tensors at every stored step, checked in the same way."""
+    with relex_codec.open(file) as run:
+        for _, tensors in run.iter_steps():
+            yield tensors
+
+
+def equal(tensors: dict[str, Bits] | dict[str, torch.Tensor], wanted: Bits, source: Source) -> bool:
+    """Whether all tensors have the bits of a checkpoint."""
+
+    def bits(name: str) -> Bits:
+        found = tensors[name]
+        return found.view(torch.int16).numpy().view("<u2").reshape(-1) if isinstance(found, torch.Tensor) else found
+
+    return sorted(tensors) == sorted(tensor.name for tensor in source.tensors) and all(
+        np.array_equal(bits(tensor.name), wanted[tensor.begin : tensor.begin + tensor.size])
+        for tensor in source.tensors
+    )
+
+
+def use(source: Source) -> float:
+    """Write, restore and replay a run; returns the seconds."""
+    with tempfile.TemporaryDirectory() as work:
+        file = Path(work) / "run.relex"
+        start = time.perf_counter()
+        write_tier(source, Path(work) / "tier")
+        write_file(source, file)
+        restore(file, source.numbers[0])
+        for _ in replay(file):
+            pass
+        return time.perf_counter() - start
+
+
+def first_use(folder: Path) -> dict[str, float]:
+    """Return how many seconds longer the first use in a process is than the second, without and with numba's cache."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("compiling", "from the cache"):
+            command = [sys.executable, __file__, str(folder)]
+            done = subprocess.run(
+                command, env=os.environ | {"NUMBA_CACHE_DIR": cache}, check=True, stdout=subprocess.PIPE
+            )
+            found[name] = float(json.loads(done.stdout))
+    return found
+
+
+if __name__ == "__main__":
+    run_on_disk = Source(Path(sys.argv[1]))
+    print(json.dumps(round(use(run_on_disk) - use(run_on_disk), 2)))
