@@ -15,7 +15,7 @@ page cache). The peers are those of exact_peers.py, generated runs those of gene
 Files are in the page cache, functions are compiled before (what that takes is measured apart), and every step that is
 restored or replayed is compared with its checkpoint outside of the timing. Seconds are of the processor, as nothing
 waits for a disk; those by the clock, which are the same where nothing else runs, are in the JSON as well. A peer that
-would need more than five minutes for a large run codes its first 8 steps only and is scaled. Writes
+would need more than five minutes for a large run codes 8 steps, spread over it, and is scaled. Writes
 benchmarks/results/exact.json and exact.md: cases measured before stay there if machine and versions are the same.
 """
 
@@ -52,7 +52,7 @@ import relex_codec
 
 RESTORED = 5  # random steps
 PATIENCE = 300  # seconds for one peer and a large run
-PROBE = 8  # steps of a peer that would need longer
+SAMPLE = 8  # steps of a peer that would need longer
 GENERATED = {"generated-0.0002": 0.0002, "generated-0.5": 0.5}
 CASES = ("sparse", "dense", "sparse-10", "dense-10", *GENERATED)
 T = TypeVar("T")
@@ -143,17 +143,30 @@ def measure_peer(peer: Peer, source: Source, positions: list[int], work: Path) -
 
 
 def measure_slow_peer(peer: Peer, source: Source, positions: list[int], work: Path) -> Row:
-    """Measure a peer, on the first steps only if all would take more than `PATIENCE`."""
+    """Measure a peer, by steps spread over the run if all would take more than `PATIENCE`."""
     steps = len(source.numbers)
-    probe = measure_peer(peer, Source(source.folder, PROBE), [], work)
-    factor = steps / PROBE
+    stride = max(1, steps // SAMPLE)
+    sample = range(1 + stride // 2, steps + 1, stride)
+    coding, decoding, size = Clock(), Clock(), 0
+    for position in sample:
+        before, now = source.read(position - 1), source.read(position)
+        with coding.running():
+            data = peer.pack(before, now)
+        values = before.copy()
+        with decoding.running():
+            values = peer.unpack(data, values)
+        check(np.array_equal(values, now), peer.name, position)
+        size += len(data)
     decoded = steps + (sum(positions) if peer.chained else len(positions))
-    if probe.encode * factor + probe.replay / PROBE * decoded < PATIENCE:
+    if coding.cpu / len(sample) * steps + decoding.cpu / len(sample) * decoded < PATIENCE:
         return measure_peer(peer, source, positions, work)
-    restore = statistics.median(positions) / PROBE if peer.chained else 1 / PROBE
-    cpu = probe.encode * factor, probe.replay * restore, probe.replay * factor
-    clock = [probe.clock[0] * factor, probe.clock[2] * restore, probe.clock[2] * factor]
-    return Row(peer.name, round(probe.bytes * factor), *cpu, clock, PROBE)
+    restored = statistics.median(positions) if peer.chained else 1
+    factors = steps / len(sample), restored / len(sample), steps / len(sample)
+    cpu, clock = (
+        [seconds * factor for seconds, factor in zip(times, factors, strict=True)]
+        for times in ((coding.cpu, decoding.cpu, decoding.cpu), (coding.wall, decoding.wall, decoding.wall))
+    )
+    return Row(peer.name, round(size * steps / len(sample)), cpu[0], cpu[1], cpu[2], clock, len(sample))
 
 
 def row(codec: str, size: int, encoding: Clock, restoring: list[Clock], replaying: Clock, more: dict[str, Any]) -> Row:

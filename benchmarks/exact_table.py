@@ -68,7 +68,7 @@ def section(case: dict[str, Any]) -> list[str]:
         )
     if marked:
         count = next(row["scaled_from"] for row in peers if row["scaled_from"])
-        lines += ["", f"\\* The first {count} steps were coded; bytes and seconds are scaled to all."]
+        lines += ["", f"\\* Measured by {count} steps, spread over the run; bytes and seconds are scaled to all."]
     command, size = ours["more"]["command"], ours["more"]["file"]
     lines += [
         "",

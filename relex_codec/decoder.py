@@ -146,8 +146,9 @@ class Decoder:
         for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
             end = min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, tensor.size)
             if tier == "exact" or (series and index.has_exact):
-                found = self._restored(number, self._at_or_before(step), start, end)
-            elif series:
+                self._restore(number, self._at_or_before(step), start, end, lo, out)
+                continue
+            if series:
                 found = self._series(number, step, start, end)
             elif terms:
                 found, factors = self._moving(number, terms, factors, start, end)
@@ -183,8 +184,8 @@ class Decoder:
         start = part.piece * f.PIECE
         return self._convert(self.origin(part.tensor, start, start + part.elements, check=check), part.tensor)
 
-    def _restored(self, number: int, step: int, start: int, end: int) -> Bits:
-        """Whole pieces at step number `step`, from the exact tier, with their digests checked."""
+    def _restore(self, number: int, step: int, start: int, end: int, lo: int, out: Bits) -> None:
+        """Fill `out`, elements from `lo` on, from whole pieces at step number `step` of the exact tier, all checked."""
         tier = self.exact
         parts = tier.pieces(number, start // f.PIECE, -(-end // f.PIECE))
         blobs = tier.fetch(tier.blobs_of(parts, step))
@@ -192,7 +193,7 @@ class Decoder:
         def unchecked(part: PartInfo) -> Bits:
             return self.part_origin(part, check=False)
 
-        def one(part: PartInfo) -> Bits:
+        def restored(part: PartInfo) -> Bits:
             if not tier.holds(tier.segment_of(step), part.tensor):
                 return self.part_origin(part)
             try:
@@ -201,8 +202,12 @@ class Decoder:
                 self.part_origin(part)  # a BaseMismatch, if it is the base that is wrong
                 raise
 
-        found = in_parallel(one, parts)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        def fill(part: PartInfo) -> None:
+            begin = part.piece * f.PIECE
+            a, b = max(begin, lo), min(begin + part.elements, lo + len(out))
+            out[a - lo : b - lo] = restored(part)[a - begin : b - begin]
+
+        in_parallel(fill, parts)
 
     def _series(self, number: int, step: float, start: int, end: int) -> Bits:
         index = self.container.index

@@ -380,14 +380,14 @@ def test_digests_are_checked(opened: relex_codec.Run, monkeypatch: pytest.Monkey
 def test_a_stream_that_does_not_decode_names_its_tensor(
     opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = PartDecoder._frame
+    plain = PartDecoder.decoded
 
     def broken(self: PartDecoder, interval: Any, node: Any) -> Any:
         if self.dtype == "F32":
             raise Corrupt("a stream does not decode")
         return plain(self, interval, node)
 
-    monkeypatch.setattr(PartDecoder, "_frame", broken)
+    monkeypatch.setattr(PartDecoder, "decoded", broken)
     with pytest.raises(Corrupt, match=r"x\.relex: tensor 'single': a stream does not decode"):
         list(opened.iter_steps(2, 4))
 

@@ -240,9 +240,9 @@ class PartDecoder:
 
     def restore(self, step: int) -> Bits:
         """Return the elements of a step of the segment, 1 .. n; decodes the frames of `plan.frames_of`."""
-        node = self._first()
+        node = self.whole()
         for interval in path(step, self.count):
-            node = self._toward(interval, node, high=step > interval.middle)
+            node = self.half(interval, node, high=step > interval.middle)
         apply(node.rank, node.right, self.order.places, self.words)
         return self.bits()
 
@@ -251,7 +251,7 @@ class PartDecoder:
 
         Each frame is decoded once; those that none of these steps needs are not read.
         """
-        yield from self._replay(root(self.count), self._first(), start, stop)
+        yield from self._replay(root(self.count), self.whole(), start, stop)
 
     def _replay(self, interval: Interval, node: Node, start: int, stop: int) -> Iterator[int]:
         if interval.left >= stop:
@@ -261,7 +261,7 @@ class PartDecoder:
             if interval.right >= start:
                 yield interval.right
             return
-        low, high = self._split(interval, node, self._frame(interval, node))
+        low, high = self.halves(interval, node)
         del node
         yield from self._replay(interval.low, low, start, stop)
         del low
@@ -294,7 +294,7 @@ class PartDecoder:
             raise Corrupt("a stream does not decode")
         return _Moved(*(array[:count] for array in found))
 
-    def _first(self) -> Node:
+    def whole(self) -> Node:
         """Decode the first frame: the node of the whole segment."""
         first = int(self.order.bounds[self.dense])
         frame = self.frame(self.count)
@@ -316,7 +316,7 @@ class PartDecoder:
         found.outer[:] = STILL
         return filled(found, size + len(moved.rank))
 
-    def _frame(self, interval: Interval, node: Node) -> tuple[Bits, _Moved]:
+    def decoded(self, interval: Interval, node: Node) -> tuple[Bits, _Moved]:
         """Decode an interval's frame: words of the list, and quiet ones that moved; `words` are at its left end."""
         frame = self.frame(interval.middle)
         dtype = self.words.dtype
@@ -343,9 +343,9 @@ class PartDecoder:
         xored = from_planes(decompress(stream, elements * width, CODEC_ZSTD), np.dtype(f"<u{width}"))
         return to_words(self.bits() ^ xored, self.layout)[self.order.places]
 
-    def _toward(self, interval: Interval, node: Node, *, high: bool) -> Node:
+    def half(self, interval: Interval, node: Node, *, high: bool) -> Node:
         """One half of an interval; `words` become those of its left end."""
-        middle, moved = self._frame(interval, node)
+        middle, moved = self.decoded(interval, node)
         half = room(len(node.rank) + len(moved.rank) + 1, self.words.dtype)
         sizes = split(*node, middle, *moved, not high, high, half, half)
         if high:
@@ -353,8 +353,9 @@ class PartDecoder:
             apply(moved.rank, moved.after, self.order.places, self.words)
         return filled(half, sizes[int(high)])
 
-    def _split(self, interval: Interval, node: Node, frame: tuple[Bits, _Moved]) -> tuple[Node, Node]:
-        middle, moved = frame
+    def halves(self, interval: Interval, node: Node) -> tuple[Node, Node]:
+        """Both halves of an interval; `words` stay those of its left end."""
+        middle, moved = self.decoded(interval, node)
         low, high = (room(len(node.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))
         sizes = split(*node, middle, *moved, True, True, low, high)
         return filled(low, sizes[0]), filled(high, sizes[1])

@@ -118,7 +118,7 @@ class _Replayed:
             yield from wanted
             return
         count = self._segment.count
-        with_first = self._decoded(count, lambda decoder, _: decoder._first())
+        with_first = self._decoded(count, lambda decoder, _: decoder.whole())
         yield from self._walk(root(count), with_first, wanted, through=False)
 
     def bits(self, step: int, *, check: bool) -> list[Bits]:
@@ -149,15 +149,13 @@ class _Replayed:
         cut = bisect_right(wanted, interval.middle)
         low, high = wanted[:cut], wanted[cut:]
         if not high and not through:
-            halved = self._decoded(interval.middle, lambda d, node: d._toward(interval, node, high=False), nodes)
+            halved = self._decoded(interval.middle, lambda d, node: d.half(interval, node, high=False), nodes)
             yield from self._walk(interval.low, halved, low, through=False)
         elif not low:
-            halved = self._decoded(interval.middle, lambda d, node: d._toward(interval, node, high=True), nodes)
+            halved = self._decoded(interval.middle, lambda d, node: d.half(interval, node, high=True), nodes)
             yield from self._walk(interval.high, halved, high, through=through)
         else:
-            both = self._decoded(
-                interval.middle, lambda d, node: d._split(interval, node, d._frame(interval, node)), nodes
-            )
+            both = self._decoded(interval.middle, lambda d, node: d.halves(interval, node), nodes)
             lows, highs = [pair[0] for pair in both], [pair[1] for pair in both]
             del both
             yield from self._walk(interval.low, lows, low, through=True)
