@@ -108,13 +108,9 @@ class _Restored(Checkpoint):
         """Return name, dtype and shape of a tensor."""
         return self._run.info(name)
 
-    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
-        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
-        return self._run.restored(name, self._index, lo, self.info(name).size if hi is None else hi)
-
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill `out`, one-dimensional, with the bits from element `lo` on."""
-        out[:] = self.read(name, lo, lo + out.size)
+        out[:] = self._run.restored(name, self._index, lo, lo + out.size)
 
 
 class EmbeddedBase(Checkpoint):
@@ -133,15 +129,11 @@ class EmbeddedBase(Checkpoint):
             if record["origin"] == f.IN_BASE
         }
 
-    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
-        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
-        hi = self.tensors[name].size if hi is None else hi
-        start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, self.tensors[name].size)
-        return self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
-
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill `out`, one-dimensional, with the bits from element `lo` on."""
-        out[:] = self.read(name, lo, lo + out.size)
+        hi = lo + out.size
+        start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, self.tensors[name].size)
+        out[:] = self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
 
     def read_file(self, name: str) -> bytes:
         """Return the bytes of one of `side_files`."""
@@ -159,16 +151,16 @@ class CheckedBase(Checkpoint):
         found = reader.checkpoint
         self._reader = reader
         self.path, self.step, self.indexed, self.shards = found.path, None, found.indexed, found.shards
-        self.side_files, self.tensors, self.read_file = found.side_files, found.tensors, found.read_file  # type: ignore[method-assign]
+        self.side_files, self.tensors = found.side_files, found.tensors
 
-    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
-        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional.
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out`, one-dimensional, with the bits from element `lo` on.
 
         Raises:
             BaseMismatch: they are not those that the file was made from.
         """
-        return self._reader.read(name, lo, hi)
+        out[:] = self._reader.read(name, lo, lo + out.size)
 
-    def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out`, one-dimensional, with the bits from element `lo` on."""
-        out[:] = self.read(name, lo, lo + out.size)
+    def read_file(self, name: str) -> bytes:
+        """Return the bytes of one of `side_files`."""
+        return self._reader.checkpoint.read_file(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from helpers import Tensor, bf16, f16, f32, random_bits, write_checkpoint, write
 from plain import Array
 
 import relex_codec
+from relex_codec.storage import Source
 
 SIDE = {
     "config.json": {"model_type": "test"},
@@ -45,6 +46,17 @@ class Made:
     def bits(self, name: str) -> list[Array]:
         """The tensor at every step."""
         return [self.at(step)[name][1] for step in self.steps]
+
+
+class Held(Source):
+    """A source in memory."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self.data, self.size, self.path = data, len(data), "held.relex"
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        self._check(ranges)
+        return [bytes(self.data[a:b]) for a, b in ranges]
 
 
 def moving(shape: tuple[int, ...], seed: int, make: Callable[[Any], Tensor]) -> tuple[Tensor, Callable[[int], Tensor]]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,29 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from conftest import Made
+from conftest import Held, Made
 from helpers import ELSEWHERE, bf16, random_bits, write_checkpoint, write_run
 from plain import COVERED_ELSEWHERE, MAGIC, File
 
 import relex_codec
 from relex_codec import Corrupt, RelexError, Truncated
 from relex_codec.exact.plan import frame_order
-from relex_codec.storage import Source
 
 SEGMENTS, FRAMES, DATA = "relex.exact.segments", "relex.exact.frames", "relex.data.frames"
 STEPS = [2, 3, 7, 9, 12]
 NAMES = ("a", "b", "c", "n", "s", "z")
-
-
-class Held(Source):
-    """A source in memory."""
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        self.data, self.size, self.path = data, len(data), "held.relex"
-
-    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        self._check(ranges)
-        return [bytes(self.data[a:b]) for a, b in ranges]
 
 
 Open = Callable[[bytes | bytearray], relex_codec.Run]
@@ -400,7 +388,7 @@ print(decoded_streams(int(sys.argv[2])))
 
 def decoded_streams(rounds: int) -> list[str]:
     """What decoding spoiled streams gives: the sums of the bits, or what is wrong; no other error."""
-    from test_exact_coder import content, part_of
+    from test_exact_coder import content, part_of, replayed
 
     chances = random.Random(5)
     found = []
@@ -414,7 +402,7 @@ def decoded_streams(rounds: int) -> list[str]:
             part.streams[step] = coding, mutated(stream, chances)
         try:
             decoder = part.decoder()
-            bits = [int(decoder.bits().astype(np.uint64).sum()) for _ in decoder.replay(1, 4)]
+            bits = [int(decoder.bits().astype(np.uint64).sum()) for _ in replayed(decoder, 1, 4)]
             found.append(str(bits))
         except Corrupt as error:
             found.append(str(error))

@@ -16,31 +16,19 @@ import tempfile
 import textwrap
 import tracemalloc
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
-from conftest import Made
+from conftest import Held, Made
 from helpers import ELSEWHERE, bf16, f32, random_bits, write_checkpoint, write_run
 from plain import COVERED_ELSEWHERE, Array, File
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
-from relex_codec.storage import Source
-
-
-class Held(Source):
-    """A source in memory."""
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        self.data, self.size, self.path = data, len(data), "held.relex"
-
-    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        self._check(ranges)
-        return [bytes(self.data[a:b]) for a, b in ranges]
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import numpy as np
 from .. import format as f
 from ..dtypes import Bits
 from ..index import Records
-from .layout import PartInfo
+from .layout import PartInfo, part_digest, step_costs
 from .plan import choose_left
 from .tier import ExactTier
-from .writer import SegmentWriter, still_digest
+from .writer import SegmentWriter
 
 COPY: Final = 1 << 22
 """Bytes of earlier segments that are copied at a time."""
@@ -51,7 +51,7 @@ class SegmentJob:
         self.first = segments[-1].first + segments[-1].count if segments else 0
         """Steps before the segment."""
         ends = [segment.first + segment.count for segment in segments]
-        self.left = choose_left(ends, old.costs if old else [], writer.count)
+        self.left = choose_left(ends, step_costs(segments), writer.count)
         """Number of the step at its left end; 0 is the origin."""
         self._tensors = 0
 
@@ -122,7 +122,7 @@ class TensorJob:
         new = bits[job.first :]
         part = PartInfo(self._number, piece, self._dtype, len(origin))
         if not any((row != left).any() for row in new):
-            digest = still_digest(left)
+            digest = part_digest(left)
             if self._moved:
                 job.writer.add_still(part, digest)
             else:

@@ -116,41 +116,29 @@ def clipped(movement: Int) -> Int:
 
 
 @inlined
-def list_context(distance: Int, scale: Int, at_near: Int, at_far: Int) -> Int:
-    """Context of a word whose ends differ.
-
-    Args:
-        distance: between its ends, at least 1.
-        scale: its class.
-        at_near, at_far: clipped movement across each end from outside, counted towards the far end.
-    """
-    if distance == 1:
-        return NEAR_ONE + (scale * 5 + at_near) * 5 + at_far
-    if distance < 8:
-        return NEAR + ((distance - 2) * CLASSES + scale) * 5 + at_near
+def far_context(distance: Int, scale: Int) -> Int:
+    """Context of a list word whose ends are 8 or more apart."""
     length = bit_length(distance) - 4
     return FAR + (8 if length > 8 else length) * CLASSES + scale
 
 
 @inlined
-def outer_near(outer: Int, rises: bool, near_is_right: bool) -> Int:
-    """The clipped movement across the near end, from outside, towards the far end.
+def near_key(distance: Int, scale: Int, outer: Int, rises: bool) -> Int:
+    """Where `NEAR_CONTEXTS` has the context of a list word whose ends are 1 to 7 apart.
 
     Args:
+        scale: its class.
         outer: clipped movement from outside to the left end, and << 4 that from the right end outwards.
         rises: whether the right end is the larger.
-        near_is_right: whether the near end is the right one.
     """
-    movement = outer >> 4 if near_is_right else outer & 15
-    return movement if rises else 4 - movement
+    return distance << 11 | scale << 7 | (outer & 7) << 4 | (outer >> 4) << 1 | np.int64(rises)
 
 
 def near_contexts() -> npt.NDArray[np.uint16]:
-    """Return `list_context` of words whose ends are less than 8 apart, as a table that decoding reads.
+    """Return the contexts of list words whose ends are less than 8 apart; computing them takes as long as a symbol.
 
     Returns:
-        uint16 [2, 2^14]: whether the near end is the right one; distance << 11 | class << 7 | movement to the left end
-        << 4 | movement from the right end << 1 | whether the right end is the larger.
+        uint16 [2, 2^14]: whether the near end is the right one; `near_key`.
     """
     key = np.arange(1 << 14)
     distance, scale, rises = key >> 11, key >> 7 & 15, key & 1

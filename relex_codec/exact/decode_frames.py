@@ -22,7 +22,8 @@ from .contexts import (
     MOVE,
     NEAR_CONTEXTS,
     Int,
-    list_context,
+    far_context,
+    near_key,
     number,
     raw_bits,
     scale_class,
@@ -101,10 +102,10 @@ def decode_list(
         d *= sign
         scale, around = np.int64(classes[near >> mantissa]), np.int64(outer[i])
         if d < 8:
-            rises = np.int64((sign > 0) != near_is_right)
-            context: Int = np.int64(contexts[d << 11 | scale << 7 | (around & 7) << 4 | (around >> 4) << 1 | rises])
+            key = near_key(d, scale, around, (sign > 0) != near_is_right)
+            context: Int = np.int64(contexts[key])
         else:
-            context = list_context(d, scale, 0, 0)
+            context = far_context(d, scale)
         t = tables[context]
         slot = slot_of(x0)
         v = np.uint64(lookup[(t << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])

@@ -13,10 +13,11 @@ from .contexts import (
     DENSE,
     GAP,
     MOVE,
+    NEAR_CONTEXTS,
     Int,
-    list_context,
+    far_context,
+    near_key,
     number_symbol,
-    outer_near,
     raw_bits,
     scale_class,
     wrapped,
@@ -78,6 +79,7 @@ def encode_list(
         Numbers of records and raws.
     """
     mantissa, half, low = shape[0], shape[1], shape[2]
+    contexts = NEAR_CONTEXTS[1] if near_is_right else NEAR_CONTEXTS[0]
     at = 0
     raw_at = 0
     for i in range(len(rank)):
@@ -90,10 +92,11 @@ def encode_list(
         if distance < 0:
             distance, sign = -distance, -1
         scale = scale_class(near, mantissa, half, low)
-        around, rises = np.int64(outer[i]), (sign > 0) != near_is_right
-        context = list_context(
-            distance, scale, outer_near(around, rises, near_is_right), outer_near(around, rises, not near_is_right)
-        )
+        if distance < 8:
+            key = near_key(distance, scale, np.int64(outer[i]), (sign > 0) != near_is_right)
+            context: Int = np.int64(contexts[key])
+        else:
+            context = far_context(distance, scale)
         u = (np.int64(middle[i]) - near) * sign
         if distance >= 8:
             rest = zigzag(wrapped(u - distance * part // whole, half))

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import format as f
+from ..base import digest
+from ..dtypes import Bits
 from ..errors import Corrupt
 from ..index import Records
 from ..packing import piece_lengths
@@ -41,6 +45,11 @@ def parts_of(tensors: Iterable[tuple[int, str, int]]) -> list[PartInfo]:
         for number, dtype, size in tensors
         for piece, elements in enumerate(piece_lengths(size))
     ]
+
+
+def part_digest(bits: Bits) -> bytes:
+    """Return the digest of a part's elements at a step."""
+    return digest(np.ascontiguousarray(bits))[: f.EXACT_DIGEST]
 
 
 class Grouping:

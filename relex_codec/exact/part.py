@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -74,7 +74,7 @@ class Symbols:
         if not len(self.records):
             return b""
         out = np.empty(64 + 4 * len(self.records) + 4 * len(self.raws), np.uint8)
-        begin = encode_stream(self.records, self.raws, len(self.records), self.dense, model.tables, model.entries, out)
+        begin = encode_stream(self.records, self.raws, self.dense, model.tables, model.entries, out)
         return out[begin:].tobytes()
 
 
@@ -138,7 +138,7 @@ class PartEncoder:
         at, raw_at = encode_all(
             before, after, first, self.shape[1], self.order.bounds, counts, self._records, self._raws
         )
-        found = self._rest(self._none, before, after, first, counts, at, raw_at)
+        found, _ = self._rest(self._none, before, after, first, counts, at, raw_at)
         self._plain(found, 0, len(self.rows) - 1)
         return found
 
@@ -158,10 +158,9 @@ class PartEncoder:
         at, raw_at = encode_list(
             *node, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
         )
-        found = self._rest(node.rank, before, after, 0, counts, at, raw_at)
+        found, moved = self._rest(node.rank, before, after, 0, counts, at, raw_at)
         self._plain(found, interval.left, interval.middle)
         result[interval.middle] = found
-        moved = self._moved[: self._count]
         low, high = (room(len(node.rank) + len(moved) + 1, before.dtype) for _ in range(2))
         sizes = split(*node, middle, moved, before[moved], after[moved], True, True, low, high)
         low, high = filled(low, sizes[0]), filled(high, sizes[1])
@@ -181,16 +180,16 @@ class PartEncoder:
 
     def _rest(
         self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int
-    ) -> Symbols:
-        """Add the quiet words that moved, from rank `first` on, and return everything as `Symbols`."""
-        self._count = int(find_moved(before, after, rank, first, self._moved))
-        if not self._count and not at:
-            return Symbols(self._records[:0].copy(), self._raws[:0].copy(), 0)
+    ) -> tuple[Symbols, Ranks]:
+        """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and their ranks."""
+        moved = self._moved[: find_moved(before, after, rank, first, self._moved)]
+        if not len(moved) and not at:
+            return Symbols(self._records[:0].copy(), self._raws[:0].copy(), 0), moved
         at, raw_at = encode_moved(
-            self._moved[: self._count], before, after, rank, first, self.shape[1], self.order.bounds,
+            moved, before, after, rank, first, self.shape[1], self.order.bounds,
             counts, self._records, self._raws, at, raw_at,
         )  # fmt: skip
-        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first)
+        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first), moved
 
 
 class Frame(NamedTuple):
@@ -245,27 +244,6 @@ class PartDecoder:
             node = self.half(interval, node, high=step > interval.middle)
         apply(node.rank, node.right, self.order.places, self.words)
         return self.bits()
-
-    def replay(self, start: int, stop: int) -> Iterator[int]:
-        """Yield the numbers of the steps ``start .. stop``, in order, when `bits` are theirs.
-
-        Each frame is decoded once; those that none of these steps needs are not read.
-        """
-        yield from self._replay(root(self.count), self.whole(), start, stop)
-
-    def _replay(self, interval: Interval, node: Node, start: int, stop: int) -> Iterator[int]:
-        if interval.left >= stop:
-            return
-        if interval.right <= start or not interval.has_middle:
-            apply(node.rank, node.right, self.order.places, self.words)
-            if interval.right >= start:
-                yield interval.right
-            return
-        low, high = self.halves(interval, node)
-        del node
-        yield from self._replay(interval.low, low, start, stop)
-        del low
-        yield from self._replay(interval.high, high, start, stop)
 
     def _open(self, frame: Frame, dense: int, listed: int) -> _Stream | None:
         """Begin to decode a stream of symbols, with so many dense words or a list; None if nothing moves in it."""

@@ -157,7 +157,6 @@ def _put_word(out: npt.NDArray[np.uint8], at: int, x: np.uint64) -> int:
 def encode_stream(
     records: npt.NDArray[np.uint32],
     raws: npt.NDArray[np.uint32],
-    count: int,
     dense: int,
     tables: npt.NDArray[np.uint64],
     entries: npt.NDArray[np.uint32],
@@ -166,7 +165,7 @@ def encode_stream(
     """Code the records of one stream.
 
     Args:
-        records: uint32 [count]: symbol, and context << 6.
+        records: uint32: symbol, and context << 6.
         raws: uint32, the raw bits of the records that have some, in order.
         dense: so many records at the beginning are dense words, which take turns at the lanes; others are in the first.
         tables: table of each context.
@@ -180,7 +179,7 @@ def encode_stream(
     states = np.full(LANES, LOW if lanes > 1 else ONE, np.uint64)
     at = len(out)
     raw_at = len(raws)
-    for i in range(count - 1, -1, -1):
+    for i in range(len(records) - 1, -1, -1):
         lane = i % LANES if lanes > 1 and i < dense else 0
         record = np.int64(records[i])
         symbol = record & 63

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import zlib
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from ..errors import Corrupt
 from ..header import quote
 from ..packing import decompress
 from . import models as models_module
-from .layout import PartInfo, check, groups_of, parts_of, step_costs
+from .layout import PartInfo, check, groups_of, part_digest, parts_of
 from .models import Model
 from .part import Frame, PartDecoder
 from .plan import frames_of
@@ -75,7 +74,6 @@ class ExactTier:
 
     Attributes:
         segments: the checked segments.
-        costs: frames that each step needs.
 
     Raises:
         Corrupt: the records break the rules.
@@ -94,7 +92,6 @@ class ExactTier:
         self.segment_records, self.frame_records = records
         steps = len(container.index.steps)
         self.segments = check(records[0], records[1], steps, data.begin, data.end)
-        self.costs = step_costs(self.segments)
         self._number = np.repeat(np.arange(len(self.segments)), [segment.count for segment in self.segments])
         self._parts: dict[int, tuple[list[PartInfo], list[int], dict[int, int]]] = {}
         self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
@@ -284,7 +281,7 @@ class ExactTier:
         streams = blobs[Key(number, step - self.segments[number].first, group)]
         assert isinstance(streams, Streams)
         found = streams.digests[place * f.EXACT_DIGEST : (place + 1) * f.EXACT_DIGEST]
-        if hashlib.sha256(np.ascontiguousarray(bits).data).digest()[: f.EXACT_DIGEST] != found:
+        if part_digest(bits) != found:
             at = int(self.container.index.steps[step - 1])
             raise Corrupt(f"{self.where(part)} of step {at} differs from its digest")
 

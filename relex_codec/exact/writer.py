@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import numpy as np
 import zstandard
@@ -14,7 +13,7 @@ import zstandard
 from .. import format as f
 from ..dtypes import Bits
 from ..parallel import in_parallel
-from .layout import Grouping, PartInfo, model_numbers
+from .layout import Grouping, PartInfo, model_numbers, part_digest
 from .models import fit, prepare, to_bytes
 from .part import Counter, PartEncoder, Symbols, lowest_exponent
 from .plan import Interval, frame_order
@@ -81,7 +80,7 @@ class SegmentWriter:
         encoder = PartEncoder(bits, layout, group.low)
         if group.dense is None:
             group.dense = encoder.dense()
-        digests = in_parallel(_digest, bits[1:])
+        digests = in_parallel(part_digest, bits[1:])
         symbols = encoder.encode(self._model, group.dense, group.counter)
         group.parts.append(_Part(info, digests, symbols))
 
@@ -155,15 +154,6 @@ class SegmentWriter:
         self.scratch.seek(0, 2)
         for blob in blobs:
             self.scratch.write(blob)
-
-
-def _digest(row: Any) -> bytes:
-    return hashlib.sha256(row.data).digest()[: f.EXACT_DIGEST]
-
-
-def still_digest(bits: Bits) -> bytes:
-    """Return the digest of a part."""
-    return _digest(np.ascontiguousarray(bits))
 
 
 def _varint(value: int) -> bytes:
