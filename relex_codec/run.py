@@ -152,7 +152,7 @@ class Run:
         belong to the caller.
 
         While it runs, lists of the words that differ between steps around the present one are in memory: for BF16 and
-        some hundred steps 10 to 20 times the size of a checkpoint. `restore` needs no such memory.
+        some hundred steps 15 to 20 times the size of a checkpoint. `restore` needs no such memory.
 
         Raises:
             InvalidArgument: the file has no exact tier, or no stored step in the range.
