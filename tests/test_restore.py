@@ -345,3 +345,16 @@ def test_decode_takes_the_exact_tier(grown: Made, tmp_path: Path) -> None:
             check(out.parent, grown, [30])
     failed(cli("decode", file, "--step", 31, "--tier", "exact", "-o", tmp_path / "x"), "stored steps only", "30")
     assert "exact where it is stored so" in " ".join(cli("decode", "--help").stdout.split())
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    grown: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with relex_codec.open(grown.root / "x.relex") as run:
+        run.restore(tmp_path / "quiet", progress=True)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        run.restore(tmp_path / "shown", progress=True)
+        assert "restore" in capsys.readouterr().err
+        run.restore(tmp_path / "off")
+        assert capsys.readouterr().err == ""
