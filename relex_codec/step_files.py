@@ -120,7 +120,7 @@ class StepFiles:
             tier: as `Run.tensor`.
         """
         if name not in self.shards:
-            return self._other(name)[start:end]
+            return self.other(name)[start:end]
         out = io.BytesIO()  # which hands its buffer over without a copy
         for data in self.stream(name, step, tier, start, end):
             out.write(data)
@@ -131,7 +131,7 @@ class StepFiles:
     ) -> Iterator[bytes | memoryview]:
         """Yield bytes `start` to `end` of a file that exists, tensor by tensor."""
         if name not in self.shards:
-            yield self._other(name)[start:end]
+            yield self.other(name)[start:end]
             return
         layout = self.shards[name]
         for tensor, low, high in layout.parts(start, layout.size if end is None else end):
@@ -143,7 +143,8 @@ class StepFiles:
             bits = self.run.bits(tensor.name, step, tier, first, -(-high // width))
             yield bits.view(np.uint8).data[low - first * width : high - first * width]
 
-    def _other(self, name: str) -> bytes:
+    def other(self, name: str) -> bytes:
+        """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""
         if name == INDEX and self._index is not None:
             return self._index
         if not self._embedded:
