@@ -1,11 +1,12 @@
 """Models and tokenizers of transformers, straight from a run.
 
 `from_pretrained` takes weights as a mapping, and its values need not be tensors: it asks each for ``[...]`` when its
-turn comes, as it does with the slices of a safetensors file. So nothing is decoded earlier, and no checkpoint is written.
+turn comes, as it does with slices of a safetensors file. So nothing is decoded earlier, and no checkpoint is written.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def load_model(
             config, kwargs = _config(transformers, folder, kwargs)
             if "generation_config" not in kwargs and os.path.exists(os.path.join(folder, "generation_config.json")):
                 kwargs["generation_config"] = transformers.GenerationConfig.from_pretrained(folder)
-        chosen = model_class or _architecture(transformers, config, run)
+            chosen = _class(transformers, model_class, config, run.path, kwargs)
         give_info, allow = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         failed: list[RelexError] = []
         names = run.keys()
@@ -219,15 +220,23 @@ def _config(transformers: Any, folder: str, kwargs: dict[str, Any]) -> tuple[Any
     return config, rest | kept
 
 
-def _architecture(transformers: Any, config: Any, run: Run) -> Any:
-    names = getattr(config, "architectures", None) or []
-    for name in names:
-        if (found := getattr(transformers, name, None)) is not None:
-            return found
-    raise InvalidArgument(
-        f"transformers {transformers.__version__} has no class for the architectures {quote(names)} of {run.path}; "
-        "pass model_class"
-    )
+def _class(transformers: Any, given: Any, config: Any, path: str, kwargs: dict[str, Any]) -> Any:
+    """Return the class of the model: the one given, what an auto class makes of it, or the first architecture."""
+    if given is None:
+        names = getattr(config, "architectures", None) or []
+        given = next((found for name in names if (found := getattr(transformers, name, None)) is not None), None)
+        if given is None:
+            raise InvalidArgument(
+                f"transformers {transformers.__version__} has no class for the architectures {quote(names)} of {path}; "
+                "pass model_class"
+            )
+    if issubclass(given, transformers.PreTrainedModel):
+        return given
+    import torch
+
+    trust = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
+    with torch.device("meta"):  # auto classes tell their choice only by making a model: here, of no weights
+        return type(given.from_config(copy.deepcopy(config), **trust))
 
 
 def _check_complete(info: dict[str, Any], model_class: Any, path: str, *, allow_mismatched: bool) -> None:
