@@ -66,8 +66,9 @@ def load_model(
         run.tier(step, tier)  # refused here rather than in the midst of loading
         with side_files(run) as folder:
             config, kwargs = _config(transformers, folder, kwargs)
+            generation = None
             if "generation_config" not in kwargs and os.path.exists(os.path.join(folder, "generation_config.json")):
-                kwargs["generation_config"] = transformers.GenerationConfig.from_pretrained(folder)
+                generation = transformers.GenerationConfig.from_pretrained(folder)
             chosen = _class(transformers, model_class, config, run.path, kwargs)
         give_info, allow = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         failed: list[RelexError] = []
@@ -90,6 +91,8 @@ def load_model(
         if failed:
             raise failed[0]
     _check_complete(info, chosen, run.path, allow_mismatched=allow)
+    if generation is not None and model.can_generate():
+        model.generation_config = generation
     model.name_or_path = model.config.name_or_path = f"relex://step_{step:g}::{public(url)}"
     return (model, info) if give_info else model
 
@@ -241,7 +244,7 @@ def _class(transformers: Any, given: Any, config: Any, path: str, kwargs: dict[s
 
 def _check_complete(info: dict[str, Any], model_class: Any, path: str, *, allow_mismatched: bool) -> None:
     """Raise InvalidArgument where weights are missing, left over or of another shape: some would be random."""
-    mismatched = [] if allow_mismatched else sorted(str(entry[0]) for entry in info["mismatched_keys"])
+    mismatched = [] if allow_mismatched else sorted(map(_key, info["mismatched_keys"]))
     wrong = {
         "lacks": sorted(info["missing_keys"]),
         "has no place for": sorted(info["unexpected_keys"]),
@@ -255,3 +258,8 @@ def _check_complete(info: dict[str, Any], model_class: Any, path: str, *, allow_
             raise InvalidArgument(
                 f"{who} {quote(keys[0])} ({count}): the weights are not those of {name}; pass another model_class"
             )
+
+
+def _key(mismatch: Any) -> str:
+    """The key of an entry of ``mismatched_keys``, which is that, or since transformers 5 key and both shapes."""
+    return mismatch if isinstance(mismatch, str) else str(mismatch[0])
