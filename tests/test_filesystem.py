@@ -28,6 +28,7 @@ from safetensors.torch import load as load_bytes
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.format import PIECE
+from relex_codec.step_files import StepFiles
 
 Zoo = Callable[..., Path]
 STEPS = ["step_1", "step_2", "step_5", "step_9", "step_14", "step_20", "step_23"]
@@ -188,6 +189,22 @@ def test_small_reads_one_after_another_decode_each_piece_once(large: tuple[Path,
         assert load_bytes(file.read())["small"].tolist() == load_bytes(whole)["small"].tolist()
 
 
+def test_other_files_are_read_once(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = open_fs(exact)
+    whole = fs.cat_file("step_9/model.safetensors.index.json")
+    read: list[str] = []
+    other = StepFiles.other
+
+    def watched(self: Any, name: str) -> bytes:
+        read.append(name)
+        return other(self, name)
+
+    monkeypatch.setattr(StepFiles, "other", watched)
+    with fs.open("step_9/model.safetensors.index.json", "rb") as file:
+        assert b"".join(iter(lambda: file.read(7), b"")) == whole
+    assert read == ["model.safetensors.index.json"]
+
+
 def test_buffers_of_fsspec_can_be_chosen(large: tuple[Path, bytes]) -> None:
     path, whole = large
     for cache_type in ("readahead", "bytes", "all", "none"):
@@ -319,7 +336,7 @@ def test_chained_urls(exact: Path) -> None:
         for url in ("memory://deep/run.relex", "simplecache::memory://deep/run.relex"):
             with fsspec.open(f"relex://step_800/config.json::{url}") as file:
                 assert file.read() == whole
-            fs, path = fsspec.url_to_fs(f"relex://step_9::{url}")
+            fs, path = fsspec.core.url_to_fs(f"relex://step_9::{url}")
             assert path == "step_9" and len(fs.ls(path)) == 8
         found = fsspec.open_files("relex://step_*/config.json::memory://deep/run.relex")
         assert [file.path for file in found] == [f"{step}/config.json" for step in sorted(STEPS)]
@@ -331,12 +348,16 @@ def test_chained_urls(exact: Path) -> None:
 
 def test_options_reach_the_filesystem_below(exact: Path, zoo_run: Made) -> None:
     url = f"relex://step_5/config.json::file://{exact}"
-    fs, _ = fsspec.url_to_fs(url, relex={"base": str(zoo_run.base_path), "tier": "line"}, file={"auto_mkdir": False})
+    fs, _ = fsspec.core.url_to_fs(
+        url, relex={"base": str(zoo_run.base_path), "tier": "line"}, file={"auto_mkdir": False}
+    )
     assert fs.info("step_5/config.json")["tier"] == "line" and fs.base == str(zoo_run.base_path)
     with empty_memory() as memory:
         memory.pipe_file("/x.relex", exact.read_bytes())
         fs = fsspec.filesystem("relex", fo="memory://x.relex", target_options={"use_listings_cache": False})
         assert fs.isdir("step_5")
+    with pytest.raises(InvalidArgument, match="no option 'teir'"):
+        fsspec.filesystem("relex", fo=str(exact), teir="line")
     with pytest.raises(InvalidArgument, match="needs a file"):
         fsspec.filesystem("relex")
     with pytest.raises(InvalidArgument, match="does not exist"):
@@ -362,7 +383,10 @@ def test_instances_are_shared_and_opened_anew_when_told(zoo_run: Made, tmp_path:
         start = file.read(100)
         relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality="raw")
         assert fs.ls("", detail=False) == STEPS[:4]  # what was opened goes on being read
-        assert start + file.read() == before
+        start += file.read(100)
+        fs.invalidate_cache()
+        assert fs.ls("", detail=False) == STEPS
+        assert start + file.read() == before  # and what an open file was opened on
     key = fs.ukey("step_9/config.json")
     fs.invalidate_cache()
     assert fs.ls("", detail=False) == STEPS
@@ -386,7 +410,9 @@ def test_pickled_instances_read_the_same(exact: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     auto = fsspec.filesystem("relex", fo=str(exact))
     assert done.stdout.decode().split() == [hashlib.sha256(f.cat_file(name)).hexdigest() for f in (fs, auto)]
-    assert file.read() == auto.cat_file("step_9/config.json")
+    file.seek(3)
+    again = pickle.loads(pickle.dumps(file))  # as dask does
+    assert again.read() == file.read() == auto.cat_file("step_9/config.json")[3:]
 
 
 def test_threads_share_an_instance(exact: Path) -> None:

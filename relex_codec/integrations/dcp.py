@@ -82,8 +82,11 @@ class RelexStorageReader(StorageReader):
             self._run.close()
             self._run = None
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return key, dtype and shape of every tensor, each as one chunk."""
+    def read_metadata(self) -> Metadata:  # type: ignore[override, unused-ignore]
+        """Return key, dtype and shape of every tensor, each as one chunk.
+
+        It takes no ``rank``: torch would then try that after an error, and a rank where it worked would go on alone.
+        """
         run, names = self._opened()
         return Metadata(
             {key: _described(run, name) for key, name in names.items()},

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
-from fsspec.callbacks import DEFAULT_CALLBACK
+from fsspec.callbacks import NoOpCallback
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
@@ -28,6 +28,9 @@ from ..step_files import StepFiles
 
 PROTOCOL: Final = "relex"
 _STEP: Final = re.compile(r"step_(-?[0-9]{1,18}(?:\.[0-9]{1,18})?)")
+_COMMON: Final = ("use_listings_cache", "listings_expiry_time", "max_paths", "asynchronous", "loop")
+"""Options of every filesystem of fsspec."""
+_NO_CALLBACK: Final = NoOpCallback()
 Info = dict[str, Any]
 
 
@@ -36,9 +39,21 @@ class Place(NamedTuple):
 
     files: StepFiles
     step: float
+    asked: str
+    """The tier that was asked for."""
     tier: str
     """What the step is read from."""
     name: str
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` of the file."""
+        return self.files.read(self.name, self.step, self.asked, start, end)
+
+    def widened(self, start: int, end: int) -> tuple[int, int]:
+        """Return the range that reading `start` to `end` of the file decodes in any case."""
+        if self.name in self.files.shards:
+            return self.files.shards[self.name].widened(start, end)
+        return 0, self.files.size(self.name) or 0  # the other files are small, and read whole
 
 
 class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -75,6 +90,12 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         tier: str = "auto",
         **storage_options: Any,
     ) -> None:
+        unknown = [name for name in storage_options if name not in _COMMON]
+        if unknown:
+            raise InvalidArgument(
+                f"relex:// has no option {quote(unknown[0])}, expected base or tier; those of the .relex file's own "
+                "storage are target_options, or go under its protocol: s3={...}"
+            )
         super().__init__(**storage_options)
         if not fo:
             raise InvalidArgument(
@@ -162,7 +183,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Return the bytes of a file between two positions, which are those of a Python slice."""
         place, size = self._file(path)
         low, high, _ = slice(start, end).indices(size)
-        return place.files.read(place.name, place.step, self.tier, low, max(low, high))
+        return place.read(low, max(low, high))
 
     def cat_ranges(
         self, paths: Any, starts: Any, ends: Any, max_gap: int | None = None, on_error: str = "return", **kwargs: Any
@@ -188,7 +209,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return in_parallel(one, zip(paths, starts, ends, strict=True), IO_THREADS)
 
     def get_file(
-        self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **kwargs: Any
+        self, rpath: str, lpath: Any, callback: Any = _NO_CALLBACK, outfile: Any = None, **kwargs: Any
     ) -> None:
         """Write a file to a local path, tensor by tensor; it appears when it is complete."""
         if outfile is None and not isfilelike(lpath) and self.isdir(rpath):
@@ -197,7 +218,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         place, size = self._file(rpath)
         callback.set_size(size)
         with _writing(lpath if outfile is None else outfile) as out:
-            for data in place.files.stream(place.name, place.step, self.tier):
+            for data in place.files.stream(place.name, place.step, place.asked):
                 out.write(data)
                 callback.relative_update(len(data))
 
@@ -213,16 +234,11 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     ) -> RelexFile:
         if mode != "rb":
             self._refuse()
-        size = self._file(path)[1]
-        return RelexFile(
-            self, path, mode, block_size or "default", cache_type=cache_type, cache_options=cache_options, size=size
-        )
-
-    def widened(self, path: str, start: int, end: int) -> tuple[int, int]:
-        """Return the range of a file that reading `start` to `end` decodes in any case."""
         place, size = self._file(path)
-        layout = place.files.shards.get(place.name)
-        return (0, size) if layout is None else layout.widened(start, end)
+        return RelexFile(
+            self, path, mode, block_size or "default", cache_type=cache_type, cache_options=cache_options, size=size,
+            place=place,
+        )  # fmt: skip
 
     # ---- Writing, of which there is none ----
 
@@ -261,7 +277,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
             )
         files, step = self._opened(), float(match[1])
         try:
-            return Place(files, step, files.run.tier(step, self.tier), name)
+            return Place(files, step, self.tier, files.run.tier(step, self.tier), name)
         except InvalidArgument as error:
             raise FileNotFoundError(errno.ENOENT, str(error)) from None
 
@@ -278,11 +294,13 @@ class RelexFile(AbstractBufferedFile):  # type: ignore[misc]
     """A file of a step, opened for reading.
 
     It reads no further ahead than decoding does by itself, and keeps the end of what was decoded last, so that small
-    reads one after another decode each piece of a tensor once.
+    reads one after another decode each piece of a tensor once. It goes on reading what it was opened on.
     """
 
-    _kept: tuple[int, bytes] = (0, b"")
-    """Where the bytes kept begin, and these."""
+    def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
+        self._place = place
+        self._kept: tuple[int, bytes] = (0, b"")  # where the bytes kept begin, and these
+        super().__init__(*args, **kwargs)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         begin, kept = self._kept
@@ -290,10 +308,10 @@ class RelexFile(AbstractBufferedFile):  # type: ignore[misc]
         found = kept[start - begin : end - begin] if start >= begin else b""
         at = start + len(found)
         if at < end:
-            low, high = self.fs.widened(self.path, at, end)
-            data = self.fs.cat_file(self.path, low, high)
+            low, high = self._place.widened(at, end)
+            data = self._place.read(low, high)
             found += data[at - low : end - low]
-            last = max(low, self.fs.widened(self.path, end - 1, end)[0])
+            last = max(low, self._place.widened(end - 1, end)[0])
             self._kept = last, data[last - low :]
         return found
 
