@@ -54,6 +54,38 @@ def box_of(shape: Sequence[int], index: Index) -> tuple[Box, tuple[int, ...]]:
     return tuple(box), tuple(kept)
 
 
+def split(index: Any) -> tuple[Index, Any]:
+    """Return an index of a box, as `box_of` takes it, and the index that is left to apply to that: together `index`.
+
+    Slices may have any positive step. What is neither integers, slices nor ``...`` is left for afterwards altogether.
+
+    Raises:
+        ValueError: a step that is not positive.
+    """
+    indices = index if isinstance(index, tuple) else (index,)
+    if indices.count(...) > 1 or not all(map(_is_plain, indices)):
+        return ..., index
+    box: list[Any] = []
+    rest: list[Any] = []
+    for chosen in indices:
+        if isinstance(chosen, slice):
+            if chosen.step is not None and chosen.step < 1:
+                raise ValueError(f"slice step {chosen.step} is not positive")
+            box.append(slice(chosen.start, chosen.stop))
+            rest.append(slice(None, None, chosen.step))
+        else:
+            box.append(chosen)
+            rest += [] if isinstance(chosen, int) else [chosen]
+    return tuple(box), tuple(rest)
+
+
+def _is_plain(index: Any) -> bool:
+    """Whether an index is an integer, ``...``, or a slice between integers."""
+    if isinstance(index, slice):
+        return all(end is None or hasattr(end, "__index__") for end in (index.start, index.stop, index.step))
+    return isinstance(index, int | EllipsisType) and not isinstance(index, bool)
+
+
 def windows(shape: Sequence[int], box: Box) -> list[Window]:
     """Return the windows of a box, in row-major order: each is as large as the others, and they tile the box."""
     size = math.prod(hi - lo for lo, hi in box)

@@ -1,4 +1,4 @@
-"""Where tensors of a file go in a module: names, prefixes, fused parameters, ties; nothing is written if anything differs."""
+"""Where tensors of a file go in a module: names, prefixes, fused parameters, ties; what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_columns_and_functions() -> None:
     module.register_buffer("both", torch.zeros(3, 8))
 
     def where(name: str) -> Any:
-        return {"left": ("both", (..., slice(0, 5))), "right": ("both", (slice(None), slice(5, 8))), "other": None}[name]
+        return {"left": ("both", (..., slice(0, 5))), "right": ("both", (slice(None), slice(5, 8))), "other": None}[
+            name
+        ]
 
     targets = match({"left": (3, 5), "right": (3, 3), "other": (9,)}, module, where)
     assert [target.name for target in targets] == ["left", "right"]
@@ -78,7 +80,11 @@ def test_tied_parameters() -> None:
         ({"qkv": (8, 6), "norm": (6,), "more": (1,)}, None, "the module lacks 'more'"),
         ({"qkv": (8, 6), "norm": (6,), "x": (6,)}, {"x": "nowhere"}, "lacks 'nowhere', where 'x' goes"),
         ({"qkv": (8, 5), "norm": (6,)}, None, r"'qkv' is \[8, 6\] in the module, \[8, 5\] in the file"),
-        (SHAPES, {**PLACES, "k": ("qkv", slice(4, 7))}, r"'k' is \[3, 6\] in slice\(4, 7, None\) of the module's 'qkv'"),
+        (
+            SHAPES,
+            {**PLACES, "k": ("qkv", slice(4, 7))},
+            r"'k' is \[3, 6\] in slice\(4, 7, None\) of the module's 'qkv'",
+        ),
         (SHAPES, {**PLACES, "k": ("qkv", slice(3, 5))}, "'q' and 'k' both go to 'qkv'"),
         (SHAPES, {**PLACES, "v": None}, "12 of 48 elements of 'qkv' have no"),
         (SHAPES, {**PLACES, "k": ("qkv", slice(4, 6, 2))}, "step 2"),

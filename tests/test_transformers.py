@@ -114,13 +114,13 @@ def test_other_classes_and_options_of_from_pretrained(path: Path, tmp_path: Path
 
 def test_weights_are_decoded_one_by_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    bits = relex_codec.Run.bits
+    tensor = relex_codec.Run.tensor
 
     def watched(self: Any, name: str, *args: Any) -> Any:
         read.append(name)
-        return bits(self, name, *args)
+        return tensor(self, name, *args)
 
-    monkeypatch.setattr(relex_codec.Run, "bits", watched)
+    monkeypatch.setattr(relex_codec.Run, "tensor", watched)
     relex_codec.load_model(path, 20)
     with relex_codec.open(path) as run:
         assert sorted(read) == sorted(run.keys())

@@ -26,7 +26,10 @@ Zoo = Callable[..., Path]
 @pytest.mark.parametrize("quality", ["raw", "default"])
 def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, quality: str) -> None:
     """All kinds of tensors and tiers at several steps at once, whole and in slices."""
-    index: dict[str, Any] = {"layers.0.proj.weight": (slice(3, 9), slice(5, 50)), "layers.0.experts": (slice(1, 2), ...)}
+    index: dict[str, Any] = {
+        "layers.0.proj.weight": (slice(3, 9), slice(5, 50)),
+        "layers.0.experts": (slice(1, 2), ...),
+    }
     with relex_codec.open(zoo_file(quality, exact=True)) as run:
         expected = run.state_dicts([0, 3, 9, 40], slices=index)
         monkeypatch.setattr("relex_codec.tensors.is_host", lambda _: False)
@@ -72,7 +75,7 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
     write_run(tmp_path / "run", [1, 2], lambda step: {name: at(step) for name, (_, at) in movers.items()})
     relex_codec.encode(tmp_path / "run", tmp_path / "run.relex", base=tmp_path / "base", quality="small")
     with relex_codec.open(tmp_path / "run.relex") as run:
-        wanted = [upload.Wanted(name, *box_of(run.entry(name).shape, ...)) for name in run.keys()]
+        wanted = [upload.Wanted(name, *box_of(run.entry(name).shape, ...)) for name in ("w", "v")]
         found = dict(upload.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_ops.prepare))
         for name, value in run.state_dict(2).items():
             assert torch.equal(found[name][0].view(torch.uint8), value.view(torch.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import starmap
 from typing import Any, Final
 
 import torch
@@ -19,7 +20,6 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from ..boxes import read_box
 from ..errors import InvalidArgument
 from ..header import quote
 from ..parallel import IO_THREADS, in_parallel
@@ -125,7 +125,7 @@ class RelexStorageReader(StorageReader):
         def decode(item: ReadItem) -> torch.Tensor:
             name = names[item.storage_index.fqn]
             box = [(low, low + length) for low, length in zip(item.storage_offsets, item.lengths, strict=True)]
-            bits = read_box(run, name, self._step, self._tier, box)
+            bits = run.box(name, self._step, self._tier, tuple(starmap(slice, box)))
             return as_tensor(bits.reshape(-1), run.entry(name).dtype, bits.shape)
 
         for items in batches(plan.items, [_nbytes(item, run, names) for item in plan.items], TOGETHER):
@@ -193,7 +193,6 @@ def _described(run: Run, name: str) -> TensorStorageMetadata:
 
 
 def _nbytes(item: ReadItem, run: Run, names: Mapping[str, str]) -> int:
-    """Bytes that reading an item decodes: all of the rows that it touches."""
+    """Bytes of what an item asks for."""
     entry = run.entry(names[item.storage_index.fqn])
-    rows = item.lengths[0] if item.lengths else 1
-    return int(rows) * math.prod(entry.shape[1:]) * DTYPES[entry.dtype].itemsize
+    return math.prod(item.lengths) * DTYPES[entry.dtype].itemsize

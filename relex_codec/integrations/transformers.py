@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from ..boxes import read_box
 from ..errors import InvalidArgument, RelexError
 from ..header import quote
 from ..paths import Options, PathLike, public
 from ..run import Run
 from ..step_files import StepFiles
+from ..windows import split
 
 if TYPE_CHECKING:
     import torch
@@ -176,26 +176,16 @@ class LazyTensor:
         return LazyTensor(self._run, self._name, self._step, self._tier, self._failed, device)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Decode; plain slices of dimensions decode the rows that they need, any other index the whole tensor."""
+        """Decode; slices and integers decode what they need, any other index the whole tensor."""
         if self._failed:
             raise self._failed[0]
         try:
-            found = self._indexed(index if isinstance(index, tuple) else (index,))
+            part, rest = split(index)
+            found = self._run.tensor(self._name, self._step, self._tier, part)[rest]
         except RelexError as error:
             self._failed.append(error)
             raise
         return found if self._device is None else found.to(self._device)
-
-    def _indexed(self, index: tuple[Any, ...]) -> torch.Tensor:
-        from ..torch_dtypes import as_tensor
-
-        shape = self._entry.shape
-        if len(index) > len(shape) or not all(isinstance(i, slice) and i.step in (None, 1) for i in index):
-            return self._run.tensor(self._name, self._step, self._tier)[index]
-        index += (slice(None),) * (len(shape) - len(index))
-        box = [(low, max(low, high)) for low, high, _ in map(slice.indices, index, shape)]
-        bits = read_box(self._run, self._name, self._step, self._tier, box)
-        return as_tensor(bits.reshape(-1), self._entry.dtype, bits.shape)
 
 
 def _transformers() -> Any:
