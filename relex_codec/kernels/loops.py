@@ -257,7 +257,7 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
         )  # fmt: skip
         tile = max(1, job[COLUMNS])
         if rank:
-            tile = max(MIN_TILE, RUN // rank)  # the right factors of a tile stay in the first cache, row after row
+            tile = max(MIN_TILE, 2 * RUN // rank)  # the right factors of a tile stay in the first cache, row by row
         top = max(0, (lo - job[COLUMN]) // job[WIDTH] - job[ROW])
         for left in range(0, job[COLUMNS], tile):
             for i in range(top, job[ROWS]):
