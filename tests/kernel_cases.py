@@ -264,9 +264,9 @@ def block_ends(packing: Packing) -> list[Case]:
     rng = np.random.default_rng(packing.id)
     span = BLOCK * max(packing.per_byte, 1)
     found = []
-    for n in (span - 1, span, span + 1, 3 * span, 3 * span + packing.per_byte + 1):
+    for n in (span - 1, span, span + 1, 2 * span + packing.per_byte + 1):
         terms = [Drawn.random(rng, (n,), packing)]
-        for aligned, window in ((True, flat(0, n)), (False, flat(0, n)), (True, flat(n // 3, n - 2))):
+        for aligned, window in ((True, flat(0, n)), (False, flat(n // 3, n - 2))):
             layout = "contiguous" if aligned else None
             found.append(make(rng, (n,), "BF16", "BF16", terms, window=window, layout=layout, aligned=aligned))
     return found
@@ -280,15 +280,20 @@ def several_pieces(packing: Packing, rank: int, shape: tuple[int, ...]) -> Case:
     return make(rng, shape, "BF16", "BF16", terms, window=flat(0, n), layout="contiguous", aligned=True)
 
 
-def far(case: Case, rows: int) -> Case:
-    """The same elements at the end of a tensor that has so many rows of its window's width more before.
+def far(case: Case, before: int) -> Case:
+    """The same elements at the end of a tensor that has so many more before: whole pieces and rows.
 
-    These are whole pieces; nothing but the rows' factors is there. The tensor is one matrix.
+    Of those nothing but the rows' factors is there. The tensor is one matrix, or flat.
     """
     job = case.job
-    window, before = job.window, rows * job.window.width
+    window = job.window
     assert before % PIECE == 0
-    window = window._replace(row=window.row + rows, lo=window.lo + before, hi=window.hi + before)
+    if window == flat(window.lo, window.hi):
+        window = flat(window.lo + before, window.hi + before)
+    else:
+        assert before % window.width == 0
+        rows = before // window.width
+        window = window._replace(row=window.row + rows, lo=window.lo + before, hi=window.hi + before)
 
     def longer(direction: Direction) -> Direction:
         if direction.factors is None:
@@ -315,7 +320,12 @@ def far_cases() -> list[Case]:
             Window(2048, 3, 13, 100, 77, 0, n),
         ):
             terms = [Drawn.random(rng, shape, packing, rank)]
-            found.append(far(make(rng, shape, "BF16", "BF16", terms, window=window), (1 << 21) - 128))
+            case = make(rng, shape, "BF16", "BF16", terms, window=window)
+            found.append(far(case, ((1 << 21) - 128) * 2048))
+    for layout in ("contiguous", "columns apart"):
+        terms = [Drawn.random(rng, (9000,), NIBBLE)]
+        case = make(rng, (9000,), "BF16", "BF16", terms, window=flat(9, 8990), layout=layout)
+        found.append(far(case, 1 << 32))
     return found
 
 
@@ -398,8 +408,7 @@ def check_torch(prepare: Prepare, given: Sequence[Case], device: str) -> None:
         ]
         for of_case, case in zip(memories, given, strict=True)
     ]
-    with np.errstate(all="ignore"):  # the interpreter computes with numpy
-        prepare(jobs)([case.coefficients for case in given], views)
+    prepare(jobs)([case.coefficients for case in given], views)
     for case, job, of_case in zip(given, jobs, memories, strict=True):
         for memory, target in zip(of_case, case.targets, strict=True):
             same(memory.cpu().numpy().view(target.memory.dtype), target.expected, case.job)

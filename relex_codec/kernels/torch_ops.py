@@ -99,6 +99,7 @@ def _to_float32(bits: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def from_float32(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Round float32 to the bits of `dtype`, int16 or int32; the torch twin of ``dtypes.from_float32``."""
     if dtype == "BF16":
         u = x.view(torch.int32)
         bits = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).to(torch.int16)
