@@ -1,15 +1,20 @@
-"""Time of encoding and decoding against plain safetensors on the same data in the same run.
+"""Time of encoding, decoding and switching against plain safetensors on the same data in the same run.
 
 usage: python benchmarks/speed.py [--parameters 100] [--steps 16] [--work DIR]
 
 Makes a base and a run of one model (millions of bf16 parameters, masters in float32 that drift along one direction with
 noise), then reports medians of five:
-  decode      Run.state_dict of one step, against safetensors.torch.load_file of a plain checkpoint and a copy of each
-              tensor (load_file alone maps the file and reads nothing)
+  import      relex_codec after torch, in a new process, against torch alone
+  cold        a new process that opens the file and decodes one step, imports of either side not counted, against one
+              that loads a plain checkpoint with load_file and copies each tensor; bytes read by either
+  decode      Run.state_dict of one step, against load_file of a plain checkpoint and a copy of each tensor (load_file
+              alone maps the file and reads nothing)
+  second step Resident.state_dict of another step, when one was decoded, against the same
+  switch      Resident.load_into of a module, against load_file and copying each tensor into the module
   one tensor  open and Run.tensor of a 4 M tensor, against safetensors.safe_open, get_tensor and a copy
   save        relex-codec's checkpoint writer, against load_file and save_file of a plain checkpoint
   encode      once, against reading all the run's files once
-Everything is in the page cache. Writes benchmarks/results/speed.json.
+Everything is in the page cache, and what numba compiles is on disk. Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +85,43 @@ def plain_read(file: Path, name: str) -> None:
         handle.get_tensor(name).clone()
 
 
+COLD = """
+import json, resource, sys, time
+import torch
+torch_time = time.process_time()
+start = time.perf_counter()
+import relex_codec
+imported = time.perf_counter() - start
+from safetensors.torch import load_file
+kind, path, step = sys.argv[1:]
+start = time.perf_counter()
+if kind == "relex":
+    with relex_codec.open(path) as run:
+        run.state_dict(int(step))
+else:
+    for tensor in load_file(path).values():
+        tensor.clone()
+taken = time.perf_counter() - start
+read = int(open("/proc/self/io").read().split("rchar:")[1].split()[0])
+print(json.dumps([imported, taken, read]))
+"""
+"""Run in a new process: seconds of the import after torch, seconds of the first step, bytes that were read so far."""
+
+
+def cold(kind: str, path: Path, step: int) -> list[float]:
+    """Return median seconds of importing and of the first step, and the bytes that the process read."""
+    command = [sys.executable, "-c", COLD, kind, str(path), str(step)]
+    found = [json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+    return [statistics.median(column) for column in zip(*found, strict=True)]
+
+
+def import_seconds() -> float:
+    """Return the median seconds of importing torch in a new process."""
+    code = "import time; t = time.perf_counter(); import torch; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    return statistics.median(float(subprocess.check_output(command)) for _ in range(5))
+
+
 def load_copy(file: Path) -> None:
     """Load a plain checkpoint, touching every byte."""
     for tensor in load_file(file).values():
@@ -107,8 +151,26 @@ def main() -> None:
         shutil.rmtree(args.work / "out", ignore_errors=True)
         run.save(args.work / "out", args.steps)
 
-    with relex_codec.open(file) as run:
+    module = torch.nn.ParameterDict({k.replace(".", "_"): v.clone() for k, v in load_file(plain).items()})
+    parameters = dict(module.items())
+    places = {k: k.replace(".", "_") for k in load_file(plain)}
+
+    def load_and_copy() -> None:
+        with torch.no_grad():
+            for key, tensor in load_file(plain).items():
+                parameters[places[key]].copy_(tensor)
+
+    ours, theirs = cold("relex", file, args.steps), cold("safetensors", plain, args.steps)
+    with relex_codec.open(file) as run, relex_codec.open(args.work / "run.relex") as other:
+        resident = other.resident()
         pairs = {
+            "import": (ours[0], import_seconds()),
+            "cold": (ours[1], theirs[1]),
+            "second step": (median(lambda: resident.state_dict(args.steps)), median(lambda: load_copy(plain))),
+            "switch": (
+                median(lambda: resident.load_into(module, args.steps, names=places)),
+                median(load_and_copy),
+            ),
             "decode": (median(lambda: run.state_dict(args.steps)), median(lambda: load_copy(plain))),
             "one tensor": (median(lambda: open_and_read(file, name)), median(lambda: plain_read(plain, name))),
             "save": (median(save), median(lambda: save_file(load_file(plain), args.work / "copy.safetensors"))),
@@ -121,6 +183,10 @@ def main() -> None:
                  "file_bytes": file.stat().st_size},
         "seconds": {k: {"relex-codec": round(a, 4), "safetensors": round(b, 4), "ratio": round(a / b, 2)}
                     for k, (a, b) in pairs.items()},
+        "bytes_read": {
+            "cold, relex-codec": file.stat().st_size - skipped(file) + plain.stat().st_size,
+            "cold, safetensors": plain.stat().st_size,
+        },
         "encode_mb_per_s": round(size / encoding / 1e6, 1),
         "decode_mb_per_s": round(plain.stat().st_size / pairs["decode"][0] / 1e6, 1),
     }  # fmt: skip

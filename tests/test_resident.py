@@ -32,18 +32,27 @@ def bits(value: torch.Tensor) -> torch.Tensor:
 
 
 def made_on(monkeypatch: pytest.MonkeyPatch, run: Run, kernel: str, **options: Any) -> relex_codec.resident.Resident:
-    """Resident on the CPU, by numpy arrays or the way that devices go, with torch's operations."""
-    if kernel == "torch":
+    """Resident on the CPU: numpy arrays, or the way of devices, by torch's operations or Triton's interpreter."""
+    if kernel != "cpu":
+        prepare = (
+            pytest.importorskip("relex_codec.kernels.triton_gpu").prepare if kernel == "triton" else torch_ops.prepare
+        )
         monkeypatch.setattr(resident, "is_host", lambda _: False)
-        monkeypatch.setattr(resident, "device_kernel", lambda _: torch_ops.prepare)
+        monkeypatch.setattr(resident, "device_kernel", lambda _: prepare)
     return run.resident("cpu", **options)
 
 
-BOTH = pytest.mark.parametrize("kernel", ["cpu", "torch"])
+KERNELS = ["cpu", "torch", "triton"]
+EACH = pytest.mark.parametrize("kernel", KERNELS)
 
 
-@BOTH
-@pytest.mark.parametrize("options", [{"quality": "raw"}, {"quality": "small"}, {"quality": "default", "rank": 2}])
+TWO = {"quality": "default", "rank": 2}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [*((k, {"quality": q}) for k in ("cpu", "torch") for q in ("raw", "small")), *((k, TWO) for k in KERNELS)],
+)
 def test_every_kind_of_tensor(
     zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, kernel: str, options: dict[str, Any]
 ) -> None:
@@ -58,7 +67,7 @@ def test_every_kind_of_tensor(
         same(got, expected[step])
 
 
-@BOTH
+@EACH
 def test_in_a_file_with_the_exact_tier(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """``auto`` is what it is in a file without that tier; tensors of the exact tier alone are held as they change."""
     with relex_codec.open(zoo_file("default", exact=True)) as run:
@@ -73,7 +82,7 @@ def test_in_a_file_with_the_exact_tier(zoo_file: Zoo, monkeypatch: pytest.Monkey
             held.state_dict(40, "track")
 
 
-@BOTH
+@EACH
 def test_slices(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """Rows, columns, experts, both: what is held is decoded as the slice of the whole."""
     slices: dict[str, Any] = {
@@ -142,7 +151,7 @@ def check_module(module: Model, state: dict[str, torch.Tensor]) -> None:
     same(dict(sorted(got.items())), dict(sorted(state.items())))
 
 
-@BOTH
+@EACH
 def test_switching_a_module(moving_file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     module = Model()
     memory = {name: value.data_ptr() for name, value in module.state_dict(keep_vars=True).items()}
@@ -161,7 +170,7 @@ def test_switching_a_module(moving_file: Path, monkeypatch: pytest.MonkeyPatch, 
     assert module.tied.weight is module.turned
 
 
-@BOTH
+@EACH
 def test_a_module_that_does_not_fit_stays_what_it_was(
     moving_file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:

@@ -42,9 +42,9 @@ def device_kernel(device: Any) -> Prepare:
     except (AssertionError, RuntimeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from . import triton_gpu
+        from .triton_gpu import prepare as by_triton
 
-        return triton_gpu.prepare
+        return by_triton
     from . import torch_ops
 
     return torch_ops.prepare
