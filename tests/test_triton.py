@@ -33,6 +33,8 @@ from kernel_cases import (
     torch_job,
 )
 
+import relex_codec
+from relex_codec import resident
 from relex_codec.dtypes import FLOATS
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import BYTE, FLOAT32, NIBBLE, NONE, PACKINGS, QUINARY, TERNARY, WORD, Packing
@@ -187,6 +189,21 @@ def test_arrays_with_gaps_are_refused(prepare: Prepare) -> None:
     job = torch_job(random_case(0, (5, 5), "BF16", "BF16", 1, 1).job, DEVICE)
     with pytest.raises(InvalidArgument, match="not contiguous; pass contiguous tensors"):
         prepare([dataclasses.replace(job, origin=torch.zeros(100, dtype=torch.int16, device=DEVICE)[::2])])
+
+
+def test_a_resident_run(gpu: Any, zoo_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kinds of tensors of a file, at several steps, as they are without the kernel."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(resident, "is_host", lambda _: False)
+        monkeypatch.setattr(resident, "device_kernel", lambda _: gpu.prepare)
+    with relex_codec.open(zoo_file("default", rank=2)) as opened:
+        held = opened.resident(DEVICE)
+        for step, state in zip((9, 40), held.state_dicts([9, 40]), strict=True):
+            expected = opened.state_dict(step)
+            assert list(state) == list(expected)
+            for name, value in expected.items():
+                got = state[name].cpu().reshape(-1).view(torch.uint8)
+                assert torch.equal(got, value.reshape(-1).view(torch.uint8)), name
 
 
 def run(*arguments: str, **environment: str) -> str:
