@@ -1,6 +1,6 @@
 """Prints, as JSON, which instructions Triton's kernels become on a kind of GPU, without one.
 
-usage: python compile_kernels.py 80 90
+usage: python compile_kernels.py KIND [NAME ...], KIND as in 80 or 90
 
 Triton must not be in its interpreter mode, so this is a process of its own.
 """
@@ -51,5 +51,5 @@ def instructions(chosen: Class, capability: int) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    kinds = [int(argument) for argument in sys.argv[1:]]
-    print(json.dumps([{name: instructions(one, kind) for name, one in CLASSES.items()} for kind in kinds]))  # noqa: T201
+    names = sys.argv[2:] or list(CLASSES)
+    print(json.dumps({name: instructions(CLASSES[name], int(sys.argv[1])) for name in names}))  # noqa: T201
