@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .dtypes import Bits
+from .dtypes import Bits, bits_dtype
 from .errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument, Truncated
 from .format import PIECE
 from .header import quote
 from .layouts import INDEX, SINGLE
+from .parallel import in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
 
 DIGEST: Final = 16
@@ -127,21 +128,37 @@ class BaseReader:
             if tensor.digests.shape != (pieces := -(-info.size // PIECE), DIGEST):
                 raise Corrupt(f"tensor {quote(tensor.name)} has {len(tensor.digests)} digests, expected {pieces}")
 
-    def read(self, name: str, lo: int = 0, hi: int | None = None, *, check: bool = True) -> Bits:
+    def read(
+        self, name: str, lo: int = 0, hi: int | None = None, *, check: bool = True, out: Bits | None = None
+    ) -> Bits:
         """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional.
 
         Whole pieces are read, and hashed each time: a path may hold something else by the next read. Without `check`
-        they are not hashed; then the caller checks what is made of them.
+        they are not hashed; then the caller checks what is made of them. `out`, for whole pieces, is memory to use.
 
         Raises
         ------
         BaseMismatch
             A digest differs; the message names the tensor.
         """
-        hi = self.checkpoint.info(name).size if hi is None else hi
+        info = self.checkpoint.info(name)
+        hi = info.size if hi is None else hi
         start, end = self._pieces(name, lo, hi)
-        bits = self.checkpoint.read(name, start, end)
-        return (self._checked(name, start, bits) if check else bits)[lo - start : hi - start]
+        bits: Bits = np.empty(end - start, bits_dtype(info.dtype)) if out is None else out
+        local = self.checkpoint.is_local
+        if not local:  # one request, or one stretch of what was read ahead
+            self.checkpoint.read_into(name, start, bits)
+
+        def piece(at: int) -> None:
+            part = bits[at : at + PIECE]
+            if local:
+                self.checkpoint.read_into(name, start + at, part)
+            if check:
+                self._check(name, (start + at) // PIECE, part)
+
+        if local or check:
+            in_parallel(piece, range(0, bits.size, PIECE))
+        return bits[lo - start : hi - start]
 
     def _pieces(self, name: str, lo: int, hi: int) -> tuple[int, int]:
         """Widen elements `lo` to `hi` to whole pieces."""
@@ -151,14 +168,11 @@ class BaseReader:
         start = lo // PIECE * PIECE
         return start, min(size, -(-hi // PIECE) * PIECE) if hi > lo else start
 
-    def _checked(self, name: str, start: int, bits: Bits) -> Bits:
-        expected = self._expected[name].digests
-        for at in range(0, bits.size, PIECE):
-            found, wanted = digest(bits[at : at + PIECE]), expected[(start + at) // PIECE].tobytes()
-            if found != wanted:
-                digests = f"digest {found.hex()[:12]}... found, {wanted.hex()[:12]}... expected"
-                raise self._mismatch(name, f"differs ({digests})")
-        return bits
+    def _check(self, name: str, number: int, piece: Bits) -> None:
+        found, wanted = digest(piece), self._expected[name].digests[number].tobytes()
+        if found != wanted:
+            digests = f"digest {found.hex()[:12]}... found, {wanted.hex()[:12]}... expected"
+            raise self._mismatch(name, f"differs ({digests})")
 
     def _mismatch(self, name: str, what: str) -> BaseMismatch:
         return BaseMismatch(

@@ -18,7 +18,7 @@ from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
 from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
-from .storage import Item, Source, list_directory, open_source
+from .storage import Item, LocalSource, Source, list_directory, open_source
 
 HEAD: Final = 64 << 10
 """Bytes read at first of each file: most headers fit, so that one request opens a shard."""
@@ -79,6 +79,11 @@ class Checkpoint:
         self.side_files = list(side_files)
         self._sources = list(sources.values())
         self._side_paths, self._options = side_files, storage_options
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading in many small ranges costs no requests."""
+        return all(isinstance(source, LocalSource) for source in self._sources)
 
     def info(self, name: str) -> TensorInfo:
         """Return what is known of a tensor, or raise CheckpointError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +42,27 @@ def _empty(size: int) -> Bytes:
     return np.empty(size, np.uint8)
 
 
+class Scratch:
+    """Memory that one job after another uses: touching fresh memory costs as much as decoding into it."""
+
+    def __init__(self) -> None:
+        self._parts: list[Bytes] = []
+        self._used = 0
+
+    def __call__(self, size: int) -> Bytes:
+        """Return memory for `size` bytes."""
+        if self._used == len(self._parts):
+            self._parts.append(_empty(size))
+        elif len(self._parts[self._used]) < size:
+            self._parts[self._used] = _empty(size)
+        self._used += 1
+        return self._parts[self._used - 1][:size]
+
+    def clear(self) -> None:
+        """Use all memory anew."""
+        self._used = 0
+
+
 class Decoder:
     """Reads tensors of one file.
 
@@ -62,6 +84,17 @@ class Decoder:
         self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
         self._exact: ExactTier | None = None
         self._lock = threading.Lock()
+        self._spare: list[Scratch] = []
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Scratch]:
+        """Memory for jobs that nobody else uses meanwhile; as much is kept as threads decode at a time."""
+        scratch = self._spare.pop() if self._spare else Scratch()
+        try:
+            yield scratch
+        finally:
+            scratch.clear()
+            self._spare.append(scratch)
 
     @property
     def exact(self) -> ExactTier:
@@ -103,8 +136,10 @@ class Decoder:
         if linear:
             g = self.coefficients(number, [reads[i] for i in linear])
             targets = [outs[i] for i in linear]
-            for job in self.jobs(number, window):
-                self._prepare([job])([g], [targets])
+            with self._scratch() as scratch:
+                for job in self.jobs(number, window, scratch):
+                    self._prepare([job])([g], [targets])
+                    scratch.clear()
         for i, (step, tier) in enumerate(reads):
             if i not in linear:
                 self._copy(number, step, tier, window, outs[i])
@@ -265,17 +300,17 @@ class Decoder:
         """Bits of whole pieces of the origin; checked, unless the caller checks what is made of them."""
         index = self.container.index
         tensor = index.manifest.tensors[number]
-        if index.holds_origin(number) and (self._use_embedded or index.tensors[number]["origin"] == f.STORED):
-            bits = self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
-            if check:
-                self._check_digests(number, bits, start // f.PIECE)
-        else:
-            bits = self._base().read(tensor.name, start, end, check=check)
-        if allocate is None or allocate is _empty:
+        dtype = bits_dtype(tensor.origin_dtype)
+        out: Bits | None = None if allocate is None else allocate((end - start) * dtype.itemsize).view(dtype)
+        if not index.holds_origin(number) or (index.tensors[number]["origin"] == f.IN_BASE and not self._use_embedded):
+            return self._base().read(tensor.name, start, end, check=check, out=out)
+        bits = self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
+        if check:
+            self._check_digests(number, bits, start // f.PIECE)
+        if out is None:
             return bits
-        place: Bits = allocate(bits.nbytes).view(bits.dtype)
-        place[:] = bits
-        return place
+        out[:] = bits
+        return out
 
     def _at_or_before(self, step: float) -> int:
         """Number of the last stored step that is not after `step`, from 1 on; 1 if there is none."""
