@@ -80,6 +80,11 @@ class Checkpoint:
         self._sources = list(sources.values())
         self._side_paths, self._options = side_files, storage_options
 
+    @property
+    def sources(self) -> list[Source]:
+        """What reads each shard."""
+        return self._sources
+
     def info(self, name: str) -> TensorInfo:
         """Return what is known of a tensor, or raise CheckpointError."""
         try:
@@ -218,10 +223,10 @@ def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Te
 
 
 def _raw_header(source: Source) -> bytes:
-    head = source.read(0, min(source.size, HEAD))
+    head = source.read_kept(0, min(source.size, HEAD))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
-        head += source.read(len(head), end)
+        head += source.read_kept(len(head), end)
     return head[WORD:end]
 
 
