@@ -22,7 +22,9 @@ from .kernels.device import kernel_for
 from .manifest import TensorEntry
 from .packing import piece_lengths
 from .paths import Options, PathLike
+from .reading import reading_ahead
 from .restore import choose_steps, restore
+from .settings import without_credentials
 from .storage import open_source
 
 if TYPE_CHECKING:
@@ -120,7 +122,9 @@ class Run:
 
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
         """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional."""
-        return self._decoder.read(name, float(step), self.tier(step, tier), lo, hi)
+        chosen = self.tier(step, tier)
+        with reading_ahead(self._decoder, self.base_reader, [name], float(step), chosen, lo, hi):
+            return self._decoder.read(name, float(step), chosen, lo, hi)
 
     def tensor(self, name: str, step: float, tier: str = "auto") -> torch.Tensor:
         """Return one tensor at a step, on the run's device; reads only what that needs.
@@ -140,7 +144,8 @@ class Run:
 
     def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
         """Return all tensors at a step: ``{name: tensor}``; steps and tiers are those of `tensor`."""
-        return {name: self.tensor(name, step, tier) for name in self.keys()}
+        with reading_ahead(self._decoder, self.base_reader, self.keys(), float(step), self.tier(step, tier)):
+            return {name: self.tensor(name, step, tier) for name in self.keys()}
 
     def iter_steps(
         self, start: float | None = None, stop: float | None = None
@@ -226,7 +231,8 @@ class Run:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
         chosen = self.tier(step, tier)
-        with self._bar("decode", 1, progress) as bar:
+        ahead = reading_ahead(self._decoder, self.base_reader, self.keys(), float(step), chosen)
+        with self._bar("decode", 1, progress) as bar, ahead:
             export(self._decoder, output, float(step), chosen, self._side_files(), bar.update)
         return chosen
 
@@ -315,7 +321,7 @@ class Run:
         if uri is None:
             raise InvalidArgument(f"{self.path} does not say where its base is; pass --base")
         try:
-            return resolve(uri)
+            return resolve(uri, without_credentials(self._options))
         except RelexError as error:
             raise CheckpointError(f"the base of {self.path} cannot be read: {error}; pass --base") from None
 
