@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
-from .ranges import Range, blocks
+from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
 from .source import Source
 
 BLOCK: Final = 8 << 20
-"""The longest read that is planned: 16 of them are under way at a time."""
+"""The longest read of a plan that needs several: 16 of them are under way at a time."""
 AHEAD: Final = 24 * BLOCK
 """Bytes that are under way or wait to be used."""
 
@@ -46,8 +46,8 @@ class AheadSource(Source):
         self._check(ranges)
         found: list[bytes | None] = []
         for start, end in ranges:
-            out = bytearray(end - start)
-            found.append(bytes(out) if self._take(start, memoryview(out)) else None)
+            views = self._take(start, end)
+            found.append(None if views is None else b"".join(views))
         rest = [i for i, data in enumerate(found) if data is None]
         for i, data in zip(rest, self.inner.read_many([ranges[i] for i in rest]), strict=True):
             found[i] = data
@@ -55,8 +55,14 @@ class AheadSource(Source):
 
     def read_into(self, start: int, out: memoryview) -> None:
         self._check([(start, start + len(out))])
-        if not self._take(start, out):
+        views = self._take(start, start + len(out))
+        if views is None:
             self.inner.read_into(start, out)
+            return
+        at = 0
+        for view in views:
+            out[at : at + len(view)] = view
+            at += len(view)
 
     def read_kept(self, start: int, end: int) -> bytes:
         return self.inner.read_kept(start, end)
@@ -78,8 +84,12 @@ class AheadSource(Source):
         with self._lock:
             self._running = tuple(other for other in self._running if other is not ahead)
 
-    def _take(self, start: int, out: memoryview) -> bool:
-        return any(ahead.take(self, start, out) for ahead in self._running)
+    def _take(self, start: int, end: int) -> list[memoryview] | None:
+        for ahead in self._running:
+            views = ahead.take(self, start, end)
+            if views is not None:
+                return views
+        return None
 
 
 class _Block:
@@ -111,7 +121,9 @@ class ReadAhead:
         ordered: list[tuple[int, _Block]] = []
         self._blocks: dict[AheadSource, list[_Block]] = {}
         for source, numbers in by_source.items():
-            planned = blocks([(uses[i].start, uses[i].end) for i in numbers], BLOCK)
+            ranges = [(uses[i].start, uses[i].end) for i in numbers]
+            alone = sum(end - start for start, end in ranges) <= MERGED  # one request, as for one tensor of usual size
+            planned = blocks(ranges, MERGED if alone else BLOCK)
             made = [(numbers[block.first], _Block(source, block.start, block.end, block.used)) for block in planned]
             ordered += made
             self._blocks[source] = sorted((block for _, block in made), key=lambda block: block.start)
@@ -137,25 +149,25 @@ class ReadAhead:
         with self._lock:
             return self._find(source, start, end) is not None
 
-    def take(self, source: AheadSource, start: int, out: memoryview) -> bool:
-        """Fill `out` with the bytes from `start` on, if they are planned and not used up; wait for them."""
-        end = start + len(out)
+    def take(self, source: AheadSource, start: int, end: int) -> list[memoryview] | None:
+        """Return bytes `start` to `end` in parts, waiting for them; None if they are not planned, or used up."""
         with self._lock:
             found = self._find(source, start, end)
             if found is None:
-                return False
+                return None
             waiting = [self._submit(block) for block in found]
+        views = []
         for block, data in zip(found, waiting, strict=True):
-            a, b = max(start, block.start), min(end, block.end)
-            out[a - start : b - start] = memoryview(data.result())[a - block.start : b - block.start]
+            view = memoryview(data.result())
+            views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])
         with self._lock:
-            for block in found:
-                block.left -= min(end, block.end) - max(start, block.start)
+            for block, view in zip(found, views, strict=True):
+                block.left -= len(view)
                 if block.left <= 0 and block.data is not None:
                     block.data = None
                     self._held -= block.end - block.start
             self._pump()
-        return True
+        return views
 
     def _find(self, source: AheadSource, start: int, end: int) -> list[_Block] | None:
         """Blocks that together have a range, or None; the lock is held."""

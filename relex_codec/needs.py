@@ -5,8 +5,8 @@ Pure functions on the tables of a file. Only the exact tier reads a little for i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from .index import Index, Part
 if TYPE_CHECKING:
     from .exact.tier import ExactTier
 
-BATCH = 64
+BATCH: Final = 64
 """Pieces of a tensor that are planned as one read; as many as the decoder has in work."""
 
 
@@ -51,14 +51,14 @@ def needs(
     *,
     use_embedded: bool,
     base: Mapping[str, TensorInfo],
-    exact: ExactTier | None = None,
+    exact: Callable[[], ExactTier],
 ) -> Iterator[Need]:
     """Yield the ranges that decoding `wanted`, one after another, reads.
 
     Args:
         use_embedded: whether an embedded base is read.
         base: tensors of the base; not used where `reads_base` is False.
-        exact: the exact tier, if any of `wanted` is read from it.
+        exact: opens the exact tier; called if any of `wanted` is read from it.
     """
     seen: set[Need] = set()
     """Blobs, which are kept after they were read for one tensor."""
@@ -72,9 +72,9 @@ def needs(
         for start in range(one.lo // f.PIECE * f.PIECE, one.hi, BATCH * f.PIECE):
             end = min(start + BATCH * f.PIECE, -(-one.hi // f.PIECE) * f.PIECE, size)
             if one.tier == "exact" or (series and index.has_exact):
-                assert exact is not None
-                parts = exact.pieces(one.number, start // f.PIECE, -(-end // f.PIECE))
-                blobs = {Need(None, a, b) for a, b in exact.ranges_of(exact.blobs_of(parts, position))} - seen
+                opened = exact()
+                parts = opened.pieces(one.number, start // f.PIECE, -(-end // f.PIECE))
+                blobs = {Need(None, a, b) for a, b in opened.ranges_of(opened.blobs_of(parts, position))} - seen
                 seen |= blobs
                 yield from sorted(blobs)
                 yield from _origin(index, one.number, start, end, use_embedded, base)

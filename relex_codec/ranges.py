@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 Range = tuple[int, int]
@@ -77,7 +78,7 @@ def blocks(ranges: Sequence[Range], limit: int = MERGED, waste: int = WASTE) -> 
     for begin, end in stretches:
         parts = -(-(end - begin) // limit)
         edges = [begin + (end - begin) * i // parts for i in range(parts + 1)]
-        cuts += zip(edges, edges[1:], strict=False)
+        cuts += pairwise(edges)
     first = [len(ranges)] * len(cuts)
     used = [0] * len(cuts)
     at = 0

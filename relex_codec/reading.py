@@ -49,7 +49,7 @@ def reading_ahead(
         wanted,
         use_embedded=decoder.use_embedded,
         base=checkpoint.tensors if checkpoint else {},
-        exact=decoder.exact if index.has_exact and any(one.tier != "base" for one in wanted) else None,
+        exact=lambda: decoder.exact,
     )
     uses = []
     for shard, start, end in planned:

@@ -1,24 +1,267 @@
-"""What reading from S3 and from web servers costs, counted at the server."""
+"""What reading from S3 and from web servers costs, in requests and bytes, counted at the server."""
 
 from __future__ import annotations
 
-import numpy as np
-import relex_codec
-from relex_codec.kept import OBJECTS
-from conftest import Made
-import pytest
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-def test_x(bucket, zoo_run, zoo_file):
-    path = zoo_file("raw")
-    bucket.put("run.relex", path.read_bytes())
-    bucket.upload(zoo_run.base_path, "base")
-    p = bucket.proxy
-    with relex_codec.open(bucket.url("run.relex"), base=bucket.url("base"), storage_options=bucket.options) as run:
-        print(p.requests); p.clear()
-        run.bits("layers.0.proj.weight", 12); print(p.requests); p.clear()
-        run.bits("layers.0.proj.weight", 5); print(p.requests); p.clear()
-        run.state_dict(12); print(p.requests); p.clear()
-    with relex_codec.open(bucket.url("run.relex"), base=bucket.url("base"), storage_options=bucket.options) as run:
-        print(p.requests); p.clear()
-        run.bits("layers.0.proj.weight", 12); print(p.requests); p.clear()
-    assert 0
+import numpy as np
+import pytest
+import torch
+from conftest import Made
+from helpers import Tensor, bf16, write_checkpoint, write_run
+from plain import File
+from safetensors import safe_open
+from servers.counting import CountingServer
+from servers.fixtures import Bucket, Web
+
+import relex_codec
+from relex_codec.exact.plan import frames_of
+from relex_codec.info import summary
+from relex_codec.kept import OBJECTS
+
+SHAPES = {"a": (1500, 1200), "b": (1000, 3000), "norm": (700,), "c": (2200, 1000), "still": (500, 300)}
+STEPS = [2, 5, 6]
+MB = 1 << 20
+
+
+def weights(step: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
+    found = {}
+    for i, (name, shape) in enumerate(shapes.items()):
+        rng = np.random.default_rng(i)
+        start, drift = (rng.standard_normal(shape, np.float32) * scale for scale in (0.05, 2e-3))
+        found[name] = bf16(start + drift * step * (name != "still"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A run whose file has an index longer than the first request, and data of several large reads."""
+    root = tmp_path_factory.mktemp("cloud")
+    write_checkpoint(root / "base", weights(0), shards=2)
+    write_run(root / "run", STEPS, weights)
+    relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="raw")
+    return Made(root, STEPS, weights(0), weights)
+
+
+@pytest.fixture(scope="module")
+def exact_made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A run with many steps, kept bit for bit."""
+    root = tmp_path_factory.mktemp("cloud_exact")
+    shapes = {"a": (600, 1000), "b": (300, 900), "norm": (50,)}
+    steps = list(range(1, 17))
+
+    def at(step: int) -> dict[str, Tensor]:
+        return weights(step, shapes)
+
+    write_checkpoint(root / "base", at(0), shards=2)
+    write_run(root / "run", steps, at)
+    relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="micro", exact=True)
+    return Made(root, steps, at(0), at)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    OBJECTS.clear()
+    yield
+    OBJECTS.clear()
+
+
+def fetched(server: CountingServer) -> list[tuple[str, int, int]]:
+    """Path and range of every request for bytes since the last call, in order of position; and forget them."""
+    found = []
+    for seen in server.seen:
+        if seen.method == "GET" and seen.range:
+            first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", seen.range).groups()  # type: ignore[union-attr]
+            found.append((seen.path.rpartition("/")[2], int(first), int(last) + 1))
+    server.clear()
+    return sorted(found)
+
+
+def uploaded(bucket: Bucket, made: Made) -> Callable[[], relex_codec.Run]:
+    bucket.put("run.relex", (made.root / "run.relex").read_bytes())
+    bucket.upload(made.base_path, "base")
+    options = bucket.options
+    return lambda: relex_codec.open(bucket.url("run.relex"), base=bucket.url("base"), storage_options=options)
+
+
+def chunks_of(file: File, name: str) -> tuple[int, int]:
+    """Where the direction of a tensor lies, up to the next one."""
+    (number,) = file.numbers(name)
+    first = file.directions[number].chunk
+    later = [d.chunk for d in file.directions if d.chunk > first]
+    last = min(later, default=len(file.chunks)) - 1
+    return file.chunks[first][0], file.chunks[last][0] + file.chunks[last][1]
+
+
+def base_place(made: Made, name: str) -> tuple[str, int, int]:
+    """Shard and place of a tensor of the base."""
+    for shard in sorted(made.base_path.glob("*.safetensors")):
+        with safe_open(shard, "np") as f:
+            if name not in f.keys():  # noqa: SIM118 (not a dict)
+                continue
+        raw = shard.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        low, high = json.loads(raw[8 : 8 + length])[name]["data_offsets"]
+        return shard.name, 8 + length + low, 8 + length + high
+    raise AssertionError(name)
+
+
+def test_opening_and_one_tensor(bucket: Bucket, made: Made) -> None:
+    file = File(made.root / "run.relex")
+    open_run = uploaded(bucket, made)
+    expected = [made.at(step)["b"][1] for step in STEPS]
+    with open_run() as run:
+        assert len(bucket.proxy.seen) <= 2 and bucket.proxy.seen[0].sent == 64 << 10
+        document = summary(run.container)
+        assert document["tensors"] == len(SHAPES)
+        assert len(bucket.proxy.seen) <= 3
+        bucket.proxy.clear()
+        run.base_reader()  # its listing, its index, and the header of each of its two shards
+        assert len(bucket.proxy.seen) == 4
+        bucket.proxy.clear()
+        low, high = chunks_of(file, "b")
+        bits = run.bits("b", 5)
+        assert fetched(bucket.proxy) == sorted([base_place(made, "b"), ("run.relex", low, high)])
+        assert bits.shape == (3_000_000,) and (bits != expected[1].reshape(-1)).mean() < 0.2
+        with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+            assert (bits == local.bits("b", 5)).all()
+        run.bits("still", 5)
+        assert fetched(bucket.proxy) == [base_place(made, "still")]
+
+
+def test_a_slice_reads_its_pieces_only(bucket: Bucket, made: Made) -> None:
+    with uploaded(bucket, made)() as run:
+        run.base_reader()
+        bucket.proxy.clear()
+        found = run.bits("b", 6, "auto", 10, 20)
+        _, (_, low, high) = reads = fetched(bucket.proxy)
+        assert len(reads) == 2 and high - low < 2 * MB
+        name, begin, _ = base_place(made, "b")
+        assert reads[0] == (name, begin, begin + (2 << 18))
+        with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+            assert (found == local.bits("b", 6, "auto", 10, 20)).all()
+
+
+@pytest.mark.parametrize("how", ["state_dict", "save"])
+def test_a_whole_step(bucket: Bucket, made: Made, tmp_path: Path, how: str) -> None:
+    file = File(made.root / "run.relex")
+    with uploaded(bucket, made)() as run, relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+        run.base_reader()
+        bucket.proxy.clear()
+        bucket.proxy.latency = 0.05
+        if how == "save":
+            run.save(tmp_path / "remote", 5)
+            local.save(tmp_path / "local", 5)
+            for path in (tmp_path / "local").iterdir():
+                assert (tmp_path / "remote" / path.name).read_bytes() == path.read_bytes()
+            side = [request for request in bucket.proxy.seen if request.path.endswith(".json")]
+            assert len(side) == 1  # config.json
+        else:
+            found = run.state_dict(5)
+            assert all((found[name] == value).all() for name, value in local.state_dict(5).items())
+        assert 2 <= bucket.proxy.most <= 16
+        reads = [read for read in fetched(bucket.proxy) if not read[0].endswith(".json")]
+    low, high = file.places["relex.data.directions"]
+    base = sum(bits.nbytes for _, bits in made.base.values())
+    lengths = [end - start for _, start, end in reads]
+    kept = 3 * (64 << 10)  # of file and shards, from when they were opened
+    assert (high - low) + base - kept <= sum(lengths) <= 1.01 * (high - low + base)
+    assert max(lengths) <= 16 * MB
+    assert all(length >= 4 * MB for length in lengths)  # all is of several MB here: nothing is read in small pieces
+
+
+def test_a_second_step_reads_the_same(bucket: Bucket, made: Made) -> None:
+    with uploaded(bucket, made)() as run:
+        run.state_dict(5)
+        fetched(bucket.proxy)
+        run.state_dict(77)
+        second = fetched(bucket.proxy)
+        run.state_dict(3.5)
+        assert fetched(bucket.proxy) == second
+
+
+def test_opening_again_is_one_request(bucket: Bucket, made: Made) -> None:
+    open_run = uploaded(bucket, made)
+    with open_run() as run:
+        run.bits("norm", 5)
+    bucket.proxy.clear()
+    with open_run() as run:
+        assert [seen.method for seen in bucket.proxy.seen] == ["HEAD"]
+        bucket.proxy.clear()
+        run.base_reader()
+        assert [seen.method for seen in bucket.proxy.seen].count("HEAD") == 3  # the index and two shards
+        assert len(bucket.proxy.seen) == 4 and bucket.proxy.sent < 64 << 10
+    bucket.put("run.relex", (made.root / "run.relex").read_bytes()[:-1])
+    with pytest.raises(relex_codec.Truncated):  # another version: what is kept of the first one is not used
+        open_run()
+
+
+def test_the_exact_tier_reads_its_frames_only(bucket: Bucket, exact_made: Made) -> None:
+    made = exact_made
+    file = File(made.root / "run.relex")
+    segments, frames, data = (
+        file.places[f"relex.{name}"] for name in ("exact.segments", "exact.frames", "data.frames")
+    )
+    (segment,) = np.frombuffer(file.entries["relex.exact.segments"], "<u8").reshape(-1, 6)
+    records = np.frombuffer(file.entries["relex.exact.frames"], "<u8").reshape(-1, 3)
+    with uploaded(bucket, made)() as run:
+        run.base_reader()
+        bucket.proxy.clear()
+        found = run.state_dict(11)
+        for name, (_, bits) in made.at(11).items():
+            assert (found[name].view(dtype=torch.uint16).numpy() == bits).all()
+        reads = fetched(bucket.proxy)
+    blocks = [(int(segment[3]), int(segment[3] + segment[4]))]
+    blocks += [
+        (int(records[n - 1][0]), int(records[n - 1][0] + records[n - 1][1])) for n in frames_of(11, len(made.steps))
+    ]
+    allowed = [(start, end) for _, start, end in merged(("", *place) for place in [(segments[0], frames[1]), *blocks])]
+    of_file = [(start, end) for name, start, end in reads if name == "run.relex"]
+    assert data[1] > 64 << 10  # or all of it would have come when the file was opened
+    inside = [any(a <= start and end <= b for a, b in allowed) for start, end in of_file]
+    needed = sum(b - a for a, b in allowed)
+    assert all(inside) and sum(end - start for start, end in of_file) <= 1.01 * needed
+    assert needed < 0.5 * (data[1] - data[0])
+    base = [(name, start, end) for name, start, end in reads if name != "run.relex"]
+    assert sorted(base) == sorted(merged(base_place(made, name) for name in made.base))
+
+
+def merged(places: Any) -> list[tuple[str, int, int]]:
+    """Neighbouring places as one."""
+    found: list[tuple[str, int, int]] = []
+    for name, start, end in sorted(places):
+        if found and found[-1][0] == name and found[-1][2] == start:
+            found[-1] = name, found[-1][1], end
+        else:
+            found.append((name, start, end))
+    return found
+
+
+def test_web_servers(web: Web, made: Made) -> None:
+    file = File(made.root / "run.relex")
+    web.put("run.relex", file.data)
+    web.put("base.safetensors", write_single(made).read_bytes())
+    with relex_codec.open(web.url("run.relex"), base=web.url("base.safetensors")) as run:
+        assert len(web.proxy.seen) <= 2
+        run.base_reader()
+        web.proxy.clear()
+        found = run.bits("a", 5)
+        reads = fetched(web.proxy)
+        assert [read[0] for read in reads] == ["base.safetensors", "run.relex"]
+        assert reads[1][1:] == chunks_of(file, "a")
+    web.proxy.clear()
+    with relex_codec.open(web.url("run.relex"), base=web.url("base.safetensors")) as run:
+        assert web.proxy.requests == ["HEAD /run.relex"]
+    with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+        assert (found == local.bits("a", 5)).all()
+
+
+def write_single(made: Made) -> Path:
+    """The base as one file."""
+    folder = made.root / "single"
+    write_checkpoint(folder, made.base)
+    return folder / "model.safetensors"
