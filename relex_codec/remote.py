@@ -110,7 +110,10 @@ class RemoteSource(Source):
         return data
 
     def _get(self, start: int, end: int) -> bytes:
-        data = self._backend.get(start, end, self._mark).data
+        try:
+            data = self._backend.get(start, end, self._mark).data
+        except EmptyObject:  # it had these bytes
+            raise Replaced from None
         if len(data) > end - start:
             asked = f"{end - start} from {start}"
             raise Corrupt(f"the server ignored the range: {len(data)} bytes instead of {asked}")

@@ -79,14 +79,12 @@ def passes(e: BaseException) -> bool:
         return True
     if isinstance(e, RelexError | FileNotFoundError | PermissionError):
         return False
-    if code_of(e) in PASSING_CODES:
+    if code_of(e) in PASSING_CODES or any(c.__name__ in PASSING_NAMES for c in type(e).__mro__):
         return True
     status = status_of(e)
     if status is not None:
         return status in PASSING_STATUS
-    if isinstance(e, ConnectionError | TimeoutError) or (isinstance(e, OSError) and e.errno in PASSING_ERRNO):
-        return True
-    return any(c.__name__ in PASSING_NAMES for c in type(e).__mro__)
+    return isinstance(e, ConnectionError | TimeoutError) or (isinstance(e, OSError) and e.errno in PASSING_ERRNO)
 
 
 def until_it_passes(attempt: Callable[[], T], seconds: float, stop: Event | None = None) -> T:

@@ -7,6 +7,7 @@ import http.client
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,12 @@ class Fault(NamedTuple):
     matches: Callable[[str, str], bool]
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class CountingServer:
     """An HTTP/1.1 server on a free port of the loopback interface; a context manager.
 
@@ -64,7 +71,7 @@ class CountingServer:
         self.lock = threading.Lock()
         self.stopped = threading.Event()
         self._faults: list[Fault] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = _QuietServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self._http.block_on_close = False
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
