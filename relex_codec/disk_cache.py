@@ -21,8 +21,8 @@ from .settings import Settings
 
 DIGEST: Final = 16
 """Bytes of an entry's digest."""
-LOOK_EVERY: Final = 64
-"""Entries that a process writes before it looks at what others wrote."""
+LOOK_EVERY: Final = 1 / 32
+"""Part of the limit that a process writes before it looks at what others wrote."""
 FILL: Final = 0.9
 """Part of the limit that cleaning up leaves."""
 STALE: Final = 3600.0
@@ -38,13 +38,13 @@ class DiskCache:
 
     Args:
         folder: made if it does not exist, for the user alone.
-        limit: bytes of all entries together. Several processes that write at the same moment may pass it by what they
-            write before they look again.
+        limit: bytes of all entries together. Several processes that write at the same moment may pass it by a
+            thirty-second each, which is what they write before they look again.
     """
 
     def __init__(self, folder: str, limit: int) -> None:
         self.folder, self.limit = Path(folder), limit
-        self._total, self._since = 0, LOOK_EVERY
+        self._total, self._since = 0, limit
         self._lock = threading.Lock()
 
     def load(self, key: str, start: int, end: int) -> bytes | None:
@@ -84,8 +84,8 @@ class DiskCache:
     def _make_room(self, size: int) -> None:
         """Remove the entries that were not used for longest, if `size` more bytes would pass the limit."""
         with self._lock:
-            self._since += 1
-            if self._since <= LOOK_EVERY and self._total + size <= self.limit:
+            self._since += size
+            if self._since <= LOOK_EVERY * self.limit and self._total + size <= self.limit:
                 self._total += size
                 return
             found = []
