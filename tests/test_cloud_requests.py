@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Made
-from helpers import Tensor, bf16, write_checkpoint, write_run
+from helpers import ELSEWHERE, Tensor, bf16, write_checkpoint, write_run
 from plain import File
 from safetensors import safe_open
-from servers.counting import CountingServer
+from servers.counting import Answer, CountingServer
 from servers.fixtures import Bucket, Web
 
 import relex_codec
+from relex_codec.errors import InvalidArgument
 from relex_codec.exact.plan import frames_of
 from relex_codec.info import summary
 from relex_codec.kept import OBJECTS
@@ -265,3 +269,77 @@ def write_single(made: Made) -> Path:
     folder = made.root / "single"
     write_checkpoint(folder, made.base)
     return folder / "model.safetensors"
+
+
+def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, made: Made) -> None:
+    """The listing, then index and headers at the same time."""
+    with uploaded(moto_bucket, made)() as run:
+        moto_bucket.proxy.clear()
+        together = threading.Barrier(3, timeout=20)
+        inner = moto_bucket.proxy.answer
+
+        def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+            if "range" in headers:
+                together.wait()  # index and two shards
+            return inner(method, path, headers, body)
+
+        moto_bucket.proxy.answer = answer
+        run.base_reader()
+        assert len(moto_bucket.proxy.seen) == 4
+        moto_bucket.proxy.answer = inner
+        together = threading.Barrier(2, timeout=20)
+        moto_bucket.proxy.answer = answer
+        run.bits("b", 5)  # file and base
+
+
+def test_functions_that_read_take_storage_options(
+    moto_bucket: Bucket, made: Made, exact_made: Made, tmp_path: Path
+) -> None:
+    options = moto_bucket.options
+    moto_bucket.upload(exact_made.run, "run")
+    uploaded(moto_bucket, exact_made)
+    out = tmp_path / "run.relex"
+    moto_bucket.proxy.fail("503", 3, lambda method, path: path.endswith(".safetensors"))
+    base, steps = moto_bucket.url("base"), "1:8"
+    relex_codec.encode(moto_bucket.url("run"), out, base=base, steps=steps, exact=True, storage_options=options)
+    checkpoints = [moto_bucket.url(f"run/global_step_{step}") for step in (9, 10)]
+    relex_codec.append(out, checkpoints, base=base, storage_options=options)
+    moto_bucket.put("new.relex", out.read_bytes())
+    with (
+        relex_codec.safe_open(moto_bucket.url("new.relex"), "np", step=9, base=base, storage_options=options) as f,
+        relex_codec.open(out, base=exact_made.base_path) as run,
+    ):
+        assert run.steps == list(range(1, 11))
+        assert (run.bits("b", 9) == exact_made.at(9)["b"][1].reshape(-1)).all()
+        with pytest.raises(InvalidArgument, match="numpy has no dtype for BF16"):
+            f.get_tensor("b")
+        assert f.keys() == sorted(run.keys())
+
+
+def test_the_command_line_reads_with_what_the_environment_says(
+    moto_bucket: Bucket, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded(moto_bucket, made)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_bucket.proxy.url)
+    url, base = moto_bucket.url("run.relex"), moto_bucket.url("base")
+
+    def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+        code = "from relex_codec.cli.main import main; main()"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
+
+    found = cli("info", url, "--json")
+    assert found.returncode == 0 and json.loads(found.stdout)["tensors"] == len(SHAPES), found
+    assert len(moto_bucket.proxy.seen) <= 3
+    found = cli("decode", url, "--step", 5, "--base", base, "-o", tmp_path / "out")
+    assert found.returncode == 0, found
+    with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+        local.save(tmp_path / "local", 5)
+    for path in (tmp_path / "local").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    moto_bucket.proxy.fail("403", 1000)
+    found = cli("info", moto_bucket.url("other.relex"))
+    assert found.returncode == 1 and "check permissions or credentials" in found.stderr
+    assert found.stderr.count("\n") == 1
