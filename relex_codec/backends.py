@@ -238,7 +238,9 @@ class PlainBackend(Backend):
         return Mark(size, None, _text(told))
 
     def _details(self) -> dict[str, Any]:
-        if self._hub:
+        if self.fixed:
+            found = self.filesystem.info(self.name)
+        elif self._hub:
             found = self.filesystem.info(self.name, refresh=True)
         else:
             # a listing that is remembered would show an object that was replaced as it was

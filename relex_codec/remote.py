@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from .backends import EmptyObject, Mark, PlainBackend, Replaced, backend_of
 from .disk_cache import cache_of
 from .errors import Corrupt, InvalidArgument, RelexError, Truncated
-from .kept import OBJECTS
+from .kept import OBJECTS, KeptObjects
 from .parallel import in_parallel
 from .ranges import Range, merge
 from .retry import GaveUp, Passing, unreadable, until_it_passes
@@ -57,23 +57,24 @@ class RemoteSource(Source):
         self._settings = settings or Settings()
         self._backend = backend_of(filesystem, path, self._settings)
         self._fixed = isinstance(self._backend, PlainBackend) and self._backend.fixed
-        identity = (shown, path, hash(filesystem))
+        self._key = (shown, path, hash(filesystem))
         first = b""
-        if self._backend.tells and not OBJECTS.knows(identity):
-            self._mark, first = self._first_request()
-        else:
-            self._mark = self._head()
+        known = self._known_mark() if OBJECTS.knows(self._key) or not self._backend.tells else None
+        if known is None:
+            known, first = self._first_request()
+        self._mark = known
         self.size = self._mark.size
         self.version = self._mark.version
-        self._kept = OBJECTS.of(identity, self.version)
+        # an object without a version cannot be told from its successor: nothing of it is for others
+        self._objects = OBJECTS if self.version else KeptObjects()
         if first:
-            self._kept.add(0, first)
+            self._objects.add(self._key, self.version, 0, first)
         self._cache = cache_of(self._settings) if self.version else None
         self._cache_key = f"{shown} {path} {self.version}"
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         self._check(ranges)
-        found = [self._kept.find(*span) for span in ranges]
+        found = [self._find_kept(*span) for span in ranges]
         rest = [i for i, data in enumerate(found) if data is None]
         plan = merge([ranges[i] for i in rest])
         fetched = in_parallel(lambda m: self.fetch(m.start, m.end), plan, REQUESTS)
@@ -84,15 +85,15 @@ class RemoteSource(Source):
         return [data or b"" for data in found]
 
     def read_kept(self, start: int, end: int) -> bytes:
-        data = self.read(start, end)
-        if self._kept.find(start, end) is None:
-            self._kept.add(start, data)
-            OBJECTS.trim()
+        data = self._find_kept(start, end)
+        if data is None:
+            data = self.read(start, end)
+            self._objects.add(self._key, self.version, start, data)
         return data
 
     def has(self, start: int, end: int) -> bool:
         """Tell whether bytes `start` to `end` are kept, so that reading them needs no request."""
-        return self._kept.find(start, end) is not None
+        return self._find_kept(start, end) is not None
 
     def fetch(self, start: int, end: int, stop: Event | None = None) -> bytes:
         """Return bytes `start` to `end` with one request, or from the cache on disk.
@@ -108,6 +109,9 @@ class RemoteSource(Source):
         if self._cache is not None:
             self._cache.store(self._cache_key, start, end, data)
         return data
+
+    def _find_kept(self, start: int, end: int) -> bytes | None:
+        return self._objects.find(self._key, self.version, start, end)
 
     def _get(self, start: int, end: int) -> bytes:
         try:
@@ -137,6 +141,15 @@ class RemoteSource(Source):
             return self._attempts(attempt)
         except EmptyObject:
             return self._head(), b""
+
+    def _known_mark(self) -> Mark | None:
+        """Ask for the version alone; None where the server does not answer that, as for URLs signed for reading."""
+        try:
+            return self._head()
+        except RelexError:
+            if self._backend.tells:
+                return None
+            raise
 
     def _head(self) -> Mark:
         mark = self._attempts(self._backend.head)

@@ -128,7 +128,7 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
         e = e.__cause__
     if isinstance(e, RelexError):
         return e
-    said, code, status, name = one_line(e), code_of(e), status_of(e), type(e).__name__
+    said, code, status, name = _said(e), code_of(e), status_of(e), type(e).__name__
     if code == "NoSuchBucket":
         return error(f"{path} cannot be read: there is no such bucket; check its name, and the endpoint")
     if name == "NoCredentialsError":
@@ -148,3 +148,10 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
         return error(f"{path} cannot be read: {said}; check permissions or credentials")
     hint = "; try again later, or for longer with RELEX_RETRY_SECONDS" if passes(e) else ""
     return error(f"{path} cannot be read: {said}{tried}{hint}")
+
+
+def _said(e: BaseException) -> str:
+    """Return what an exception says, on one line; not the URL that aiohttp adds, which may be a signed one."""
+    if type(e).__name__ == "ClientResponseError":
+        return f"the server answered {getattr(e, 'status', '?')} {getattr(e, 'message', '')}".strip()
+    return one_line(e)

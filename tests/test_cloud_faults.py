@@ -190,6 +190,30 @@ def test_missing_credentials(moto_bucket: Bucket) -> None:
     assert moto_bucket.proxy.seen == []
 
 
+def test_signed_urls() -> None:
+    """They are signed for one method, and what they are signed with is no one else's business."""
+    pytest.importorskip("aiohttp")
+    files = Files()
+    with files.server() as server:
+        inner = server.answer
+        server.answer = lambda method, path, *rest: (
+            Answer(403, {}, b"") if method == "HEAD" else inner(method, path.split("?")[0], *rest)
+        )
+        files["/x"] = DATA
+        url = f"{server.url}/x?signature=secret"
+        for _ in range(2):
+            with open_source(url) as source:
+                assert source.read(LOW, HIGH) == DATA[LOW:HIGH]
+        server.fail("403")
+        with pytest.raises(InvalidArgument, match=r"the server answered 403 .*; check permissions") as refused:
+            source.read(LOW, HIGH)
+        OBJECTS.clear()
+        server.fail("500")
+        with pytest.raises(InvalidArgument, match="the server answered 500") as failed:
+            open_source(url, {"relex": {"retry_seconds": 0}})
+        assert "secret" not in f"{refused.value} {failed.value}"
+
+
 def test_nobody_listens() -> None:
     pytest.importorskip("aiohttp")
     with Files().server() as server:

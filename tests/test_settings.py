@@ -141,14 +141,20 @@ def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_kept_in_memory_is_bounded_and_of_one_version() -> None:
     objects = KeptObjects(limit=100)
-    first = objects.of("a", "1")
-    first.add(10, b"0123456789")
-    assert first.find(12, 15) == b"234" and first.find(9, 12) is None and first.find(18, 21) is None
-    assert objects.of("a", "1") is first
-    assert objects.of("a", "2").find(10, 11) is None
-    assert objects.of("a", "1").find(10, 11) is None  # the later version took its place
-    assert objects.of("b", None) is not objects.of("b", None) and not objects.knows("b")
-    for key in "cde":
-        objects.of(key, "1").add(0, bytes(60))
-    objects.trim()
-    assert [objects.knows(key) for key in "acde"] == [False, False, False, True]
+    objects.add("a", "1", 10, b"0123456789")
+    objects.add("a", "1", 30, b"xyz")
+    assert objects.find("a", "1", 12, 15) == b"234" and objects.find("a", "1", 31, 33) == b"yz"
+    assert objects.find("a", "1", 9, 12) is None and objects.find("a", "1", 18, 21) is None
+    assert objects.find("a", "2", 12, 15) is None and objects.find("b", "1", 12, 15) is None
+    objects.add("a", "2", 0, b"new")
+    assert objects.find("a", "1", 12, 15) is None and objects.find("a", "2", 0, 3) == b"new"
+    for key in "cd":
+        objects.add(key, "1", 0, bytes(48))
+    assert [objects.knows(key) for key in "acd"] == [True, True, True]
+    assert objects.find("c", "1", 0, 1) is not None  # used, so it stays longer
+    objects.add("e", "1", 0, bytes(48))
+    assert [objects.knows(key) for key in "acde"] == [False, True, False, True]
+    objects.add("f", "1", 0, bytes(200))
+    assert [objects.knows(key) for key in "cef"] == [False, False, True]
+    objects.clear()
+    assert not objects.knows("f")
