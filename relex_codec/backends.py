@@ -216,7 +216,7 @@ class PlainBackend(Backend):
         names = protocols(filesystem)
         self._hub = "hf" in names
         self._cached = "cache" in " ".join(names)
-        self.patient = self._cached or not _PATIENT.isdisjoint(names)
+        self.patient = tries_again(filesystem)
 
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:
         # hf:// reads through open(), whose default cache fetches 5 MB ahead of what was asked
@@ -262,6 +262,12 @@ def backend_of(filesystem: Any, name: str, settings: Settings) -> Backend:
     if "https" in names and hasattr(filesystem, "encode_url"):
         return HTTPBackend(filesystem, name, settings)
     return PlainBackend(filesystem, name, settings)
+
+
+def tries_again(filesystem: Any) -> bool:
+    """Tell whether a filesystem tries failed requests again by itself."""
+    names = protocols(filesystem)
+    return "cache" in " ".join(names) or not _PATIENT.isdisjoint(names)
 
 
 def protocols(filesystem: Any) -> tuple[str, ...]:

@@ -351,7 +351,8 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         base: the base model, if it is not where the file says, or not to be taken from the file.
         device: torch device that tensors are decoded on.
         storage_options: for fsspec, for `path` and for `base` if that is given. They are not sent to wherever a file
-            says that its base is: credentials go only where the caller points.
+            says that its base is: credentials go only where the caller points. Under ``relex``: how this package
+            reads, see `relex_codec.settings`.
 
     Raises:
         InvalidArgument: no such file or device.

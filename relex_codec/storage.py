@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .ahead import AheadSource
 from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
-from .backends import protocols
+from .backends import protocols, tries_again
 from .errors import InvalidArgument, RelexError
 from .paths import Options, PathLike, is_url, local_path, one_line, public
 from .ranges import merge as merge
@@ -114,7 +114,7 @@ def list_directory(
         filesystem.invalidate_cache(name)  # a run that is being written has more each time
         return filesystem.ls(name, detail=True)
 
-    listing = attempts(listed, public(path), error, settings)
+    listing = attempts(listed, public(path), error, settings, patient=tries_again(filesystem))
     root = name.rstrip("/")
     for found in listing:
         full = found["name"].rstrip("/")

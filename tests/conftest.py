@@ -18,7 +18,7 @@ from plain import Array
 import relex_codec
 from relex_codec.storage import Source
 
-pytest_plugins = ["servers.fixtures"]
+pytest_plugins = ["servers.fixtures", "servers.runs"]
 SIDE = {
     "config.json": {"model_type": "test"},
     "generation_config.json": {"temperature": 0.6},

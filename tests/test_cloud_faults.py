@@ -18,16 +18,10 @@ from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexE
 from relex_codec.kept import OBJECTS
 from relex_codec.storage import Source, list_directory, open_source
 
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads
 LOW, HIGH = 100_000, 200_000
 PASSING = ["reset", "cut", "short", "500", "502", "503", "429", "slow_down", "stall"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    OBJECTS.clear()
-    yield
-    OBJECTS.clear()
 
 
 class Place:

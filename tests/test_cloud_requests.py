@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +12,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import Made
-from helpers import ELSEWHERE, Tensor, bf16, write_checkpoint, write_run
+from helpers import write_checkpoint
 from plain import File
 from safetensors import safe_open
 from servers.counting import Answer, CountingServer
 from servers.fixtures import Bucket, Web
+from servers.runs import SHAPES, STEPS, uploaded
 
 import relex_codec
-from relex_codec.errors import InvalidArgument
 from relex_codec.exact.plan import frames_of
 from relex_codec.info import summary
-from relex_codec.kept import OBJECTS
 
-SHAPES = {"a": (1500, 1200), "b": (1000, 3000), "norm": (700,), "c": (2200, 1000), "still": (500, 300)}
-STEPS = [2, 5, 6]
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 MB = 1 << 20
-
-
-def weights(step: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Tensor]:
-    found = {}
-    for i, (name, shape) in enumerate(shapes.items()):
-        rng = np.random.default_rng(i)
-        start, drift = (rng.standard_normal(shape, np.float32) * scale for scale in (0.05, 2e-3))
-        found[name] = bf16(start + drift * step * (name != "still"))
-    return found
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A run whose file has an index longer than the first request, and data of several large reads."""
-    root = tmp_path_factory.mktemp("cloud")
-    write_checkpoint(root / "base", weights(0), shards=2)
-    write_run(root / "run", STEPS, weights)
-    relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="raw")
-    return Made(root, STEPS, weights(0), weights)
-
-
-@pytest.fixture(scope="module")
-def exact_made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A run with many steps, kept bit for bit."""
-    root = tmp_path_factory.mktemp("cloud_exact")
-    shapes = {"a": (600, 1000), "b": (300, 900), "norm": (50,)}
-    steps = list(range(1, 17))
-
-    def at(step: int) -> dict[str, Tensor]:
-        return weights(step, shapes)
-
-    write_checkpoint(root / "base", at(0), shards=2)
-    write_run(root / "run", steps, at)
-    relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="micro", exact=True)
-    return Made(root, steps, at(0), at)
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    OBJECTS.clear()
-    yield
-    OBJECTS.clear()
 
 
 def fetched(server: CountingServer) -> list[tuple[str, int, int]]:
@@ -83,13 +36,6 @@ def fetched(server: CountingServer) -> list[tuple[str, int, int]]:
             found.append((seen.path.rpartition("/")[2], int(first), int(last) + 1))
     server.clear()
     return sorted(found)
-
-
-def uploaded(bucket: Bucket, made: Made) -> Callable[[], relex_codec.Run]:
-    bucket.put("run.relex", (made.root / "run.relex").read_bytes())
-    bucket.upload(made.base_path, "base")
-    options = bucket.options
-    return lambda: relex_codec.open(bucket.url("run.relex"), base=bucket.url("base"), storage_options=options)
 
 
 def chunks_of(file: File, name: str) -> tuple[int, int]:
@@ -114,10 +60,10 @@ def base_place(made: Made, name: str) -> tuple[str, int, int]:
     raise AssertionError(name)
 
 
-def test_opening_and_one_tensor(bucket: Bucket, made: Made) -> None:
-    file = File(made.root / "run.relex")
-    open_run = uploaded(bucket, made)
-    expected = [made.at(step)["b"][1] for step in STEPS]
+def test_opening_and_one_tensor(bucket: Bucket, cloud_run: Made) -> None:
+    file = File(cloud_run.root / "run.relex")
+    open_run = uploaded(bucket, cloud_run)
+    expected = [cloud_run.at(step)["b"][1] for step in STEPS]
     with open_run() as run:
         assert len(bucket.proxy.seen) <= 2 and bucket.proxy.seen[0].sent == 64 << 10
         document = summary(run.container)
@@ -129,31 +75,34 @@ def test_opening_and_one_tensor(bucket: Bucket, made: Made) -> None:
         bucket.proxy.clear()
         low, high = chunks_of(file, "b")
         bits = run.bits("b", 5)
-        assert fetched(bucket.proxy) == sorted([base_place(made, "b"), ("run.relex", low, high)])
+        assert fetched(bucket.proxy) == sorted([base_place(cloud_run, "b"), ("run.relex", low, high)])
         assert bits.shape == (3_000_000,) and (bits != expected[1].reshape(-1)).mean() < 0.2
-        with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+        with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
             assert (bits == local.bits("b", 5)).all()
         run.bits("still", 5)
-        assert fetched(bucket.proxy) == [base_place(made, "still")]
+        assert fetched(bucket.proxy) == [base_place(cloud_run, "still")]
 
 
-def test_a_slice_reads_its_pieces_only(bucket: Bucket, made: Made) -> None:
-    with uploaded(bucket, made)() as run:
+def test_a_slice_reads_its_pieces_only(bucket: Bucket, cloud_run: Made) -> None:
+    with uploaded(bucket, cloud_run)() as run:
         run.base_reader()
         bucket.proxy.clear()
         found = run.bits("b", 6, "auto", 10, 20)
         _, (_, low, high) = reads = fetched(bucket.proxy)
         assert len(reads) == 2 and high - low < 2 * MB
-        name, begin, _ = base_place(made, "b")
+        name, begin, _ = base_place(cloud_run, "b")
         assert reads[0] == (name, begin, begin + (2 << 18))
-        with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+        with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
             assert (found == local.bits("b", 6, "auto", 10, 20)).all()
 
 
 @pytest.mark.parametrize("how", ["state_dict", "save"])
-def test_a_whole_step(bucket: Bucket, made: Made, tmp_path: Path, how: str) -> None:
-    file = File(made.root / "run.relex")
-    with uploaded(bucket, made)() as run, relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+def test_a_whole_step(bucket: Bucket, cloud_run: Made, tmp_path: Path, how: str) -> None:
+    file = File(cloud_run.root / "run.relex")
+    with (
+        uploaded(bucket, cloud_run)() as run,
+        relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local,
+    ):
         run.base_reader()
         bucket.proxy.clear()
         bucket.proxy.latency = 0.05
@@ -170,7 +119,7 @@ def test_a_whole_step(bucket: Bucket, made: Made, tmp_path: Path, how: str) -> N
         assert 2 <= bucket.proxy.most <= 16
         reads = [read for read in fetched(bucket.proxy) if not read[0].endswith(".json")]
     low, high = file.places["relex.data.directions"]
-    base = sum(bits.nbytes for _, bits in made.base.values())
+    base = sum(bits.nbytes for _, bits in cloud_run.base.values())
     lengths = [end - start for _, start, end in reads]
     kept = 3 * (64 << 10)  # of file and shards, from when they were opened
     assert (high - low) + base - kept <= sum(lengths) <= 1.01 * (high - low + base)
@@ -178,8 +127,8 @@ def test_a_whole_step(bucket: Bucket, made: Made, tmp_path: Path, how: str) -> N
     assert all(length >= 4 * MB for length in lengths)  # all is of several MB here: nothing is read in small pieces
 
 
-def test_a_second_step_reads_the_same(bucket: Bucket, made: Made) -> None:
-    with uploaded(bucket, made)() as run:
+def test_a_second_step_reads_the_same(bucket: Bucket, cloud_run: Made) -> None:
+    with uploaded(bucket, cloud_run)() as run:
         run.state_dict(5)
         fetched(bucket.proxy)
         run.state_dict(77)
@@ -188,8 +137,8 @@ def test_a_second_step_reads_the_same(bucket: Bucket, made: Made) -> None:
         assert fetched(bucket.proxy) == second
 
 
-def test_opening_again_is_one_request(bucket: Bucket, made: Made) -> None:
-    open_run = uploaded(bucket, made)
+def test_opening_again_is_one_request(bucket: Bucket, cloud_run: Made) -> None:
+    open_run = uploaded(bucket, cloud_run)
     with open_run() as run:
         run.bits("norm", 5)
     bucket.proxy.clear()
@@ -199,13 +148,13 @@ def test_opening_again_is_one_request(bucket: Bucket, made: Made) -> None:
         run.base_reader()
         assert [seen.method for seen in bucket.proxy.seen].count("HEAD") == 3  # the index and two shards
         assert len(bucket.proxy.seen) == 4 and bucket.proxy.sent < 64 << 10
-    bucket.put("run.relex", (made.root / "run.relex").read_bytes()[:-1])
+    bucket.put("run.relex", (cloud_run.root / "run.relex").read_bytes()[:-1])
     with pytest.raises(relex_codec.Truncated):  # another version: what is kept of the first one is not used
         open_run()
 
 
-def test_the_exact_tier_reads_its_frames_only(bucket: Bucket, exact_made: Made) -> None:
-    made = exact_made
+def test_the_exact_tier_reads_its_frames_only(bucket: Bucket, cloud_exact_run: Made) -> None:
+    made = cloud_exact_run
     file = File(made.root / "run.relex")
     segments, frames, data = (
         file.places[f"relex.{name}"] for name in ("exact.segments", "exact.frames", "data.frames")
@@ -245,10 +194,10 @@ def merged(places: Any) -> list[tuple[str, int, int]]:
     return found
 
 
-def test_web_servers(web: Web, made: Made) -> None:
-    file = File(made.root / "run.relex")
+def test_web_servers(web: Web, cloud_run: Made) -> None:
+    file = File(cloud_run.root / "run.relex")
     web.put("run.relex", file.data)
-    web.put("base.safetensors", write_single(made).read_bytes())
+    web.put("base.safetensors", write_single(cloud_run).read_bytes())
     with relex_codec.open(web.url("run.relex"), base=web.url("base.safetensors")) as run:
         assert len(web.proxy.seen) <= 2
         run.base_reader()
@@ -260,7 +209,7 @@ def test_web_servers(web: Web, made: Made) -> None:
     web.proxy.clear()
     with relex_codec.open(web.url("run.relex"), base=web.url("base.safetensors")) as run:
         assert web.proxy.requests == ["HEAD /run.relex"]
-    with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
+    with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
         assert (found == local.bits("a", 5)).all()
 
 
@@ -271,9 +220,9 @@ def write_single(made: Made) -> Path:
     return folder / "model.safetensors"
 
 
-def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, made: Made) -> None:
+def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, cloud_run: Made) -> None:
     """The listing, then index and headers at the same time."""
-    with uploaded(moto_bucket, made)() as run:
+    with uploaded(moto_bucket, cloud_run)() as run:
         moto_bucket.proxy.clear()
         together = threading.Barrier(3, timeout=20)
         inner = moto_bucket.proxy.answer
@@ -292,54 +241,14 @@ def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, made: Mad
         run.bits("b", 5)  # file and base
 
 
-def test_functions_that_read_take_storage_options(
-    moto_bucket: Bucket, made: Made, exact_made: Made, tmp_path: Path
+def test_a_file_with_a_longer_index_opens_with_two_requests(
+    moto_bucket: Bucket, cloud_run: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = moto_bucket.options
-    moto_bucket.upload(exact_made.run, "run")
-    uploaded(moto_bucket, exact_made)
-    out = tmp_path / "run.relex"
-    moto_bucket.proxy.fail("503", 3, lambda method, path: path.endswith(".safetensors"))
-    base, steps = moto_bucket.url("base"), "1:8"
-    relex_codec.encode(moto_bucket.url("run"), out, base=base, steps=steps, exact=True, storage_options=options)
-    checkpoints = [moto_bucket.url(f"run/global_step_{step}") for step in (9, 10)]
-    relex_codec.append(out, checkpoints, base=base, storage_options=options)
-    moto_bucket.put("new.relex", out.read_bytes())
-    with (
-        relex_codec.safe_open(moto_bucket.url("new.relex"), "np", step=9, base=base, storage_options=options) as f,
-        relex_codec.open(out, base=exact_made.base_path) as run,
-    ):
-        assert run.steps == list(range(1, 11))
-        assert (run.bits("b", 9) == exact_made.at(9)["b"][1].reshape(-1)).all()
-        with pytest.raises(InvalidArgument, match="numpy has no dtype for BF16"):
-            f.get_tensor("b")
-        assert f.keys() == sorted(run.keys())
-
-
-def test_the_command_line_reads_with_what_the_environment_says(
-    moto_bucket: Bucket, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uploaded(moto_bucket, made)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_bucket.proxy.url)
-    url, base = moto_bucket.url("run.relex"), moto_bucket.url("base")
-
-    def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-        code = "from relex_codec.cli.main import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
-
-    found = cli("info", url, "--json")
-    assert found.returncode == 0 and json.loads(found.stdout)["tensors"] == len(SHAPES), found
-    assert len(moto_bucket.proxy.seen) <= 3
-    found = cli("decode", url, "--step", 5, "--base", base, "-o", tmp_path / "out")
-    assert found.returncode == 0, found
-    with relex_codec.open(made.root / "run.relex", base=made.base_path) as local:
-        local.save(tmp_path / "local", 5)
-    for path in (tmp_path / "local").iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-    moto_bucket.proxy.fail("403", 1000)
-    found = cli("info", moto_bucket.url("other.relex"))
-    assert found.returncode == 1 and "check permissions or credentials" in found.stderr
-    assert found.stderr.count("\n") == 1
+    for name in ("remote.FIRST", "container.FIRST_READ"):
+        monkeypatch.setattr(f"relex_codec.{name}", 3000)
+    begin, _ = File(cloud_run.root / "run.relex").places["relex.data.directions"]
+    assert begin > 3000
+    with uploaded(moto_bucket, cloud_run)() as run:
+        assert fetched(moto_bucket.proxy) == [("run.relex", 0, 3000), ("run.relex", 3000, begin)]
+        summary(run.container)
+        assert moto_bucket.proxy.seen == []

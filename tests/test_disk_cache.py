@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,8 @@ from relex_codec.disk_cache import DiskCache
 from relex_codec.kept import OBJECTS
 from relex_codec.storage import open_source
 
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = os.urandom(300_000)
-
-
-@pytest.fixture(autouse=True)
-def nothing_kept() -> Iterator[None]:
-    OBJECTS.clear()
-    yield
-    OBJECTS.clear()
 
 
 def entries(folder: Path) -> list[Path]:

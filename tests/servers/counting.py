@@ -49,6 +49,8 @@ class Fault(NamedTuple):
 
 
 class _QuietServer(ThreadingHTTPServer):
+    request_queue_size = 64
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)

@@ -1,4 +1,4 @@
-"""Fixtures around the servers, loaded by conftest.py.
+"""Fixtures around the servers, loaded by conftest.py (as are the runs in runs.py).
 
 A test that reads S3 takes `bucket`: an empty bucket on moto, and once more on s3rver, with a counting proxy in front::
 
