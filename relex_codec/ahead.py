@@ -141,7 +141,8 @@ class ReadAhead:
     def __exit__(self, *exc: object) -> None:
         for source in self._blocks:
             source.detach(self)
-        self._stop.set()
+        with self._lock:
+            self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
     def covers(self, source: AheadSource, start: int, end: int) -> bool:
@@ -150,15 +151,23 @@ class ReadAhead:
             return self._find(source, start, end) is not None
 
     def take(self, source: AheadSource, start: int, end: int) -> list[memoryview] | None:
-        """Return bytes `start` to `end` in parts, waiting for them; None if they are not planned, or used up."""
+        """Return bytes `start` to `end` in parts, waiting for them; None if they are not planned, or used up.
+
+        None also where reading ahead was ended meanwhile, by another thread: then the reader is on its own.
+        """
         with self._lock:
-            found = self._find(source, start, end)
+            found = None if self._stop.is_set() else self._find(source, start, end)
             if found is None:
                 return None
             waiting = [self._submit(block) for block in found]
         views = []
         for block, data in zip(found, waiting, strict=True):
-            view = memoryview(data.result())
+            try:
+                view = memoryview(data.result())
+            except Exception:
+                if self._stop.is_set():
+                    return None
+                raise
             views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])
         with self._lock:
             for block, view in zip(found, views, strict=True):

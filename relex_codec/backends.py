@@ -23,6 +23,8 @@ _FILE_CACHES: Final = Lock()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time."""
 _PATIENT: Final = frozenset({"hf", "gs", "gcs", "az", "abfs", "abfss", "adl"})
 """Filesystems that try failed requests again by themselves, as those below a file cache do: not tried again on top."""
+_NO_HEAD: Final = frozenset({403, 405, 501})
+"""Answers of web servers that may be to the method alone: URLs are signed for one."""
 _MARKS: Final = (
     "ETag", "etag", "generation", "blob_id", "md5Hash", "content_md5", "LastModified", "last_modified", "updated",
     "mtime", "modified", "Last-Modified", "created",
@@ -91,7 +93,7 @@ class Backend(ABC):
 
     @abstractmethod
     def head(self) -> Mark | None:
-        """Return size and version of the object; None for what is no file of known size."""
+        """Return size and version of the object; None for what is no file of known size, or does not say so."""
 
     def _run(self, coroutine: Any, *arguments: Any) -> Any:
         import fsspec.asyn
@@ -203,6 +205,8 @@ class HTTPBackend(Backend):
         session = await self.filesystem.set_session()
         arguments = {"allow_redirects": True, **self._arguments({})}
         async with session.head(self.filesystem.encode_url(self.name), **arguments) as answer:
+            if answer.status in _NO_HEAD:
+                return None
             answer.raise_for_status()
             length = answer.headers.get("Content-Length", "")
             return _mark_of(int(length), answer.headers) if length.isdigit() else None

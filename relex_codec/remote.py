@@ -144,12 +144,7 @@ class RemoteSource(Source):
 
     def _known_mark(self) -> Mark | None:
         """Ask for the version alone; None where the server does not answer that, as for URLs signed for reading."""
-        try:
-            return self._head()
-        except RelexError:
-            if self._backend.tells:
-                return None
-            raise
+        return self._attempts(self._backend.head) if self._backend.tells else self._head()
 
     def _head(self) -> Mark:
         mark = self._attempts(self._backend.head)

@@ -135,3 +135,18 @@ def test_failures_reach_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
         file.read(0, 10)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("relex-ahead")]
     assert len(inner.fetched) < 50
+
+
+def test_a_reader_whose_fetching_was_ended_by_another_thread_is_on_its_own() -> None:
+    file, inner = source()
+    inner.gate.clear()
+    ahead = ReadAhead([Use(file, i, i + 1000) for i in range(0, 5000, 1000)], requests=1)
+    with ThreadPoolExecutor(2) as pool:
+        with ahead:
+            waiting = pool.submit(file.read, 3000, 4000)  # its block waits behind others
+            ending = pool.submit(ahead.__exit__)
+            inner.gate.set()
+            ending.result(20)
+        assert waiting.result(20) == DATA[3000:4000]
+    assert ahead.take(file, 3000, 3500) is None
+    assert file.read(3000, 3500) == DATA[3000:3500]
