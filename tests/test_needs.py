@@ -77,7 +77,7 @@ def covered(ranges: Iterator[tuple[str, int, int]] | Sequence[tuple[str, int, in
 def check(
     path: Path, base: Path | None, step: float, tier: str, reads: list[Any], part: Callable[[int], tuple[int, int]]
 ) -> None:
-    """Compare plan and reads, tensor by tensor and for all of them together."""
+    """Compare plan and reads: for all tensors together where all of them is read, else tensor by tensor."""
     with relex_codec.open(path, base=base) as run:
         index, decoder = run.container.index, run.decoder
         chosen = run.tier(step, tier)
@@ -91,10 +91,8 @@ def check(
             wanted.append(Wanted(decoder.number(name), step, chosen, lo, hi))
         needs_base = reads_base(index, wanted, decoder.use_embedded)
         checkpoint = run.base_reader().checkpoint if needs_base else None
-        for group in ([one] for one in wanted) if len(wanted) > 1 else ():
+        for group in [wanted] if part is everything else [[one] for one in wanted]:
             compare(run, group, checkpoint, reads)
-        decoder._exact = None  # with what it has kept
-        compare(run, wanted, checkpoint, reads)
 
 
 def compare(run: relex_codec.Run, wanted: list[Wanted], checkpoint: Any, reads: list[Any]) -> None:
