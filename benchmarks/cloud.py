@@ -39,6 +39,7 @@ import relex_codec
 from relex_codec import format as f
 from relex_codec.dtypes import ITEMSIZE
 from relex_codec.kept import OBJECTS
+from relex_codec.kernels import flat
 from relex_codec.reading import reading_ahead
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -162,7 +163,8 @@ def timed(tasks: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
 
 def fetch_ahead(run: relex_codec.Run) -> None:
     """Fetch what a whole step needs, and throw it away."""
-    with reading_ahead(run.decoder, run.base_reader, run.keys(), 12.0, "line") as ahead:
+    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run.container.index.manifest.tensors]
+    with reading_ahead(run.decoder, run.base_reader, parts, [(12.0, "line")]) as ahead:
         for block in ahead._order:
             block.source.read_many([(block.start, block.end)])
 

@@ -1,7 +1,12 @@
 """relex-codec: one compact file for a whole RLVR training run.
 
-Public names; torch is imported when the first tensor is made.
+Public names; torch is imported when the first tensor is made, or when a name is asked for that is a class of torch's.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .append import append
 from .encoder import encode
@@ -18,18 +23,38 @@ from .handle import safe_open
 from .run import Run, open  # noqa: A004 (as in relex_codec.open)
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .integrations.dcp import RelexStorageReader
+    from .integrations.transformers import load_model, load_tokenizer
+
 __all__ = [
     "BaseMismatch",
     "CheckpointError",
     "Corrupt",
     "InvalidArgument",
     "RelexError",
+    "RelexStorageReader",
     "Run",
     "Truncated",
     "Unsupported",
     "__version__",
     "append",
     "encode",
+    "load_model",
+    "load_tokenizer",
     "open",
     "safe_open",
 ]
+
+_LATER = {"RelexStorageReader": "dcp", "load_model": "transformers", "load_tokenizer": "transformers"}
+"""Names whose modules are imported when they are first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".integrations.{_LATER[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

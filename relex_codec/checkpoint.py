@@ -113,6 +113,11 @@ class Checkpoint:
         """Return the bytes of one of `side_files`."""
         return _read_all(self._side_paths[name], self._options)
 
+    def file_size(self, name: str) -> int:
+        """Return the bytes of one of `side_files` by number, without reading them."""
+        with open_source(self._side_paths[name], self._options, hold=False, error=CheckpointError) as source:
+            return source.size
+
 
 def open_checkpoint(
     path: PathLike,

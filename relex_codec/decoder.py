@@ -1,26 +1,29 @@
-"""Decoding tensors of an open file to bits: spans, chunks, kernels (FORMAT.md sections 7 to 9); no torch on the CPU."""
+"""Decoding tensors of an open file to bits: spans, chunks, kernels (FORMAT.md sections 7 to 9); no torch here."""
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from . import format as f
 from .base import BaseReader, digest
 from .container import Container
-from .dtypes import Bits, bits_dtype, from_float32, to_float32
+from .dtypes import F32, Bits, bits_dtype, from_float32, to_float32
 from .errors import Corrupt, InvalidArgument
 from .factors import from_stream
 from .header import quote
 from .index import Part
-from .kernels import Factors, Term
-from .kernels.numpy_cpu import decode_piece
-from .packing import Bytes, from_planes
+from .kernels import Direction, Factors, Job, Prepare, Window, flat
+from .kernels.device import host_kernel
+from .packing import Bytes, check_codes, from_planes, packed_size
 from .parallel import in_parallel
+from .tiers import LINEAR, coefficient
+from .windows import copy_window, cut, pieces
 
 if TYPE_CHECKING:
     from .exact.layout import PartInfo
@@ -28,61 +31,14 @@ if TYPE_CHECKING:
 
 BATCH: Final = 64
 """Pieces that are in memory in packed form at a time."""
-TIERS: Final = ("auto", "line", "track", "exact")
-Kernel = Callable[[Bits, str, str, list[Term], int], Bits]
-"""Decodes a piece: (origin bits, origin dtype, dtype, terms, start) -> bits."""
+Read = tuple[float, str]
+"""A step and the tier that it is read from, as `tiers.choose_tier` returns it."""
+Allocate = Callable[[int], Bytes]
+"""Gives memory for so many bytes, uint8."""
 
 
-def choose_tier(container: Container, step: float, tier: str) -> str:
-    """Return what a step is read from: ``base``, ``line``, ``track`` or ``exact`` (FORMAT.md sections 8 and 13).
-
-    Raises:
-        InvalidArgument: an unknown tier, a step that is no number, or one that the tier does not have.
-    """
-    steps = container.index.steps
-    if tier not in TIERS:
-        raise InvalidArgument(f"tier is {tier!r}, expected one of {', '.join(TIERS)}")
-    if not math.isfinite(step):
-        raise InvalidArgument(f"step is {step}, expected a finite number")
-    stored = container.index.has_exact and step in steps
-    if tier == "exact" and not stored:
-        if not container.index.has_exact:
-            raise InvalidArgument(f"{container.source.path} has no tier 'exact': it was encoded without --exact")
-        nearest = int(steps[np.argmin(np.abs(steps - step))])
-        raise InvalidArgument(f"tier 'exact' has the stored steps only, not {step:g}; the nearest is {nearest}")
-    if tier == "auto" and stored and step != 0:
-        return "exact"
-    if tier == "auto":
-        observed = int(steps[0]) <= step <= int(steps[container.index.manifest.observed - 1])
-        return "base" if step == 0 else "track" if observed else "line"
-    if tier == "track" and not int(steps[0]) <= step <= int(steps[-1]):
-        raise InvalidArgument(f"tier 'track' reaches from step {steps[0]} to {steps[-1]}, not {step:g}; 'line' does")
-    return tier
-
-
-def coefficient(container: Container, direction: int, step: float, tier: str) -> np.float32:
-    """Return g of one direction at a step, from `tier` ``line`` or ``track``.
-
-    Raises:
-        InvalidArgument: it exceeds float32.
-    """
-    record = container.index.directions[direction]
-    steps = container.index.steps
-    with np.errstate(over="ignore"):
-        if tier == "line":
-            c = np.float64(record["slope"]) * np.float64(step) + np.float64(record["intercept"])
-        else:
-            row = container.coefficients(direction)[0]
-            after = int(np.searchsorted(steps, step))
-            if steps[after] == step:
-                c = row[after]
-            else:
-                low, high = np.float64(steps[after - 1]), np.float64(steps[after])
-                c = row[after - 1] + (row[after] - row[after - 1]) * ((np.float64(step) - low) / (high - low))
-        g = np.float32(c)
-    if not np.isfinite(g):
-        raise InvalidArgument(f"step {step:g} is too far out: a coefficient there exceeds float32")
-    return g
+def _empty(size: int) -> Bytes:
+    return np.empty(size, np.uint8)
 
 
 class Decoder:
@@ -91,7 +47,7 @@ class Decoder:
     Args:
         base: gives the reader of the base when it is first needed; not called where the file holds what is read.
         use_embedded: read an embedded base from the file; False if the caller gave a base.
-        kernel: decodes pieces.
+        prepare: the kernel, of numpy arrays.
     """
 
     def __init__(
@@ -100,9 +56,9 @@ class Decoder:
         base: Callable[[], BaseReader],
         *,
         use_embedded: bool = True,
-        kernel: Kernel = decode_piece,
+        prepare: Prepare = host_kernel,
     ) -> None:
-        self.container, self._base, self._use_embedded, self._kernel = container, base, use_embedded, kernel
+        self.container, self._base, self._use_embedded, self._prepare = container, base, use_embedded, prepare
         self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
         self._exact: ExactTier | None = None
         self._lock = threading.Lock()
@@ -129,39 +85,178 @@ class Decoder:
         except KeyError:
             raise InvalidArgument(f"{self.container.source.path} has no tensor {quote(name)}") from None
 
+    # -- bits of a tensor at some steps -----------------------------------------------------------------------------
+
     def read(self, name: str, step: float, tier: str, lo: int = 0, hi: int | None = None) -> Bits:
         """Return the bits of elements lo .. hi of a tensor at a step, one-dimensional and writable.
 
         Args:
             tier: as `choose_tier` returns it.
         """
-        index = self.container.index
+        hi = self.container.index.manifest.tensors[self.number(name)].size if hi is None else hi
+        return self.read_window(name, [(step, tier)], flat(lo, hi))[0].reshape(-1)
+
+    def read_window(self, name: str, reads: Sequence[Read], window: Window) -> list[Bits]:
+        """Return the bits of a window of a tensor at each of some steps, [rows, columns], each its own memory.
+
+        Origin and codes are read once for all steps.
+        """
         number = self.number(name)
+        dtype = bits_dtype(self.container.index.manifest.tensors[number].dtype)
+        outs: list[Bits] = [np.empty((window.rows, window.columns), dtype) for _ in reads]
+        linear = [i for i, read in enumerate(reads) if self.is_linear(number, read[1])]
+        if linear:
+            g = self.coefficients(number, [reads[i] for i in linear])
+            targets = [outs[i] for i in linear]
+            for job in self.jobs(number, window):
+                self._prepare([job])([g], [targets])
+        for i, (step, tier) in enumerate(reads):
+            if i not in linear:
+                self._copy(number, step, tier, window, outs[i])
+        return outs
+
+    def is_linear(self, number: int, tier: str) -> bool:
+        """Whether a tensor is decoded by a kernel in a tier."""
+        return bool(self.container.index.tensors[number]["kind"] == f.MOVING) and tier in LINEAR
+
+    def directions(self, number: int) -> range:
+        """Numbers of a tensor's directions."""
+        record = self.container.index.tensors[number]
+        return range(int(record["first"]), int(record["first"]) + int(record["directions"]))
+
+    def coefficients(self, number: int, reads: Sequence[Read]) -> F32:
+        """Return g of each direction of a ``moving`` tensor at each of some steps, float32 [S, k]."""
+        index = self.container.index
+        rows = [(index.directions[d], partial(self._row, d)) for d in self.directions(number)]
+        return np.array(
+            [[coefficient(record, row, index.steps, *read) for record, row in rows] for read in reads], np.float32
+        )
+
+    def _row(self, direction: int) -> npt.NDArray[np.float64]:
+        row: npt.NDArray[np.float64] = self.container.coefficients(direction)[0]
+        return row
+
+    def _copy(self, number: int, step: float, tier: str, window: Window, out: Bits) -> None:
+        """Fill `out` from what needs no arithmetic: origin, series, exact tier."""
+        index = self.container.index
         record, tensor = index.tensors[number], index.manifest.tensors[number]
-        hi = tensor.size if hi is None else hi
-        out: Bits = np.empty(hi - lo, bits_dtype(tensor.dtype))
-        terms: list[tuple[np.float32, int]] = []
-        if record["kind"] == f.MOVING and tier in ("line", "track"):
-            first = int(record["first"])
-            directions = range(first, first + int(record["directions"]))
-            terms = [(coefficient(self.container, d, step, tier), d) for d in directions]
-        factors: list[Factors | None] = []
-        has_origin = record["origin"] != f.NO_ORIGIN
-        series = record["kind"] == f.EXACT_SERIES and not (tier == "base" and has_origin)
-        for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
-            end = min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, tensor.size)
+        series = record["kind"] == f.EXACT_SERIES and not (tier == "base" and record["origin"] != f.NO_ORIGIN)
+        for start, end in self._batches(number, window):
             if tier == "exact" or (series and index.has_exact):
-                self._restore(number, self._at_or_before(step), start, end, lo, out)
+                self._restore(number, self._at_or_before(step), start, end, window, out)
                 continue
             if series:
-                found = self._series(number, step, start, end)
-            elif terms:
-                found, factors = self._moving(number, terms, factors, start, end)
+                parts = index.series_parts(number, self._at_or_before(step) - 1)
+                found = self._elements(parts, tensor.dtype, start, end)
             else:
                 found = self._convert(self.origin(number, start, end), number)
-            a, b = max(start, lo), min(end, hi)
-            out[a - lo : b - lo] = found[a - start : b - start]
-        return out
+            copy_window(window, start, found, out)
+
+    def _batches(self, number: int, window: Window) -> Iterator[tuple[int, int]]:
+        """Yield ranges of elements, of whole pieces, that hold a window; each fits the memory for a batch."""
+        size = self.container.index.manifest.tensors[number].size
+        for low, high in pieces(window):
+            for piece in range(low, high, BATCH):
+                yield piece * f.PIECE, min(min(piece + BATCH, high) * f.PIECE, size)
+
+    # -- what a kernel is given ------------------------------------------------------------------------------------
+
+    def jobs(self, number: int, window: Window, allocate: Allocate = _empty) -> Iterator[Job]:
+        """Yield jobs that together decode a window of a ``moving`` tensor, a batch of pieces each."""
+        factors: list[Factors | None] = []
+        for start, end in self._batches(number, window):
+            job = self.job(number, window, start, end, factors, allocate)
+            factors = [direction.factors for direction in job.directions]
+            yield job
+
+    def job(
+        self,
+        number: int,
+        window: Window,
+        start: int,
+        end: int,
+        factors: Sequence[Factors | None] = (),
+        allocate: Allocate = _empty,
+    ) -> Job:
+        """Read what decoding the elements start .. end of a window takes, which are whole pieces; all of it is checked.
+
+        Args:
+            factors: those of the tensor's directions, where they are known.
+            allocate: memory for origin and codes.
+        """
+        tensor = self.container.index.manifest.tensors[number]
+        origin = self.origin(number, start, end, allocate=allocate)
+        directions = self._directions(number, start, end, factors, allocate)
+        at = window.row * window.width + window.column - start
+        return Job(
+            origin, at, window.width, tensor.origin_dtype, tensor.dtype, directions, cut(window, start, end), start,
+            tensor.size,
+        )  # fmt: skip
+
+    def _directions(
+        self, number: int, start: int, end: int, factors: Sequence[Factors | None], allocate: Allocate
+    ) -> list[Direction]:
+        index = self.container.index
+        tensor = index.manifest.tensors[number]
+        low, high = start // f.PIECE, -(-end // f.PIECE)
+        rows = [index.directions[d] for d in self.directions(number)]
+        packings = [f.PACKINGS[int(row["packing"])] for row in rows]
+        wanted: list[Part] = []
+        uses: list[Callable[[Bytes], None]] = []
+        packed: list[Bytes] = []
+        streams: list[Bytes | None] = []
+        for d, packing in zip(self.directions(number), packings, strict=True):
+            of_factors, of_remainder = index.direction_parts(tensor, d)
+            of_factors = [] if factors else of_factors
+            remainder = of_remainder[low * packing.planes : high * packing.planes]
+            streams.append(_empty(sum(part.length for part in of_factors)) if of_factors else None)
+            packed.append(allocate(sum(part.length for part in remainder)))
+            for parts, memory in ((of_factors, streams[-1]), (remainder, packed[-1])):
+                at = 0
+                for part in parts:
+                    assert memory is not None
+                    uses.append(_filling(memory, at))
+                    at += part.length
+                wanted += parts
+        self.container.pieces(wanted, lambda i, raw: uses[i](raw))
+        self._check_codes(number, packings, packed, start, end)
+        known = factors or [
+            None if stream is None else self._factors(number, int(row["rank"]), stream)
+            for row, stream in zip(rows, streams, strict=True)
+        ]
+        return [
+            Direction(pairs, packing, codes, np.float32(row["step"]), np.float32(row["shift"]))
+            for pairs, packing, codes, row in zip(known, packings, packed, rows, strict=True)
+        ]
+
+    def _factors(self, number: int, rank: int, stream: Bytes) -> Factors:
+        """Factors from the raw bytes of all their pieces."""
+        shape = self.container.index.manifest.tensors[number].shape
+        raw = [stream[at : at + 2 * f.PIECE] for at in range(0, len(stream), 2 * f.PIECE)]
+        return from_stream(np.concatenate([from_planes(planes, np.uint16) for planes in raw]), shape, rank)
+
+    def _check_codes(
+        self, number: int, packings: Sequence[f.Packing], packed: Sequence[Bytes], start: int, end: int
+    ) -> None:
+        """Check the codes of the pieces from `start` to `end`; kernels trust them."""
+        name = self.container.index.manifest.tensors[number].name
+
+        def one(work: tuple[int, f.Packing, Bytes]) -> None:
+            begin, packing, codes = work
+            count = min(f.PIECE, end - begin)
+            width = packed_size(f.PIECE, packing) * packing.planes
+            at = (begin - start) // f.PIECE * width
+            try:
+                check_codes(codes[at : at + width], count, packing)
+            except Corrupt as error:
+                raise Corrupt(f"{self.container.source.path}: tensor {quote(name)}: {error}") from None
+
+        in_parallel(
+            one,
+            [(b, p, c) for p, c in zip(packings, packed, strict=True) for b in range(start, end, f.PIECE) if len(c)],
+        )
+
+    # -- origins, series, the exact tier -----------------------------------------------------------------------------
 
     def _convert(self, bits: Bits, number: int) -> Bits:
         tensor = self.container.index.manifest.tensors[number]
@@ -169,7 +264,9 @@ class Decoder:
             return bits
         return from_float32(to_float32(bits, tensor.origin_dtype), tensor.dtype)
 
-    def origin(self, number: int, start: int, end: int, *, check: bool = True) -> Bits:
+    def origin(
+        self, number: int, start: int, end: int, *, check: bool = True, allocate: Allocate | None = None
+    ) -> Bits:
         """Bits of whole pieces of the origin; checked, unless the caller checks what is made of them."""
         index = self.container.index
         tensor = index.manifest.tensors[number]
@@ -177,8 +274,13 @@ class Decoder:
             bits = self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
             if check:
                 self._check_digests(number, bits, start // f.PIECE)
+        else:
+            bits = self._base().read(tensor.name, start, end, check=check)
+        if allocate is None or allocate is _empty:
             return bits
-        return self._base().read(tensor.name, start, end, check=check)
+        place: Bits = allocate(bits.nbytes).view(bits.dtype)
+        place[:] = bits
+        return place
 
     def _at_or_before(self, step: float) -> int:
         """Number of the last stored step that is not after `step`, from 1 on; 1 if there is none."""
@@ -189,8 +291,8 @@ class Decoder:
         start = part.piece * f.PIECE
         return self._convert(self.origin(part.tensor, start, start + part.elements, check=check), part.tensor)
 
-    def _restore(self, number: int, step: int, start: int, end: int, lo: int, out: Bits) -> None:
-        """Fill `out`, elements from `lo` on, from whole pieces at step number `step` of the exact tier, all checked."""
+    def _restore(self, number: int, step: int, start: int, end: int, window: Window, out: Bits) -> None:
+        """Fill the window `out` from whole pieces at step number `step` of the exact tier, all checked."""
         tier = self.exact
         parts = tier.pieces(number, start // f.PIECE, -(-end // f.PIECE))
         blobs = tier.fetch(tier.blobs_of(parts, step))
@@ -207,79 +309,20 @@ class Decoder:
                 self.part_origin(part)  # a BaseMismatch, if it is the base that is wrong
                 raise
 
-        def fill(part: PartInfo) -> None:
-            begin = part.piece * f.PIECE
-            a, b = max(begin, lo), min(begin + part.elements, lo + len(out))
-            out[a - lo : b - lo] = restored(part)[a - begin : b - begin]
-
-        in_parallel(fill, parts)
-
-    def _series(self, number: int, step: float, start: int, end: int) -> Bits:
-        index = self.container.index
-        parts = index.series_parts(number, self._at_or_before(step) - 1)
-        return self._elements(parts, index.manifest.tensors[number].dtype, start, end)
+        in_parallel(lambda part: copy_window(window, part.piece * f.PIECE, restored(part), out), parts)
 
     def _elements(self, parts: list[Part], dtype: str, start: int, end: int) -> Bits:
         width = bits_dtype(dtype).itemsize
-        raw = self._pieces(parts[start // f.PIECE * width : -(-end // f.PIECE) * width], width)
+        raw = self.pieces_of(parts[start // f.PIECE * width : -(-end // f.PIECE) * width], width)
         found = [from_planes(planes, bits_dtype(dtype)) for planes in raw]
         return np.concatenate(found) if found else np.empty(0, bits_dtype(dtype))
 
-    def _pieces(self, parts: list[Part], planes: int) -> list[Bytes]:
+    def pieces_of(self, parts: list[Part], planes: int) -> list[Bytes]:
         """Raw bytes of pieces of so many planes each, the planes of a piece one after another."""
-        return self._several([(parts, planes)])[0]
-
-    def _several(self, wanted: list[tuple[list[Part], int]]) -> list[list[Bytes]]:
-        """`_pieces` of several lists of parts, all of them in one read."""
-        raw = iter(self.container.pieces([part for parts, _ in wanted for part in parts], lambda _, data: data))
-
-        def piece(planes: int) -> Bytes:
-            return next(raw) if planes == 1 else np.concatenate([next(raw) for _ in range(planes)])
-
-        return [[piece(planes) for _ in range(len(parts) // max(planes, 1))] for parts, planes in wanted]
-
-    def _factors(self, number: int, direction: int, pieces: list[Bytes]) -> Factors | None:
-        """Factors from the raw bytes of their pieces."""
-        index = self.container.index
-        if not pieces:
-            return None
-        bits = np.concatenate([from_planes(planes, np.uint16) for planes in pieces])
-        rank = int(index.directions[direction]["rank"])
-        return from_stream(bits, index.manifest.tensors[number].shape, rank)
-
-    def _moving(
-        self, number: int, terms: list[tuple[np.float32, int]], factors: list[Factors | None], start: int, end: int
-    ) -> tuple[Bits, list[Factors | None]]:
-        """Decode whole pieces; `factors` are those of the tensor, or empty: then they are read along and returned."""
-        index = self.container.index
-        tensor = index.manifest.tensors[number]
-        origin = self.origin(number, start, end)
-        low, high = start // f.PIECE, -(-end // f.PIECE)
-        wanted: list[tuple[list[Part], int]] = []
-        for _, direction in terms:
-            planes = f.PACKINGS[int(index.directions[direction]["packing"])].planes
-            of_factors, of_remainder = index.direction_parts(tensor, direction)
-            wanted += [([] if factors else of_factors, 2), (of_remainder[low * planes : high * planes], planes)]
-        found = self._several(wanted)
-        if not factors:
-            factors = [self._factors(number, d, found[2 * j]) for j, (_, d) in enumerate(terms)]
-        packed = [found[2 * j + 1] or [np.empty(0, np.uint8)] * (high - low) for j in range(len(terms))]
-
-        def one(i: int) -> Bits:
-            pieces = [self._term(*term, factors[j], packed[j][i]) for j, term in enumerate(terms)]
-            at = i * f.PIECE
-            bits = origin[at : at + f.PIECE]
-            try:
-                return self._kernel(bits, tensor.origin_dtype, tensor.dtype, pieces, start + at)
-            except Corrupt as error:
-                raise Corrupt(f"{self.container.source.path}: tensor {quote(tensor.name)}: {error}") from None
-
-        return np.concatenate(in_parallel(one, range(high - low))), factors
-
-    def _term(self, g: np.float32, direction: int, factors: Factors | None, packed: Bytes) -> Term:
-        record = self.container.index.directions[direction]
-        packing = f.PACKINGS[int(record["packing"])]
-        return Term(g, factors, packing, packed, np.float32(record["step"]), np.float32(record["shift"]))
+        raw = iter(self.container.pieces(parts, lambda _, data: data))
+        if planes == 1:
+            return list(raw)
+        return [np.concatenate([next(raw) for _ in range(planes)]) for _ in range(len(parts) // max(planes, 1))]
 
     def read_file(self, number: int) -> Iterator[bytes]:
         """Yield the bytes of an embedded file, in bounded memory."""
@@ -287,63 +330,11 @@ class Decoder:
         for i in range(0, len(parts), BATCH):
             yield from self.container.pieces(parts[i : i + BATCH], lambda _, raw: raw.tobytes())
 
-    def check_all(self) -> None:
-        """Read every chunk, decode every code, check the digests of an embedded base.
-
-        Raises:
-            Corrupt: a checksum, frame, code or digest is wrong.
-        """
+    def check_stored(self, number: int, start: int, end: int) -> None:
+        """Read whole pieces of an origin that the file holds, and check them."""
         index = self.container.index
-        for entry in index.entries.values():
-            if entry.name not in f.ENTRIES and entry.name not in f.EXACT_ENTRIES:
-                self.container.check_entry(entry)
-        for direction in range(len(index.directions)):
-            self.container.coefficients(direction)
-        for number, record in enumerate(index.tensors):
-            if record["kind"] == f.MOVING:
-                for d in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
-                    self._check_direction(number, d)
-            elif record["kind"] == f.EXACT_SERIES and not index.has_exact:
-                for parts in index.distinct_series(number):
-                    for i in range(0, len(parts), BATCH):
-                        self.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
-            if index.holds_origin(number):
-                self._check_origin(number)
-        for i in range(len(index.manifest.files)):
-            for part in index.file_parts(i):
-                self.container.pieces([part], lambda _, raw: len(raw))
-        if index.has_exact:
-            for keys in self.exact.all_blobs():
-                for i in range(0, len(keys), BATCH):
-                    self.exact.fetch(keys[i : i + BATCH])
-
-    def _check_direction(self, number: int, direction: int) -> None:
-        tensor = self.container.index.manifest.tensors[number]
-        factors, parts = self.container.index.direction_parts(tensor, direction)
-        planes = f.PACKINGS[int(self.container.index.directions[direction]["packing"])].planes
-        zeros = np.zeros(f.PIECE, np.uint16)
-
-        def codes(work: tuple[int, Bytes]) -> None:
-            number, raw = work
-            origin = zeros[: min(f.PIECE, tensor.size - number * f.PIECE)]
-            decode_piece(origin, "BF16", "BF16", [self._term(np.float32(0), direction, None, raw)], 0)
-
-        try:
-            for i in range(0, len(factors), BATCH):
-                self.container.pieces(factors[i : i + BATCH], lambda _, raw: len(raw))
-            for i in range(0, len(parts), BATCH * planes or 1):
-                raw = self._pieces(parts[i : i + BATCH * planes], planes)
-                in_parallel(codes, enumerate(raw, i // planes))
-        except Corrupt as error:
-            raise Corrupt(f"tensor {quote(tensor.name)}: {error}") from None
-
-    def _check_origin(self, number: int) -> None:
-        size = self.container.index.manifest.tensors[number].size
-        parts = self.container.index.origin_parts(number)
-        dtype = self.container.index.manifest.tensors[number].origin_dtype
-        for start in range(0, size, BATCH * f.PIECE):
-            bits = self._elements(parts, dtype, start, min(start + BATCH * f.PIECE, size))
-            self._check_digests(number, bits, start // f.PIECE)
+        dtype = index.manifest.tensors[number].origin_dtype
+        self._check_digests(number, self._elements(index.origin_parts(number), dtype, start, end), start // f.PIECE)
 
     def _check_digests(self, number: int, bits: Bits, first: int) -> None:
         """Check whole pieces of an embedded origin, from piece `first` on; there is no digest of a stored one."""
@@ -355,3 +346,12 @@ class Decoder:
             if digest(bits[start : start + f.PIECE]) != index.digests[i].tobytes():
                 name = quote(index.manifest.tensors[number].name)
                 raise Corrupt(f"{self.container.source.path}: embedded tensor {name} differs from its digest")
+
+
+def _filling(memory: Bytes, at: int) -> Callable[[Bytes], None]:
+    """Return what writes raw bytes to their place."""
+
+    def fill(raw: Bytes) -> None:
+        memory[at : at + len(raw)] = raw
+
+    return fill

@@ -15,8 +15,8 @@ import numpy as np
 from .dtypes import F32, Bits, from_float32, to_float32
 from .factors import ReadElements, decompose, rounded, stream
 from .format import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
-from .kernels import Factors, Term
-from .kernels.numpy_cpu import direction_piece, factor_sum
+from .kernels import Direction, Factors
+from .kernels.reference import direction_piece, factor_sum
 from .packing import Bytes, compress, pack_codes, split_planes, to_planes
 from .quality import Quality
 from .quantize import Magnitudes, Quantizer, candidates
@@ -145,8 +145,8 @@ class Stored:
     def decoded(self, values: F32, start: int) -> F32:
         """Return the stored direction over the elements of `values`, as every decoder will."""
         packed = self.remainder_piece(values, start) if self.packing is not NONE else np.zeros(0, np.uint8)
-        term = Term(np.float32(1), self.factors, self.packing, packed, self.step, self.shift)
-        return direction_piece(term, start, len(values))
+        direction = Direction(self.factors, self.packing, packed, self.step, self.shift)
+        return direction_piece(direction, packed, start, len(values))
 
 
 class Search:

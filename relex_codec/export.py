@@ -53,6 +53,14 @@ def shards_of(manifest: Manifest) -> list[Shard]:
     return found
 
 
+def index_file(manifest: Manifest, shards: Iterable[Shard]) -> bytes:
+    """Return the content of the index, which says which file has which tensor."""
+    place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
+    total = sum(map(nbytes, manifest.tensors))
+    document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
 def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) -> Iterator[tuple[str, Iterable[bytes]]]:
     """Yield name and content of each file that is no weights: the index, and the base's other files.
 
@@ -61,10 +69,7 @@ def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) ->
     """
     manifest = decoder.container.index.manifest
     if manifest.indexed:
-        place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-        total = sum(map(nbytes, manifest.tensors))
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
-        yield INDEX, [(json.dumps(document, indent=2) + "\n").encode()]
+        yield INDEX, [index_file(manifest, shards)]
     if base is None:
         for i, file in enumerate(manifest.files):
             yield file.name, decoder.read_file(i)

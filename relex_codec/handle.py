@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import TracebackType
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import numpy as np
 from .errors import InvalidArgument
 from .paths import Options, PathLike
 from .run import Run
+from .windows import Index, box_of, split
 
 _NUMPY: Final = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4",
@@ -77,34 +77,28 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
 
     def get_tensor(self, name: str) -> Any:
         """Return a tensor (``pt``) or array (``np``)."""
-        return self._rows(name, 0, None)
+        return self._part(name, ...)
 
     def get_tensors(self) -> dict[str, Any]:
         """Return every tensor: ``{name: tensor}``."""
         return {name: self.get_tensor(name) for name in self.offset_keys()}
 
     def get_slice(self, name: str) -> Slice:
-        """Return a lazy view; indexing it decodes the rows it needs."""
+        """Return a lazy view; indexing it decodes what it needs."""
         return Slice(self, name)
 
-    def _rows(self, name: str, lo: int, hi: int | None) -> Any:
-        """Rows lo .. hi of the first dimension; everything if hi is None."""
+    def _part(self, name: str, index: Index) -> Any:
+        """Return what ``tensor[index]`` is, decoding nothing else."""
         entry = self._run.entry(name)
-        shape = entry.shape if hi is None else (hi - lo, *entry.shape[1:])
-        width = math.prod(entry.shape[1:])
-        start, end = (0, None) if hi is None else (lo * width, hi * width)
-        bits = self._run.bits(name, self._step, self._tier, start, end)
         if self._framework == "pt":
-            from .torch_dtypes import as_tensor
-
-            return as_tensor(bits, entry.dtype, shape).to(self._run.device)
+            return self._run.tensor(name, self._step, self._tier, index)
         if entry.dtype not in _NUMPY:
             raise InvalidArgument(f"numpy has no dtype for {entry.dtype}; open with framework='pt'")
-        return bits.view(_NUMPY[entry.dtype]).reshape(shape)
+        return self._run.box(name, self._step, self._tier, index).view(_NUMPY[entry.dtype])
 
 
 class Slice:
-    """A tensor that is decoded when indexed, and then only the rows that the index needs."""
+    """A tensor that is decoded when indexed, and then only what the index needs."""
 
     def __init__(self, handle: safe_open, name: str) -> None:
         self._handle, self._name = handle, name
@@ -129,18 +123,11 @@ class Slice:
         return found if self._handle._framework == "pt" else np.asarray(found)
 
     def _indexed(self, index: Any) -> Any:
-        indices = index if isinstance(index, tuple) else (index,)
-        shape = self._entry.shape
-        first = indices[0] if indices else Ellipsis
-        if not shape or not isinstance(first, int | slice) or isinstance(first, bool):
-            return self._handle._rows(self._name, 0, None)[index]
-        if isinstance(first, int):
-            row = first + shape[0] if first < 0 else first
-            if not 0 <= row < shape[0]:
-                raise IndexError(f"index {first} is out of range for {self._name!r} of shape {list(shape)}")
-            return self._handle._rows(self._name, row, row + 1)[(0, *indices[1:])]
-        lo, hi, step = first.indices(shape[0])
-        if step < 0:
-            raise ValueError(f"slice step {step} of {self._name!r} is not positive")
-        hi = max(lo, hi)
-        return self._handle._rows(self._name, lo, hi)[(slice(None, None, step), *indices[1:])]
+        try:
+            part, rest = split(index)
+            box_of(self._entry.shape, part)
+        except ValueError as error:
+            raise ValueError(f"{error}: {self._name!r}") from None
+        except InvalidArgument as error:
+            raise IndexError(f"{error}: {self._name!r}") from None
+        return self._handle._part(self._name, part)[rest]

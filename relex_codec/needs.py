@@ -31,13 +31,17 @@ class Need(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Elements `lo` to `hi` of a tensor at a step; `tier` is as `decoder.choose_tier` returns it."""
+    """What is read together of a tensor at a step.
+
+    Attributes:
+        tier: as `tiers.choose_tier` returns it.
+        spans: ranges of elements, in order; whole pieces are read that hold them.
+    """
 
     number: int
     step: float
     tier: str
-    lo: int
-    hi: int
+    spans: tuple[tuple[int, int], ...]
 
 
 def reads_base(index: Index, wanted: Iterable[Wanted], use_embedded: bool) -> bool:
@@ -69,8 +73,7 @@ def needs(
         moving = record["kind"] == f.MOVING and one.tier in ("line", "track")
         position = max(1, int(np.searchsorted(index.steps, one.step, side="right")))
         first = True
-        for start in range(one.lo // f.PIECE * f.PIECE, one.hi, BATCH * f.PIECE):
-            end = min(start + BATCH * f.PIECE, -(-one.hi // f.PIECE) * f.PIECE, size)
+        for start, end in _batches(one.spans, size):
             if one.tier == "exact" or (series and index.has_exact):
                 opened = exact()
                 parts = opened.pieces(one.number, start // f.PIECE, -(-end // f.PIECE))
@@ -86,6 +89,12 @@ def needs(
                 if moving:
                     yield from _directions(index, one.number, start, end, first)
             first = False
+
+
+def _batches(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    for lo, hi in spans:
+        for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
+            yield start, min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, size)
 
 
 def _directions(index: Index, number: int, start: int, end: int, first: bool) -> Iterator[Need]:
@@ -121,7 +130,9 @@ def _has_origin(index: Index, one: Wanted) -> bool:
     record = index.tensors[one.number]
     if record["origin"] == f.NO_ORIGIN:
         return False
-    return one.hi > one.lo and (record["kind"] != f.EXACT_SERIES or index.has_exact or one.tier == "base")
+    return any(hi > lo for lo, hi in one.spans) and (
+        record["kind"] != f.EXACT_SERIES or index.has_exact or one.tier == "base"
+    )
 
 
 def _slice(parts: list[Part], start: int, end: int, planes: int) -> list[Part]:

@@ -96,34 +96,49 @@ def _pack_blocks(digits: Bytes, packing: Packing) -> Bytes:
 
 
 def unpack_codes(raw: Bytes, count: int, packing: Packing) -> Codes:
-    """Inverse of `pack_codes` for a piece of `count` codes.
+    """Inverse of `pack_codes` for a piece of `count` codes, which `check_codes` accepts.
 
     Returns:
         int32 codes, flat.
+    """
+    if packing.name == "word":
+        return from_planes(raw, np.uint16).astype(np.int32) - np.int32(packing.zero)
+    codes = _digits(raw, count, packing)[:count].astype(np.int32)
+    codes -= np.int32(packing.zero)
+    return codes
+
+
+def check_codes(raw: Bytes, count: int, packing: Packing) -> None:
+    """Check the raw bytes of a piece of `count` elements of a remainder.
 
     Raises:
         Corrupt: a digit outside the packing's range, or padding that is not the zero code.
     """
-    if packing.name == "word":
-        digits = from_planes(raw, np.uint16)
-        if len(digits) and int(digits.max()) > 2 * packing.zero:
-            raise Corrupt("a code word lies outside -32767 .. 32767")
-        return digits.astype(np.int32) - np.int32(packing.zero)
     k = packing.per_byte
-    if k > 2 and len(raw) and int(raw.max()) >= packing.radix**k:
-        raise Corrupt(f"byte {int(raw.max())} in {packing.name} codes, at most {packing.radix**k - 1} is possible")
+    outside = f"a {packing.name} code lies outside -{packing.zero} .. {packing.zero}"
+    if packing.name == "word" and (from_planes(raw, np.uint16) == 0xFFFF).any():
+        raise Corrupt(outside)
+    if not k:
+        return
+    most = packing.radix**k - 1 if k > 2 else 255
+    if k != 2 and len(raw) and int(raw.max()) > most - (k == 1):
+        raise Corrupt(f"byte {int(raw.max())} in {packing.name} codes, at most {most - (k == 1)} is possible")
+    if k == 2 and (((raw & 0x0F) == 0x0F) | (raw >= 0xF0)).any():
+        raise Corrupt(outside)
+    begin = count // (BLOCK * k) * (BLOCK * k)
+    if count > begin and (_digits(raw[begin // k :], count - begin, packing)[count - begin :] != packing.zero).any():
+        raise Corrupt(f"the padding of {packing.name} codes is not zero")
+
+
+def _digits(raw: Bytes, count: int, packing: Packing) -> Bytes:
+    """The digits of blocks of `count` elements, those beyond the last element included."""
+    k = packing.per_byte
     full = count // (BLOCK * k) * BLOCK
     digits = np.empty((k * len(raw)), np.uint8)
     _unpack_blocks(raw[:full].reshape(-1, BLOCK), digits[: k * full].reshape(-1, k, BLOCK), packing)
     if full < len(raw):
         _unpack_blocks(raw[None, full:], digits[k * full :].reshape(1, k, -1), packing)
-    if len(digits) and int(digits.max()) > 2 * packing.zero:
-        raise Corrupt(f"a {packing.name} code lies outside -{packing.zero} .. {packing.zero}")
-    if (digits[count:] != packing.zero).any():
-        raise Corrupt(f"the padding of {packing.name} codes is not zero")
-    codes = digits[:count].astype(np.int32)
-    codes -= np.int32(packing.zero)
-    return codes
+    return digits
 
 
 def _unpack_blocks(raw: Bytes, digits: Bytes, packing: Packing) -> None:
@@ -192,13 +207,13 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
     flags = np.unpackbits(packed, bitorder="little").view(bool)
     if flags[raw_length:].any():
         raise Corrupt("the flags of a chunk go on beyond its end")
-    flags = flags[:raw_length]
-    count = int(flags.sum())
+    places = np.flatnonzero(flags[:raw_length])  # four times faster than the flags as an index
+    count = len(places)
     rest = _unframe(stored[end:], count) if count else np.frombuffer(stored[end:], np.uint8)
     if len(rest) != count or (rest == fill).any():
         raise Corrupt(f"a chunk has {count} flags set and {len(rest)} bytes, or one that should have no flag")
     raw = np.full(raw_length, fill, np.uint8)
-    raw[flags] = rest
+    raw[places] = rest
     return raw
 
 

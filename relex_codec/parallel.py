@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,3 +33,41 @@ def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | 
         return [function(value) for value in values]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, values))
+
+
+def ahead(values: Iterable[T], count: int) -> Iterator[T]:
+    """Yield `values`, of which up to `count` are made on a thread before they are asked for.
+
+    What making them raises is raised here; when the caller stops early, no more of them are made.
+    """
+    done = object()
+    ready: queue.Queue[Any] = queue.Queue()
+    room = threading.Semaphore(count)
+    stopped = threading.Event()
+
+    def make() -> None:
+        try:
+            for value in values:
+                ready.put((value, None))
+                room.acquire()
+                if stopped.is_set():
+                    break
+            ready.put((done, None))
+        except BaseException as error:  # for the thread that waits
+            ready.put((done, error))
+
+    worker = threading.Thread(target=make, daemon=True)
+    worker.start()
+    try:
+        while True:
+            value, error = ready.get()
+            if error is not None:
+                raise error
+            if value is done:
+                return
+            room.release()
+            yield value
+    finally:
+        stopped.set()
+        room.release()
+        worker.join()

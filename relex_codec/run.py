@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from . import format as f
 from .base import BaseReader, Expected, resolve
+from .check import check_all
 from .checkpoint import Checkpoint
 from .container import Container
-from .decoder import BATCH, Decoder, choose_tier
-from .dtypes import Bits
+from .decoder import BATCH, Decoder, Read
+from .dtypes import Bits, bits_dtype
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .export import Base, export, nbytes
-from .header import quote
-from .kernels.device import kernel_for
+from .kernels import flat
+from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
 from .packing import piece_lengths
 from .paths import Options, PathLike
@@ -26,9 +28,14 @@ from .reading import reading_ahead
 from .restore import choose_steps, restore
 from .settings import without_credentials
 from .storage import open_source
+from .tiers import choose_tier
+from .windows import Index, box_of, windows
 
 if TYPE_CHECKING:
     import torch
+
+    from .modules import Names
+    from .resident import Resident
 
 
 class Run:
@@ -57,8 +64,9 @@ class Run:
         self._base_given, self._options = base, storage_options
         self._base_reader: BaseReader | None = None
         self._lock = threading.Lock()
-        kernel = kernel_for(device)
-        self._decoder = Decoder(self._container, self._open_base, use_embedded=base is None, kernel=kernel)
+        if not is_host(device):
+            device_kernel(device)  # whether there is such a device
+        self._decoder = Decoder(self._container, self._open_base, use_embedded=base is None)
 
     def __enter__(self) -> Run:
         return self
@@ -123,10 +131,29 @@ class Run:
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
         """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional."""
         chosen = self.tier(step, tier)
-        with reading_ahead(self._decoder, self.base_reader, [name], float(step), chosen, lo, hi):
+        window = flat(lo, self.entry(name).size if hi is None else hi)
+        with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [(float(step), chosen)]):
             return self._decoder.read(name, float(step), chosen, lo, hi)
 
-    def tensor(self, name: str, step: float, tier: str = "auto") -> torch.Tensor:
+    def box(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> Bits:
+        """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
+
+        Only the pieces that the box touches are read and decoded.
+
+        Raises:
+            InvalidArgument: an index that the tensor does not have, or a step in it other than 1; and as `tensor`.
+        """
+        entry = self.entry(name)
+        box, shape = box_of(entry.shape, index)
+        read = (float(step), self.tier(step, tier))
+        parts = windows(entry.shape, box)
+        with reading_ahead(self._decoder, self.base_reader, [(name, parts)], [read]):
+            found = [self._decoder.read_window(name, [read], window)[0] for window in parts]
+        if len(found) == 1:
+            return found[0].reshape(shape)
+        return np.concatenate(found).reshape(shape) if found else np.empty(shape, bits_dtype(entry.dtype))
+
+    def tensor(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> torch.Tensor:
         """Return one tensor at a step, on the run's device; reads only what that needs.
 
         Args:
@@ -134,18 +161,65 @@ class Run:
             tier: ``line`` for any step, ``track`` for those from the first to the last stored one, ``exact`` for the
                 stored ones themselves, bit for bit, if the file has that tier. ``auto``: the base at 0, ``exact``
                 where a step is stored so, else ``track`` among the observed steps and ``line`` beyond.
+            index: decodes only this part, as ``tensor[index]``: slices with a step of 1, integers, ``...``.
 
         Raises:
-            InvalidArgument: no such tensor or tier, or the tier does not reach the step.
+            InvalidArgument: no such tensor, tier or index, or the tier does not reach the step.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        return self._torch(name, self.bits(name, step, tier), self.entry(name).shape)
+        self.entry(name)
+        return self._tensors({name: index}, [step], tier)[0][name]
 
-    def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
-        """Return all tensors at a step: ``{name: tensor}``; steps and tiers are those of `tensor`."""
-        with reading_ahead(self._decoder, self.base_reader, self.keys(), float(step), self.tier(step, tier)):
-            return {name: self.tensor(name, step, tier) for name in self.keys()}
+    def state_dict(
+        self, step: float, tier: str = "auto", *, slices: Mapping[str, Index] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return all tensors at a step: ``{name: tensor}``; steps and tiers are those of `tensor`.
+
+        Args:
+            slices: of the tensors of which only a part is wanted, as the `index` of `tensor`.
+        """
+        return self.state_dicts([step], tier, slices=slices)[0]
+
+    def state_dicts(
+        self, steps: Sequence[float], tier: str = "auto", *, slices: Mapping[str, Index] | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Return all tensors at each of some steps; base and codes are read once for all of them."""
+        chosen = dict(slices or {})
+        for name in chosen:
+            self.entry(name)
+        return self._tensors({name: chosen.get(name, ...) for name in self.keys()}, steps, tier)
+
+    def _tensors(self, wanted: Mapping[str, Index], steps: Sequence[float], tier: str) -> list[dict[str, torch.Tensor]]:
+        """Decode boxes of some tensors at some steps, on the run's device."""
+        from .tensors import read_tensors
+        from .upload import Wanted
+
+        reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
+        boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
+        states: list[dict[str, torch.Tensor]] = [{} for _ in reads]
+        parts = [(one.name, windows(self.entry(one.name).shape, one.box)) for one in boxes]
+        with reading_ahead(self._decoder, self.base_reader, parts, reads):
+            for name, found in read_tensors(self._decoder, boxes, reads, self.device):
+                for state, value in zip(states, found, strict=True):
+                    state[name] = value
+        return states
+
+    def resident(self, device: Any = None, *, slices: Mapping[str, Index] | None = None) -> Resident:
+        """Hold base and packed directions on a device, from where any step is decoded without disk or network.
+
+        Args:
+            device: default: the run's.
+            slices: of the tensors of which only a part is held, as the `index` of `tensor`: a rank's shards.
+
+        Raises:
+            InvalidArgument: no such device, tensor or index.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged.
+        """
+        from .resident import Resident
+
+        return Resident(self, self.device if device is None else device, slices)
 
     def iter_steps(
         self, start: float | None = None, stop: float | None = None
@@ -187,39 +261,32 @@ class Run:
             yield numbers[number], state
             del state  # of which nothing is held while the next step is made
 
-    def load_into(self, module: torch.nn.Module, step: float, tier: str = "auto") -> None:
+    def load_into(
+        self, module: torch.nn.Module, step: float, tier: str = "auto", *, names: Names = None, prefix: str = ""
+    ) -> None:
         """Copy a step into the parameters and buffers of `module`, in place.
 
         Tied parameters count as present if one of their names is in the file. The module is changed only when
         everything has been checked and decoded.
+
+        Args:
+            names: where tensors go that are not called in the module what they are called in the file: a mapping or a
+                function from the file's name to the module's, to ``(name, index)`` for a part of a fused parameter, or
+                to None for a tensor that is left out.
+            prefix: before all names in the module (``module.``, ``_orig_mod.``).
 
         Raises:
             InvalidArgument: names or shapes of module and file differ.
         """
         import torch
 
-        targets = dict(module.state_dict(keep_vars=True))
-        meta = next((name for name, target in targets.items() if target.is_meta), None)
-        if meta is not None:
-            raise InvalidArgument(
-                f"{quote(meta)} of the module is on the meta device; materialise it: module.to_empty(device=...)"
-            )
-        there = {targets[name].data_ptr() for name in self.keys() if name in targets}
-        missing = [n for n, t in targets.items() if n not in self._decoder.numbers and t.data_ptr() not in there]
-        unexpected = [name for name in self.keys() if name not in targets]
-        if missing or unexpected:
-            what = f"the file lacks {quote(missing[0])}" if missing else f"the module lacks {quote(unexpected[0])}"
-            raise InvalidArgument(
-                f"module and file differ: {what} ({len(missing)} missing, {len(unexpected)} unexpected)"
-            )
-        for name in self.keys():
-            found, expected = tuple(targets[name].shape), self.entry(name).shape
-            if found != expected:
-                raise InvalidArgument(f"{quote(name)} is {list(found)} in the module, {list(expected)} in the file")
-        decoded = self.state_dict(step, tier)
+        from .modules import match
+
+        targets = match({name: self.entry(name).shape for name in self.keys()}, module, names, prefix)
+        decoded = self._tensors({target.name: ... for target in targets}, [step], tier)[0]
         with torch.no_grad():
-            for name, value in decoded.items():
-                targets[name].copy_(value)
+            for target in targets:
+                target.tensor.copy_(decoded[target.name])
 
     def save(self, output: PathLike, step: float, tier: str = "auto", *, progress: bool = False) -> str:
         """Write a step as a Hugging Face checkpoint directory; it appears when it is complete.
@@ -231,7 +298,8 @@ class Run:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
         chosen = self.tier(step, tier)
-        ahead = reading_ahead(self._decoder, self.base_reader, self.keys(), float(step), chosen)
+        parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in self._container.index.manifest.tensors]
+        ahead = reading_ahead(self._decoder, self.base_reader, parts, [(float(step), chosen)])
         with self._bar("decode", 1, progress) as bar, ahead:
             export(self._decoder, output, float(step), chosen, self._side_files(), bar.update)
         return chosen
@@ -278,7 +346,7 @@ class Run:
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
         """
-        self._decoder.check_all()
+        check_all(self._decoder)
 
     def check_exact(self, *, progress: bool = False) -> int:
         """Restore every stored step of every tensor and check all digests, in memory as `restore`.

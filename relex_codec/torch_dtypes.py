@@ -35,5 +35,7 @@ def as_tensor(bits: Bits, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """
     if dtype not in DTYPES:
         raise InvalidArgument(f"torch {torch.__version__} has no dtype for {dtype}")
+    if not bits.size:  # torch would give it a stride of 0, which its views do not take
+        return torch.empty(shape, dtype=DTYPES[dtype])
     owned = bits if bits.flags.writeable else np.array(bits)
     return torch.from_numpy(signed(owned)).view(DTYPES[dtype]).reshape(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import Tensor, bf16, f16, f32, random_bits, write_checkpoint, write_run
 from plain import Array
 
@@ -19,6 +21,15 @@ import relex_codec
 from relex_codec.storage import Source
 
 pytest_plugins = ["servers.fixtures", "servers.runs"]
+
+
+def pytest_configure() -> None:
+    """Without a GPU Triton's kernels run in its interpreter, which it asks for when it is imported: so before that."""
+    assert "triton" not in sys.modules
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 SIDE = {
     "config.json": {"model_type": "test"},
     "generation_config.json": {"temperature": 0.6},

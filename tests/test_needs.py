@@ -13,7 +13,9 @@ from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
 from relex_codec.needs import Wanted, needs, reads_base
+from relex_codec.reading import wanted_of
 from relex_codec.storage import LocalSource, Source
+from relex_codec.windows import box_of, windows
 
 PIECE = 1 << 18
 
@@ -88,7 +90,7 @@ def check(
         wanted = []
         for name in names:
             lo, hi = part(run.entry(name).size)
-            wanted.append(Wanted(decoder.number(name), step, chosen, lo, hi))
+            wanted.append(Wanted(decoder.number(name), step, chosen, ((lo, hi),)))
         needs_base = reads_base(index, wanted, decoder.use_embedded)
         checkpoint = run.base_reader().checkpoint if needs_base else None
         for group in [wanted] if part is everything else [[one] for one in wanted]:
@@ -108,7 +110,7 @@ def compare(run: relex_codec.Run, wanted: list[Wanted], checkpoint: Any, reads: 
     )
     reads.clear()
     for one in wanted:
-        decoder.read(run.keys()[one.number], one.step, one.tier, one.lo, one.hi)
+        decoder.read(run.keys()[one.number], one.step, one.tier, *one.spans[0])
     shards = checkpoint.shards if checkpoint else []
     planned = [("file" if shard is None else shards[shard], a, b) for shard, a, b in plan]
     assert covered(planned) == covered(reads)
@@ -150,8 +152,35 @@ def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
 
 def test_the_base_is_not_opened_where_nothing_needs_it(zoo_file: Callable[..., Path], reads: Any) -> None:
     with relex_codec.open(zoo_file("default", embed_base=True)) as run:
-        wanted = [Wanted(i, 9, "line", 0, run.entry(name).size) for i, name in enumerate(run.keys())]
+        wanted = [Wanted(i, 9, "line", ((0, run.entry(name).size),)) for i, name in enumerate(run.keys())]
         assert not reads_base(run.container.index, wanted, True) and reads_base(run.container.index, wanted, False)
     with relex_codec.open(zoo_file("default"), base="/none") as run:
         run.tensor("added", 9)  # the file has all of it
         run.tensor("batches_seen", 9)
+
+
+@pytest.mark.parametrize("index", [(slice(3, 9), slice(4, 20)), (slice(None), slice(10, 30)), 5, ...], ids=str)
+@pytest.mark.parametrize("tier", ["track", "exact"])
+def test_boxes_at_several_steps(long_files: Any, index: Any, tier: str, reads: Any) -> None:
+    path, base = long_files(tier == "exact")
+    steps = [(1.0, tier), (2.0, tier)]
+    with relex_codec.open(path, base=base) as run:
+        decoder, shape = run.decoder, run.entry("m").shape
+        for window in windows(shape, box_of(shape, index)[0]):
+            if tier == "exact":
+                decoder._exact = None
+                _ = decoder.exact
+            checkpoint = run.base_reader().checkpoint
+            plan = list(
+                needs(
+                    run.container.index,
+                    wanted_of(decoder, "m", window, steps),
+                    use_embedded=False,
+                    base=checkpoint.tensors,
+                    exact=lambda: decoder.exact,
+                )
+            )
+            reads.clear()
+            decoder.read_window("m", steps, window)
+            planned = [("file" if shard is None else checkpoint.shards[shard], a, b) for shard, a, b in plan]
+            assert covered(planned) == covered(reads)

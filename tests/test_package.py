@@ -22,16 +22,22 @@ def test_public_names() -> None:
         "Corrupt",
         "InvalidArgument",
         "RelexError",
+        "RelexStorageReader",
         "Run",
         "Truncated",
         "Unsupported",
         "__version__",
         "append",
         "encode",
+        "load_model",
+        "load_tokenizer",
         "open",
         "safe_open",
     ]
     assert all(hasattr(relex_codec, name) for name in relex_codec.__all__)
+    assert set(relex_codec.__all__) <= set(dir(relex_codec))
+    with pytest.raises(AttributeError, match="nothing"):
+        relex_codec.nothing  # noqa: B018 (which is the test)
 
 
 def test_errors_have_one_root() -> None:
@@ -64,7 +70,7 @@ def test_version_agrees() -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = "{'torch', 'transformers', 'huggingface_hub', 'numba', 'triton'}"
+    heavy = "{'torch', 'transformers', 'huggingface_hub', 'numba', 'triton', 'fsspec'}"
     code = f"import relex_codec, relex_codec.cli.main, sys; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ELSEWHERE)
     assert done.stdout.strip() == "[]"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from relex_codec.errors import Corrupt
 from relex_codec.format import NONE, PACKINGS, PIECE
 from relex_codec.packing import (
+    check_codes,
     compress,
     decompress,
     from_planes,
@@ -81,7 +82,7 @@ def test_words_are_planes_of_digits() -> None:
     assert raw.tobytes() == bytes(d & 255 for d in digits) + bytes(d >> 8 for d in digits)
     np.testing.assert_array_equal(unpack_codes(raw, 5, BY_NAME["word"]), codes)
     with pytest.raises(Corrupt):
-        unpack_codes(np.frombuffer(b"\xff\xff", np.uint8), 1, BY_NAME["word"])
+        check_codes(np.frombuffer(b"\xff\xff", np.uint8), 1, BY_NAME["word"])
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -91,19 +92,21 @@ def test_every_byte_is_a_code_or_refused(name: str) -> None:
         digits = [byte // radix**j % radix for j in range(m)]
         raw = np.array([byte], np.uint8)
         if byte < radix**m and all(d <= 2 * zero for d in digits):
+            check_codes(raw, m, BY_NAME[name])
             assert unpack_codes(raw, m, BY_NAME[name]).tolist() == [d - zero for d in digits]
         else:
             with pytest.raises(Corrupt):
-                unpack_codes(raw, m, BY_NAME[name])
+                check_codes(raw, m, BY_NAME[name])
 
 
 @pytest.mark.parametrize("name", ["ternary", "quinary", "nibble"])
 def test_padding_that_is_not_zero_is_refused(name: str) -> None:
     m, radix, _ = BLOCKS[name]
     good = pack_codes(np.zeros(m - 1, np.int32), BY_NAME[name])
+    check_codes(good, m - 1, BY_NAME[name])
     np.testing.assert_array_equal(unpack_codes(good, m - 1, BY_NAME[name]), 0)
     with pytest.raises(Corrupt, match="padding"):
-        unpack_codes(good - np.uint8(radix ** (m - 1)), m - 1, BY_NAME[name])
+        check_codes(good - np.uint8(radix ** (m - 1)), m - 1, BY_NAME[name])
 
 
 @settings(max_examples=50, deadline=None)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import relex_codec
 from relex_codec import InvalidArgument
+from relex_codec.kernels import Window, flat
 
 STEP = 6.5
 Pair = tuple[Any, Any]
@@ -264,23 +265,25 @@ def test_steps_and_tiers_are_those_of_a_run(paths: tuple[Path, Path], framework:
             assert torch.equal(ours.get_slice(name)[2:4], wanted[2:4])
 
 
-def test_a_slice_decodes_only_the_rows_that_it_needs(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slice_decodes_only_what_it_needs(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with relex_codec.safe_open(paths[0], "pt", step=STEP) as ours:
-        asked: list[tuple[int, int | None]] = []
-        read = ours._run.decoder.read
+        asked: list[Window] = []
+        read = ours._run.decoder.read_window
 
-        def watched(name: str, step: float, tier: str, lo: int = 0, hi: int | None = None) -> Any:
-            asked.append((lo, hi))
-            return read(name, step, tier, lo, hi)
+        def watched(name: str, reads: Any, window: Window) -> Any:
+            asked.append(window)
+            return read(name, reads, window)
 
-        monkeypatch.setattr(ours._run.decoder, "read", watched)
+        monkeypatch.setattr(ours._run.decoder, "read_window", watched)
         view = ours.get_slice("matrix")
         assert view.get_shape() == [14, 9] and asked == []
-        for index, rows in (
-            (3, (3, 4)),
-            (slice(2, 5), (2, 5)),
-            ((slice(-2, None), 1), (12, 14)),
-            (slice(1, 9, 3), (1, 9)),
+        for index, window in (
+            (3, flat(3 * 9, 4 * 9)),
+            (slice(2, 5), flat(2 * 9, 5 * 9)),
+            ((slice(-2, None), 1), Window(9, 12, 2, 1, 1, 12 * 9 + 1, 13 * 9 + 2)),
+            ((..., slice(4, 6)), Window(9, 0, 14, 4, 2, 4, 13 * 9 + 6)),
+            (slice(1, 9, 3), flat(1 * 9, 9 * 9)),
         ):
             view[index]
-            assert asked.pop() == (rows[0] * 9, rows[1] * 9)
+            assert asked == [window]
+            asked.clear()

@@ -11,6 +11,7 @@ import struct
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +22,9 @@ import zstandard
 from click.testing import CliRunner
 
 import relex_codec
-from relex_codec.base import BaseReader
 from relex_codec.decoder import Decoder
-from relex_codec.dtypes import ITEMSIZE
 from relex_codec.errors import RelexError
+from relex_codec.kernels import Coefficients, Decode, Job, Prepare, Targets, cpu
 
 SPEC = Path(__file__).parent.parent / "spec"
 VECTORS = SPEC / "vectors"
@@ -172,22 +172,30 @@ def test_valid_by_the_package(entry: dict[str, Any]) -> None:
                 assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
 
 
+def by_torch(jobs: Sequence[Job]) -> Decode:
+    """torch's operations, for arrays of numpy: the way to a device and back."""
+    from relex_codec.kernels import torch_ops
+    from relex_codec.upload import Place
+
+    place = Place("cpu")
+    decode = torch_ops.prepare([place.job(job) for job in jobs])
+
+    def through(coefficients: Coefficients, targets: Targets) -> None:
+        made = [[place(target) for target in of_job] for of_job in targets]
+        decode(coefficients, made)
+        for of_job, found in zip(targets, made, strict=True):
+            for target, tensor in zip(of_job, found, strict=True):
+                target[:] = tensor.numpy().view(target.dtype)
+
+    return through
+
+
+@pytest.mark.parametrize("prepare", [cpu.prepare, by_torch], ids=["cpu", "torch"])
 @pytest.mark.parametrize("entry", VALID, ids=named)
-def test_valid_by_the_torch_kernel(entry: dict[str, Any]) -> None:
-    import torch
-
-    from relex_codec.kernels.torch_ops import decode_piece
-
-    def kernel(origin: Any, origin_dtype: str, dtype: str, terms: Any, start: int) -> Any:
-        bits = torch.from_numpy(np.array(origin).view(f"<i{origin.itemsize}"))
-        return decode_piece(bits, origin_dtype, dtype, terms, start).numpy().view(f"<u{ITEMSIZE[dtype]}")
-
+def test_valid_by_each_kernel(entry: dict[str, Any], prepare: Prepare) -> None:
+    """The reference kernel reads them above: they are small."""
     with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
-
-        def base() -> BaseReader:
-            return run._open_base()
-
-        decoder = Decoder(run.container, base, kernel=kernel)
+        decoder = Decoder(run.container, run.base_reader, prepare=prepare)
         for read in entry["reads"]:
             tier = run.tier(read["step"], read["tier"])
             for name, digest in read["tensors"].items():

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dtypes import Bits
+from ..jit import compiled
 from .contexts import (
     ABOVE,
     BELOW,
@@ -29,7 +30,6 @@ from .contexts import (
     scale_class,
     unzigzag,
 )
-from .jit import compiled
 from .models import Model
 from .nodes import Longs, Ranks
 from .rans import (

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dtypes import Bits
+from ..jit import compiled
 from .contexts import (
     ABOVE,
     BELOW,
@@ -23,7 +24,6 @@ from .contexts import (
     wrapped,
     zigzag,
 )
-from .jit import compiled
 from .nodes import Longs, Ranks
 
 Records = npt.NDArray[np.uint32]

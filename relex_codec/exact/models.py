@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Corrupt
+from ..jit import compiled
 from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS, Int
-from .jit import compiled
 from .rans import COARSE_BITS, SCALE
 
 UNUSED: Final = 255

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dtypes import Bits
+from ..jit import compiled
 from .contexts import CLASSES, STILL, Int, clipped, scale_class
-from .jit import compiled
 from .words import Layout
 
 Ranks = npt.NDArray[np.uint32]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..jit import compiled, inlined
 from .contexts import FAR, Int, number, raw_bits
-from .jit import compiled, inlined
 
 if TYPE_CHECKING:
     from .models import Model

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from ..dtypes import ITEMSIZE, Bits
-from .jit import compiled
+from ..jit import compiled
 
 
 class Layout(NamedTuple):

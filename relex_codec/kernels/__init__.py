@@ -110,23 +110,3 @@ Targets = Sequence[Sequence[Array]]
 """For each job S arrays of bits [rows, columns]."""
 Decode = Callable[[Coefficients, Targets], None]
 Prepare = Callable[[Sequence[Job]], Decode]
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One direction over the elements ``start .. start + count`` of a tensor, which are one piece.
-
-    Attributes:
-        coefficient: g, float32.
-        factors: of the whole tensor, or None.
-        packing: of the remainder.
-        packed: the piece's bytes; empty for packing ``none``.
-        step, shift: float32, of the quantiser.
-    """
-
-    coefficient: np.float32
-    factors: Factors | None
-    packing: Packing
-    packed: Array
-    step: np.float32
-    shift: np.float32

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
 
-import numpy as np
-
-from ..dtypes import ITEMSIZE, Bits
 from ..errors import InvalidArgument
+from . import Decode, Job, Prepare, reference
 
-if TYPE_CHECKING:
-    from ..decoder import Kernel
+SMALL: Final = 1 << 20
+"""Elements up to which nothing is compiled or loaded for decoding: the reference takes 20 ms for so many."""
 
 
-def kernel_for(device: Any) -> Kernel:
-    """Return the numpy kernel for the CPU, torch operations for any other device.
+def host_kernel(jobs: Sequence[Job]) -> Decode:
+    """Prepare jobs over numpy arrays: by the compiled kernel; a little work, where that is not loaded, by numpy."""
+    elements = sum(job.window.rows * job.window.columns for job in jobs)
+    if elements <= SMALL and f"{__package__}.cpu" not in sys.modules:
+        return reference.prepare(jobs)
+    from . import cpu
+
+    return cpu.prepare(jobs)
+
+
+def is_host(device: Any) -> bool:
+    """Whether a device is the CPU, whose kernels work on numpy arrays."""
+    return str(device).partition(":")[0] == "cpu"
+
+
+def device_kernel(device: Any) -> Prepare:
+    """Return the kernel for torch tensors on a device other than the CPU: Triton's for CUDA, else torch's own.
 
     Raises:
         InvalidArgument: there is no such device.
     """
-    if str(device) == "cpu":
-        from .numpy_cpu import decode_piece
-
-        return decode_piece
     import torch
-
-    from ..torch_dtypes import signed
-    from . import torch_ops
 
     try:
         torch.zeros(1, device=device).cpu().item()
     except (AssertionError, RuntimeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from . import triton_gpu
 
-    def decode(origin: Bits, origin_dtype: str, dtype: str, terms: Any, start: int) -> Bits:
-        bits = torch.from_numpy(signed(np.array(origin))).to(device)
-        return torch_ops.decode_piece(bits, origin_dtype, dtype, terms, start).cpu().numpy().view(f"u{ITEMSIZE[dtype]}")
+        return triton_gpu.prepare
+    from . import torch_ops
 
-    return decode
+    return torch_ops.prepare

@@ -1,40 +1,93 @@
-"""The torch kernel: FORMAT.md section 8 through torch operations, on any device.
+"""The torch kernel: FORMAT.md section 8 through torch operations, on any device, a piece at a time.
 
-Each line is one kernel launch that rounds its result, so nothing can be contracted into a fused multiply-add.
+Each line is one operation that rounds its result, so nothing can be contracted into a fused multiply-add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..dtypes import NAN
-from ..errors import Corrupt
-from ..format import BLOCK, FLOAT32, NONE, Packing
-from . import Factors, Term
+from ..format import BLOCK, FLOAT32, NONE, PIECE, Packing
+from ..packing import packed_size
+from . import Coefficients, Decode, Direction, Factors, Job, Targets, Window
 
 
-def decode_piece(
-    origin: torch.Tensor, origin_dtype: str, dtype: str, terms: Sequence[Term], start: int
-) -> torch.Tensor:
-    """Decode the piece that begins at element `start` of a ``moving`` tensor on the device of `origin`.
+def prepare(jobs: Sequence[Job]) -> Decode:
+    """Prepare to decode jobs whose arrays are torch tensors on one device, of any kind.
 
-    Args:
-        origin: bits [x] of `origin_dtype`, as int16 or int32.
-        terms: the tensor's directions in order, over the same elements (their arrays are moved to the device).
-
-    Returns:
-        Bits [x] of `dtype`, as int16 or int32.
-
-    Raises:
-        Corrupt: a code outside its packing's range.
+    Beside the targets, the result takes memory for a piece, some 30 bytes an element of it and step.
     """
-    x = _to_float32(origin, origin_dtype)
-    for term in terms:
-        p = _direction_piece(term, start, len(x), origin.device)
-        x = x + p * torch.tensor(float(term.coefficient), dtype=torch.float32, device=origin.device)
-    return _from_float32(x, dtype)
+
+    def decode(coefficients: Coefficients, targets: Targets) -> None:
+        for job, g, of_job in zip(jobs, coefficients, targets, strict=True):
+            multipliers = torch.from_numpy(np.array(g, np.float32)).to(job.origin.device)
+            _decode(job, multipliers, of_job)
+
+    return decode
+
+
+class _Part(NamedTuple):
+    """Elements start .. stop of a tensor, of one piece, that a window has some of.
+
+    Attributes:
+        chosen: which of them, as offsets from `start`.
+        rows, columns: where these are in the window.
+    """
+
+    start: int
+    stop: int
+    chosen: torch.Tensor | slice
+    rows: torch.Tensor | int
+    columns: torch.Tensor | slice
+
+
+def _decode(job: Job, g: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
+    """Decode one job; `g` is float32 [S, k]."""
+    w = job.window
+    if w.columns == w.width == job.pitch and all(target.is_contiguous() for target in targets):
+        w = Window(w.width * (w.row + w.rows), 0, 1, w.row * w.width, w.rows * w.columns, w.lo, w.hi)
+        targets = [target.view(1, -1) for target in targets]
+    for part in _parts(w, job.origin.device):
+        x = [_origin(job, part)] * len(targets)
+        for d, direction in enumerate(job.directions):
+            p = _direction(job, direction, part.start, part.stop)
+            p = p[part.chosen]
+            x = [so_far + p * g[s, d] for s, so_far in enumerate(x)]
+        for target, found in zip(targets, x, strict=True):
+            target[part.rows, part.columns] = from_float32(found, job.dtype)
+
+
+def _parts(w: Window, device: torch.device) -> Iterator[_Part]:
+    """Yield the parts of a window, of a piece each."""
+    first = w.row * w.width + w.column
+    lo, hi = max(first, w.lo), min(first + (w.rows - 1) * w.width + w.columns, w.hi)
+    if w.columns == 0 or w.rows == 0:
+        return
+    for piece in range(lo // PIECE * PIECE, hi, PIECE):
+        start, stop = max(piece, lo), min(piece + PIECE, hi)
+        if start >= stop:
+            continue
+        if w.rows == 1:
+            yield _Part(start, stop, slice(None), 0, slice(start - first, stop - first))
+            continue
+        e = torch.arange(start, stop, device=device)
+        columns = e % w.width - w.column
+        chosen = torch.nonzero((columns >= 0) & (columns < w.columns)).view(-1)
+        yield _Part(start, stop, chosen, (e // w.width - w.row)[chosen], columns[chosen])
+
+
+def _origin(job: Job, part: _Part) -> torch.Tensor:
+    """The part's elements of the origin as float32."""
+    if isinstance(part.columns, slice):
+        bits = job.origin[job.at + part.columns.start : job.at + part.columns.stop]
+    else:
+        bits = job.origin[part.rows * job.pitch + part.columns + job.at]
+    return _to_float32(bits, job.origin_dtype)
 
 
 def _to_float32(bits: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -45,7 +98,8 @@ def _to_float32(bits: torch.Tensor, dtype: str) -> torch.Tensor:
     return bits.view(torch.float32)
 
 
-def _from_float32(x: torch.Tensor, dtype: str) -> torch.Tensor:
+def from_float32(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Round float32 to the bits of `dtype`, int16 or int32; the torch twin of ``dtypes.from_float32``."""
     if dtype == "BF16":
         u = x.view(torch.int32)
         bits = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).to(torch.int16)
@@ -56,65 +110,71 @@ def _from_float32(x: torch.Tensor, dtype: str) -> torch.Tensor:
     return torch.where(torch.isnan(x), torch.tensor(NAN[dtype], dtype=bits.dtype, device=x.device), bits)
 
 
-def _direction_piece(term: Term, start: int, count: int, device: torch.device) -> torch.Tensor:
-    if term.factors is None:
-        p = torch.zeros(count, dtype=torch.float32, device=device)
+def _direction(job: Job, direction: Direction, start: int, stop: int) -> torch.Tensor:
+    """p of section 8 at elements start .. stop of one piece, float32."""
+    device = job.origin.device
+    if direction.factors is None:
+        p = torch.zeros(stop - start, dtype=torch.float32, device=device)
     else:
-        p = _factor_sum(term.factors, start, start + count, device)
-    if term.packing is NONE:
+        p = _factor_sum(direction.factors, start, stop)
+    packing = direction.packing
+    if packing is NONE:
         return p
-    packed = torch.from_numpy(term.packed.copy()).to(device)
-    if term.packing is FLOAT32:
-        return p + packed.view(4, -1).t().contiguous().view(-1).view(torch.float32)
-    codes = _unpack(packed, count, term.packing).to(torch.float32)
-    step = torch.tensor(float(term.step), dtype=torch.float32, device=device)
-    shift = torch.tensor(float(term.shift), dtype=torch.float32, device=device)
+    number, inside = divmod(start - job.first, PIECE)
+    length = min(PIECE, job.size - (start - inside))
+    at = number * packed_size(PIECE, packing) * packing.planes
+    raw = direction.packed[at : at + packed_size(length, packing) * packing.planes]
+    within = slice(inside, inside + stop - start)
+    if packing is FLOAT32:
+        return p + _join(raw.view(4, -1)[:, within]).view(torch.float32)
+    codes = _unpack(raw, length, packing)[within].to(torch.float32)
+    step = torch.tensor(float(direction.step), dtype=torch.float32, device=device)
+    shift = torch.tensor(float(direction.shift), dtype=torch.float32, device=device)
     scaled, offset = codes * step, torch.sign(codes) * shift
     return p + (scaled - offset)
 
 
-def _factor_sum(factors: Factors, lo: int, hi: int, device: torch.device) -> torch.Tensor:
+def _factor_sum(factors: Factors, lo: int, hi: int) -> torch.Tensor:
     _, r, m = factors.a.shape
     columns = factors.b.shape[2]
     first, last = lo // columns, -(-hi // columns)
-    rows = torch.arange(first, last, device=device)
+    rows = torch.arange(first, last, device=factors.a.device)
     matrix, row = rows // m, rows % m
-    # Only the matrices that the piece touches travel to the device.
-    low, high = first // m, (last - 1) // m + 1
-    a = torch.from_numpy(factors.a[low:high].copy()).to(device)
-    b = torch.from_numpy(factors.b[low:high].copy()).to(device)
-    p = torch.zeros((len(rows), columns), dtype=torch.float32, device=device)
+    if len(rows) * columns <= 2 * (hi - lo):
+        p = torch.zeros((len(rows), columns), dtype=torch.float32, device=rows.device)
+        for j in range(r):
+            p = p + factors.a[matrix, j, row][:, None] * factors.b[matrix, j]
+        skip = lo - first * columns
+        return p.reshape(-1)[skip : skip + hi - lo]
+    # Part of one or two long rows: element by element.
+    e = torch.arange(lo, hi, device=rows.device)
+    row, column = e // columns, e % columns
+    p = torch.zeros(hi - lo, dtype=torch.float32, device=rows.device)
     for j in range(r):
-        product = a[matrix - low, j, row][:, None] * b[matrix - low, j]
-        p = p + product
-    skip = lo - first * columns
-    return p.reshape(-1)[skip : skip + hi - lo]
+        p = p + factors.a[row // m, j, row % m] * factors.b[row // m, j, column]
+    return p
+
+
+def _join(planes: torch.Tensor) -> torch.Tensor:
+    """Return the int32 elements [x] of planes [w, x], the lowest byte first."""
+    word = planes[0].to(torch.int32)
+    for i in range(1, len(planes)):
+        word = word | (planes[i].to(torch.int32) << (8 * i))
+    return word
 
 
 def _unpack(packed: torch.Tensor, count: int, packing: Packing) -> torch.Tensor:
-    """Return int32 codes [count]; the torch twin of ``packing.unpack_codes``."""
+    """Return int32 codes [count] of one piece; the torch twin of ``packing.unpack_codes``, without its checks."""
     if packing.name == "word":
-        low, high = packed.view(2, -1).to(torch.int32)
-        digits, padding = low | (high << 8), low[:0]
-    else:
-        k = packing.per_byte
-        if k > 2 and len(packed) and int(packed.max()) >= packing.radix**k:
-            raise Corrupt(
-                f"byte {int(packed.max())} in {packing.name} codes, at most {packing.radix**k - 1} is possible"
-            )
-        full = count // (BLOCK * k) * BLOCK
-        parts = []
-        for block in (packed[:full].view(-1, BLOCK), packed[full:].view(1, -1)):
-            rest, planes = block.to(torch.int32), []
-            for _ in range(k):
-                planes.append(rest % packing.radix)
-                rest = rest // packing.radix
-            parts.append(torch.stack(planes, 1).reshape(-1))
-        everything = torch.cat(parts)
-        digits, padding = everything[:count], everything[count:]
-    if len(digits) and int(digits.max()) > 2 * packing.zero:
-        raise Corrupt(f"a {packing.name} code lies outside -{packing.zero} .. {packing.zero}")
-    if len(padding) and bool((padding != packing.zero).any()):
-        raise Corrupt(f"the padding of {packing.name} codes is not zero")
-    codes: torch.Tensor = digits - packing.zero
+        return _join(packed.view(2, -1)) - packing.zero
+    k = packing.per_byte
+    full = count // (BLOCK * k) * BLOCK
+    parts = []
+    for block in (packed[:full].view(-1, BLOCK), packed[full:].view(1, -1)):
+        rest, planes = block.to(torch.int32), []
+        for _ in range(k):
+            planes.append(rest % packing.radix)
+            rest = rest // packing.radix
+        parts.append(torch.stack(planes, 1).reshape(-1))
+    codes: torch.Tensor = torch.cat(parts)[:count] - packing.zero
     return codes

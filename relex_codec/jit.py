@@ -1,8 +1,7 @@
 """Compiled functions: numba behind one typed decorator.
 
-numba compiles at the first call and keeps the result on disk. It neither contracts nor reorders integer arithmetic, and
-nothing in the exact tier is done in floating point but the choice of tables, so compiled code gives the bits that
-Python's integers give.
+numba compiles at the first call and keeps the result on disk. It neither contracts nor reorders arithmetic unless told
+to, so compiled code gives the bits that Python's integers and numpy's float32 give.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -17,17 +17,17 @@ import numba
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
+SHARED: Final = ("jit.py", "format.py")
 
 
-def _sources() -> str:
-    """Return a digest of all modules of this package."""
+@lru_cache
+def _sources(folder: Path) -> str:
+    """Return a digest of the modules in a folder, and of those beside this one whose constants they compile in."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for path in (*sorted(folder.glob("*.py")), *(Path(__file__).with_name(name) for name in SHARED)):
+        if path.exists():
+            digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-SOURCES: Final = _sources()
 
 
 class _Cache(FunctionCache):
@@ -38,7 +38,7 @@ class _Cache(FunctionCache):
     """
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), SOURCES)  # type: ignore[no-untyped-call]
+        return (*super()._index_key(sig, codegen), _sources(Path(self._py_func.__code__.co_filename).parent))  # type: ignore[no-untyped-call]
 
 
 def compiled(function: F) -> F:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from relex_codec.exact import jit
+from relex_codec import jit
 
 CODE = """
 import sys

@@ -1,0 +1,213 @@
+"""What the compiled loops do to one element, written in LLVM's terms: loads, stores, conversions, digits, codes.
+
+Python's integers in compiled code are 64 bits wide, so that a loop over bytes would use an eighth of each vector
+register; here every operation has the width that it needs. Each is one rounded operation of FORMAT.md section 8, and
+none may be contracted with its neighbour, as none carries a fast-math flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numba  # which brings llvmlite along, in the release that it needs
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from ..dtypes import NAN
+from ..format import WORD, Packing
+
+I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
+_LLVM: Final = {types.uint8: I8, types.uint16: I16, types.uint32: I32, types.float32: F32}
+_NONE: Final = np.float32(0)
+CHAINED: Final = (3, 5)
+"""Radices of which the value of a digit is looked up, by comparing."""
+
+
+def _operation(result: Any, arguments: tuple[Any, ...], build: Callable[..., Any]) -> Any:
+    """Return a function for compiled code whose instructions are made by ``build(builder, *values)``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return build(builder, *values)
+
+    found = (result(*arguments), generate)
+    # numba wants the parameters one by one
+    typed: dict[int, Callable[..., Any]] = {
+        1: lambda _, a: found,
+        2: lambda _, a, b: found,
+        3: lambda _, a, b, c: found,
+        4: lambda _, a, b, c, d: found,
+        7: lambda _, a, b, c, d, e, f, g: found,
+    }
+    return numba.extending.intrinsic(typed[len(arguments)])
+
+
+def _i32(value: int) -> Any:
+    return ir.Constant(I32, value)
+
+
+def _pointer(b: Any, address: Any, index: Any, kind: Any) -> Any:
+    """The address is turned into a pointer before the index is added: so LLVM sees a loop over an array."""
+    return b.gep(b.inttoptr(address, _LLVM[kind].as_pointer()), [index])
+
+
+def _load(kind: Any) -> Any:
+    """``load(address, i)``: element i of an array at an address."""
+    return _operation(kind, (types.int64, types.int64), lambda b, a, i: b.load(_pointer(b, a, i, kind), align=1))
+
+
+def _store(kind: Any) -> Any:
+    """``store(address, i, value)``."""
+
+    def build(b: Any, address: Any, index: Any, value: Any) -> Any:
+        b.store(value, _pointer(b, address, index, kind), align=1)
+        return ir.Constant(ir.IntType(1), 0)
+
+    return _operation(types.boolean, (types.int64, types.int64, kind), build)
+
+
+load_u8, load_u16, load_u32, load_f32 = map(_load, (types.uint8, types.uint16, types.uint32, types.float32))
+store_u16, store_u32, store_f32 = map(_store, (types.uint16, types.uint32, types.float32))
+
+
+def _widen_bf16(b: Any, h: Any) -> Any:
+    return b.bitcast(b.shl(b.zext(h, I32), _i32(16)), F32)
+
+
+def _widen_f16(b: Any, h: Any) -> Any:
+    wide = b.zext(h, I32)
+    sign, magnitude = b.shl(b.and_(wide, _i32(0x8000)), _i32(16)), b.and_(wide, _i32(0x7FFF))
+    shifted = b.shl(magnitude, _i32(13))
+    normal = b.add(shifted, _i32(112 << 23))
+    special = b.or_(shifted, _i32(0x7F800000))
+    # A product of normal numbers: right also where subnormal operands would be taken for zeros.
+    small = b.bitcast(b.fmul(b.uitofp(magnitude, F32), ir.Constant(F32, 2.0**-24)), I32)
+    u = b.select(b.icmp_unsigned(">=", magnitude, _i32(0x7C00)), special, normal)
+    u = b.select(b.icmp_unsigned("<", magnitude, _i32(0x400)), small, u)
+    return b.bitcast(b.or_(u, sign), F32)
+
+
+def _or_nan(b: Any, x: Any, bits: Any, nan: int) -> Any:
+    return b.select(b.fcmp_ordered("ord", x, x), bits, ir.Constant(bits.type, nan))
+
+
+def _rounded_bf16(b: Any, x: Any) -> Any:
+    """Bits of x, rounded to those of a BF16 in their upper half; the lower half is left as it falls."""
+    u = b.bitcast(x, I32)
+    odd = b.and_(b.lshr(u, _i32(16)), _i32(1))
+    return _or_nan(b, x, b.add(b.add(u, _i32(0x7FFF)), odd), NAN["BF16"] << 16)
+
+
+def _narrow_bf16(b: Any, x: Any) -> Any:
+    return b.trunc(b.lshr(_rounded_bf16(b, x), _i32(16)), I16)
+
+
+def _narrow_f16(b: Any, x: Any) -> Any:
+    u = b.bitcast(x, I32)
+    sign, magnitude = b.and_(u, _i32(0x80000000)), b.and_(u, _i32(0x7FFFFFFF))
+    odd = b.and_(b.lshr(magnitude, _i32(13)), _i32(1))
+    normal = b.lshr(b.add(b.add(magnitude, _i32((0xFFF - (112 << 23)) & 0xFFFFFFFF)), odd), _i32(13))
+    # Adding 0.5, whose unit is the smallest subnormal half, lets the processor round.
+    half = ir.Constant(F32, 0.5)
+    small = b.sub(b.bitcast(b.fadd(b.bitcast(magnitude, F32), half), I32), _i32(126 << 23))
+    bits = b.select(b.icmp_unsigned("<", magnitude, _i32(113 << 23)), small, normal)
+    bits = b.select(b.icmp_unsigned(">=", magnitude, _i32(143 << 23)), _i32(0x7C00), bits)
+    return _or_nan(b, x, b.trunc(b.or_(bits, b.lshr(sign, _i32(16))), I16), NAN["F16"])
+
+
+def _narrow_f32(b: Any, x: Any) -> Any:
+    return _or_nan(b, x, b.bitcast(x, I32), NAN["F32"])
+
+
+widen_bf16 = _operation(types.float32, (types.uint16,), _widen_bf16)
+widen_f16 = _operation(types.float32, (types.uint16,), _widen_f16)
+widen_f32 = _operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(u, F32))
+narrow_bf16 = _operation(types.uint16, (types.float32,), _narrow_bf16)
+narrow_f16 = _operation(types.uint16, (types.float32,), _narrow_f16)
+narrow_f32 = _operation(types.uint32, (types.float32,), _narrow_f32)
+
+
+# BF16 elements two at a time: the even one in the lower half of a word, the odd one in the upper, as in memory. They
+# are widened and narrowed in place, which takes a third of the shuffles that one at a time would.
+widen_even = _operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(b.shl(u, _i32(16)), F32))
+widen_odd = _operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(b.and_(u, _i32(0xFFFF0000)), F32))
+
+
+def _narrow_pair(b: Any, even: Any, odd: Any) -> Any:
+    return b.or_(b.lshr(_rounded_bf16(b, even), _i32(16)), b.and_(_rounded_bf16(b, odd), _i32(0xFFFF0000)))
+
+
+narrow_pair = _operation(types.uint32, (types.float32, types.float32), _narrow_pair)
+
+
+def digit_factor(packing: Packing, j: int) -> int:
+    """Return the `factor` that `remainder` wants for digit j of a byte of radix 3 or 5: ceil(2^32 / R^(j + 1)).
+
+    The product of a byte and it, mod 2^32, is what is below digit j + 1 in base R as a fraction of 2^32: how often
+    2^32 / R is in it is the digit. The factor is rounded up by less than 1, so the product is too large by less than
+    256; fractions are multiples of 2^32 / R^5 > 2^20.
+    """
+    return -(-(1 << 32) // int(packing.radix ** (j + 1))) if packing.radix in CHAINED else 0
+
+
+def constants(packing: Packing, step: np.float32, shift: np.float32) -> list[np.float32]:
+    """Return five numbers that `remainder` wants: for radix 3 and 5 the value of each digit, else step and shift."""
+    if packing.radix not in CHAINED:
+        return [step, shift, _NONE, _NONE, _NONE]
+    q = np.arange(packing.radix, dtype=np.int32) - np.int32(packing.zero)
+    with np.errstate(over="ignore", under="ignore"):
+        values = q.astype(np.float32) * step - np.sign(q).astype(np.float32) * shift
+    return [*values, *[_NONE] * (5 - packing.radix)]
+
+
+def remainder(packing: Packing, j: int, place: int) -> Any:
+    """Return the compiled ``value(bytes, factor, *constants)``: ``q * step - sign(q) * shift``.
+
+    q is digit `j` minus z of byte `place` (0 or 1) of two bytes in a uint16. For radix 3 and 5, j is that of `factor`.
+    """
+
+    def build(b: Any, pair: Any, factor: Any, *known: Any) -> Any:
+        wide = b.zext(pair, I32)
+        if packing.radix in CHAINED:
+            byte = b.lshr(wide, _i32(8)) if place else b.and_(wide, _i32(0xFF))
+            fraction, value = b.mul(byte, factor), known[0]
+            for number in range(1, packing.radix):
+                least = _i32(-(-(number << 32) // packing.radix))
+                value = b.select(b.icmp_unsigned(">=", fraction, least), known[number], value)
+            return value
+        bits = packing.radix.bit_length() - 1
+        number = b.and_(b.lshr(wide, _i32(8 * place + bits * j)), _i32(packing.radix - 1))
+        return _value(b, number, packing.zero, *known[:2])
+
+    return _operation(types.float32, (types.uint16, types.uint32, *[types.float32] * 5), build)
+
+
+def _value(b: Any, number: Any, zero: int, step: Any, shift: Any) -> Any:
+    """``q * step - sign(q) * shift`` for a digit below 2^16: for q = 0 that is the product, +0.
+
+    The digit becomes a float as the lowest bits of 2^23, from which 2^23 + z is subtracted, which is exact.
+    """
+    q = b.fsub(b.bitcast(b.or_(number, _i32(0x4B000000)), F32), ir.Constant(F32, float((1 << 23) + zero)))
+    product, nothing = b.fmul(q, step), ir.Constant(F32, 0.0)
+    below = b.select(b.fcmp_ordered("<", q, nothing), b.fadd(product, shift), product)
+    return b.select(b.fcmp_ordered(">", q, nothing), b.fsub(product, shift), below)
+
+
+def _word_value(b: Any, low: Any, high: Any, step: Any, shift: Any) -> Any:
+    return _value(b, b.or_(b.zext(low, I32), b.shl(b.zext(high, I32), _i32(8))), WORD.zero, step, shift)
+
+
+word_value = _operation(types.float32, (types.uint8, types.uint8, types.float32, types.float32), _word_value)
+"""The same for packing ``word``, from the two bytes of its digit."""
+
+
+def _float_of_planes(b: Any, *planes: Any) -> Any:
+    u = b.zext(planes[0], I32)
+    for place, byte in enumerate(planes[1:], 1):
+        u = b.or_(u, b.shl(b.zext(byte, I32), _i32(8 * place)))
+    return b.bitcast(u, F32)
+
+
+float_of_planes = _operation(types.float32, (types.uint8,) * 4, _float_of_planes)
+"""A float32 from its four bytes, the lowest first."""

@@ -1,0 +1,156 @@
+"""What the Triton kernels are made of: the tables that they read, numbers and their rounding, factors.
+
+Tables are of int64 (`Field`, `Part`): pointers as numbers, float32 as the bits of their low half. Rounding is integer
+arithmetic on the bits, since Triton's interpreter truncates where bfloat16 is made; for float16 it and the hardware
+both round to nearest even.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..format import BLOCK as BLOCK_BYTES
+from ..format import PIECE as PIECE_ELEMENTS
+from .triton_plan import SEVERAL, TARGET_WORDS, Field, Part
+
+PIECE = tl.constexpr(PIECE_ELEMENTS)
+BLOCK = tl.constexpr(BLOCK_BYTES)
+ANY = tl.constexpr(SEVERAL)
+T_WORDS = tl.constexpr(TARGET_WORDS)
+(
+    F_ELEMENT_0, F_ORIGIN, F_LO, F_HI, F_FIRST_PIECE, F_SIZE, F_CALL, F_DIRECTIONS,
+    F_START, F_WIDTH, F_COLUMNS, F_COUNT, F_PITCH,
+) = (tl.constexpr(int(field)) for field in Field)  # fmt: skip
+(
+    P_PACKED, P_PIECE_BYTES, P_STEP, P_SHIFT, P_A, P_B, P_RANK, P_M, P_N, P_ROWS,
+    P_PACKING, P_PER_BYTE, P_RADIX, P_ZERO,
+) = (tl.constexpr(int(part)) for part in Part)  # fmt: skip
+FIELDS = tl.constexpr(len(Field))
+PARTS = tl.constexpr(len(Part))
+
+
+# ---- Numbers ----
+
+
+@triton.jit
+def widen(bits, DTYPE: tl.constexpr):
+    """Bits of a float dtype as float32, exactly."""
+    if DTYPE == "BF16":
+        x = (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif DTYPE == "F16":
+        x = bits.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        x = bits.to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """float32 rounded to the bits of a float dtype; one NaN."""
+    if DTYPE == "BF16":
+        u = x.to(tl.int32, bitcast=True)
+        bits = tl.where(x != x, 0x7FC0, (u + 0x7FFF + ((u >> 16) & 1)) >> 16).to(tl.int16)
+    elif DTYPE == "F16":
+        bits = tl.where(x != x, 0x7E00, x.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)).to(tl.int16)
+    else:
+        bits = tl.where(x != x, 0x7FC00000, x.to(tl.int32, bitcast=True))
+    return bits
+
+
+@triton.jit
+def number(place):
+    """A float32 of a table."""
+    return tl.load(place).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def elements(place, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer to elements whose address a table holds."""
+    address = tl.load(place)
+    if DTYPE == "U8":
+        pointer = address.to(tl.pointer_type(tl.uint8))
+    elif DTYPE == "F32":
+        pointer = address.to(tl.pointer_type(tl.int32))
+    else:
+        pointer = address.to(tl.pointer_type(tl.int16))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def fetch(pointer, mask, ALIGNED: tl.constexpr):
+    """Load; where a tile is whole, without the mask, which would keep loads from being wide."""
+    if ALIGNED:
+        value = tl.load(pointer)
+    else:
+        value = tl.load(pointer, mask=mask, other=0)
+    return value
+
+
+# ---- A direction ----
+
+
+@triton.jit
+def quantised(digit, zero, part):
+    """``q * step - sign(q) * shift``; +0 for q = 0, as step is not negative and both are finite."""
+    q = digit - zero
+    shift = number(part + P_SHIFT)
+    value = q.to(tl.float32) * number(part + P_STEP) - tl.where(q < 0, shift * -1.0, shift)
+    return tl.where(q == 0, 0.0, value)
+
+
+@triton.jit
+def planes(packed, stride, COUNT: tl.constexpr, mask, ALIGNED: tl.constexpr):
+    """Elements of `COUNT` planes, int32, the lowest byte at `packed`."""
+    word = fetch(packed, mask, ALIGNED).to(tl.int32)
+    for i in tl.static_range(1, COUNT):
+        word = word | (fetch(packed + i * stride, mask, ALIGNED).to(tl.int32) << (8 * i))
+    return word
+
+
+@triton.jit
+def factor_sum(p, part, matrix, row, place, mask, ALIGNED: tl.constexpr):
+    """Add the outer products at elements that lie `place` after the first of a row of a matrix."""
+    rank = tl.load(part + P_RANK)
+    m, n = tl.load(part + P_M).to(place.dtype), tl.load(part + P_N).to(place.dtype)
+    rows = place // n
+    column = place - rows * n
+    rows += row.to(place.dtype)
+    matrices = rows // m
+    rows -= matrices * m
+    matrices = (matrix + matrices) * rank  # int64
+    a = tl.load(part + P_A).to(tl.pointer_type(tl.float32)) + (matrices * m + rows)
+    b = tl.load(part + P_B).to(tl.pointer_type(tl.float32)) + (matrices * n + column)
+    for _ in range(rank.to(tl.int32)):
+        p = p + fetch(a, mask, ALIGNED) * fetch(b, mask, ALIGNED)
+        a += m
+        b += n
+    return p
+
+
+@triton.jit
+def near_sum(p, part, start, local, mask, ALIGNED: tl.constexpr):
+    """`factor_sum` at elements from `start` on, which are of one row or of two that follow each other."""
+    rank = tl.load(part + P_RANK).to(tl.int32)
+    m, n = tl.load(part + P_M), tl.load(part + P_N)
+    last = tl.load(part + P_ROWS) - 1  # nothing is read beyond the last row: elements there are masked
+    row = tl.minimum(start // n, last)
+    column = start - row * n
+    following = tl.minimum(row + 1, last)
+    matrix, next_matrix = row // m, following // m
+    after = local >= (n - column).to(tl.int32)
+    shift = (column + matrix * (rank * n)).to(tl.int32)
+    next_shift = (column - n + next_matrix * (rank * n)).to(tl.int32)
+    places = local + tl.where(after, next_shift, shift)
+    a = tl.load(part + P_A).to(tl.pointer_type(tl.float32))
+    b = tl.load(part + P_B).to(tl.pointer_type(tl.float32))
+    a_next = a + (next_matrix * rank * m + following - next_matrix * m)
+    a += matrix * rank * m + row - matrix * m
+    for _ in range(rank):
+        p = p + tl.where(after, tl.load(a_next), tl.load(a)) * fetch(b + places, mask, ALIGNED)
+        a += m
+        a_next += m
+        b += n
+    return p

@@ -1,0 +1,120 @@
+"""Which tensor of a file goes where in a live model: names, prefixes, fused parameters, ties; all checked at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import InvalidArgument
+from .header import quote
+from .windows import Box, Index, box_of
+
+if TYPE_CHECKING:
+    import torch
+
+Where = str | tuple[str, Index] | None
+"""A parameter, or a part of one as an index of it; None leaves a tensor of the file out."""
+Names = Mapping[str, Where] | Callable[[str], Where] | None
+"""Where each tensor of the file goes; a mapping may name only those that go elsewhere than their name says."""
+
+
+class Target(NamedTuple):
+    """A tensor of the file and the memory that it goes to.
+
+    Attributes:
+        name: in the file.
+        tensor: of the module, or a view of a part of it; shaped as the tensor of the file.
+        owner: the module's own tensor.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    owner: torch.Tensor
+
+
+def match(
+    shapes: Mapping[str, Sequence[int]], module: torch.nn.Module, names: Names = None, prefix: str = ""
+) -> list[Target]:
+    """Find the memory of each tensor of a file in a module.
+
+    Args:
+        shapes: of the tensors that are loaded.
+        names: where they go, if not to the parameter or buffer of their name.
+        prefix: before all names in the module, as wrappers put it there (``module.``, ``_orig_mod.``).
+
+    Raises:
+        InvalidArgument: the module lacks a name or the file something that the module has; a shape differs; a part of a
+            parameter is named twice or by nothing; a tensor is on the meta device or distributed.
+    """
+    tensors = dict(module.state_dict(keep_vars=True))
+    found: list[Target] = []
+    boxes: dict[str, list[tuple[str, Box]]] = {}
+    unexpected = []
+    for name, shape in shapes.items():
+        where = _where(name, names)
+        if where is None:
+            continue
+        target, index = (where, ...) if isinstance(where, str) else where
+        owner = tensors.get(prefix + target)
+        if owner is None:
+            unexpected.append((name, prefix + target))
+            continue
+        _check_kind(prefix + target, owner)
+        box, part = box_of(owner.shape, index)
+        if part != tuple(shape):
+            what = "the module" if index is ... else f"{index} of the module's {quote(prefix + target)}"
+            raise InvalidArgument(f"{quote(name)} is {list(part)} in {what}, {list(shape)} in the file")
+        boxes.setdefault(prefix + target, []).append((name, box))
+        found.append(Target(name, owner if index is ... else owner[index], owner))
+    there = {tensors[target].data_ptr() for target in boxes}
+    missing = [n for n, t in tensors.items() if n not in boxes and not (t.data_ptr() in there or t.numel() == 0)]
+    if missing or unexpected:
+        if missing:
+            _check_kind(missing[0], tensors[missing[0]])
+            what = f"the file lacks {quote(missing[0])}"
+        else:
+            name, target = unexpected[0]
+            what = f"the module lacks {quote(target)}" + ("" if name == target else f", where {quote(name)} goes")
+        raise InvalidArgument(
+            f"module and file differ: {what} ({len(missing)} missing, {len(unexpected)} unexpected); "
+            "see the arguments prefix and names"
+        )
+    for target, parts in boxes.items():
+        _check_cover(target, tensors[target], parts)
+    return found
+
+
+def _where(name: str, names: Names) -> Where:
+    if names is None:
+        return name
+    return names(name) if callable(names) else names.get(name, name)
+
+
+def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    if tensor.is_meta:
+        raise InvalidArgument(
+            f"{quote(name)} of the module is on the meta device; materialise it: module.to_empty(device=...)"
+        )
+    if hasattr(tensor, "to_local"):
+        raise InvalidArgument(f"{quote(name)} of the module is a DTensor; load it with torch.distributed.checkpoint")
+
+
+def _check_cover(name: str, tensor: torch.Tensor, parts: Sequence[tuple[str, Box]]) -> None:
+    """Each element of a parameter has one tensor of the file that goes to it."""
+    for i, (first, box) in enumerate(parts):
+        for second, other in parts[:i]:
+            if all(max(a, c) < min(b, d) for (a, b), (c, d) in zip(box, other, strict=True)):
+                raise InvalidArgument(
+                    f"{quote(second)} and {quote(first)} both go to {quote(name)}; name the part of each"
+                )
+    covered = 0
+    for _, box in parts:
+        size = 1
+        for lo, hi in box:
+            size *= hi - lo
+        covered += size
+    if covered != tensor.numel():
+        raise InvalidArgument(
+            f"module and file differ: {tensor.numel() - covered} of {tensor.numel()} elements of {quote(name)} have no "
+            "tensor in the file that goes to them"
+        )

@@ -1,0 +1,347 @@
+"""A run held on a device: base and packed directions stay there, and switching steps reads neither disk nor network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from . import format as f
+from .decoder import Decoder, Read
+from .dtypes import F32, Bits, bits_dtype
+from .errors import InvalidArgument
+from .header import quote
+from .kernels import Decode, Job, Prepare, Window
+from .kernels.device import device_kernel, host_kernel, is_host
+from .modules import Names, Target, match
+from .parallel import ahead
+from .tiers import LINEAR, choose_tier, coefficient
+from .torch_dtypes import DTYPES, as_tensor
+from .upload import AHEAD, Place, bits_of
+from .windows import Box, Index, box_of, copy_window, pieces, windows
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+class _Held(NamedTuple):
+    """What is held of a tensor.
+
+    Attributes:
+        shape: of what is held, which may be a box of the tensor.
+        number: of the tensor; -1 where no kernel decodes it.
+        jobs: one a window, whose origin is the window's elements and nothing else.
+        values: the tensor itself from a step on, or at every step; empty where there are jobs.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    number: int
+    jobs: list[Job]
+    values: list[tuple[float, torch.Tensor]]
+
+
+class Resident:
+    """A run on a device, made by `Run.resident`; methods may be called from one thread at a time.
+
+    On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and at 0 the base:
+    ``auto`` is what it is in a file without the exact tier, whose frames are not held.
+
+    Attributes:
+        device: torch device.
+        nbytes: bytes that are held there.
+    """
+
+    def __init__(self, run: Run, device: Any, slices: Mapping[str, Index] | None = None) -> None:
+        self.device = torch.device(device)
+        self._container = run.container
+        self._host = is_host(self.device)
+        self._prepare: Prepare = host_kernel if self._host else device_kernel(self.device)
+        chosen = dict(slices or {})
+        unknown = next((name for name in chosen if name not in run.decoder.numbers), None)
+        if unknown is not None:
+            raise InvalidArgument(f"{run.path} has no tensor {quote(unknown)}, of which a slice is wanted")
+        boxes = {name: box_of(run.entry(name).shape, chosen.get(name, ...)) for name in run.decoder.numbers}
+        place = Place(self.device)
+        self._held = {
+            name: self._put(held, place) for name, held in ahead(self._read(run.decoder, boxes, place), AHEAD)
+        }
+        place.wait()
+        self._rows = {
+            direction: self._container.coefficients(direction)[0]
+            for held in self._held.values()
+            if held.jobs
+            for direction in run.decoder.directions(held.number)
+        }
+        self._prepared: dict[tuple[str, ...], Decode] = {}
+        self._lock = threading.Lock()
+        self.nbytes = sum(map(_nbytes, self._held.values()))
+
+    def __repr__(self) -> str:
+        return f"Resident({self._container.source.path!r}, {len(self._held)} tensors on {self.device})"
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return list(self._held)
+
+    # -- what is held ----------------------------------------------------------------------------------------------
+
+    def _read(
+        self, decoder: Decoder, boxes: Mapping[str, tuple[Box, tuple[int, ...]]], place: Place
+    ) -> Iterator[tuple[str, _Held]]:
+        """Yield what is to be held of each tensor, in host memory."""
+        index = decoder.container.index
+        for name, (box, shape) in boxes.items():
+            number = decoder.number(name)
+            record, tensor = index.tensors[number], index.manifest.tensors[number]
+            found = windows(tensor.shape, box)
+            if record["kind"] == f.MOVING:
+                jobs = [self._job(decoder, number, window, place) for window in found]
+                yield name, _Held(tensor.dtype, shape, number, jobs, [])
+                continue
+            values: list[tuple[float, torch.Tensor]] = []
+            last = b""
+            for step in self._changes(decoder, number):
+                bits = [decoder.read_window(name, [(step, "line")], window)[0].reshape(-1) for window in found]
+                whole = np.concatenate(bits) if bits else np.empty(0, bits_dtype(tensor.dtype))
+                if (there := whole.tobytes()) != last or not values:
+                    values.append((step, as_tensor(whole, tensor.dtype, shape)))
+                    last = there
+            if sum(value.nbytes for _, value in values) > max(SERIES_LIMIT, 2 * values[0][1].nbytes):
+                raise InvalidArgument(
+                    f"{quote(name)} is stored step by step, {len(values)} times; a run cannot be resident with it: "
+                    "use Run.state_dict"
+                )
+            yield name, _Held(tensor.dtype, shape, -1, [], values)
+
+    @staticmethod
+    def _changes(decoder: Decoder, number: int) -> list[float]:
+        """Steps at which a tensor that no kernel decodes may become another, the first one included."""
+        index = decoder.container.index
+        if index.tensors[number]["kind"] != f.EXACT_SERIES:
+            return [0.0]
+        return [float(step) for step in index.steps]
+
+    def _job(self, decoder: Decoder, number: int, window: Window, place: Place) -> Job:
+        """Everything that decoding a window takes, in host memory; of the origin no more than the window."""
+        runs = list(pieces(window))
+        size = decoder.container.index.manifest.tensors[number].size
+        start, end = runs[0][0] * f.PIECE, min(runs[-1][1] * f.PIECE, size)
+        job = decoder.job(number, window, start, end, allocate=place.allocate)
+        cropped: Bits = place.allocate(window.rows * window.columns * job.origin.itemsize).view(job.origin.dtype)
+        copy_window(window, start, job.origin, cropped.reshape(window.rows, window.columns))
+        return replace(job, origin=cropped, at=0, pitch=window.columns)
+
+    def _put(self, held: _Held, place: Place) -> _Held:
+        """Copy what is to be held to the device; on the CPU it is there already."""
+        if self._host:
+            return held
+        jobs = [place.job(job) for job in held.jobs]
+        place.queued(held)
+        return held._replace(jobs=jobs, values=[(step, value.to(self.device)) for step, value in held.values])
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def tier(self, step: float, tier: str = "auto") -> str:
+        """Return what `step` is decoded from: ``base``, ``track`` or ``line``.
+
+        Raises:
+            InvalidArgument: tier ``exact``, or as `Run.tier`.
+        """
+        if tier == "exact":
+            raise InvalidArgument("tier 'exact' is not held on a device: use Run.state_dict or Run.load_into")
+        return choose_tier(self._container, float(step), tier, exact=False)
+
+    def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
+        """Return all tensors at a step, as `Run.state_dict`, in memory of their own."""
+        return self.state_dicts([step], tier)[0]
+
+    def state_dicts(self, steps: Sequence[float], tier: str = "auto") -> list[dict[str, torch.Tensor]]:
+        """Return all tensors at each of some steps; base and codes are read once for all of them."""
+        reads = [(float(step), self.tier(step, tier)) for step in steps]
+        states = [
+            {n: torch.empty(h.shape, dtype=DTYPES[h.dtype], device=self.device) for n, h in self._held.items()}
+            for _ in reads
+        ]
+        self._write(reads, states)
+        return states
+
+    def load_into(
+        self,
+        module: torch.nn.Module,
+        step: float,
+        tier: str = "auto",
+        *,
+        names: Names = None,
+        prefix: str = "",
+        non_blocking: bool = False,
+    ) -> None:
+        """Write a step into the parameters and buffers of `module`, whose addresses stay what they are.
+
+        The module is as it was if anything is missing or of another shape. Parameters of the file's dtype on
+        this device are written without a copy between, wherever their elements lie.
+
+        Args:
+            names, prefix: as `modules.match`.
+            non_blocking: on a CUDA device, return when the work is queued on the current stream. Elsewhere the call
+                returns when it is done, as with torch's own ``copy_``.
+
+        Raises:
+            InvalidArgument: names or shapes of module and run differ; a step or tier that is not there.
+        """
+        reads = [(float(step), self.tier(step, tier))]
+        targets = match({name: held.shape for name, held in self._held.items()}, module, names, prefix)
+        # Coefficients are computed before anything is written: a step may be too far out.
+        g = self._coefficients(reads, [target.name for target in targets])
+        direct = {t.name: t.tensor for t in targets if self._is_direct(t)}
+        others = [target for target in targets if target.name not in direct]
+        with torch.no_grad():
+            self._write(reads, [direct], g)
+            for target in others:
+                held = self._held[target.name]
+                value = torch.empty(held.shape, dtype=DTYPES[held.dtype], device=self.device)
+                self._write(reads, [{target.name: value}], g)
+                target.tensor.copy_(value, non_blocking=non_blocking)
+        for target in targets:
+            torch.autograd.graph.increment_version(target.owner)
+        if self.device.type == "cuda" and not non_blocking:
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _is_direct(self, target: Target) -> bool:
+        """Whether a kernel can write there, without a copy between."""
+        held, tensor = self._held[target.name], target.tensor
+        if tensor.device != self.device or tensor.dtype != DTYPES[held.dtype]:
+            return False
+        return tensor.is_contiguous() or _has_rows(tensor, held.jobs)
+
+    def _coefficients(self, reads: Sequence[Read], names: Sequence[str]) -> dict[str, F32]:
+        """Return g of each direction of the tensors that a kernel decodes, float32 [S, k], for the linear reads."""
+        linear = [read for read in reads if read[1] in LINEAR]
+        index, found = self._container.index, {}
+        for name in names:
+            held = self._held[name]
+            if held.jobs and linear:
+                first = int(index.tensors[held.number]["first"])
+                rows = [(index.directions[d], partial(self._rows.__getitem__, d))
+                        for d in range(first, first + len(held.jobs[0].directions))]  # fmt: skip
+                found[name] = np.array(
+                    [[coefficient(record, row, index.steps, *read) for record, row in rows] for read in linear],
+                    np.float32,
+                )
+        return found
+
+    def _write(
+        self,
+        reads: Sequence[Read],
+        outs: Sequence[Mapping[str, torch.Tensor]],
+        known: Mapping[str, F32] | None = None,
+    ) -> None:
+        """Fill ``outs[s][name]`` for each read: all moving tensors by one call of the kernel."""
+        names = list(outs[0]) if outs else []
+        linear = [s for s, read in enumerate(reads) if read[1] in LINEAR]
+        if linear:
+            g = self._coefficients(reads, names) if known is None else known
+            moving = [name for name in names if self._held[name].jobs]
+            rowed = tuple(name for name in moving if not all(outs[s][name].is_contiguous() for s in linear))
+            decode = self._decode((*moving, "", *rowed), moving, set(rowed))
+            coefficients, targets = [], []
+            for name in moving:
+                held = self._held[name]
+                for k in range(len(held.jobs)):
+                    coefficients.append(g[name])
+                    targets.append([self._view(held, k, outs[s][name], name in rowed) for s in linear])
+            decode(coefficients, targets)
+        for s, (step, tier) in enumerate(reads):
+            for name in names:
+                if not self._held[name].jobs or tier not in LINEAR:
+                    self._copy(self._held[name], step, outs[s][name])
+
+    def _decode(self, key: tuple[str, ...], moving: Sequence[str], rowed: set[str]) -> Decode:
+        """The kernel, prepared for some tensors; jobs of strided targets are those of their rows."""
+        with self._lock:
+            if key not in self._prepared:
+                jobs = [
+                    _by_rows(job, self._held[name].shape[-1]) if name in rowed else job
+                    for name in moving
+                    for job in self._held[name].jobs
+                ]
+                self._prepared = {**dict(list(self._prepared.items())[-1:]), key: self._prepare(jobs)}
+            return self._prepared[key]
+
+    def _view(self, held: _Held, k: int, out: torch.Tensor, rowed: bool) -> Any:
+        """The part of a target that window k goes to, as bits, [rows, columns]."""
+        bits = bits_of(out)
+        if rowed:
+            matrix = bits.view(-1, held.shape[-1])
+            rows = matrix.shape[0] // len(held.jobs)
+            part = matrix[k * rows : (k + 1) * rows]
+        else:
+            window = held.jobs[k].window
+            part = bits.view(len(held.jobs), window.rows, window.columns)[k]
+        return part.numpy().view(f"u{part.element_size()}") if self._host else part
+
+    def _copy(self, held: _Held, step: float, out: torch.Tensor) -> None:
+        """Fill a target from what needs no arithmetic."""
+        if held.values:
+            at = [value for first, value in held.values if first <= step]
+            out.copy_(at[-1] if at else held.values[0][1])
+        elif out.numel():
+            origin_dtype = held.jobs[0].origin_dtype
+            origins = [self._as_tensor(job.origin, origin_dtype) for job in held.jobs]
+            whole = origins[0] if len(origins) == 1 else torch.cat(origins)
+            if origin_dtype != held.dtype:
+                whole = _converted(whole, held.dtype)
+            out.copy_(whole.view(held.shape))
+
+    def _as_tensor(self, origin: Any, dtype: str) -> torch.Tensor:
+        tensor: torch.Tensor = as_tensor(origin, dtype, origin.shape) if self._host else origin.view(DTYPES[dtype])
+        return tensor
+
+
+SERIES_LIMIT: Final = 1 << 20
+"""Bytes that a tensor which is stored step by step may always take."""
+
+
+def _converted(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """FORMAT.md section 8: float32 of the origin, rounded to the tensor's dtype; one NaN."""
+    from .kernels import torch_ops
+
+    bits: torch.Tensor = torch_ops.from_float32(values.to(torch.float32), dtype)
+    return bits.view(DTYPES[dtype])
+
+
+def _has_rows(tensor: torch.Tensor, jobs: Sequence[Job]) -> bool:
+    """Whether a target is rows of its last dimension at even distances, and the windows are made of such rows."""
+    if tensor.dim() == 1:
+        return True
+    try:
+        tensor.detach().view(-1, tensor.shape[-1])
+    except RuntimeError:
+        return False
+    return all(job.window.rows == 1 or job.window.columns == tensor.shape[-1] for job in jobs)
+
+
+def _by_rows(job: Job, width: int) -> Job:
+    """Return a job of one long row as one of rows of `width` elements, for a target whose rows lie apart."""
+    window = job.window
+    rows = window.columns // width
+    if window.rows != 1 or rows == 1:
+        return job
+    rect = Window(width, window.column // width, rows, 0, width, window.lo, window.hi)
+    return replace(job, window=rect, pitch=width)
+
+
+def _nbytes(held: _Held) -> int:
+    total = sum(value.nbytes for _, value in held.values)
+    for job in held.jobs:
+        total += job.origin.nbytes
+        for direction in job.directions:
+            total += direction.packed.nbytes
+            if direction.factors is not None:
+                total += direction.factors.a.nbytes + direction.factors.b.nbytes
+    return total

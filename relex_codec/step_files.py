@@ -1,0 +1,156 @@
+"""The files that decoding writes of a step, listed and read in ranges without writing them.
+
+Names and sizes are the same for every step, and known without decoding: headers follow from the manifest.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from .checkpoint import Checkpoint
+from .dtypes import ITEMSIZE
+from .export import Shard, index_file, nbytes, shards_of
+from .format import PIECE
+from .layouts import INDEX
+from .manifest import TensorEntry, file_allowed
+from .run import Run
+
+
+class Part(NamedTuple):
+    """Bytes of a shard that lie together: of its header if `tensor` is None, or of a tensor; counted from its start."""
+
+    tensor: TensorEntry | None
+    start: int
+    end: int
+
+
+class ShardLayout:
+    """Where what lies in a file of weights: its header, then the tensors one after another."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.head, self.size = shard.head, shard.size
+        self._tensors: list[TensorEntry | None] = [None, *shard.tensors]
+        self._begins = list(accumulate((nbytes(t) for t in shard.tensors), initial=len(shard.head)))
+        self._begins.insert(0, 0)  # of the header; the last one is the end of the file
+
+    def parts(self, start: int, end: int) -> Iterator[Part]:
+        """Yield what bytes `start` to `end` of the file consist of, in order."""
+        for at in range(max(0, bisect_right(self._begins, start) - 1), len(self._tensors)):
+            begin, stop = self._begins[at], self._begins[at + 1]
+            if begin >= end:
+                return
+            low, high = max(start, begin), min(end, stop)
+            if low < high:
+                yield Part(self._tensors[at], low - begin, high - begin)
+
+    def widened(self, start: int, end: int) -> tuple[int, int]:
+        """Return the bytes that decoding `start` to `end` yields anyway: the header, and whole pieces of tensors."""
+        if start >= end:
+            return start, end
+        return self._bounds(start)[0], self._bounds(end - 1)[1]
+
+    def _bounds(self, position: int) -> tuple[int, int]:
+        """Begin and end of the header or piece that a byte is in."""
+        at = bisect_right(self._begins, position) - 1  # the last of several: empty tensors have no byte
+        begin, stop, tensor = self._begins[at], self._begins[at + 1], self._tensors[at]
+        if tensor is None:
+            return begin, stop
+        piece = PIECE * ITEMSIZE[tensor.dtype]
+        low = begin + (position - begin) // piece * piece
+        return low, min(low + piece, stop)
+
+
+class StepFiles:
+    """The files of the steps of an open run; methods may be called from several threads.
+
+    The base's other files (configuration, tokenizer) are looked for when one of them is asked for, not before: where
+    the base is not reached, the weights that do not need it can still be read.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        manifest = run.container.index.manifest
+        shards = shards_of(manifest)
+        self.shards = {shard.name: ShardLayout(shard) for shard in shards}
+        self._index = index_file(manifest, shards) if manifest.indexed else None
+        self._embedded = manifest.embedded and not run.base_given
+        self._sides: dict[str, int] | None = None
+        self._lock = threading.Lock()
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of every file by name.
+
+        Raises:
+            CheckpointError, InvalidArgument, BaseMismatch: the base is needed for that and cannot be used.
+        """
+        weights = {name: layout.size for name, layout in self.shards.items()}
+        index = {} if self._index is None else {INDEX: len(self._index)}
+        return weights | index | self.side_sizes()
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of one file, or None if there is none of that name; errors are those of `sizes`."""
+        if name in self.shards:
+            return self.shards[name].size
+        if name == INDEX and self._index is not None:
+            return len(self._index)
+        return self.side_sizes().get(name)
+
+    def side_sizes(self) -> dict[str, int]:
+        """Return the bytes of each file of the base that is no weights; errors are those of `sizes`."""
+        with self._lock:
+            if self._sides is None:
+                if self._embedded:
+                    self._sides = {file.name: file.length for file in self.run.container.index.manifest.files}
+                else:
+                    base = self._base()
+                    self._sides = {name: base.file_size(name) for name in base.side_files if file_allowed(name)}
+            return self._sides
+
+    def read(self, name: str, step: float, tier: str, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` of a file that exists; only pieces of tensors that these touch are decoded.
+
+        Args:
+            tier: as `Run.tensor`.
+        """
+        if name not in self.shards:
+            return self.other(name)[start:end]
+        out = io.BytesIO()  # which hands its buffer over without a copy
+        for data in self.stream(name, step, tier, start, end):
+            out.write(data)
+        return out.getvalue()
+
+    def stream(
+        self, name: str, step: float, tier: str, start: int = 0, end: int | None = None
+    ) -> Iterator[bytes | memoryview]:
+        """Yield bytes `start` to `end` of a file that exists, tensor by tensor."""
+        if name not in self.shards:
+            yield self.other(name)[start:end]
+            return
+        layout = self.shards[name]
+        for tensor, low, high in layout.parts(start, layout.size if end is None else end):
+            if tensor is None:
+                yield layout.head[low:high]
+                continue
+            width = ITEMSIZE[tensor.dtype]
+            first = low // width
+            bits = self.run.bits(tensor.name, step, tier, first, -(-high // width))
+            yield bits.view(np.uint8).data[low - first * width : high - first * width]
+
+    def other(self, name: str) -> bytes:
+        """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""
+        if name == INDEX and self._index is not None:
+            return self._index
+        if not self._embedded:
+            return self._base().read_file(name)
+        names = [file.name for file in self.run.container.index.manifest.files]
+        return b"".join(self.run.decoder.read_file(names.index(name)))
+
+    def _base(self) -> Checkpoint:
+        return self.run.base_reader().checkpoint

@@ -1,0 +1,78 @@
+"""What a step is read from, and with which coefficients (FORMAT.md section 8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .container import Container
+from .errors import InvalidArgument
+
+TIERS: Final = ("auto", "line", "track", "exact")
+LINEAR: Final = ("line", "track")
+"""The tiers that are made of directions and coefficients."""
+
+
+def choose_tier(container: Container, step: float, tier: str, *, exact: bool = True) -> str:
+    """Return what a step is read from: ``base``, ``line``, ``track`` or ``exact`` (FORMAT.md sections 8 and 13).
+
+    Args:
+        exact: False where the exact tier is out of reach, so that ``auto`` never is that.
+
+    Raises:
+        InvalidArgument: an unknown tier, a step that is no number, or one that the tier does not have.
+    """
+    steps = container.index.steps
+    if tier not in TIERS:
+        raise InvalidArgument(f"tier is {tier!r}, expected one of {', '.join(TIERS)}")
+    if not math.isfinite(step):
+        raise InvalidArgument(f"step is {step}, expected a finite number")
+    stored = exact and container.index.has_exact and step in steps
+    if tier == "exact" and not stored:
+        if not container.index.has_exact:
+            raise InvalidArgument(f"{container.source.path} has no tier 'exact': it was encoded without --exact")
+        nearest = int(steps[np.argmin(np.abs(steps - step))])
+        raise InvalidArgument(f"tier 'exact' has the stored steps only, not {step:g}; the nearest is {nearest}")
+    if tier == "auto" and stored and step != 0:
+        return "exact"
+    if tier == "auto":
+        observed = int(steps[0]) <= step <= int(steps[container.index.manifest.observed - 1])
+        return "base" if step == 0 else "track" if observed else "line"
+    if tier == "track" and not int(steps[0]) <= step <= int(steps[-1]):
+        raise InvalidArgument(f"tier 'track' reaches from step {steps[0]} to {steps[-1]}, not {step:g}; 'line' does")
+    return tier
+
+
+Row = Callable[[], npt.NDArray[np.float64]]
+"""Gives the coefficients of one direction, float64 [T]."""
+
+
+def coefficient(record: Any, row: Row, steps: npt.NDArray[np.int64], step: float, tier: str) -> np.float32:
+    """Return g of one direction at a step, from `tier` ``line`` or ``track``.
+
+    Args:
+        record: of the direction.
+        row: not called for ``line``.
+
+    Raises:
+        InvalidArgument: it exceeds float32.
+    """
+    with np.errstate(over="ignore"):
+        if tier == "line":
+            c = np.float64(record["slope"]) * np.float64(step) + np.float64(record["intercept"])
+        else:
+            values = row()
+            after = int(np.searchsorted(steps, step))
+            if steps[after] == step:
+                c = values[after]
+            else:
+                low, high = np.float64(steps[after - 1]), np.float64(steps[after])
+                c = values[after - 1] + (values[after] - values[after - 1]) * ((np.float64(step) - low) / (high - low))
+        g = np.float32(c)
+    if not np.isfinite(g):
+        raise InvalidArgument(f"step {step:g} is too far out: a coefficient there exceeds float32")
+    return g
