@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -16,9 +17,10 @@ from . import layouts
 from .dtypes import ITEMSIZE, Bits, bits_dtype
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
-from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
-from .storage import Item, LocalSource, Source, list_directory, open_source
+from .remote import REQUESTS
+from .source import LocalSource
+from .storage import Item, Source, list_directory, open_source
 
 HEAD: Final = 64 << 10
 """Bytes read at first of each file: most headers fit, so that one request opens a shard."""
@@ -85,6 +87,11 @@ class Checkpoint:
         """Whether reading in many small ranges costs no requests."""
         return all(isinstance(source, LocalSource) for source in self._sources)
 
+    @property
+    def sources(self) -> list[Source]:
+        """What reads each shard."""
+        return self._sources
+
     def info(self, name: str) -> TensorInfo:
         """Return what is known of a tensor, or raise CheckpointError."""
         try:
@@ -146,13 +153,7 @@ def open_checkpoint(
         A file is shorter than its header says.
     """
     where = f"checkpoint {public(path)}"
-    files = find_files(path, storage_options, where)
-
-    def open_shard(target: str) -> tuple[Source, bytes]:
-        source = open_source(target, storage_options, hold=False, error=CheckpointError)
-        return source, _raw_header(source)
-
-    opened = in_parallel(open_shard, files.shards.values(), IO_THREADS if is_url(path) else 1)
+    files, opened = _open_files(path, storage_options, where)
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
@@ -164,6 +165,33 @@ def open_checkpoint(
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
     indexed = files.weight_map is not None
     return Checkpoint(public(path), step, tensors, sources, indexed, files.sides, storage_options)
+
+
+def _open_files(path: PathLike, options: Options, where: str) -> tuple[Files, list[tuple[Source, bytes]]]:
+    """Find the files of a checkpoint and open its shards.
+
+    Remote shards beside an index are opened while it is read: that saves the time of a request where there is latency.
+    """
+
+    def open_shard(target: str) -> tuple[Source, bytes]:
+        source = open_source(target, options, hold=False, error=CheckpointError)
+        return source, _raw_header(source)
+
+    if not is_url(path):
+        files = find_files(path, options, where)
+        return files, [open_shard(target) for target in files.shards.values()]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        early: dict[str, Future[tuple[Source, bytes]]] = {}
+        items = None
+        if not public(path).endswith(".safetensors"):
+            items = list_directory(path, options, error=CheckpointError)
+            names = [item.name for item in items if not item.is_dir]
+            if layouts.INDEX in names:
+                likely = (name for name in names if name.startswith("model") and name.endswith(".safetensors"))
+                early = {name: pool.submit(open_shard, join(path, name)) for name in likely}
+        files = find_files(path, options, where, items)
+        late = {name: pool.submit(open_shard, target) for name, target in files.shards.items() if name not in early}
+        return files, [(early | late)[name].result() for name in files.shards]
 
 
 class Files(NamedTuple):
@@ -228,10 +256,10 @@ def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Te
 
 
 def _raw_header(source: Source) -> bytes:
-    head = source.read(0, min(source.size, HEAD))
+    head = source.read_kept(0, min(source.size, HEAD))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
-        head += source.read(len(head), end)
+        head += source.read_kept(len(head), end)
     return head[WORD:end]
 
 

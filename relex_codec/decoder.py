@@ -97,6 +97,11 @@ class Decoder:
             self._spare.append(scratch)
 
     @property
+    def use_embedded(self) -> bool:
+        """Whether an embedded base is read from the file."""
+        return self._use_embedded
+
+    @property
     def exact(self) -> ExactTier:
         """The exact tier, opened when it is first needed; the file must have one."""
         from .exact.tier import ExactTier  # numba is only needed here

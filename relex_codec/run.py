@@ -19,11 +19,14 @@ from .decoder import BATCH, Decoder, Read
 from .dtypes import Bits, bits_dtype
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .export import Base, export, nbytes
+from .kernels import flat
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
 from .packing import piece_lengths
 from .paths import Options, PathLike
+from .reading import reading_ahead
 from .restore import choose_steps, restore
+from .settings import without_credentials
 from .storage import open_source
 from .tiers import choose_tier
 from .windows import Index, box_of, windows
@@ -127,7 +130,10 @@ class Run:
 
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
         """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional."""
-        return self._decoder.read(name, float(step), self.tier(step, tier), lo, hi)
+        chosen = self.tier(step, tier)
+        window = flat(lo, self.entry(name).size if hi is None else hi)
+        with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [(float(step), chosen)]):
+            return self._decoder.read(name, float(step), chosen, lo, hi)
 
     def box(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> Bits:
         """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
@@ -140,7 +146,9 @@ class Run:
         entry = self.entry(name)
         box, shape = box_of(entry.shape, index)
         read = (float(step), self.tier(step, tier))
-        found = [self._decoder.read_window(name, [read], window)[0] for window in windows(entry.shape, box)]
+        parts = windows(entry.shape, box)
+        with reading_ahead(self._decoder, self.base_reader, [(name, parts)], [read]):
+            found = [self._decoder.read_window(name, [read], window)[0] for window in parts]
         if len(found) == 1:
             return found[0].reshape(shape)
         return np.concatenate(found).reshape(shape) if found else np.empty(shape, bits_dtype(entry.dtype))
@@ -190,9 +198,11 @@ class Run:
         reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
         boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
         states: list[dict[str, torch.Tensor]] = [{} for _ in reads]
-        for name, found in read_tensors(self._decoder, boxes, reads, self.device):
-            for state, value in zip(states, found, strict=True):
-                state[name] = value
+        parts = [(one.name, windows(self.entry(one.name).shape, one.box)) for one in boxes]
+        with reading_ahead(self._decoder, self.base_reader, parts, reads):
+            for name, found in read_tensors(self._decoder, boxes, reads, self.device):
+                for state, value in zip(states, found, strict=True):
+                    state[name] = value
         return states
 
     def resident(self, device: Any = None, *, slices: Mapping[str, Index] | None = None) -> Resident:
@@ -288,7 +298,9 @@ class Run:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
         chosen = self.tier(step, tier)
-        with self._bar("decode", 1, progress) as bar:
+        parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in self._container.index.manifest.tensors]
+        ahead = reading_ahead(self._decoder, self.base_reader, parts, [(float(step), chosen)])
+        with self._bar("decode", 1, progress) as bar, ahead:
             export(self._decoder, output, float(step), chosen, self._side_files(), bar.update)
         return chosen
 
@@ -377,7 +389,7 @@ class Run:
         if uri is None:
             raise InvalidArgument(f"{self.path} does not say where its base is; pass --base")
         try:
-            return resolve(uri)
+            return resolve(uri, without_credentials(self._options))
         except RelexError as error:
             raise CheckpointError(f"the base of {self.path} cannot be read: {error}; pass --base") from None
 
@@ -407,7 +419,8 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         base: the base model, if it is not where the file says, or not to be taken from the file.
         device: torch device that tensors are decoded on.
         storage_options: for fsspec, for `path` and for `base` if that is given. They are not sent to wherever a file
-            says that its base is: credentials go only where the caller points.
+            says that its base is: credentials go only where the caller points. Under ``relex``: how this package
+            reads, see `relex_codec.settings`.
 
     Raises:
         InvalidArgument: no such file or device.

@@ -20,6 +20,8 @@ from plain import Array
 import relex_codec
 from relex_codec.storage import Source
 
+pytest_plugins = ["servers.fixtures", "servers.runs"]
+
 
 def pytest_configure() -> None:
     """Without a GPU Triton's kernels run in its interpreter, which it asks for when it is imported: so before that."""

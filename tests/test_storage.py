@@ -16,9 +16,15 @@ from hypothesis import strategies as st
 
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, Truncated
 from relex_codec.paths import is_url, join, local_path, public
+from relex_codec.settings import split
 from relex_codec.storage import Item, LocalSource, RemoteSource, list_directory, merge, open_source
 
 DATA = bytes(range(256)) * 1000
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_tried_again(monkeypatch):
+    monkeypatch.setenv("RELEX_RETRY_SECONDS", "0")
 
 
 # Planning
@@ -352,3 +358,64 @@ def test_local_source_by_itself(tmp_path):
     with LocalSource(tmp_path / "x") as source:
         assert source.size == 0
         assert source.read(0, 0) == b""
+
+
+def test_a_file_on_any_other_filesystem_that_is_replaced(memory):
+    memory.pipe_file("/d/x", DATA)
+    source = open_source("memory://d/x", error=CheckpointError)
+    assert source.read(0, 10) == DATA[:10]
+    memory.pipe_file("/d/x", DATA[::-1])
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
+        source.read(0, 10)
+    memory.pipe_file("/d/x", DATA[:5])
+    with pytest.raises((CheckpointError, Truncated), match=r"changed while|5 bytes"):
+        source.read(0, 10)
+
+
+class Failing(MemoryFileSystem):
+    """A memory filesystem that fails so many times."""
+
+    protocol = "failing"
+    cachable = False
+    left = 0
+    calls = 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("failing://").strip("/")
+
+    def cat_file(self, path, start=None, end=None, **options):
+        type(self).calls += 1
+        if type(self).left:
+            type(self).left -= 1
+            raise ConnectionResetError("gone")
+        return super().cat_file(path, start, end)
+
+
+@pytest.mark.parametrize(("protocol", "calls"), [("failing", 3), ("gs", 1)])
+def test_filesystems_that_try_again_by_themselves_are_not_asked_again(memory, monkeypatch, protocol, calls):
+    monkeypatch.setenv("RELEX_RETRY_SECONDS", "30")
+    monkeypatch.setattr(Failing, "protocol", protocol)
+    monkeypatch.setattr(Failing, "calls", 0)
+    memory.pipe_file("/x", DATA)
+    source = RemoteSource(Failing(), "/x", shown=f"{protocol}://x", settings=split(None)[0])
+    monkeypatch.setattr(Failing, "left", 2)
+    if calls == 1:
+        with pytest.raises(InvalidArgument, match="gone"):
+            source.read(0, 10)
+    else:
+        assert source.read(0, 10) == DATA[:10]
+    assert Failing.calls == calls
+
+
+def test_a_commit_of_the_hub_is_not_looked_at_again():
+    filesystem = Hub()
+    refreshed = []
+    filesystem.calls = []
+    details = {"name": "x", "type": "file", "size": 100}
+    filesystem.info = lambda path, refresh=False, **options: refreshed.append(refresh) or details
+    commit = "0123456789abcdef" * 2 + "01234567"
+    RemoteSource(filesystem, f"org/name@{commit}/x", shown="hf://x").read(0, 10)
+    assert not any(refreshed)
+    RemoteSource(filesystem, "org/name@main/x", shown="hf://x").read(0, 10)
+    assert sum(refreshed) == 2  # a branch may move: before and after

@@ -83,7 +83,7 @@ class ExactTier:
         self.container = container
         entries = container.index.entries
         first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
-        raw = container.source.read(first.begin, second.end)
+        raw = container.source.read_kept(first.begin, second.end)
         records = []
         for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
             part = raw[entry.begin - first.begin : entry.end - first.begin]
@@ -181,6 +181,13 @@ class ExactTier:
             while self._held > CACHE and len(self._blobs) > len(missing):
                 self._held -= self._blobs.popitem(last=False)[1][0]
         return found
+
+    def ranges_of(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
+        """Return where the blobs lie that `fetch` would read, after reading the indexes of their blocks."""
+        with self._lock:
+            missing = [key for key in keys if key not in self._blobs]
+        self._read_indexes(missing)
+        return [self._range(key) for key in missing]
 
     def _parse(self, key: Key, raw: bytes) -> Blob:
         if not key.step:

@@ -1,0 +1,211 @@
+"""Reading ahead: what will be asked for is fetched in large blocks, in that order, while what came before is in use.
+
+A plan of ranges over several files becomes blocks (`ranges.blocks`), which threads fetch, so many at a time and so many
+bytes before they are used. Reads of those files are served from the blocks, and a block is let go of when all ranges
+that were planned of it have been read. A read that nobody planned goes to the storage itself, so a plan may be wrong at
+the price of requests; the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from .ranges import MERGED, Range, blocks
+from .remote import REQUESTS, RemoteSource
+from .source import Source
+
+BLOCK: Final = 8 << 20
+"""The longest read of a plan that needs several: 16 of them are under way at a time."""
+AHEAD: Final = 24 * BLOCK
+"""Bytes that are under way or wait to be used."""
+
+
+class Use(NamedTuple):
+    """A range that will be read."""
+
+    source: AheadSource
+    start: int
+    end: int
+
+
+class AheadSource(Source):
+    """A remote file, parts of which may have been read ahead."""
+
+    def __init__(self, inner: RemoteSource) -> None:
+        self.inner, self.path, self.size = inner, inner.path, inner.size
+        self._running: tuple[ReadAhead, ...] = ()
+        self._lock = threading.Lock()
+
+    def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
+        if not self._running:
+            return self.inner.read_many(ranges)
+        self._check(ranges)
+        found: list[bytes | None] = []
+        for start, end in ranges:
+            views = self._take(start, end)
+            found.append(None if views is None else b"".join(views))
+        rest = [i for i, data in enumerate(found) if data is None]
+        for i, data in zip(rest, self.inner.read_many([ranges[i] for i in rest]), strict=True):
+            found[i] = data
+        return [data for data in found if data is not None]
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        self._check([(start, start + len(out))])
+        views = self._take(start, start + len(out))
+        if views is None:
+            self.inner.read_into(start, out)
+            return
+        at = 0
+        for view in views:
+            out[at : at + len(view)] = view
+            at += len(view)
+
+    def read_kept(self, start: int, end: int) -> bytes:
+        return self.inner.read_kept(start, end)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def at_hand(self, start: int, end: int) -> bool:
+        """Tell whether a read needs no request of its own: it is kept, or planned already."""
+        return self.inner.has(start, end) or any(ahead.covers(self, start, end) for ahead in self._running)
+
+    def attach(self, ahead: ReadAhead) -> None:
+        """Serve reads from `ahead` from now on."""
+        with self._lock:
+            self._running = (*self._running, ahead)
+
+    def detach(self, ahead: ReadAhead) -> None:
+        """No longer do so."""
+        with self._lock:
+            self._running = tuple(other for other in self._running if other is not ahead)
+
+    def _take(self, start: int, end: int) -> list[memoryview] | None:
+        for ahead in self._running:
+            views = ahead.take(self, start, end)
+            if views is not None:
+                return views
+        return None
+
+
+class _Block:
+    """One read, and how much of it is still to be used."""
+
+    def __init__(self, source: AheadSource, start: int, end: int, used: int) -> None:
+        self.source, self.start, self.end, self.left = source, start, end, used
+        self.data: Future[bytes] | None = None
+
+
+class ReadAhead:
+    """Fetches planned ranges ahead of their use; a context manager.
+
+    Args:
+        uses: in the order in which they will be asked for; a range that will be asked for twice is there twice.
+        limit: of bytes that are under way or wait. A block that is asked for before its turn is fetched at once and
+            counts too, so a reader never waits for its own progress.
+        requests: under way at a time.
+    """
+
+    def __init__(self, uses: Sequence[Use], *, limit: int = AHEAD, requests: int = REQUESTS) -> None:
+        self._limit = limit
+        self._held = self._next = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        by_source: dict[AheadSource, list[int]] = {}
+        for i, use in enumerate(uses):
+            by_source.setdefault(use.source, []).append(i)
+        ordered: list[tuple[int, _Block]] = []
+        self._blocks: dict[AheadSource, list[_Block]] = {}
+        for source, numbers in by_source.items():
+            ranges = [(uses[i].start, uses[i].end) for i in numbers]
+            alone = sum(end - start for start, end in ranges) <= MERGED  # one request, as for one tensor of usual size
+            planned = blocks(ranges, MERGED if alone else BLOCK)
+            made = [(numbers[block.first], _Block(source, block.start, block.end, block.used)) for block in planned]
+            ordered += made
+            self._blocks[source] = sorted((block for _, block in made), key=lambda block: block.start)
+        self._starts = {source: [block.start for block in found] for source, found in self._blocks.items()}
+        self._order = [block for _, block in sorted(ordered, key=lambda pair: pair[0])]
+        self._pool = ThreadPoolExecutor(requests, "relex-ahead")
+
+    def __enter__(self) -> ReadAhead:
+        for source in self._blocks:
+            source.attach(self)
+        with self._lock:
+            self._pump()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for source in self._blocks:
+            source.detach(self)
+        with self._lock:
+            self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def covers(self, source: AheadSource, start: int, end: int) -> bool:
+        """Tell whether a range is planned and not used up."""
+        with self._lock:
+            return self._find(source, start, end) is not None
+
+    def take(self, source: AheadSource, start: int, end: int) -> list[memoryview] | None:
+        """Return bytes `start` to `end` in parts, waiting for them; None if they are not planned, or used up.
+
+        None also where reading ahead was ended meanwhile, by another thread: then the reader is on its own.
+        """
+        with self._lock:
+            found = None if self._stop.is_set() else self._find(source, start, end)
+            if found is None:
+                return None
+            waiting = [self._submit(block) for block in found]
+        views = []
+        for block, data in zip(found, waiting, strict=True):
+            try:
+                view = memoryview(data.result())
+            except Exception:
+                if self._stop.is_set():
+                    return None
+                raise
+            views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])
+        with self._lock:
+            for block, view in zip(found, views, strict=True):
+                block.left -= len(view)
+                if block.left <= 0 and block.data is not None:
+                    block.data = None
+                    self._held -= block.end - block.start
+            self._pump()
+        return views
+
+    def _find(self, source: AheadSource, start: int, end: int) -> list[_Block] | None:
+        """Blocks that together have a range, or None; the lock is held."""
+        found: list[_Block] = []
+        at = bisect_right(self._starts.get(source, ()), start) - 1
+        if at < 0 or start == end:
+            return None
+        for block in self._blocks[source][at:]:
+            if not block.start <= start < block.end or block.left <= 0:
+                return None
+            found.append(block)
+            start = block.end
+            if start >= end:
+                return found
+        return None
+
+    def _submit(self, block: _Block) -> Future[bytes]:
+        if block.data is None:
+            self._held += block.end - block.start
+            fetch: Callable[..., bytes] = block.source.inner.fetch
+            block.data = self._pool.submit(fetch, block.start, block.end, self._stop)
+        return block.data
+
+    def _pump(self) -> None:
+        """Begin with as many of the next blocks as may be held; the lock is held."""
+        while self._next < len(self._order) and not self._stop.is_set():
+            block = self._order[self._next]
+            if block.data is None and block.left > 0:
+                if self._held and self._held + block.end - block.start > self._limit:
+                    return
+                self._submit(block)
+            self._next += 1

@@ -1,0 +1,130 @@
+"""Fetched ranges on disk, for who reads the same ones again: off unless a directory is given, bounded in size.
+
+An entry is a file, named by a hash of what it holds (object, version, range), with a digest of its bytes at its end. It
+is written under another name and renamed, so that processes may share a directory without locks, and a kill leaves at
+most a temporary file, which the next clean-up takes. Entries are trusted only if their digest matches; the checksums of
+the format are checked after that as for anything else that was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from .settings import Settings
+
+DIGEST: Final = 16
+"""Bytes of an entry's digest."""
+LOOK_EVERY: Final = 1 / 32
+"""Part of the limit that a process writes before it looks at what others wrote."""
+FILL: Final = 0.9
+"""Part of the limit that cleaning up leaves."""
+STALE: Final = 3600.0
+"""Seconds after which a temporary file was left by a process that is gone."""
+_SUFFIX: Final = ".range"
+_TEMPORARY: Final = ".part"
+
+
+class DiskCache:
+    """A directory of fetched ranges.
+
+    Failures of the disk are not reported: what cannot be kept is fetched again.
+
+    Args:
+        folder: made if it does not exist, for the user alone.
+        limit: bytes of all entries together. Several processes that write at the same moment may pass it by a
+            thirty-second each, which is what they write before they look again.
+    """
+
+    def __init__(self, folder: str, limit: int) -> None:
+        self.folder, self.limit = Path(folder), limit
+        self._total, self._since = 0, limit
+        self._lock = threading.Lock()
+
+    def load(self, key: str, start: int, end: int) -> bytes | None:
+        """Return bytes `start` to `end` of the object and version `key` stands for, or None."""
+        path = self._path(key, start, end)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        content = data[:-DIGEST]
+        if len(content) != end - start or _digest(content) != data[-DIGEST:]:
+            with suppress(OSError):  # damaged: not trusted, and made anew
+                path.unlink()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # what was used last goes last
+        return content
+
+    def store(self, key: str, start: int, end: int, data: bytes) -> None:
+        """Keep `data` as bytes `start` to `end`, unless it is larger than the whole cache may be."""
+        size = len(data) + DIGEST
+        if size > self.limit:
+            return
+        path = self._path(key, start, end)
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{_TEMPORARY}")
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_room(size)
+            with open(temporary, "xb") as out:
+                out.write(data)
+                out.write(_digest(data))
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def _make_room(self, size: int) -> None:
+        """Remove the entries that were not used for longest, if `size` more bytes would pass the limit."""
+        with self._lock:
+            self._since += size
+            if self._since <= LOOK_EVERY * self.limit and self._total + size <= self.limit:
+                self._total += size
+                return
+            found = []
+            now = time.time()
+            for entry in os.scandir(self.folder):
+                with suppress(OSError):  # removed by another process
+                    status = entry.stat()
+                    if entry.name.endswith(_SUFFIX):
+                        found.append((status.st_mtime, status.st_size, entry.path))
+                    elif entry.name.endswith(_TEMPORARY) and now - status.st_mtime > STALE:
+                        os.unlink(entry.path)
+            total = sum(length for _, length, _ in found)
+            if total + size > self.limit:
+                for _, length, path in sorted(found):
+                    if total + size <= FILL * self.limit or total == 0:
+                        break
+                    with suppress(OSError):
+                        os.unlink(path)
+                    total -= length
+            self._total, self._since = total + size, 0
+
+    def _path(self, key: str, start: int, end: int) -> Path:
+        name = hashlib.sha256(f"{key}\n{start} {end}".encode()).hexdigest()[:40]
+        return self.folder / f"{name}{_SUFFIX}"
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:DIGEST]
+
+
+_CACHES: Final[dict[tuple[str, int], DiskCache]] = {}
+_CACHES_LOCK: Final = threading.Lock()
+
+
+def cache_of(settings: Settings) -> DiskCache | None:
+    """Return the cache that the settings ask for; one a directory and process."""
+    if settings.cache is None:
+        return None
+    with _CACHES_LOCK:
+        return _CACHES.setdefault(
+            (settings.cache, settings.cache_bytes), DiskCache(settings.cache, settings.cache_bytes)
+        )

@@ -1,0 +1,146 @@
+"""Which bytes a step needs: ranges of the file and of its base, in the order in which `Decoder.read` asks for them.
+
+Pure functions on the tables of a file. Only the exact tier reads a little for its plan: where its blobs lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from . import format as f
+from .checkpoint import TensorInfo
+from .dtypes import ITEMSIZE
+from .index import Index, Part
+
+if TYPE_CHECKING:
+    from .exact.tier import ExactTier
+
+BATCH: Final = 64
+"""Pieces of a tensor that are planned as one read; as many as the decoder has in work."""
+
+
+class Need(NamedTuple):
+    """A range that will be read: of the file itself (`shard` is None), or of a shard of the base."""
+
+    shard: int | None
+    start: int
+    end: int
+
+
+class Wanted(NamedTuple):
+    """What is read together of a tensor at a step.
+
+    Attributes:
+        tier: as `tiers.choose_tier` returns it.
+        spans: ranges of elements, in order; whole pieces are read that hold them.
+    """
+
+    number: int
+    step: float
+    tier: str
+    spans: tuple[tuple[int, int], ...]
+
+
+def reads_base(index: Index, wanted: Iterable[Wanted], use_embedded: bool) -> bool:
+    """Tell whether any of `wanted` needs the base, which then must be open to plan for it."""
+    return any(not _holds(index, one.number, use_embedded) and _has_origin(index, one) for one in wanted)
+
+
+def needs(
+    index: Index,
+    wanted: Iterable[Wanted],
+    *,
+    use_embedded: bool,
+    base: Mapping[str, TensorInfo],
+    exact: Callable[[], ExactTier],
+) -> Iterator[Need]:
+    """Yield the ranges that decoding `wanted`, one after another, reads.
+
+    Args:
+        use_embedded: whether an embedded base is read.
+        base: tensors of the base; not used where `reads_base` is False.
+        exact: opens the exact tier; called if any of `wanted` is read from it.
+    """
+    seen: set[Need] = set()
+    """Blobs, which are kept after they were read for one tensor."""
+    for one in wanted:
+        record = index.tensors[one.number]
+        size = index.manifest.tensors[one.number].size
+        series = record["kind"] == f.EXACT_SERIES and (one.tier != "base" or not _has_origin(index, one))
+        moving = record["kind"] == f.MOVING and one.tier in ("line", "track")
+        position = max(1, int(np.searchsorted(index.steps, one.step, side="right")))
+        first = True
+        for start, end in _batches(one.spans, size):
+            if one.tier == "exact" or (series and index.has_exact):
+                opened = exact()
+                parts = opened.pieces(one.number, start // f.PIECE, -(-end // f.PIECE))
+                blobs = {Need(None, a, b) for a, b in opened.ranges_of(opened.blobs_of(parts, position))} - seen
+                seen |= blobs
+                yield from sorted(blobs)
+                yield from _origin(index, one.number, start, end, use_embedded, base)
+            elif series:
+                width = ITEMSIZE[index.manifest.tensors[one.number].dtype]
+                yield from _chunks(index, _slice(index.series_parts(one.number, position - 1), start, end, width))
+            else:
+                yield from _origin(index, one.number, start, end, use_embedded, base)
+                if moving:
+                    yield from _directions(index, one.number, start, end, first)
+            first = False
+
+
+def _batches(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    for lo, hi in spans:
+        for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
+            yield start, min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, size)
+
+
+def _directions(index: Index, number: int, start: int, end: int, first: bool) -> Iterator[Need]:
+    record = index.tensors[number]
+    tensor = index.manifest.tensors[number]
+    parts: list[Part] = []
+    for j in range(int(record["directions"])):
+        direction = int(record["first"]) + j
+        planes = f.PACKINGS[int(index.directions[direction]["packing"])].planes
+        factors, remainder = index.direction_parts(tensor, direction)
+        parts += (factors if first else []) + _slice(remainder, start, end, planes)
+    yield from _chunks(index, parts)
+
+
+def _origin(
+    index: Index, number: int, start: int, end: int, use_embedded: bool, base: Mapping[str, TensorInfo]
+) -> Iterator[Need]:
+    tensor = index.manifest.tensors[number]
+    width = ITEMSIZE[tensor.origin_dtype]
+    if _holds(index, number, use_embedded):
+        yield from _chunks(index, _slice(index.origin_parts(number), start, end, width))
+    elif end > start:
+        info = base[tensor.name]
+        yield Need(info.shard, info.begin + start * width, info.begin + end * width)
+
+
+def _holds(index: Index, number: int, use_embedded: bool) -> bool:
+    return index.holds_origin(number) and (use_embedded or index.tensors[number]["origin"] == f.STORED)
+
+
+def _has_origin(index: Index, one: Wanted) -> bool:
+    """Whether a read looks at the origin: a series without the exact tier has steps of its own."""
+    record = index.tensors[one.number]
+    if record["origin"] == f.NO_ORIGIN:
+        return False
+    return any(hi > lo for lo, hi in one.spans) and (
+        record["kind"] != f.EXACT_SERIES or index.has_exact or one.tier == "base"
+    )
+
+
+def _slice(parts: list[Part], start: int, end: int, planes: int) -> list[Part]:
+    return parts[start // f.PIECE * planes : -(-end // f.PIECE) * planes]
+
+
+def _chunks(index: Index, parts: Iterable[Part]) -> Iterator[Need]:
+    """The chunks of `parts`, each once: that is how they are read."""
+    for number in dict.fromkeys(part.chunk for part in parts):
+        record = index.chunks[number]
+        yield Need(None, int(record["position"]), int(record["position"]) + int(record["stored"]))

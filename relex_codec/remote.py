@@ -1,0 +1,230 @@
+"""Files that are read over the network: tried again, checked, kept, and never mixed with what replaced them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Event
+from typing import Any, Final, TypeVar
+
+from .backends import EmptyObject, Mark, PlainBackend, Replaced, backend_of
+from .disk_cache import cache_of
+from .errors import Corrupt, InvalidArgument, RelexError, Truncated
+from .kept import OBJECTS, KeptObjects
+from .parallel import in_parallel
+from .ranges import Range, merge
+from .retry import GaveUp, Passing, unreadable, until_it_passes
+from .settings import Settings
+from .source import Source, changed
+
+T = TypeVar("T")
+FIRST: Final = 64 << 10
+"""Bytes of the request that opens a file: the header of most, whose answer also tells size and version."""
+REQUESTS: Final = 16
+"""Requests that are under way at a time."""
+
+
+class RemoteSource(Source):
+    """A file on an fsspec filesystem, read with explicit ranges and never through a read-ahead buffer.
+
+    Parameters
+    ----------
+    filesystem : fsspec filesystem
+    path : str
+        In that filesystem.
+    shown : str
+        What messages call it.
+    error : type
+        Raised where it cannot be read, or was replaced since it was opened.
+    settings : Settings
+
+    Attributes
+    ----------
+    version : str or None
+        What the object that was opened is known by; None if the storage tells nothing but a size.
+    """
+
+    def __init__(
+        self,
+        filesystem: Any,
+        path: str,
+        *,
+        shown: str,
+        error: type[RelexError] = InvalidArgument,
+        settings: Settings | None = None,
+    ) -> None:
+        self.path = shown
+        self._error = error
+        self._settings = settings or Settings()
+        self._backend = backend_of(filesystem, path, self._settings)
+        self._fixed = isinstance(self._backend, PlainBackend) and self._backend.fixed
+        self._key = (shown, path, hash(filesystem))
+        first = b""
+        known = self._known_mark() if OBJECTS.knows(self._key) or not self._backend.tells else None
+        if known is None:
+            known, first = self._first_request()
+        self._mark = known
+        self.size = self._mark.size
+        self.version = self._mark.version
+        # an object without a version cannot be told from its successor: nothing of it is for others
+        self._objects = OBJECTS if self.version else KeptObjects()
+        if first:
+            self._objects.add(self._key, self.version, 0, first)
+        self._cache = cache_of(self._settings) if self.version else None
+        self._cache_key = f"{shown} {path} {self.version}"
+
+    def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
+        self._check(ranges)
+        found = [self._find_kept(*span) for span in ranges]
+        rest = [i for i, data in enumerate(found) if data is None]
+        plan = merge([ranges[i] for i in rest])
+        fetched = in_parallel(lambda m: self.fetch(m.start, m.end), plan, REQUESTS)
+        for (start, end, members), data in zip(plan, fetched, strict=True):
+            for member in members:
+                a, b = ranges[rest[member]]
+                found[rest[member]] = data if (a, b) == (start, end) else data[a - start : b - start]
+        return [data or b"" for data in found]
+
+    def read_kept(self, start: int, end: int) -> bytes:
+        data = self._find_kept(start, end)
+        if data is None:
+            data = self.read(start, end)
+            self._objects.add(self._key, self.version, start, data)
+        return data
+
+    def has(self, start: int, end: int) -> bool:
+        """Tell whether bytes `start` to `end` are kept, so that reading them needs no request."""
+        return self._find_kept(start, end) is not None
+
+    def fetch(self, start: int, end: int, stop: Event | None = None) -> bytes:
+        """Return bytes `start` to `end` with one request, or from the cache on disk.
+
+        Args:
+            stop: when it is set, nothing is tried again: nobody waits for the bytes any more.
+        """
+        if self._cache is not None:
+            kept = self._cache.load(self._cache_key, start, end)
+            if kept is not None:
+                return kept
+        data = self._attempts(lambda: self._get(start, end), stop)
+        if self._cache is not None:
+            self._cache.store(self._cache_key, start, end, data)
+        return data
+
+    def _find_kept(self, start: int, end: int) -> bytes | None:
+        return self._objects.find(self._key, self.version, start, end)
+
+    def _get(self, start: int, end: int) -> bytes:
+        try:
+            data = self._backend.get(start, end, self._mark).data
+        except EmptyObject:  # it had these bytes
+            raise Replaced from None
+        if len(data) > end - start:
+            asked = f"{end - start} from {start}"
+            raise Corrupt(f"the server ignored the range: {len(data)} bytes instead of {asked}")
+        if len(data) < end - start:
+            raise _Short(f"the answer has {len(data)} bytes instead of {end - start} from {start}")
+        if not self._backend.tells and not self._fixed:
+            mark = self._backend.head()
+            if mark is None or not mark.same(self._mark):
+                raise Replaced
+        return bytes(data)
+
+    def _first_request(self) -> tuple[Mark, bytes]:
+        def attempt() -> tuple[Mark, bytes]:
+            data, mark = self._backend.get(0, FIRST, None)
+            assert mark is not None
+            if len(data) != min(FIRST, mark.size):
+                raise _Short(f"the answer has {len(data)} bytes instead of {min(FIRST, mark.size)} from 0")
+            return mark, data
+
+        try:
+            return self._attempts(attempt)
+        except EmptyObject:
+            return self._head(), b""
+
+    def _known_mark(self) -> Mark | None:
+        """Ask for the version alone; None where the server does not answer that, as for URLs signed for reading."""
+        return self._attempts(self._backend.head) if self._backend.tells else self._head()
+
+    def _head(self) -> Mark:
+        mark = self._attempts(self._backend.head)
+        if mark is None:
+            raise self._error(f"{self.path} is not a file of known size")
+        return mark
+
+    def _attempts(self, attempt: Callable[[], T], stop: Event | None = None) -> T:
+        """Call `attempt`, again if that may help, and report what it raises as what it is."""
+        return attempts(attempt, self.path, self._error, self._settings, patient=self._backend.patient, stop=stop)
+
+
+class _Short(Passing):
+    """An answer that ends early."""
+
+
+def attempts(
+    attempt: Callable[[], T],
+    path: str,
+    error: type[RelexError],
+    settings: Settings,
+    *,
+    patient: bool = False,
+    stop: Event | None = None,
+) -> T:
+    """Return what `attempt`, one request for `path`, returns; tried again within the limit of `settings`.
+
+    Args:
+        patient: the filesystem tries failed requests again by itself: then only once here, short answers apart.
+        stop: as `RemoteSource.fetch`.
+
+    Raises:
+        Truncated: all answers end early.
+        Corrupt: what came is not what was asked for.
+        EmptyObject: as `backends.Backend.get`, where nothing was known of the object.
+        error: everything else, in one line.
+    """
+    try:
+        return until_it_passes((lambda: _once(attempt)) if patient else attempt, settings.retry_seconds, stop)
+    except Exception as e:  # backends raise what they like
+        last = e.__cause__ if isinstance(e, GaveUp) else e
+        if isinstance(last, _Short):
+            tried = f" ({e})" if isinstance(e, GaveUp) else ""
+            raise Truncated(f"{path}: {last}{tried}") from None
+        if isinstance(last, Corrupt):
+            raise Corrupt(f"{path}: {last}") from None
+        if isinstance(last, Replaced):
+            raise changed(path, error) from None
+        if isinstance(last, EmptyObject):
+            raise
+        raise unreadable(path, last.error if isinstance(last, _Final) else e, error) from None
+
+
+class _Final(Exception):
+    """A failure that the filesystem itself tried to get over."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _once(attempt: Callable[[], T]) -> T:
+    try:
+        return attempt()
+    except (Passing, Replaced, EmptyObject, RelexError):
+        raise
+    except Exception as e:
+        raise _Final(e) from None
+
+
+def s3_options(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return the options with which s3fs leaves trying again to this package, and waits as long as it is told.
+
+    By itself it tries a request 5 times, its read of the body 5 times around that, and botocore each of those 5 times:
+    up to 125 requests before a failure shows. (Its own first number is its attribute ``retries``.) Connections are
+    enough for the requests under way; botocore's default is 10. What the caller set stays.
+    """
+    own = {
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "read_timeout": settings.timeout,
+        "connect_timeout": settings.timeout,
+        "max_pool_connections": 2 * REQUESTS,
+    }
+    return {**options, "config_kwargs": {**own, **(options.get("config_kwargs") or {})}}

@@ -1,0 +1,157 @@
+"""Failures of storage: which of them pass, trying again until they do, and what to say of those that do not.
+
+Backends raise what they like, so exceptions are told apart by what they carry: a status, a system error, or a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from threading import Event
+from typing import Final, TypeVar
+
+from .errors import RelexError
+from .paths import one_line
+
+T = TypeVar("T")
+
+PASSING_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+PASSING_CODES: Final = frozenset({
+    "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
+    "ThrottlingException", "TooManyRequests", "RequestLimitExceeded",
+})  # fmt: skip
+"""Error codes of S3 that pass."""
+PASSING_NAMES: Final = frozenset({
+    # aiohttp
+    "ClientConnectionError", "ClientPayloadError", "ClientOSError", "ServerTimeoutError", "ServerDisconnectedError",
+    # botocore, aiobotocore
+    "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseStreamingError", "ReadTimeoutError",
+    "ResponseParserError",
+    # fsspec; requests and httpx, as gcsfs, adlfs and huggingface_hub use them
+    "FSTimeoutError", "ChunkedEncodingError", "TransportError", "IncompleteRead",
+})  # fmt: skip
+"""Classes of exceptions that pass, by name: importing the libraries to name them would cost more than most reads."""
+PASSING_ERRNO: Final = frozenset({errno.EBUSY, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT})
+FIRST_WAIT: Final = 0.1
+LONGEST_WAIT: Final = 8.0
+
+
+class Passing(Exception):
+    """A failure that is known to pass, such as an answer that ends early."""
+
+
+class GaveUp(Exception):
+    """Trying again did not help; the cause is the last failure."""
+
+    def __init__(self, attempts: int, seconds: float) -> None:
+        super().__init__(f"{attempts} attempts in {seconds:.0f} s")
+
+
+def status_of(e: BaseException | None) -> int | None:
+    """Return the HTTP status that an exception of a backend stands for, if it tells."""
+    while e is not None:
+        response = getattr(e, "response", None)
+        if isinstance(response, dict):  # botocore
+            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            found = getattr(e, "status", None) or getattr(response, "status_code", None) or getattr(e, "code", None)
+        if isinstance(found, int) and 100 <= found < 600:
+            return found
+        e = e.__cause__
+    return None
+
+
+def code_of(e: BaseException | None) -> str:
+    """Return the error code of S3 that an exception carries, or an empty text."""
+    while e is not None:
+        response = getattr(e, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        e = e.__cause__
+    return ""
+
+
+def passes(e: BaseException) -> bool:
+    """Tell whether trying again may help."""
+    if isinstance(e, Passing):
+        return True
+    if isinstance(e, RelexError | FileNotFoundError | PermissionError):
+        return False
+    if code_of(e) in PASSING_CODES or any(c.__name__ in PASSING_NAMES for c in type(e).__mro__):
+        return True
+    status = status_of(e)
+    if status is not None:
+        return status in PASSING_STATUS
+    return isinstance(e, ConnectionError | TimeoutError) or (isinstance(e, OSError) and e.errno in PASSING_ERRNO)
+
+
+def until_it_passes(attempt: Callable[[], T], seconds: float, stop: Event | None = None) -> T:
+    """Return what `attempt` returns, trying again after failures that pass, for so many seconds.
+
+    Waits grow twofold from 0.1 s to 8 s, each drawn anew between 0 and that ("full jitter"), so that many readers do
+    not come back at the same moment.
+
+    Args:
+        stop: when it is set, nothing is tried again.
+
+    Raises:
+        GaveUp: it did not pass in that time.
+        Exception: what the first attempt raised, if it does not pass or there is no time for another.
+    """
+    began = time.monotonic()
+    attempts, wait = 0, FIRST_WAIT
+    while True:
+        attempts += 1
+        try:
+            return attempt()
+        except Exception as e:
+            pause = random.uniform(0, wait)
+            spent = time.monotonic() - began
+            stopped = stop is not None and stop.is_set()
+            if not passes(e) or spent + pause > seconds or stopped:
+                if attempts > 1 and not isinstance(e, RelexError):
+                    raise GaveUp(attempts, spent) from e
+                raise
+        (stop or Event()).wait(pause)
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexError:
+    """Return the one-line `error` for a failed read of `path`, with what to do about it.
+
+    Errors of this package stay what they are.
+    """
+    tried = f" ({e})" if isinstance(e, GaveUp) else ""
+    if isinstance(e, GaveUp) and e.__cause__ is not None:
+        e = e.__cause__
+    if isinstance(e, RelexError):
+        return e
+    said, code, status, name = _said(e), code_of(e), status_of(e), type(e).__name__
+    if code == "NoSuchBucket":
+        return error(f"{path} cannot be read: there is no such bucket; check its name, and the endpoint")
+    if name == "NoCredentialsError":
+        return error(
+            f"{path} cannot be read: no credentials were found; set those of the storage in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) or in storage_options, or {'anon': True} for a public bucket"
+        )
+    if name == "NoRegionError":
+        return error(f"{path} cannot be read: no region is set; set AWS_DEFAULT_REGION")
+    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
+        return error(f"{path} cannot be read: {said}; set the bucket's region (AWS_DEFAULT_REGION) and endpoint")
+    if isinstance(e, FileNotFoundError) or status == 404:
+        return error(f"{path} does not exist; check the path")
+    if isinstance(e, NotADirectoryError):
+        return error(f"{path} is not a directory")
+    if isinstance(e, PermissionError) or status in (401, 403):
+        return error(f"{path} cannot be read: {said}; check permissions or credentials")
+    hint = "; try again later, or for longer with RELEX_RETRY_SECONDS" if passes(e) else ""
+    return error(f"{path} cannot be read: {said}{tried}{hint}")
+
+
+def _said(e: BaseException) -> str:
+    """Return what an exception says, on one line; not the URL that aiohttp adds, which may be a signed one."""
+    if type(e).__name__ == "ClientResponseError":
+        return f"the server answered {getattr(e, 'status', '?')} {getattr(e, 'message', '')}".strip()
+    return one_line(e)

@@ -1,0 +1,169 @@
+"""What reads files in ranges: the contract, and local files. Nothing here knows about tensors."""
+
+from __future__ import annotations
+
+import os
+import stat
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from .errors import InvalidArgument, RelexError, Truncated
+from .paths import PathLike
+from .ranges import Range
+from .retry import unreadable
+
+
+class Source(ABC):
+    """A file that is read in ranges; all methods may be called from several threads."""
+
+    path: str
+    """For messages."""
+    size: int
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end`.
+
+        Raises
+        ------
+        Truncated
+            The file or the answer ends early.
+        Corrupt
+            The answer is longer than asked.
+        """
+        return self.read_many([(start, end)])[0]
+
+    @abstractmethod
+    def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
+        """Return the bytes of each range, reading close ones together and distant ones concurrently."""
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `start` on."""
+        out[:] = self.read(start, start + len(out))
+
+    def read_kept(self, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` as `read`; for headers and indexes, which are worth keeping.
+
+        A source that reads over the network keeps them for as long as the process runs, and gives them again, also to
+        who opens the same object again, for as long as the object is the same.
+        """
+        return self.read(start, end)
+
+    def close(self) -> None:  # noqa: B027 (most sources hold nothing)
+        """Release what the source holds; reading it afterwards is an error."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check(self, ranges: Sequence[Range]) -> None:
+        for start, end in ranges:
+            if not 0 <= start <= end:
+                raise ValueError(f"not a range: {start} to {end}")
+            if end > self.size:
+                raise Truncated(f"{self.path} has {self.size} bytes, expected at least {end}")
+
+
+def changed(path: str, error: type[RelexError]) -> RelexError:
+    """Return the error for a file that is no longer the one that was opened."""
+    return error(f"{path} changed while it was being read; read it again when nothing writes it")
+
+
+class LocalSource(Source):
+    """A local file, read with ``pread``: no position is shared, and nothing is mapped.
+
+    With ``hold=False`` each read opens the file anew, so that a run of thousands of shards stays below the limit of
+    open files. A file that was written to or replaced in between is noticed and refused; one that is held and was
+    replaced under its name is still read as it was.
+    """
+
+    def __init__(self, path: PathLike, *, hold: bool = True, error: type[RelexError] = InvalidArgument) -> None:
+        self.path = os.fspath(path)
+        self._error = error
+        self._held: int | None = None
+        fd = self._open()
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise error(f"{self.path} is not a regular file")
+            self.size = status.st_size
+            self._identity = _identity(status)
+            self._hold = hold
+            # Closed when nobody refers to the source any more, as file objects are.
+            self._finalizer = weakref.finalize(self, os.close, fd) if hold else lambda: None
+            if hold:
+                self._held, fd = fd, -1
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
+        self._check(ranges)
+        with self._descriptor() as fd:
+            return [self._read(fd, start, end) for start, end in ranges]  # no request to save: nothing to merge
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        self._check([(start, start + len(out))])
+        with self._descriptor() as fd:
+            self._fill(fd, start, out)
+
+    def close(self) -> None:
+        self._held = None
+        self._finalizer()
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would block for ever
+        except OSError as e:
+            raise unreadable(self.path, e, self._error) from None
+
+    @contextmanager
+    def _descriptor(self) -> Iterator[int]:
+        """Give a descriptor to read from; the file must be unchanged before and after."""
+        if self._hold:
+            if self._held is None:
+                raise self._error(f"{self.path} is closed")
+            yield self._held
+            self._check_identity(self._held)
+            return
+        fd = self._open()
+        try:
+            self._check_identity(fd)
+            yield fd
+            self._check_identity(fd)
+        finally:
+            os.close(fd)
+
+    def _check_identity(self, fd: int) -> None:
+        if _identity(os.fstat(fd)) != self._identity:
+            raise changed(self.path, self._error)
+
+    def _read(self, fd: int, start: int, end: int) -> bytes:
+        try:
+            data = os.pread(fd, end - start, start)
+        except OSError as e:
+            raise unreadable(self.path, e, self._error) from None
+        if len(data) == end - start:
+            return data
+        out = bytearray(end - start)  # more than Linux reads at once (2 GiB), or the file ends
+        self._fill(fd, start, memoryview(out))
+        return bytes(out)
+
+    def _fill(self, fd: int, start: int, out: memoryview) -> None:
+        out = out.cast("B")
+        at = 0
+        while at < len(out):
+            try:
+                count = os.preadv(fd, [out[at:]], start + at)
+            except OSError as e:
+                raise unreadable(self.path, e, self._error) from None
+            if count == 0:
+                raise Truncated(f"{self.path} ends at byte {start + at}, expected at least {start + len(out)}")
+            at += count
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns  # not the inode: mounted object stores make a new one at each open

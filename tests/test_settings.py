@@ -1,0 +1,160 @@
+"""What users can set for reading, failures told apart, and what is kept in memory."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
+from relex_codec.kept import KeptObjects
+from relex_codec.retry import GaveUp, Passing, passes, unreadable, until_it_passes
+from relex_codec.settings import Settings, split, without_credentials
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RELEX_RETRY_SECONDS", "RELEX_TIMEOUT", "RELEX_CACHE", "RELEX_CACHE_BYTES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_settings_come_from_the_options_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert split(None) == (Settings(60, 30, None, 10 << 30), {})
+    monkeypatch.setenv("RELEX_RETRY_SECONDS", "5")
+    monkeypatch.setenv("RELEX_CACHE", "~/cache")
+    monkeypatch.setenv("RELEX_CACHE_BYTES", "1e9")
+    monkeypatch.setenv("RELEX_TIMEOUT", "")
+    found, rest = split({"key": "k", "relex": {"retry_seconds": 0, "timeout": 2.5}})
+    assert found == Settings(0, 2.5, str(Path("~/cache").expanduser()), 10**9)
+    assert rest == {"key": "k"}
+    assert split({"relex": {"cache": None}})[0].cache is None
+
+
+@pytest.mark.parametrize(
+    "own", [{"retries": 3}, 7, {"retry_seconds": -1}, {"timeout": 0}, {"timeout": "soon"}, {"cache": 1},
+            {"cache_bytes": float("nan")}, {"retry_seconds": float("inf")}, {"retry_seconds": True}],
+)  # fmt: skip
+def test_settings_that_cannot_be(own: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"storage_options\['relex'\]"):
+        split({"relex": own})
+
+
+def test_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELEX_TIMEOUT", "soon")
+    with pytest.raises(InvalidArgument, match="RELEX_TIMEOUT is 'soon', expected a number of seconds"):
+        split(None)
+
+
+def test_credentials_stay_where_they_were_given() -> None:
+    assert without_credentials({"key": "k", "relex": {"timeout": 1}}) == {"relex": {"timeout": 1}}
+    assert without_credentials({"key": "k"}) is None and without_credentials(None) is None
+
+
+class Answered(Exception):
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+class Botocore(Exception):
+    def __init__(self, code: str, status: int) -> None:
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class NoCredentialsError(Exception):
+    pass
+
+
+class NoRegionError(Exception):
+    pass
+
+
+def caused(e: OSError, cause: Exception) -> OSError:
+    e.__cause__ = cause
+    return e
+
+
+@pytest.mark.parametrize(
+    ("e", "expected"),
+    [
+        (ConnectionResetError(), True), (TimeoutError(), True), (OSError(errno.EBUSY, "busy"), True),
+        (Answered(503), True), (Answered(429), True), (Answered(400), False), (Answered(401), False),
+        (Botocore("SlowDown", 503), True), (Botocore("RequestTimeout", 400), True), (Botocore("NoSuchKey", 404), False),
+        (caused(OSError(errno.EINVAL, "x"), Botocore("InternalError", 500)), True),
+        (caused(OSError(errno.EINVAL, "x"), Botocore("InvalidRequest", 400)), False),
+        (FileNotFoundError(), False), (PermissionError(), False), (Corrupt("x"), False), (ValueError(), False),
+        (NoCredentialsError(), False), (OSError(errno.EIO, "disk"), False), (Passing(), True),
+    ],
+)  # fmt: skip
+def test_what_passes(e: Exception, expected: bool) -> None:
+    assert passes(e) is expected
+
+
+@pytest.mark.parametrize(
+    ("e", "message"),
+    [
+        (NoCredentialsError("none"), "p cannot be read: no credentials were found; set those of the storage"),
+        (NoRegionError("none"), "p cannot be read: no region is set; set AWS_DEFAULT_REGION"),
+        (Botocore("NoSuchBucket", 404), "p cannot be read: there is no such bucket; check its name"),
+        (caused(OSError(errno.EINVAL, "x"), Botocore("PermanentRedirect", 301)), "set the bucket's region"),
+        (Answered(403), "check permissions or credentials"),
+        (Answered(404), "p does not exist; check the path"),
+        (Answered(503), "try again later, or for longer with RELEX_RETRY_SECONDS"),
+        (NotADirectoryError(), "p is not a directory"),
+        (ValueError("what\nis this"), "p cannot be read: ValueError: what is this"),
+    ],
+)
+def test_what_is_said(e: Exception, message: str) -> None:
+    found = unreadable("p", e, CheckpointError)
+    assert type(found) is CheckpointError and message in str(found) and "\n" not in str(found)
+
+
+def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [ConnectionResetError(), Answered(503), None]
+
+    def attempt() -> str:
+        failure = left.pop(0)
+        if failure:
+            raise failure
+        return "done"
+
+    assert until_it_passes(attempt, 60) == "done"
+    left[:] = [ConnectionResetError()] * 1000
+    with pytest.raises(GaveUp, match=r"\d+ attempts in 0 s") as caught:
+        until_it_passes(attempt, 0.3)
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+    assert "attempts in 0 s" in str(unreadable("p", caught.value, CheckpointError))
+    assert 1 < 1000 - len(left) < 1000
+    left[:] = [ValueError("not this"), None]
+    with pytest.raises(ValueError, match="not this"):
+        until_it_passes(attempt, 60)
+    assert len(left) == 1
+    stop = threading.Event()
+    stop.set()
+    left[:] = [ConnectionResetError()] * 2
+    with pytest.raises(ConnectionResetError):
+        until_it_passes(attempt, 60, stop)
+    assert len(left) == 1
+
+
+def test_what_is_kept_in_memory_is_bounded_and_of_one_version() -> None:
+    objects = KeptObjects(limit=100)
+    objects.add("a", "1", 10, b"0123456789")
+    objects.add("a", "1", 30, b"xyz")
+    assert objects.find("a", "1", 12, 15) == b"234" and objects.find("a", "1", 31, 33) == b"yz"
+    assert objects.find("a", "1", 9, 12) is None and objects.find("a", "1", 18, 21) is None
+    assert objects.find("a", "2", 12, 15) is None and objects.find("b", "1", 12, 15) is None
+    objects.add("a", "2", 0, b"new")
+    assert objects.find("a", "1", 12, 15) is None and objects.find("a", "2", 0, 3) == b"new"
+    for key in "cd":
+        objects.add(key, "1", 0, bytes(48))
+    assert [objects.knows(key) for key in "acd"] == [True, True, True]
+    assert objects.find("c", "1", 0, 1) is not None  # used, so it stays longer
+    objects.add("e", "1", 0, bytes(48))
+    assert [objects.knows(key) for key in "acde"] == [False, True, False, True]
+    objects.add("f", "1", 0, bytes(200))
+    assert [objects.knows(key) for key in "cef"] == [False, False, True]
+    objects.clear()
+    assert not objects.knows("f")
