@@ -42,6 +42,8 @@ class AtomicFile:
     def __init__(self, path: PathLike, *, shown: str | None = None) -> None:
         self.path = _target(path)
         self._shown = shown or os.fspath(path)
+        self.scratch = os.path.dirname(self.path)
+        """Where there is room for temporary files."""
         self._fd = -1
         self._end = 0
         self._temporary = _temporary(self.path)

@@ -44,6 +44,21 @@ def public(path: PathLike) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def options_for(path: PathLike, options: Options) -> Options:
+    """Return the options for one of several URLs: of options by protocol, ``{"s3": {...}, "hf": {...}}``, its own.
+
+    Other options are those of every URL; chained URLs choose among them themselves.
+    """
+    if not options or not is_url(path) or "::" in os.fspath(path):
+        return options
+    from fsspec import available_protocols  # type: ignore[import-untyped, unused-ignore]  # here: 0.2 seconds
+
+    known = frozenset(available_protocols())
+    if not all(isinstance(value, dict) and key in known for key, value in options.items()):
+        return options
+    return options.get(os.fspath(path).partition("://")[0])
+
+
 def one_line(e: BaseException) -> str:
     """Return the message of any exception as one line."""
     text = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
