@@ -95,7 +95,7 @@ class AtomicFile:
         try:
             yield
         except OSError as e:
-            raise _unwritable(self._shown, e) from None
+            raise unwritable(self._shown, e) from None
 
 
 class AtomicDirectory:
@@ -155,7 +155,7 @@ class AtomicDirectory:
         try:
             yield
         except OSError as e:
-            raise _unwritable(self._shown, e) from None
+            raise unwritable(self._shown, e) from None
 
 
 def _target(path: PathLike) -> str:
@@ -183,7 +183,8 @@ def _sync_directory(path: str) -> None:
             os.close(fd)
 
 
-def _unwritable(shown: str, e: OSError) -> InvalidArgument:
+def unwritable(shown: str, e: OSError) -> InvalidArgument:
+    """Return the error for a write to `shown` that failed."""
     hint = ""
     if e.errno == errno.ENOENT:
         hint = "; its directory does not exist, make it first"

@@ -17,6 +17,7 @@ from .header import quote
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+CONFIG: Final = "config.json"
 STEPS: Final = {
     "global_step_N": r"global_step_([0-9]+)",  # verl
     "checkpoint-N": r"checkpoint-([0-9]+)",  # transformers, TRL

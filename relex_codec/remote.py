@@ -8,199 +8,16 @@ last. Whatever goes wrong, an interruption by the user included, removes again w
 
 from __future__ import annotations
 
-import inspect
 import os
-import secrets
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
 
-from .atomic import AtomicFile
+from .atomic import AtomicFile, unwritable
 from .errors import InvalidArgument, RelexError
-from .paths import Options, PathLike, one_line, options_for, public
-from .storage import filesystem_of
-
-OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
-"""Where an upload appears when it is complete, and where moving is copying."""
-READ_ONLY: Final = frozenset({"http", "https", "data", "github", "git", "gist", "zip", "tar", "libarchive", "reference",
-                              "relex"})  # fmt: skip
-PART: Final = 8 << 20
-"""Bytes of a part of an upload: s3fs has ten of them under way, and holds them in memory."""
-PARTS_LIMIT: Final = 9_000
-"""Parts of one upload: S3 takes 10,000."""
-UPLOADS: Final = 4
-"""Files that are uploaded at the same time."""
-GRACE: Final = 20.0
-"""Seconds that an interrupted upload has to tidy up."""
-
-
-class Target:
-    """A URL that is to be written to.
-
-    Raises
-    ------
-    InvalidArgument
-        It is of a kind that cannot be written to.
-    """
-
-    def __init__(self, url: PathLike, storage_options: Options = None) -> None:
-        text = os.fspath(url)
-        self.shown = public(text)
-        self.scheme = text.partition("://")[0].lower()
-        if "::" in text:
-            raise InvalidArgument(f"cannot write {self.shown}: it is a chain; give the URL of the place itself")
-        if self.scheme == "hf":
-            raise InvalidArgument(
-                f"cannot write {self.shown}: each file would be a commit of its own; write to a local path, and send "
-                "that with `hf upload`"
-            )
-        if self.scheme in READ_ONLY:
-            raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
-        self.filesystem, name = filesystem_of(text, options_for(text, storage_options), error=InvalidArgument)
-        self.name = name.rstrip("/")
-        self._stop = threading.Event()
-
-    @property
-    def moves(self) -> bool:
-        """Whether files get a temporary name first."""
-        return self.scheme not in OBJECT_STORES
-
-    def check(self, folder: str) -> None:
-        """Write an empty file into `folder` and remove it: what is not allowed shall fail now, not after hours."""
-        name = _temporary(folder)
-        with self.reported():
-            self.filesystem.pipe_file(name, b"")
-        with suppress(Exception):  # some may add files, but not remove them
-            self._remove(name)
-
-    def exists(self) -> str | None:
-        """Return ``file`` or ``directory`` if there is something; an empty directory is nothing."""
-        self.filesystem.invalidate_cache(self.name)
-        with self.reported():
-            try:
-                found = self.filesystem.ls(self.name, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        names = {str(entry["name"]).strip("/"): entry["type"] for entry in found}
-        kind = names.pop(self.name.strip("/"), None)  # ls of a file is the file; stores have markers of directories
-        return "directory" if names else "file" if kind == "file" and not self._is_marker() else None
-
-    def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
-        """Upload local files, ``(path, name)`` each, several at a time.
-
-        Parameters
-        ----------
-        files
-            The name is one on the filesystem.
-        on_file
-            Called with the path when the file is there, from one of several threads.
-
-        Raises
-        ------
-        InvalidArgument
-            A file cannot be written; others may have been. An interruption stops all of them.
-        """
-        files = list(files)
-        jobs, failures, lock = iter(files), list[BaseException](), threading.Lock()
-
-        def work() -> None:
-            while not failures and not self._stop.is_set():
-                with lock:
-                    job = next(jobs, None)
-                if job is None:
-                    return
-                try:
-                    self._upload(*job)
-                    on_file(job[0])
-                except BaseException as error:
-                    failures.append(error)
-
-        # Not a pool: at an interruption one waits for what is under way, however long that takes.
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(UPLOADS, len(files)))]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            self._stop.set()
-            for thread in threads:
-                thread.join(GRACE / len(threads))
-            raise
-        if failures:
-            raise failures[0]
-
-    def remove(self, names: Iterable[str], folders: Iterable[str]) -> None:
-        """Remove files as far as that is possible, and directories, deepest first."""
-        for name in names:
-            with suppress(Exception):
-                self._remove(name)
-        for folder in sorted(folders, key=len, reverse=True):
-            with suppress(Exception):
-                self.filesystem.rmdir(folder)
-
-    @contextmanager
-    def reported(self) -> Iterator[None]:
-        """Turn what the filesystem raises into InvalidArgument that names the target."""
-        try:
-            yield
-        except RelexError:
-            raise
-        except Exception as e:  # backends raise what they like
-            hint = ""
-            if isinstance(e, FileNotFoundError):
-                hint = "; check that the bucket or directory exists"
-            elif isinstance(e, PermissionError) or "Credential" in type(e).__name__:
-                hint = "; check the credentials and what they allow"
-            raise InvalidArgument(f"cannot write {self.shown}: {one_line(e)}{hint}") from None
-
-    def _upload(self, path: str, name: str) -> None:
-        from fsspec.callbacks import Callback
-
-        first = _temporary(name.rpartition("/")[0]) if self.moves else name
-        with self.reported():
-            size = os.path.getsize(path)
-            try:
-                # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
-                stop = Callback(hooks={"stop": self._raise_if_stopped})
-                self.filesystem.put_file(path, first, callback=stop, **_part_size(self.filesystem, size))
-                self.filesystem.invalidate_cache(first)
-                found = self.filesystem.info(first)["size"]
-                if found != size:
-                    raise InvalidArgument(f"cannot write {self.shown}: {found:,} bytes arrived of {size:,}; try again")
-                if first != name:
-                    self._move(first, name)
-            except BaseException:
-                with suppress(Exception):
-                    if first != name or self.filesystem.info(name)["size"] != size:
-                        self._remove(first)
-                raise
-
-    def _raise_if_stopped(self, *_: Any, **__: Any) -> None:
-        if self._stop.is_set():
-            raise RuntimeError("interrupted")
-
-    def _move(self, first: str, name: str) -> None:
-        try:
-            self.filesystem.mv(first, name)
-        except Exception:
-            if not self.filesystem.exists(name):
-                raise
-            self._remove(name)  # some do not move over a file
-            self.filesystem.mv(first, name)
-
-    def _remove(self, name: str) -> None:
-        try:
-            self.filesystem.rm_file(name)
-        except NotImplementedError:
-            self.filesystem.rm(name)
-
-    def _is_marker(self) -> bool:
-        """Whether an empty object stands for a directory."""
-        return not self.moves and self.filesystem.info(self.name).get("size") == 0
+from .paths import Options, PathLike
+from .target import OBJECT_STORES, Target
 
 
 class RemoteFile:
@@ -306,13 +123,21 @@ class RemoteDirectory:
         """Return a file of the directory, to be used as a context manager; it is uploaded on leaving."""
         return _UploadedFile(self, name)
 
-    def upload(self, files: Mapping[str, str]) -> None:
-        """Upload local files, paths by name below the target, and remove them here as they arrive."""
-        names = {path: f"{self._target.name}/{name}" for name, path in files.items()}
-        self._uploaded += names.values()
+    def upload(self, files: Iterable[tuple[str, str]], *, keep: bool = False) -> None:
+        """Upload local files, ``(path, name below the target)`` each; unless they are kept, remove them here."""
+        jobs = [(path, f"{self._target.name}/{name}") for path, name in files]
+        self._uploaded += [name for _, name in jobs]
         if self._target.moves:
-            self._made |= {name.rpartition("/")[0] for name in names.values()} - {self._target.name}
-        self._target.upload(names.items(), os.unlink)
+            self._made |= {name.rpartition("/")[0] for _, name in jobs} - {self._target.name}
+        self._target.upload(jobs, (lambda _: None) if keep else os.unlink)
+
+    @contextmanager
+    def local(self) -> Iterator[None]:
+        """Turn an error of the operating system about the temporary files into InvalidArgument."""
+        try:
+            yield
+        except OSError as e:
+            raise unwritable(f"{self.shown} by way of {self.path}", e) from None
 
 
 class _UploadedFile(AtomicFile):
@@ -327,17 +152,4 @@ class _UploadedFile(AtomicFile):
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         super().__exit__(kind, *exc)
         if kind is None:
-            self._directory.upload({self._name: self.path})
-
-
-def _temporary(folder: str) -> str:
-    """Return a name that nothing takes for a checkpoint or a file of weights."""
-    return f"{folder}/.relex.tmp-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _part_size(filesystem: Any, size: int) -> dict[str, int]:
-    """Return the keyword that bounds what an upload holds in memory, where the filesystem has one."""
-    put = getattr(filesystem, "_put_file", filesystem.put_file)
-    if "chunksize" not in inspect.signature(put).parameters:
-        return {}
-    return {"chunksize": max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)}
+            self._directory.upload([(self.path, self._name)])

@@ -21,7 +21,7 @@ from .header import quote
 from .kernels.device import kernel_for
 from .manifest import TensorEntry
 from .packing import piece_lengths
-from .paths import Options, PathLike
+from .paths import Options, PathLike, options_for
 from .restore import choose_steps, restore
 from .storage import open_source
 
@@ -44,7 +44,7 @@ class Run:
         device: Any = "cpu",
         storage_options: Options = None,
     ) -> None:
-        self._source = open_source(path, storage_options)
+        self._source = open_source(path, options_for(path, storage_options))
         self.path = self._source.path
         self.device = device
         try:
@@ -216,8 +216,22 @@ class Run:
             for name, value in decoded.items():
                 targets[name].copy_(value)
 
-    def save(self, output: PathLike, step: float, tier: str = "auto", *, progress: bool = False) -> str:
-        """Write a step as a Hugging Face checkpoint directory; it appears when it is complete.
+    def save(
+        self,
+        output: PathLike,
+        step: float,
+        tier: str = "auto",
+        *,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> str:
+        """Write a step as a Hugging Face checkpoint directory, locally or to an fsspec URL.
+
+        A local directory appears when it is complete. At a URL file after file appears, the index (or ``config.json``)
+        last.
+
+        Args:
+            storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
             What the step was read from, as `tier` does.
@@ -227,17 +241,27 @@ class Run:
         """
         chosen = self.tier(step, tier)
         with self._bar("decode", 1, progress) as bar:
-            export(self._decoder, output, float(step), chosen, self._side_files(), bar.update)
+            options = self._options if storage_options is None else storage_options
+            export(self._decoder, output, float(step), chosen, self._side_files(), bar.update, options)
         return chosen
 
-    def restore(self, output: PathLike, steps: str | None = None, *, progress: bool = False) -> list[int]:
+    def restore(
+        self,
+        output: PathLike,
+        steps: str | None = None,
+        *,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> list[int]:
         """Write stored steps, bit for bit, as a run: ``output/global_step_N/``, each as `save` writes it.
 
-        The directory appears when all steps are complete. Parts of tensors are replayed one after another, so memory
-        grows neither with the model nor with the number of steps.
+        A local directory appears when all steps are complete; at a URL, none is a checkpoint before all weights are
+        there. Parts of tensors are replayed one after another, so memory grows neither with the model nor with the
+        number of steps.
 
         Args:
             steps: which ones: ``A:B`` or ``A:B:K`` (ends included, every K-th from A), or one step ``N``. Default: all.
+            storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
             The steps that were written.
@@ -250,7 +274,8 @@ class Run:
         """
         chosen = choose_steps(self._decoder, steps)
         with self._bar("restore", len(chosen), progress) as bar:
-            restore(self._decoder, output, chosen, self._side_files(), bar.update)
+            options = self._options if storage_options is None else storage_options
+            restore(self._decoder, output, chosen, self._side_files(), bar.update, options)
         return chosen
 
     def check_base(self) -> None:
