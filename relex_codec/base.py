@@ -60,10 +60,8 @@ def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
         else:
             found.path = text
             return found
-    try:
+    with hub.explaining(text, options):
         return open_checkpoint(text, options)
-    except CheckpointError as e:
-        raise hub.explained(text, options, e) from None
 
 
 class Expected(NamedTuple):

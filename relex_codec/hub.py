@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -143,6 +145,15 @@ def explained(path: PathLike, storage_options: Options, error: RelexError) -> Re
     except Exception as e:
         return type(error)(why(model, e))
     return error
+
+
+@contextmanager
+def explaining(path: PathLike, storage_options: Options) -> Iterator[None]:
+    """Let a CheckpointError say what `explained` makes of it."""
+    try:
+        yield
+    except CheckpointError as e:
+        raise explained(path, storage_options, e) from None
 
 
 def why(model: Model, e: Exception) -> str:
