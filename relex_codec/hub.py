@@ -100,7 +100,7 @@ def pinned(path: PathLike, storage_options: Options = None) -> str:
     except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
         commit = None if _is_answer(e) else _cached_commit(model)
         if commit is None:
-            raise CheckpointError(why(model, e)) from None
+            raise CheckpointError(why(os.fspath(path), model, e)) from None
     return str(model._replace(revision=commit))
 
 
@@ -121,7 +121,7 @@ def branches(path: PathLike, storage_options: Options = None) -> list[str]:
     try:
         refs = _api(path, storage_options).list_repo_refs(model.repo)
     except Exception as e:
-        raise CheckpointError(why(model, e)) from None
+        raise CheckpointError(why(os.fspath(path), model, e)) from None
     return [branch.name for branch in refs.branches]
 
 
@@ -143,7 +143,7 @@ def explained(path: PathLike, storage_options: Options, error: RelexError) -> Re
     except EntryNotFoundError:  # repository and revision are there
         return error
     except Exception as e:
-        return type(error)(why(model, e))
+        return type(error)(why(os.fspath(path), model, e))
     return error
 
 
@@ -156,25 +156,26 @@ def explaining(path: PathLike, storage_options: Options) -> Iterator[None]:
         raise explained(path, storage_options, e) from None
 
 
-def why(model: Model, e: Exception) -> str:
-    """Return what an exception of huggingface_hub means and what to do about it, in one line."""
+def why(shown: str, model: Model, e: Exception) -> str:
+    """Return what an exception of huggingface_hub about the URL `shown` means and what to do, in one line."""
     from huggingface_hub import errors
 
     if isinstance(e, errors.GatedRepoError):
         page = f"{_endpoint()}/{model.repo}"
-        return f"{model} is gated: accept its terms at {page}, then {_LOG_IN}"
+        return f"{shown} is gated: accept its terms at {page}, then {_LOG_IN}"
     if isinstance(e, errors.RepositoryNotFoundError):
-        return f"{model} cannot be read: no repository {model.repo}, or it is private; check the name, or {_LOG_IN}"
+        return f"{shown} cannot be read: no repository {model.repo}, or it is private; check the name, or {_LOG_IN}"
     if isinstance(e, errors.RevisionNotFoundError):
-        return f"{model} cannot be read: {model.repo} has no revision {model.revision!r}; check its name"
+        return f"{shown} cannot be read: {model.repo} has no revision {model.revision!r}; check its name"
     if isinstance(e, ValueError) and not isinstance(e, errors.HfHubHTTPError):
-        return f"{model} cannot be read: {one_line(e)}; expected hf://org/name[@revision]"
-    here = f"download it first (`hf download {model.repo}`), or give a directory"
+        return f"{shown} cannot be read: {one_line(e)}; expected hf://org/name[@revision]"
+    revision = f" --revision {model.revision}" if model.revision else ""
+    here = f"download it first (`hf download {model.repo}{revision}`), or give a directory"
     if isinstance(e, errors.OfflineModeIsEnabled):
-        return f"{model} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
+        return f"{shown} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
     if _is_answer(e):
-        return f"{model} cannot be read: {one_line(e)}"
-    return f"{model} is not completely in the local cache, and {_endpoint()} is not reached ({one_line(e)}): {here}"
+        return f"{shown} cannot be read: {one_line(e)}"
+    return f"{shown} is not completely in the local cache, and {_endpoint()} is not reached ({one_line(e)}): {here}"
 
 
 def _is_answer(e: Exception) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .atomic import AtomicDirectory, AtomicFile
 from .paths import Options, PathLike, is_url
-from .remote import RemoteDirectory, RemoteFile
+from .uploads import UploadedDirectory, UploadedFile
 
 
-def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | RemoteFile:
+def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | UploadedFile:
     """Return a file to be written, as a context manager: it appears when it is complete, or not at all.
 
     Parameters
@@ -21,13 +21,13 @@ def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile |
     InvalidArgument
         Nothing can be written there.
     """
-    return RemoteFile(path, storage_options) if is_url(path) else AtomicFile(path)
+    return UploadedFile(path, storage_options) if is_url(path) else AtomicFile(path)
 
 
-def output_directory(path: PathLike, storage_options: Options = None) -> AtomicDirectory | RemoteDirectory:
+def output_directory(path: PathLike, storage_options: Options = None) -> AtomicDirectory | UploadedDirectory:
     """Return a directory to be written, as a context manager; arguments and errors are those of `output_file`.
 
     Locally it appears when it is complete. At a URL its files appear one by one, so write the one that makes it a
     checkpoint last.
     """
-    return RemoteDirectory(path, storage_options) if is_url(path) else AtomicDirectory(path)
+    return UploadedDirectory(path, storage_options) if is_url(path) else AtomicDirectory(path)

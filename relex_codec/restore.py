@@ -18,7 +18,7 @@ from .filled import create, fill, flush
 from .layouts import select_steps
 from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url
-from .remote import RemoteDirectory
+from .uploads import UploadedDirectory
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
@@ -68,7 +68,7 @@ def restore(
     folders = {numbers[step]: FOLDER.format(step) for step in steps}
     side = completing_last(manifest, other_files(decoder, shards, base))
     if is_url(output):
-        with RemoteDirectory(output, storage_options) as remote:
+        with UploadedDirectory(output, storage_options) as remote:
 
             def place_here(number: int, shard: str) -> str:
                 return os.path.join(remote.path, f"{number}-{shard}")
@@ -141,7 +141,7 @@ def _replay(
     replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys())
 
 
-def _lots(remote: RemoteDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:
+def _lots(remote: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:
     """Cut steps into lots for whose files of one kind there is room here, of about the same size."""
     usage = shutil.disk_usage(remote.path)
     fit = int(usage.free * ROOM) // shard.size if usage.total else len(numbers)

@@ -18,6 +18,7 @@ from plain import Array
 import relex_codec
 from relex_codec.storage import Source
 
+pytest_plugins = ["servers.fixtures", "hub_server"]
 SIDE = {
     "config.json": {"model_type": "test"},
     "generation_config.json": {"temperature": 0.6},

@@ -20,7 +20,7 @@ from .paths import Options, PathLike
 from .target import OBJECT_STORES, Target
 
 
-class RemoteFile:
+class UploadedFile:
     """A context manager that writes a file to a URL, with the interface of `AtomicFile`.
 
     Where the upload fails, the file is kept here, and the message says where: hours of work may be in it.
@@ -38,7 +38,7 @@ class RemoteFile:
         self.scratch = ""
         self._file: AtomicFile
 
-    def __enter__(self) -> RemoteFile:
+    def __enter__(self) -> UploadedFile:
         target = self._target
         folder, _, name = target.name.rpartition("/")
         if (not folder.strip("/") and target.scheme in OBJECT_STORES) or not name:
@@ -77,7 +77,7 @@ class RemoteFile:
         return self._file.tell()
 
 
-class RemoteDirectory:
+class UploadedDirectory:
     """A context manager that writes a directory to a URL; files go through `file` or `upload`.
 
     Unlike a local directory, the files appear one by one: the one that makes the others a checkpoint goes last.
@@ -97,7 +97,7 @@ class RemoteDirectory:
         self._made: set[str] = set()
         """Directories; object stores have none, and s3fs takes an empty bucket for one that may be removed."""
 
-    def __enter__(self) -> RemoteDirectory:
+    def __enter__(self) -> UploadedDirectory:
         target = self._target
         kind = target.exists()
         if kind is not None:
@@ -119,9 +119,9 @@ class RemoteDirectory:
         finally:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def file(self, name: str) -> _UploadedFile:
+    def file(self, name: str) -> _PartOfDirectory:
         """Return a file of the directory, to be used as a context manager; it is uploaded on leaving."""
-        return _UploadedFile(self, name)
+        return _PartOfDirectory(self, name)
 
     def upload(self, files: Iterable[tuple[str, str]], *, keep: bool = False) -> None:
         """Upload local files, ``(path, name below the target)`` each; unless they are kept, remove them here."""
@@ -140,10 +140,10 @@ class RemoteDirectory:
             raise unwritable(f"{self.shown} by way of {self.path}", e) from None
 
 
-class _UploadedFile(AtomicFile):
-    """A file of a `RemoteDirectory`: written here, uploaded, removed here."""
+class _PartOfDirectory(AtomicFile):
+    """A file of a `UploadedDirectory`: written here, uploaded, removed here."""
 
-    def __init__(self, directory: RemoteDirectory, name: str) -> None:
+    def __init__(self, directory: UploadedDirectory, name: str) -> None:
         super().__init__(
             os.path.join(directory.path, name), shown=f"{directory.shown}/{name} by way of {directory.path}"
         )

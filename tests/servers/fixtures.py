@@ -1,0 +1,173 @@
+"""Fixtures around the servers, loaded by conftest.py.
+
+A test that reads S3 takes `bucket`: an empty bucket on moto, and once more on s3rver, with a counting proxy in front::
+
+    def test_x(bucket):
+        bucket.put("run.relex", data)
+        relex_codec.open(bucket.url("run.relex"), storage_options=bucket.options)
+        assert bucket.proxy.requests == ["GET bytes=0-65535"]
+
+`moto_bucket` is on moto only. `web` is plain HTTP from nginx, and once more from the tests' own server; both with the
+counting proxy in front. Every test that uses them is skipped with the reason where the server is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import programs
+from .counting import CountingServer, Files, proxy_of
+from .programs import S3, NotInstalled
+
+ENVIRONMENT = {
+    "AWS_EC2_METADATA_DISABLED": "true",  # looking for credentials must not leave this machine
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+
+
+@dataclass
+class Bucket:
+    """A bucket, reached through a proxy that counts.
+
+    Attributes:
+        options: ``storage_options``, through the proxy.
+        filesystem: s3fs, past the proxy, to put and to look.
+    """
+
+    name: str
+    server: S3
+    proxy: CountingServer
+    filesystem: Any
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.server.options(self.proxy.url)
+
+    def url(self, key: str) -> str:
+        return f"s3://{self.name}/{key}"
+
+    def put(self, key: str, data: bytes) -> None:
+        self.filesystem.pipe_file(f"{self.name}/{key}", data)
+
+    def upload(self, folder: Path, key: str) -> None:
+        """Copy a local directory."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{key}/{path.relative_to(folder)}", path.read_bytes())
+
+
+@dataclass
+class Web:
+    """Files on a web server, reached through a proxy that counts.
+
+    Attributes:
+        put: makes or replaces a file: ``put(path, data)``.
+    """
+
+    proxy: CountingServer
+    put: Callable[[str, bytes], None]
+
+    def url(self, path: str) -> str:
+        return f"{self.proxy.url}/{path}"
+
+
+@pytest.fixture(scope="session")
+def cloud_environment() -> Iterator[None]:
+    """No credentials, configuration or proxies from outside of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("AWS_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+                patch.delenv(name)
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3_servers(cloud_environment: None) -> Iterator[Callable[[str], S3]]:
+    """Start the S3 servers that tests ask for by name, each once a session."""
+    with ExitStack() as stack:
+        started: dict[str, S3] = {}
+
+        def start(name: str) -> S3:
+            pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs")
+            if name not in started:
+                try:
+                    started[name] = stack.enter_context(getattr(programs, name)())
+                except NotInstalled as reason:
+                    pytest.skip(str(reason))
+            return started[name]
+
+        yield start
+
+
+def _bucket(server: S3) -> Iterator[Bucket]:
+    import fsspec
+
+    filesystem = fsspec.filesystem("s3", **server.options(), use_listings_cache=False)
+    name = f"test-{secrets.token_hex(6)}"
+    filesystem.call_s3("create_bucket", Bucket=name)  # mkdir sends a region, which S3 refuses for the default one
+    with proxy_of(server.host, server.port) as proxy:
+        yield Bucket(name, server, proxy, filesystem)
+
+
+@pytest.fixture
+def moto_bucket(s3_servers: Callable[[str], S3]) -> Iterator[Bucket]:
+    yield from _bucket(s3_servers("moto"))
+
+
+@pytest.fixture(params=["moto", "s3rver"])
+def bucket(request: pytest.FixtureRequest, s3_servers: Callable[[str], S3]) -> Iterator[Bucket]:
+    yield from _bucket(s3_servers(request.param))
+
+
+@pytest.fixture(scope="session")
+def nginx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], tuple[Path, str, int]]]:
+    """Start nginx when a test asks for it: (folder that it serves, host, port)."""
+    with ExitStack() as stack:
+        found: list[tuple[Path, str, int]] = []
+
+        def start() -> tuple[Path, str, int]:
+            if not found:
+                root = tmp_path_factory.mktemp("nginx")
+                try:
+                    found.append((root, *stack.enter_context(programs.nginx(root))))
+                except NotInstalled as reason:
+                    pytest.skip(str(reason))
+            return found[0]
+
+        yield start
+
+
+@pytest.fixture(params=["nginx", "own"])
+def web(request: pytest.FixtureRequest, cloud_environment: None, nginx_server: Any) -> Iterator[Web]:
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install aiohttp")
+    if request.param == "own":
+        files = Files()
+        with files.server() as server:
+            yield Web(server, lambda path, data: files.__setitem__(f"/{path}", data))
+        return
+    root, host, port = nginx_server()
+    folder = root / secrets.token_hex(6)
+
+    def put(path: str, data: bytes) -> None:
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}")
+        temporary.write_bytes(data)
+        temporary.replace(target)
+
+    with proxy_of(host, port) as proxy:
+        inner = proxy.answer
+        proxy.answer = lambda method, path, headers, body: inner(method, f"/{folder.name}{path}", headers, body)
+        yield Web(proxy, put)
