@@ -149,10 +149,10 @@ def explained(path: PathLike, storage_options: Options, error: RelexError) -> Re
 
 @contextmanager
 def explaining(path: PathLike, storage_options: Options) -> Iterator[None]:
-    """Let a CheckpointError say what `explained` makes of it."""
+    """Let an error about `path` say what `explained` makes of it."""
     try:
         yield
-    except CheckpointError as e:
+    except (CheckpointError, InvalidArgument) as e:
         raise explained(path, storage_options, e) from None
 
 
@@ -170,7 +170,7 @@ def why(shown: str, model: Model, e: Exception) -> str:
     if isinstance(e, ValueError) and not isinstance(e, errors.HfHubHTTPError):
         return f"{shown} cannot be read: {one_line(e)}; expected hf://org/name[@revision]"
     revision = f" --revision {model.revision}" if model.revision else ""
-    here = f"download it first (`hf download {model.repo}{revision}`), or give a directory"
+    here = f"download it first (`hf download {model.repo}{revision}`), or give a local path"
     if isinstance(e, errors.OfflineModeIsEnabled):
         return f"{shown} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
     if _is_answer(e):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -68,45 +68,64 @@ def restore(
     folders = {numbers[step]: FOLDER.format(step) for step in steps}
     side = completing_last(manifest, other_files(decoder, shards, base))
     if is_url(output):
-        with UploadedDirectory(output, storage_options) as remote:
+        with UploadedDirectory(output, storage_options) as uploaded:
+            _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
+    else:
+        with AtomicDirectory(output) as directory:
+            _restore_to_disk(decoder, directory, shards, folders, side, on_bytes)
 
-            def place_here(number: int, shard: str) -> str:
-                return os.path.join(remote.path, f"{number}-{shard}")
 
+def _restore_to_disk(
+    decoder: Decoder,
+    directory: AtomicDirectory,
+    shards: Sequence[Shard],
+    folders: Mapping[int, str],
+    side: Iterable[tuple[str, Iterable[bytes]]],
+    on_bytes: Callable[[int], Any],
+) -> None:
+    def place(number: int, name: str) -> str:
+        return os.path.join(directory.path, folders[number], name)
+
+    with directory.reported():
+        _check_room(directory, len(folders) * sum(shard.size for shard in shards))
+        for number in folders:
+            os.mkdir(place(number, ""))
             for shard in shards:
-                for lot in _lots(remote, shard, list(folders)):
-                    with remote.local():
-                        for number in lot:
-                            create(place_here(number, shard.name), shard.head, shard.size)
-                    _replay(decoder, [shard], lot, place_here, remote.local, on_bytes)
-                    remote.upload([(place_here(n, shard.name), f"{folders[n]}/{shard.name}") for n in lot])
-            for name, content in side:
-                path = os.path.join(remote.path, "side")
-                data = b"".join(content)
-                with remote.local():
-                    create(path, data, len(data))
-                remote.upload([(path, f"{folder}/{name}") for folder in folders.values()], keep=True)
-                os.unlink(path)
-        return
-    with AtomicDirectory(output) as directory:
+                create(place(number, shard.name), shard.head, shard.size)
+    _replay(decoder, shards, folders, place, directory.reported, on_bytes)
+    for name, content in side:
+        data = b"".join(content)
         with directory.reported():
-            _check_room(directory.path, output, len(steps) * sum(shard.size for shard in shards))
-            for folder in folders.values():
-                os.mkdir(os.path.join(directory.path, folder))
-                for shard in shards:
-                    create(os.path.join(directory.path, folder, shard.name), shard.head, shard.size)
+            for number in folders:
+                create(place(number, name), data, len(data))
+    with directory.reported():
+        in_parallel(flush, [place(number, "") for number in folders], IO_THREADS)
 
-        def place(number: int, shard: str) -> str:
-            return os.path.join(directory.path, folders[number], shard)
 
-        _replay(decoder, shards, folders, place, directory.reported, on_bytes)
-        for name, content in side:
-            data = b"".join(content)
-            with directory.reported():
-                for number in folders:
-                    create(place(number, name), data, len(data))
-        with directory.reported():
-            in_parallel(flush, [os.path.join(directory.path, folder) for folder in folders.values()], IO_THREADS)
+def _restore_to_url(
+    decoder: Decoder,
+    directory: UploadedDirectory,
+    shards: Sequence[Shard],
+    folders: Mapping[int, str],
+    side: Iterable[tuple[str, Iterable[bytes]]],
+    on_bytes: Callable[[int], Any],
+) -> None:
+    def place(number: int, name: str) -> str:
+        return os.path.join(directory.path, f"{number}-{name}")
+
+    for shard in shards:
+        for lot in _lots(directory, shard, list(folders)):
+            with directory.local():
+                for number in lot:
+                    create(place(number, shard.name), shard.head, shard.size)
+            _replay(decoder, [shard], lot, place, directory.local, on_bytes)
+            directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
+    for name, content in side:
+        path, data = place(0, name), b"".join(content)
+        with directory.local():
+            create(path, data, len(data))
+        directory.upload([(path, f"{folder}/{name}") for folder in folders.values()], keep=True)
+        os.unlink(path)
 
 
 def _replay(
@@ -141,14 +160,14 @@ def _replay(
     replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys())
 
 
-def _lots(remote: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:
+def _lots(directory: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:
     """Cut steps into lots for whose files of one kind there is room here, of about the same size."""
-    usage = shutil.disk_usage(remote.path)
+    usage = shutil.disk_usage(directory.path)
     fit = int(usage.free * ROOM) // shard.size if usage.total else len(numbers)
     if not fit:
         raise InvalidArgument(
-            f"cannot write {remote.shown}: {shard.name} has {shard.size:,} bytes, {usage.free:,} are free in "
-            f"{remote.path}; set TMPDIR to a place with more room"
+            f"cannot write {directory.shown}: {shard.name} has {shard.size:,} bytes, {usage.free:,} are free in "
+            f"{directory.path}; set TMPDIR to a place with more room"
         )
     lots = -(-len(numbers) // fit)
     size = -(-len(numbers) // lots)
@@ -156,11 +175,11 @@ def _lots(remote: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterat
         yield numbers[at : at + size]
 
 
-def _check_room(path: str, output: PathLike, size: int) -> None:
+def _check_room(directory: AtomicDirectory, size: int) -> None:
     """Refuse at once what would fail for lack of room after hours."""
-    usage = shutil.disk_usage(path)
+    usage = shutil.disk_usage(directory.path)
     if usage.total and usage.free < size:  # a file system that does not know says 0
         raise InvalidArgument(
-            f"cannot write {os.fspath(output)}: the steps have {size:,} bytes, {usage.free:,} are free there; "
+            f"cannot write {directory.shown}: the steps have {size:,} bytes, {usage.free:,} are free there; "
             "choose fewer steps or another place"
         )

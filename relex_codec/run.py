@@ -18,6 +18,7 @@ from .dtypes import Bits
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .export import Base, export, nbytes
 from .header import quote
+from .hub import explaining
 from .kernels.device import kernel_for
 from .manifest import TensorEntry
 from .packing import piece_lengths
@@ -44,7 +45,9 @@ class Run:
         device: Any = "cpu",
         storage_options: Options = None,
     ) -> None:
-        self._source = open_source(path, options_for(path, storage_options))
+        options = options_for(path, storage_options)
+        with explaining(path, options):
+            self._source = open_source(path, options)
         self.path = self._source.path
         self.device = device
         try:
