@@ -45,9 +45,7 @@ class Run:
         device: Any = "cpu",
         storage_options: Options = None,
     ) -> None:
-        options = options_for(path, storage_options)
-        with explaining(path, options):
-            self._source = open_source(path, options)
+        self._source = open_source(path, options_for(path, storage_options))
         self.path = self._source.path
         self.device = device
         try:
@@ -379,4 +377,5 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         InvalidArgument: no such file or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
     """
-    return Run(path, base, device, storage_options)
+    with explaining(path, storage_options):
+        return Run(path, base, device, storage_options)

@@ -6,6 +6,7 @@ import inspect
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -96,31 +97,38 @@ class Target:
             A file cannot be written; others may have been. An interruption stops all of them.
         """
         files = list(files)
-        jobs, failures, lock = iter(files), list[BaseException](), threading.Lock()
+        jobs, failures, lock, ended = iter(files), list[BaseException](), threading.Lock(), threading.Semaphore(0)
 
         def work() -> None:
-            while not failures and not self._stop.is_set():
-                with lock:
-                    job = next(jobs, None)
-                if job is None:
-                    return
-                try:
+            try:
+                while not self._stop.is_set():
+                    with lock:
+                        job = next(jobs, None)
+                    if job is None:
+                        return
                     self._upload(*job)
                     on_file(job[0])
-                except BaseException as error:
-                    failures.append(error)
+            except BaseException as error:
+                failures.append(error)
+                self._stop.set()
+            finally:
+                ended.release()
 
-        # Not a pool: at an interruption one waits for what is under way, however long that takes.
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(UPLOADS, len(files)))]
-        for thread in threads:
-            thread.start()
+        # Neither a pool, which an interruption would wait for to the end, nor `join`, which takes a thread for ended
+        # once it was interrupted (Python 3.11).
+        workers = min(UPLOADS, len(files))
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
+        left = workers
         try:
-            for thread in threads:
-                thread.join()
+            for _ in range(workers):
+                ended.acquire()
+                left -= 1
         except BaseException:
             self._stop.set()
-            for thread in threads:
-                thread.join(GRACE / len(threads))
+            until = time.monotonic() + GRACE
+            for _ in range(left):
+                ended.acquire(timeout=max(0.0, until - time.monotonic()))
             raise
         if failures:
             raise failures[0]
