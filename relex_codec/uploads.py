@@ -128,7 +128,10 @@ class UploadedDirectory:
         jobs = [(path, f"{self._target.name}/{name}") for path, name in files]
         self._uploaded += [name for _, name in jobs]
         if self._target.moves:
-            self._made |= {name.rpartition("/")[0] for _, name in jobs} - {self._target.name}
+            for folder in {name.rpartition("/")[0] for _, name in jobs} - self._made - {self._target.name}:
+                self._made.add(folder)
+                with self._target.reported():
+                    self._target.filesystem.makedirs(folder, exist_ok=True)
         self._target.upload(jobs, (lambda _: None) if keep else os.unlink)
 
     @contextmanager
