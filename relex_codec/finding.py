@@ -147,11 +147,11 @@ def _list_numbered(template: str, options: Options, where: str) -> dict[int, str
         what = "branches"
     else:
         before, _, after = template.partition(layouts.PLACEHOLDER)
-        above, _, start = before.rpartition("/")
-        segment = start + layouts.PLACEHOLDER + after.partition("/")[0]
-        if above.endswith(("/", ":")) or "::" in template:
+        cut = before.rfind("/") + 1
+        above, segment = before[:cut] or ".", before[cut:] + layouts.PLACEHOLDER + after.partition("/")[0]
+        if is_url(template) and (above.endswith("://") or "::" in template):
             raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
-        names = [item.name for item in list_directory(above or "/", options, error=CheckpointError) if item.is_dir]
+        names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
         what = f"directories in {public(above)}"
     found = layouts.match_steps(names, segment, where)
     if not found:

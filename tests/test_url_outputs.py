@@ -118,7 +118,7 @@ def test_what_is_at_a_url_is_what_is_on_disk(made: Path, memory: Any, tmp_path: 
         assert run.steps == other.steps == STEPS
         run.verify()
         assert run.check_exact() == 4
-        for name in run.keys():
+        for name in tensors(0):
             assert run.bits(name, 33).tobytes() == other.bits(name, 33).tobytes()
     relex_codec.append(tmp_path / "appended.relex", [made / "run" / "global_step_40"], step=50,
                        output="memory://out/y.relex")  # fmt: skip
@@ -301,7 +301,7 @@ def test_an_interrupted_upload_is_never_taken_for_complete(
     left = names(s3, "out")
     assert left and not any(name.endswith(".json") for name in left)
     folder = s3.url("out") if command == "decode" else s3.url(f"out/{left[0].partition('/')[0]}")
-    with pytest.raises(CheckpointError, match="shard .* is missing"):
+    with pytest.raises(CheckpointError, match=r"shard .* is missing"):
         open_checkpoint(folder, s3.options)
     s3.proxy.latency = 0
     failed(cli(command, made / "run.relex", *step, "-o", s3.url("out")), "not empty")
@@ -311,8 +311,9 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, s3: Any, scratc
     s3.put("x.relex", b"old")
     s3.proxy.latency = 0.5
     code = "from relex_codec.cli.main import main; main()"
+    arguments = ["encode", str(made / "run"), "--base", str(made / "base"), "-o", s3.url("x.relex")]
     worker = subprocess.Popen(
-        [sys.executable, "-c", code, "encode", str(made / "run"), "--base", str(made / "base"), "-o", s3.url("x.relex")],
+        [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ELSEWHERE, text=True,
     )  # fmt: skip
     try:
