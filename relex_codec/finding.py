@@ -152,7 +152,7 @@ def _list_numbered(template: str, options: Options, where: str) -> dict[int, str
         if is_url(template) and (above.endswith("://") or "::" in template):
             raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
         names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
-        what = f"directories in {public(above)}"
+        what = f"directories in {public(above).rstrip('/') or above}"
     found = layouts.match_steps(names, segment, where)
     if not found:
         raise CheckpointError(

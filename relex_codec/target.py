@@ -169,7 +169,7 @@ class Target:
             try:
                 # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
                 stop = Callback(hooks={"stop": self._raise_if_stopped})
-                self.filesystem.put_file(path, first, callback=stop, **_part_size(self.filesystem, size))
+                self.filesystem.put_file(path, first, callback=stop, **part_size(self.filesystem, size))
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
                 if found != size:
@@ -211,7 +211,7 @@ def _temporary(folder: str) -> str:
     return f"{folder}/.relex.tmp-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _part_size(filesystem: Any, size: int) -> dict[str, int]:
+def part_size(filesystem: Any, size: int) -> dict[str, int]:
     """Return the keyword that bounds what an upload holds in memory, where the filesystem has one."""
     put = getattr(filesystem, "_put_file", filesystem.put_file)
     if "chunksize" not in inspect.signature(put).parameters:
