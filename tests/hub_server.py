@@ -243,6 +243,13 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
+def end_sessions() -> None:
+    """Let huggingface_hub make a new session, which looks at its settings anew, for the next request."""
+    from huggingface_hub import utils
+
+    (getattr(utils, "close_session", None) or utils.reset_sessions)()  # before release 1.0
+
+
 @contextmanager
 def serve() -> Iterator[Hub]:
     """Run a Hub without repositories."""
@@ -268,7 +275,6 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     """
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
     from huggingface_hub import HfFileSystem, constants
-    from huggingface_hub.utils import close_session
 
     home = tmp_path_factory.mktemp("hf_home")
     with serve() as running:
@@ -284,4 +290,4 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         HfFileSystem.clear_instance_cache()  # what another test listed
         yield running
         HfFileSystem.clear_instance_cache()
-        close_session()
+        end_sessions()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import bf16, checkpoint_files
-from hub_server import Hub
+from hub_server import Hub, end_sessions
 from test_cli import cli, failed
 
 import relex_codec
@@ -55,12 +55,11 @@ def download(repo: str, revision: str | None = None, names: str | None = None) -
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Switch the Hub off, for this process and those that it starts."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
 
     def switch() -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        close_session()
+        end_sessions()
 
     return switch
 
