@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final
 
 from .errors import InvalidArgument, RelexError
@@ -21,11 +21,11 @@ OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss
 READ_ONLY: Final = frozenset({"http", "https", "data", "github", "git", "gist", "zip", "tar", "libarchive", "reference",
                               "relex"})  # fmt: skip
 PART: Final = 8 << 20
-"""Bytes of a part of an upload: s3fs has ten of them under way, and holds them in memory."""
+"""Bytes of a part of an upload: s3fs has ten of them under way, and each twice in memory."""
 PARTS_LIMIT: Final = 9_000
 """Parts of one upload: S3 takes 10,000."""
 UPLOADS: Final = 4
-"""Files that are uploaded at the same time."""
+"""Files that are uploaded at the same time; of those that are uploaded in several parts at a time, one."""
 GRACE: Final = 20.0
 """Seconds that an interrupted upload has to tidy up."""
 
@@ -55,6 +55,7 @@ class Target:
         self.filesystem, name = filesystem_of(text, options_for(text, storage_options), error=InvalidArgument)
         self.name = name.rstrip("/")
         self._stop = threading.Event()
+        self._in_parts = threading.Lock()
 
     @property
     def moves(self) -> bool:
@@ -169,7 +170,10 @@ class Target:
             try:
                 # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
                 stop = Callback(hooks={"stop": self._raise_if_stopped})
-                self.filesystem.put_file(path, first, callback=stop, **part_size(self.filesystem, size))
+                concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
+                with self._in_parts if concurrent else nullcontext():
+                    self._raise_if_stopped()
+                    self.filesystem.put_file(path, first, callback=stop, **part_size(self.filesystem, size))
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
                 if found != size:

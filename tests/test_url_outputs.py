@@ -327,3 +327,38 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, s3: Any, scratc
         worker.communicate()
     assert s3.filesystem.cat_file(f"{s3.name}/x.relex") == b"old"
     assert os.listdir(scratch) == []
+
+
+# ---- Memory ----
+
+
+SAVE = """
+import json, sys
+import relex_codec
+with relex_codec.open(sys.argv[1]) as run:
+    run.save(sys.argv[2], 15, storage_options=json.loads(sys.argv[3]))
+# not ru_maxrss, which begins with the resident size of the process that started this one
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_the_peak_of_an_upload_is_that_of_its_parts(moto_bucket: Any, tmp_path: Path) -> None:
+    """A file of 240 MB is uploaded with ten parts of 8 MiB in memory, twice each; s3fs by itself holds all of it."""
+    peaks = {}
+    for name, rows in (("small", 8), ("large", 8_000)):
+        big = {f"big.{i}": ("BF16", np.zeros((rows, 1000), np.uint16)) for i in range(15)}
+        for folder, step in (("base", 0), ("run/step_10", 10), ("run/step_20", 20)):
+            write_checkpoint(tmp_path / name / folder, {**big, **tensors(step)})
+        file = tmp_path / f"{name}.relex"
+        relex_codec.encode(tmp_path / name / "run", file, base=tmp_path / name / "base", quality="raw")
+        done = subprocess.run(
+            [sys.executable, "-c", SAVE, str(file), moto_bucket.url(name), json.dumps(moto_bucket.server.options())],
+            capture_output=True, text=True, cwd=ELSEWHERE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        peaks[name] = int(done.stdout) * 1024
+        root = f"{moto_bucket.name}/{name}/model.safetensors"
+        assert moto_bucket.filesystem.size(root) > 15 * rows * 2000
+        moto_bucket.filesystem.rm(root)
+    assert peaks["large"] - peaks["small"] < 220 * 10**6
