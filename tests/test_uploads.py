@@ -36,6 +36,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def waiting(scratch: Path) -> list[str]:
+    """What is there for or from an upload; servers of the tests have their own files there."""
+    return [name for name in os.listdir(scratch) if name.startswith("relex-")]
+
+
 @pytest.fixture
 def memory() -> Iterator[Any]:
     with empty_memory() as filesystem:
@@ -82,7 +87,7 @@ def test_memory(memory: Any, scratch: Path) -> None:
         "/out/one": len(DATA),
         "/out/two": len(DATA),
     }
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 @pytest.mark.parametrize("moves_over", [True, False])
@@ -99,27 +104,27 @@ def test_a_file_system_that_moves(tmp_path: Path, scratch: Path, moves_over: boo
     assert all(os.path.basename(name).startswith(".relex.tmp-") for name in names)
 
 
-def test_s3(moto_bucket: Any, scratch: Path) -> None:
-    options = moto_bucket.options
+def test_s3(bucket: Any, scratch: Path) -> None:
+    options = bucket.options
     large = np.random.default_rng(0).bytes(2 * PART + 12345)  # in three parts
-    put(moto_bucket.url("deep/run.relex"), large, options)
-    put(moto_bucket.url("top.relex"), DATA, options)
-    put_all(moto_bucket.url("out/"), ["one", "two"], options)
-    names = moto_bucket.filesystem.find(moto_bucket.name)
+    put(bucket.url("deep/run.relex"), large, options)
+    put(bucket.url("top.relex"), DATA, options)
+    put_all(bucket.url("out/"), ["one", "two"], options)
+    names = bucket.filesystem.find(bucket.name)
     assert [name.partition("/")[2] for name in names] == ["deep/run.relex", "out/one", "out/two", "top.relex"]
-    assert moto_bucket.filesystem.cat_file(f"{moto_bucket.name}/deep/run.relex") == large
-    parts = [seen.path for seen in moto_bucket.proxy.seen if "partNumber" in seen.path]
+    assert bucket.filesystem.cat_file(f"{bucket.name}/deep/run.relex") == large
+    parts = [seen.path for seen in bucket.proxy.seen if "partNumber" in seen.path]
     assert len(parts) == 3
-    put(moto_bucket.url("top.relex"), DATA[:50], options)
-    assert moto_bucket.filesystem.cat_file(f"{moto_bucket.name}/top.relex") == DATA[:50]
-    assert os.listdir(scratch) == []
+    put(bucket.url("top.relex"), DATA[:50], options)
+    assert bucket.filesystem.cat_file(f"{bucket.name}/top.relex") == DATA[:50]
+    assert waiting(scratch) == []
 
 
-def test_a_marker_of_a_directory_is_no_file(moto_bucket: Any) -> None:
-    moto_bucket.put("step-1/", b"")
-    put_all(moto_bucket.url("step-1"), ["one"], moto_bucket.options)
+def test_a_marker_of_a_directory_is_no_file(bucket: Any) -> None:
+    bucket.put("step-1/", b"")
+    put_all(bucket.url("step-1"), ["one"], bucket.options)
     with pytest.raises(InvalidArgument, match="exists and is not empty"):
-        put_all(moto_bucket.url("step-1"), ["two"], moto_bucket.options)
+        put_all(bucket.url("step-1"), ["two"], bucket.options)
 
 
 # ---- What is refused before any work ----
@@ -161,7 +166,7 @@ def test_targets_that_cannot_be(memory: Any, tmp_path: Path, scratch: Path) -> N
             never(url, folder=folder)
     assert memory.find("/") == ["/file", "/full/x"]
     assert found(tmp_path) == []
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 def test_buckets_that_cannot_be(moto_bucket: Any, scratch: Path) -> None:
@@ -174,7 +179,7 @@ def test_buckets_that_cannot_be(moto_bucket: Any, scratch: Path) -> None:
     moto_bucket.proxy.fail("403", 9, lambda method, path: method == "PUT")
     with pytest.raises(InvalidArgument, match=r"check the credentials and what they allow"):
         never(moto_bucket.url("x.relex"), options)
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 def test_who_may_write_but_neither_list_nor_remove(moto_bucket: Any) -> None:
@@ -219,7 +224,7 @@ def test_an_interrupted_upload_leaves_nothing(tmp_path: Path, scratch: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         put(f"faulty://{tmp_path}/x")
     assert found(tmp_path) == []
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 @pytest.mark.parametrize(("fault", "error"), [("error", InvalidArgument), ("interrupt", KeyboardInterrupt)])
@@ -235,7 +240,7 @@ def test_a_directory_that_fails_is_emptied(
         put_all(f"faulty://{target}", ["a", "b", "c"])
     assert target.exists() == there
     assert found(tmp_path) == []
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 def test_files_of_one_upload_stop_together(tmp_path: Path) -> None:
@@ -263,7 +268,7 @@ def test_a_full_temporary_directory_is_named(memory: Any, scratch: Path, monkeyp
     with pytest.raises(InvalidArgument, match=rf"cannot write memory://a/x by way of {scratch}.*No space left"):
         put_all("memory://a", ["x"])
     assert memory.find("/") == []
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 def test_an_interrupted_upload_of_parts_is_aborted(moto_bucket: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from faulty import Faulty
 from helpers import ELSEWHERE, Tensor, bf16, empty_memory, f32, upload, write_checkpoint, write_run
-from test_cli import failed
+from test_cli import cli, failed
 
 import relex_codec
 from relex_codec.checkpoints import open_checkpoint
@@ -58,6 +58,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def waiting(scratch: Path) -> list[str]:
+    """What is there for or from an upload; servers of the tests have their own files there."""
+    return [name for name in os.listdir(scratch) if name.startswith("relex-")]
+
+
 @pytest.fixture
 def memory() -> Iterator[Any]:
     with empty_memory() as filesystem:
@@ -89,12 +94,6 @@ def contents_of(filesystem: Any, root: str) -> dict[str, bytes]:
     return {name.removeprefix(root).lstrip("/"): filesystem.cat_file(name) for name in filesystem.find(root)}
 
 
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    code = "from relex_codec.cli.main import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
-
-
 # ---- From Python ----
 
 
@@ -123,7 +122,7 @@ def test_what_is_at_a_url_is_what_is_on_disk(made: Path, memory: Any, tmp_path: 
     relex_codec.append(tmp_path / "appended.relex", [made / "run" / "global_step_40"], step=50,
                        output="memory://out/y.relex")  # fmt: skip
     assert memory.size("/out/y.relex") > 0
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 @pytest.mark.parametrize(("file", "last"), [("run", "model.safetensors.index.json"), ("single", "config.json")])
@@ -155,7 +154,7 @@ def test_wherever_it_fails_nothing_looks_complete(made: Path, tmp_path: Path, sc
             with pytest.raises((InvalidArgument, KeyboardInterrupt)):
                 run.restore(f"faulty://{target}", "10:20")
             assert not target.exists()
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 def test_little_room_restores_in_lots(made: Path, memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +263,7 @@ def test_the_commands(made: Path, s3: Any, tmp_path: Path, scratch: Path) -> Non
     failed(cli("encode", s3.url("run"), "--base", s3.url("base"), "-o", "https://h/x.relex"), "https://", "reading")
     failed(cli("restore", file, "-o", "hf://org/run"), "hf upload")
     assert names(s3) == before
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -293,7 +292,7 @@ def test_an_interrupted_upload_is_never_taken_for_complete(
         if sent is not signal.SIGKILL:
             assert worker.communicate()[1].endswith("nothing was written\n")
             assert names(s3, "out") == []
-            assert os.listdir(scratch) == []
+            assert waiting(scratch) == []
             return
     finally:
         worker.kill()
@@ -326,7 +325,7 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, s3: Any, scratc
         worker.kill()
         worker.communicate()
     assert s3.filesystem.cat_file(f"{s3.name}/x.relex") == b"old"
-    assert os.listdir(scratch) == []
+    assert waiting(scratch) == []
 
 
 # ---- Memory ----

@@ -7,6 +7,7 @@ import http.client
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -47,6 +48,12 @@ class Fault(NamedTuple):
     matches: Callable[[str, str], bool]
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 class CountingServer:
     """An HTTP/1.1 server on a free port of the loopback interface; a context manager.
 
@@ -64,7 +71,7 @@ class CountingServer:
         self.lock = threading.Lock()
         self.stopped = threading.Event()
         self._faults: list[Fault] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._http = _QuietServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
         self._http.block_on_close = False
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -123,9 +130,13 @@ class CountingServer:
             self._open += 1
             self.most = max(self.most, self._open)
 
-    def leave(self, seen: Seen) -> None:
+    def leave(self) -> None:
         with self.lock:
             self._open -= 1
+
+    def note(self, seen: Seen) -> None:
+        """Called before the body goes out: who has an answer finds it counted."""
+        with self.lock:
             self.seen.append(seen)
 
 
@@ -141,17 +152,17 @@ def _handler(server: CountingServer) -> type[BaseHTTPRequestHandler]:
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = self.rfile.read(int(headers.get("content-length", 0)))
             server.enter()
-            status = sent = 0
             try:
-                status, sent = self._answer(headers, body)
+                self._answer(headers, body)
             except OSError:  # the client is gone
                 self.close_connection = True
             finally:
-                server.leave(Seen(self.command, self.path, headers.get("range"), status, sent))
+                server.leave()
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 (names of http.server)
 
-        def _answer(self, headers: dict[str, str], body: bytes) -> tuple[int, int]:
+        def _answer(self, headers: dict[str, str], body: bytes) -> None:
+            wanted = headers.get("range")
             time.sleep(server.latency)
             fault = server.next_fault(self.command, self.path)
             if fault == "no_range":
@@ -171,15 +182,16 @@ def _handler(server: CountingServer) -> type[BaseHTTPRequestHandler]:
                 if fault == "short":
                     content = content[: len(content) // 2]
                 length = str(len(content))
+            breaks = fault in ("reset", "cut", "stall")
+            sent = content[: len(content) // 2] if breaks else content
+            server.note(Seen(self.command, self.path, wanted, answer.status, len(sent)))
             self.send_response(answer.status)
             for name, value in {**kept, "Content-Length": length}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if fault not in ("reset", "cut", "stall"):
-                self.wfile.write(content)
-                return answer.status, len(content)
-            half = content[: len(content) // 2]
-            self.wfile.write(half)
+            self.wfile.write(sent)
+            if not breaks:
+                return
             self.wfile.flush()
             if fault == "stall":
                 server.stopped.wait(STALLED_FOR)
@@ -187,7 +199,6 @@ def _handler(server: CountingServer) -> type[BaseHTTPRequestHandler]:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
             self.close_connection = True
-            return answer.status, len(half)
 
     return Handler
 

@@ -13,10 +13,11 @@ counting proxy in front. Every test that uses them is skipped with the reason wh
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def s3_servers(cloud_environment: None) -> Iterator[Callable[[str], S3]]:
         yield start
 
 
-def _bucket(server: S3) -> Iterator[Bucket]:
+@contextmanager
+def bucket_on(server: S3) -> Iterator[Bucket]:
+    """Make an empty bucket."""
     import fsspec
 
     filesystem = fsspec.filesystem("s3", **server.options(), use_listings_cache=False)
@@ -123,12 +126,14 @@ def _bucket(server: S3) -> Iterator[Bucket]:
 
 @pytest.fixture
 def moto_bucket(s3_servers: Callable[[str], S3]) -> Iterator[Bucket]:
-    yield from _bucket(s3_servers("moto"))
+    with bucket_on(s3_servers("moto")) as found:
+        yield found
 
 
 @pytest.fixture(params=["moto", "s3rver"])
 def bucket(request: pytest.FixtureRequest, s3_servers: Callable[[str], S3]) -> Iterator[Bucket]:
-    yield from _bucket(s3_servers(request.param))
+    with bucket_on(s3_servers(request.param)) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
@@ -149,25 +154,35 @@ def nginx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         yield start
 
 
-@pytest.fixture(params=["nginx", "own"])
-def web(request: pytest.FixtureRequest, cloud_environment: None, nginx_server: Any) -> Iterator[Web]:
+@contextmanager
+def web_on(kind: str, nginx_server: Callable[[], tuple[Path, str, int]]) -> Iterator[Web]:
+    """Make a web server without files: ``nginx``, or the tests' ``own``."""
     pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install aiohttp")
-    if request.param == "own":
+    if kind == "own":
         files = Files()
         with files.server() as server:
             yield Web(server, lambda path, data: files.__setitem__(f"/{path}", data))
         return
     root, host, port = nginx_server()
     folder = root / secrets.token_hex(6)
+    clock = itertools.count(1_700_000_000)  # the ETag of nginx is size and time, of whole seconds
 
     def put(path: str, data: bytes) -> None:
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}")
         temporary.write_bytes(data)
+        now = next(clock)
+        os.utime(temporary, (now, now))
         temporary.replace(target)
 
     with proxy_of(host, port) as proxy:
         inner = proxy.answer
         proxy.answer = lambda method, path, headers, body: inner(method, f"/{folder.name}{path}", headers, body)
         yield Web(proxy, put)
+
+
+@pytest.fixture(params=["nginx", "own"])
+def web(request: pytest.FixtureRequest, cloud_environment: None, nginx_server: Any) -> Iterator[Web]:
+    with web_on(request.param, nginx_server) as found:
+        yield found
