@@ -107,6 +107,7 @@ def find_numbered(
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
     where, options = f"run {public(template)}", options_for(template, storage_options)
+    hub.refuse_offline(template)
     listed = layouts.listed_steps(steps)
     if listed is None:
         digits = _list_numbered(template, options, where)

@@ -147,9 +147,21 @@ def explained(path: PathLike, storage_options: Options, error: RelexError) -> Re
     return error
 
 
+def refuse_offline(path: PathLike, error: type[RelexError] = CheckpointError) -> None:
+    """Raise `error` if a model is to be read from the Hub, and HF_HUB_OFFLINE is set: trying would help nobody."""
+    model = parse(path)
+    if model is None or importlib.util.find_spec("huggingface_hub") is None:
+        return
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise error(why(os.fspath(path), model, errors.OfflineModeIsEnabled()))
+
+
 @contextmanager
-def explaining(path: PathLike, storage_options: Options) -> Iterator[None]:
-    """Let an error about `path` say what `explained` makes of it."""
+def explaining(path: PathLike, storage_options: Options, error: type[RelexError] = CheckpointError) -> Iterator[None]:
+    """Let an error about `path` say what `explained` makes of it; `error` is raised at once where the Hub is off."""
+    refuse_offline(path, error)
     try:
         yield
     except (CheckpointError, InvalidArgument) as e:

@@ -377,5 +377,5 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         InvalidArgument: no such file or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
     """
-    with explaining(path, storage_options):
+    with explaining(path, storage_options, InvalidArgument):
         return Run(path, base, device, storage_options)

@@ -255,8 +255,11 @@ def test_offline_without_a_cache(published: Hub, offline: Callable[[], None], tm
             read("hf://org/base@v1")
     with pytest.raises(CheckpointError, match=r"`hf download org/run --revision step_1`"):
         find_checkpoints(["hf://org/run@step_1"])
-    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
-        find_run("hf://org/run@step_{step}")
+    for steps in (None, "1:3"):
+        with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
+            find_run("hf://org/run@step_{step}", steps=steps)
+    with pytest.raises(InvalidArgument, match="HF_HUB_OFFLINE is set"):
+        relex_codec.open("hf://org/run/x.relex")
 
 
 def test_an_incomplete_cache_is_read_past(published: Hub, offline: Callable[[], None]) -> None:
