@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .atomic import AtomicDirectory, AtomicFile
+from .outgoing import UploadedDirectory, UploadedFile
 from .paths import Options, PathLike, is_url
-from .uploads import UploadedDirectory, UploadedFile
 
 
 def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | UploadedFile:

@@ -16,9 +16,9 @@ from .errors import InvalidArgument
 from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
 from .filled import create, fill, flush
 from .layouts import select_steps
+from .outgoing import UploadedDirectory
 from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url
-from .uploads import UploadedDirectory
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""

@@ -18,10 +18,10 @@ from helpers import empty_memory
 
 from relex_codec.atomic import AtomicDirectory, AtomicFile
 from relex_codec.errors import InvalidArgument
+from relex_codec.outgoing import UploadedDirectory, UploadedFile
 from relex_codec.outputs import output_directory, output_file
 from relex_codec.paths import options_for
 from relex_codec.target import PART, Target, part_size
-from relex_codec.uploads import UploadedDirectory, UploadedFile
 
 DATA = bytes(range(256)) * 1000
 
