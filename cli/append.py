@@ -12,7 +12,7 @@ from .output import as_json, base_option, print_json
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @base_option
 @click.option("--step", type=int, metavar="N", help="The step of the only CHECKPOINT, if its name does not say it.")
-@click.option("-o", "--output", metavar="FILE", help="Write the new file here.  [default: replace FILE]")
+@click.option("-o", "--output", metavar="FILE", help="Write the new file here, path or URL.  [default: replace FILE]")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @as_json
 def command(
@@ -26,9 +26,9 @@ def command(
 ) -> None:
     """Add later checkpoints to FILE, which must have the exact tier.
 
-    CHECKPOINT is the directory of one step, such as run/global_step_410. The exact frames in FILE are copied,
-    directions and lines are fitted again over all steps, and the old checkpoints are not needed. FILE stays whole until
-    the new one replaces it.
+    CHECKPOINT is the directory of one step, such as run/global_step_410 or hf://org/run@step_410. The exact frames in
+    FILE are copied, directions and lines are fitted again over all steps, and the old checkpoints are not needed. FILE
+    stays whole until the new one replaces it.
     """
     import relex_codec
     from relex_codec.info import summary

@@ -12,7 +12,9 @@ from .output import as_json, base_option, print_json
 @click.option(
     "--step", required=True, type=float, metavar="S", help="Any step: observed, between, or far beyond the run."
 )
-@click.option("-o", "--output", required=True, metavar="DIR", help="Directory to write; must not exist or be empty.")
+@click.option(
+    "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."
+)
 @base_option
 @click.option(
     "--tier",
@@ -25,7 +27,10 @@ from .output import as_json, base_option, print_json
 @click.option("--device", default="cpu", show_default=True, help="Where to decode: cpu or cuda; the bits are the same.")
 @as_json
 def command(file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool) -> None:
-    """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is."""
+    """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is.
+
+    A local DIR appears when it is complete; at a URL file after file does, the index (or config.json) last.
+    """
     import relex_codec
 
     with relex_codec.open(file, base=base, device=device) as run:

@@ -15,9 +15,11 @@ from .output import as_json, print_json
     "--base",
     required=True,
     metavar="BASE",
-    help="The model training started from: directory, URL, hf://org/name@revision.",
+    help="The model training started from: directory, URL, or hf://org/name@revision, of which the commit is kept.",
 )
-@click.option("-o", "--output", required=True, metavar="FILE", help="The file to write, as a rule called NAME.relex.")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", help="The file to write, path or URL, called NAME.relex."
+)
 @click.option(
     "--observe", type=int, metavar="N", help="Fit on steps up to N only; later ones keep coefficients. Default: all."
 )
@@ -37,12 +39,15 @@ from .output import as_json, print_json
 @click.option("--exact", is_flag=True, help="Store every step bit for bit as well, about 1/100 of a checkpoint each.")
 @click.option("--embed-base", is_flag=True, help="Store the base in the file, losslessly, so that it stands alone.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
-@click.option("--skip-incomplete", is_flag=True, help="Leave incomplete checkpoints out instead of refusing them.")
+@click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
 @as_json
 def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.
 
-    RUN holds global_step_N/, checkpoint-N/, step_N/, step-N/, global_stepN_hf/ or iter_N/ directories of safetensors.
+    RUN holds global_step_N/, checkpoint-N/, step_N/, step-N/, global_stepN_hf/ or iter_N/ directories of safetensors,
+    or has {step} in it: 'hf://org/run@step_{step}' is a run of which each branch is a step, and 's3://bucket/{step}/hf'
+    one of directories called by their number. Then --steps A:B means all steps in between, and a missing one is
+    refused; without --steps, those that there are are listed.
     """
     import relex_codec
     from relex_codec.info import summary

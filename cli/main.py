@@ -48,6 +48,10 @@ class Lazy(click.Group):
 def group() -> None:
     """One compact file for a whole RLVR training run, and any step's weights back from it.
 
+    Every path may be a URL: s3://, gs://, az://, hf://org/name@revision, http(s):// (to read) and what else fsspec
+    reaches. Credentials come from the environment, as each service's own tools take them. Files on their way to a URL
+    wait in the temporary directory, which TMPDIR sets.
+
     A known error prints one line and exits 1; wrong usage exits 2.
     """
 

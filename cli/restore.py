@@ -9,14 +9,17 @@ from .output import as_json, base_option, print_json
 
 @click.command("restore")
 @click.argument("file")
-@click.option("-o", "--output", required=True, metavar="DIR", help="Directory to write; must not exist or be empty.")
+@click.option(
+    "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."
+)
 @click.option("--steps", metavar="A:B[:K]", help="Steps A to B only (both included), every K-th; or one step N.")
 @base_option
 @as_json
 def command(file: str, output: str, steps: str | None, base: str | None, as_json: bool) -> None:
     """Write the stored steps of FILE as a run, bit for bit: DIR/global_step_N/, a Hugging Face checkpoint each.
 
-    FILE must have the exact tier. Every weight is checked against its digest, and DIR appears when it is complete.
+    FILE must have the exact tier. Every weight is checked against its digest. A local DIR appears when it is
+    complete; at a URL no step is a checkpoint before all weights are there.
     """
     import relex_codec
 

@@ -44,14 +44,14 @@ def append(
     restores them.
 
     Args:
-        file: ``.relex`` file; it stays whole until the new one replaces it.
-        checkpoints: directories of later steps, such as ``run/global_step_410``.
+        file: ``.relex`` file, path or fsspec URL; it stays whole until the new one replaces it.
+        checkpoints: directories of later steps, such as ``run/global_step_410`` or ``hf://org/run@step_410``.
         base: the base, if it is not where the file says.
         step: the number of the only checkpoint, if its name does not say it.
         output: where to write the new file instead of replacing `file`.
         memory: budget in bytes or as ``4GB``.
         progress: show a bar on stderr.
-        storage_options: for fsspec.
+        storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
     Returns:
         The size of the new file in bytes.
@@ -62,10 +62,11 @@ def append(
         BaseMismatch: the base is not the one that the file was made from.
     """
     budget = parse_memory(memory)
+    target = file if output is None else output
+    writer = Writer(target, storage_options)  # refuses now what cannot be written
     found = find_checkpoints(checkpoints, storage_options, step=step)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
-    target = file if output is None else output
     with open_run(file, base, storage_options=storage_options) as run:
         index = run.container.index
         if not index.has_exact:
@@ -79,7 +80,7 @@ def append(
         if observed == len(index.steps):
             observed = len(source.steps)
         rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
-        with threadpool_limits(1, "blas"), Writer(target) as writer:
+        with threadpool_limits(1, "blas"), writer:
             segment = new_segment(writer, source, budget, run.decoder.exact)
             job = Job(
                 source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment

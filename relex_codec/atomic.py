@@ -42,6 +42,8 @@ class AtomicFile:
     def __init__(self, path: PathLike, *, shown: str | None = None) -> None:
         self.path = _target(path)
         self._shown = shown or os.fspath(path)
+        self.scratch = os.path.dirname(self.path)
+        """Where there is room for temporary files."""
         self._fd = -1
         self._end = 0
         self._temporary = _temporary(self.path)
@@ -93,7 +95,7 @@ class AtomicFile:
         try:
             yield
         except OSError as e:
-            raise _unwritable(self._shown, e) from None
+            raise unwritable(self._shown, e) from None
 
 
 class AtomicDirectory:
@@ -112,7 +114,7 @@ class AtomicDirectory:
 
     def __init__(self, path: PathLike) -> None:
         self.target = _target(path)
-        self._shown = os.fspath(path)
+        self.shown = os.fspath(path)
         self.path = _temporary(self.target)
         """The temporary directory; files written here appear in the target."""
 
@@ -136,16 +138,16 @@ class AtomicDirectory:
 
     def file(self, name: str) -> AtomicFile:
         """Return a file of the directory, to be used as a context manager."""
-        return AtomicFile(os.path.join(self.path, name), shown=os.path.join(self._shown, name))
+        return AtomicFile(os.path.join(self.path, name), shown=os.path.join(self.shown, name))
 
     def _refuse_existing(self) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             if os.listdir(self.target):
-                raise InvalidArgument(f"cannot write {self._shown}: it exists and is not empty; choose another place")
+                raise InvalidArgument(f"cannot write {self.shown}: it exists and is not empty; choose another place")
         if os.path.exists(self.target) and not os.path.isdir(self.target):
-            raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a directory")
+            raise InvalidArgument(f"cannot write {self.shown}: it exists and is not a directory")
         if os.path.ismount(self.target):  # which cannot be renamed over
-            raise InvalidArgument(f"cannot write {self._shown}: it is a mount point; give a directory below it")
+            raise InvalidArgument(f"cannot write {self.shown}: it is a mount point; give a directory below it")
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -153,7 +155,7 @@ class AtomicDirectory:
         try:
             yield
         except OSError as e:
-            raise _unwritable(self._shown, e) from None
+            raise unwritable(self.shown, e) from None
 
 
 def _target(path: PathLike) -> str:
@@ -181,7 +183,8 @@ def _sync_directory(path: str) -> None:
             os.close(fd)
 
 
-def _unwritable(shown: str, e: OSError) -> InvalidArgument:
+def unwritable(shown: str, e: OSError) -> InvalidArgument:
+    """Return the error for a write to `shown` that failed."""
     hint = ""
     if e.errno == errno.ENOENT:
         hint = "; its directory does not exist, make it first"

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
-import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
+from . import hub
 from .checkpoint import Checkpoint, open_checkpoint
 from .dtypes import Bits, bits_dtype
-from .errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument, Truncated
+from .errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from .format import PIECE
 from .header import quote
-from .layouts import INDEX, SINGLE
 from .parallel import in_parallel
-from .paths import Options, PathLike, is_url, join, local_path, public
+from .paths import Options, PathLike, is_url, local_path, options_for, public
 
 DIGEST: Final = 16
 """Bytes of a digest."""
 Digests = npt.NDArray[np.uint8]
-_HUB: Final = re.compile(
-    r"hf://(?:models/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<below>.*))?"
-)
 
 
 def digest(piece: Any) -> bytes:
@@ -48,16 +42,17 @@ def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        There is no checkpoint that can be read.
+        There is no checkpoint that can be read; for the Hub the message says why and what to do.
     InvalidArgument
         The URL needs a package that is not installed.
     """
     text = os.fspath(uri)
-    if not text.startswith("hf://"):
-        return open_checkpoint(uri, storage_options)
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise InvalidArgument(f"{text} needs huggingface_hub: pip install 'relex-codec[hub]', or give a directory")
-    folder = _cached(text)
+    options = options_for(text, storage_options)
+    if not hub.is_hub(text):
+        return open_checkpoint(uri, options)
+    hub.require(text)
+    model = hub.parse(text)
+    folder = hub.cached(model) if model is not None else None
     if folder is not None:
         try:
             found = open_checkpoint(folder)
@@ -66,28 +61,8 @@ def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
         else:
             found.path = text
             return found
-    return open_checkpoint(text, storage_options)
-
-
-def _cached(uri: str) -> str | None:
-    """Return the directory of the local Hub cache that has weights and configuration of a model, if there is one."""
-    from huggingface_hub import try_to_load_from_cache
-
-    match = _HUB.fullmatch(uri.rstrip("/"))
-    if match is None:
-        return None
-    revision = unquote(match["revision"]) if match["revision"] else None
-    below = f"{match['below']}/" if match["below"] else ""
-    if below.endswith(".safetensors/"):
-        return None
-    for name in (SINGLE, INDEX):
-        try:
-            found = try_to_load_from_cache(match["repo"], below + name, revision=revision)
-        except ValueError:  # not a name that the Hub allows
-            return None
-        if isinstance(found, str) and os.path.exists(join(os.path.dirname(found), "config.json")):
-            return os.path.dirname(found)
-    return None
+    with hub.explaining(text, options):
+        return open_checkpoint(text, options)
 
 
 class Expected(NamedTuple):

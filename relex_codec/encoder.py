@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from . import base as base_module
 from . import format as f
+from . import hub
 from .checkpoints import Run, find_run
 from .dtypes import ITEMSIZE
 from .errors import InvalidArgument
@@ -66,9 +67,11 @@ def encode(
     """Encode a run of checkpoints into one ``.relex`` file.
 
     Args:
-        run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like.
-        output: local path of the file; it appears when it is complete.
-        base: the model that training started from: directory, ``.safetensors`` file, URL or ``hf://org/name@commit``.
+        run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like; or one with
+            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``.
+        output: path or fsspec URL of the file; it appears when it is complete.
+        base: the model that training started from: directory, ``.safetensors`` file, URL or ``hf://org/name@revision``,
+            whose commit the file then refers to.
         observe: fit directions and lines on steps up to this number; later ones still get coefficients. Default: all.
         steps: ``A:B`` or ``A:B:K``, the steps to encode (ends included, every K-th from A).
         quality: ``raw fine default small micro``, or how much the weight error may grow, such as 0.03.
@@ -77,9 +80,9 @@ def encode(
         exact: store every step bit for bit as well.
         embed_base: store the base losslessly in the file.
         memory: budget in bytes or as ``4GB``.
-        skip_incomplete: leave incomplete checkpoints out instead of refusing them.
+        skip_incomplete: leave incomplete checkpoints out instead of refusing them, and missing ones of ``{step}``.
         progress: show a bar on stderr.
-        storage_options: for fsspec.
+        storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
     Returns:
         The size of the file in bytes.
@@ -93,17 +96,19 @@ def encode(
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
-    origin_checkpoint = base_module.resolve(base, storage_options)
+    writer = Writer(output, storage_options)  # refuses now what cannot be written
+    reference = hub.pinned(base, storage_options)
+    origin_checkpoint = base_module.resolve(reference, storage_options)
     found = find_run(run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip)
     observed = _observed([step for step, _ in found], observe)
     source = Run(found, storage_options)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
-    with threadpool_limits(1, "blas"), Writer(output) as writer:
+    with threadpool_limits(1, "blas"), writer:
         source.check()
         segment = new_segment(writer, source, budget) if exact else None
         job = Job(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, segment)
-        return job.write(base_module.canonical_uri(base), progress)
+        return job.write(base_module.canonical_uri(reference), progress)
 
 
 def new_segment(writer: Writer, run: Run, budget: int, old: ExactTier | None = None) -> SegmentJob:

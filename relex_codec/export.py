@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .atomic import AtomicDirectory
 from .checkpoint import Checkpoint
 from .decoder import Decoder
 from .dtypes import ITEMSIZE
 from .header import build
-from .layouts import INDEX
+from .layouts import CONFIG, INDEX
 from .manifest import Manifest, TensorEntry, file_allowed
-from .paths import PathLike
+from .outputs import output_directory
+from .paths import Options, PathLike
 
 Base = Callable[[], Checkpoint]
 """Gives the base, where its other files come from."""
+Weights = Callable[[Sequence[TensorEntry]], Iterator[memoryview]]
+"""Gives the bytes of tensors, one after another."""
 
 
 class Shard(NamedTuple):
@@ -80,33 +82,56 @@ def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) ->
                 yield name, [checkpoint.read_file(name)]
 
 
+def completing_last(
+    manifest: Manifest, files: Iterable[tuple[str, Iterable[bytes]]]
+) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Yield `other_files`, that one last without which no library loads the weights: the index, or ``config.json``.
+
+    At a URL files appear one by one, and what was interrupted must not look complete.
+    """
+    last = INDEX if manifest.indexed else CONFIG
+    held = []
+    for file in files:
+        if file[0] == last:
+            held.append(file)
+        else:
+            yield file
+    yield from held
+
+
 def export(
     decoder: Decoder,
     output: PathLike,
-    step: float,
-    tier: str,
+    weights: Weights,
     base: Base | None,
     on_bytes: Callable[[int], Any] = lambda _: None,
+    storage_options: Options = None,
 ) -> None:
-    """Write one step to the directory `output`, tensor by tensor; it appears when it is complete.
+    """Write one step to the directory `output`, tensor by tensor.
+
+    A local directory appears when it is complete. At a URL file after file appears, by way of a temporary directory
+    here, that one last which makes them a checkpoint.
 
     Args:
-        tier: as `decoder.choose_tier` returns it.
+        weights: called when the directory can be written.
         base: where the base's other files come from; None for the embedded ones.
         on_bytes: called with the bytes of each tensor when it is written.
+        storage_options: for fsspec, if `output` is a URL.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written.
     """
-    shards = shards_of(decoder.container.index.manifest)
-    with AtomicDirectory(output) as directory:
+    manifest = decoder.container.index.manifest
+    shards = shards_of(manifest)
+    with output_directory(output, storage_options) as directory:
+        found = weights([tensor for shard in shards for tensor in shard.tensors])
         for shard in shards:
             with directory.file(shard.name) as out:
                 out.write(shard.head)
-                for tensor in shard.tensors:
-                    out.write(decoder.read(tensor.name, step, tier).data)
+                for tensor, values in zip(shard.tensors, found, strict=False):  # as many as the shard has
+                    out.write(values)
                     on_bytes(nbytes(tensor))
-        for name, content in other_files(decoder, shards, base):
+        for name, content in completing_last(manifest, other_files(decoder, shards, base)):
             with directory.file(name) as out:
                 for data in content:
                     out.write(data)

@@ -17,6 +17,7 @@ from .header import quote
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+CONFIG: Final = "config.json"
 STEPS: Final = {
     "global_step_N": r"global_step_([0-9]+)",  # verl
     "checkpoint-N": r"checkpoint-([0-9]+)",  # transformers, TRL
@@ -28,6 +29,10 @@ STEPS: Final = {
 """How the directory of step N may be called."""
 BELOW: Final = ("actor/huggingface", "huggingface", "actor")
 """Where the weights of a step may lie below its directory, in order of preference."""
+PLACEHOLDER: Final = "{step}"
+"""Stands for the step in the path of a run whose checkpoints are not below one directory: branches of a repository."""
+LISTED_LIMIT: Final = 100_000
+"""Steps that are looked for one by one."""
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 """File names that a `.relex` file may hold (FORMAT.md section 4)."""
 
@@ -168,20 +173,63 @@ def select_steps(steps: Iterable[int], spec: str | None) -> list[int]:
     steps = sorted(steps)
     if spec is None:
         return steps
+    first, last, every = _parse_steps(spec)
+    start = first if first is not None else min(steps, default=0)
+    chosen = [s for s in steps if s >= start and (last is None or s <= last) and (s - start) % every == 0]
+    if not chosen:
+        there = f"{steps[0]} to {steps[-1]} ({len(steps)} steps)" if steps else "no steps"
+        raise InvalidArgument(f"steps {quote(spec)} leaves nothing, there is {there}")
+    return chosen
+
+
+def listed_steps(spec: str | None) -> list[int] | None:
+    """Return the steps that ``A:B``, ``A:B:K`` or ``N`` lists by itself; None where an end is left open, or all is.
+
+    Raises
+    ------
+    InvalidArgument
+        The text is none of these, or lists nothing or too much.
+    """
+    if spec is None:
+        return None
+    first, last, every = _parse_steps(spec)
+    if first is None or last is None:
+        return None
+    found = range(first, last + 1, every)
+    if not 0 < len(found) <= LISTED_LIMIT:
+        raise InvalidArgument(f"steps {quote(spec)} lists {len(found):,} steps, expected 1 to {LISTED_LIMIT:,}")
+    return list(found)
+
+
+def _parse_steps(spec: str) -> tuple[int | None, int | None, int]:
+    """Return first, last and every how many-th."""
     match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})(?::([0-9]{1,18}))?|([0-9]{1,18})", spec.strip())
     if match is None:
         raise InvalidArgument(f"steps {quote(spec)} not understood, expected A:B, A:B:K or N, for example 0:500:10")
     first, last, every, only = (None if not text else int(text) for text in match.groups())
     if every == 0:
         raise InvalidArgument(f"steps {quote(spec)} asks for every 0th step; K starts at 1")
-    if only is not None:
-        first = last = only
-    start = first if first is not None else min(steps, default=0)
-    chosen = [s for s in steps if s >= start and (last is None or s <= last) and (s - start) % (every or 1) == 0]
-    if not chosen:
-        there = f"{steps[0]} to {steps[-1]} ({len(steps)} steps)" if steps else "no steps"
-        raise InvalidArgument(f"steps {quote(spec)} leaves nothing, there is {there}")
-    return chosen
+    return (only, only, 1) if only is not None else (first, last, every or 1)
+
+
+def match_steps(names: Iterable[str], template: str, where: str) -> dict[int, str]:
+    """Return the digits of each step among names that are ``template`` with digits for ``{step}``.
+
+    Raises
+    ------
+    CheckpointError
+        A step is there twice, with more zeros before it.
+    """
+    pattern = re.escape(template).replace(re.escape(PLACEHOLDER), "([0-9]{1,18})", 1)
+    pattern = pattern.replace(re.escape(PLACEHOLDER), r"\1")
+    found: dict[int, str] = {}
+    for name in names:
+        if match := re.fullmatch(pattern, name):
+            digits = match[1]
+            if int(digits) in found:
+                raise CheckpointError(f"{where} has step {int(digits)} twice: {found[int(digits)]} and {digits}")
+            found[int(digits)] = digits
+    return found
 
 
 def some(names: Iterable[str], limit: int = 6) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from . import format as f
@@ -12,13 +13,17 @@ from .atomic import AtomicDirectory
 from .decoder import Decoder
 from .dtypes import ITEMSIZE, Bits
 from .errors import InvalidArgument
-from .export import Base, nbytes, other_files, shards_of
+from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
+from .filled import create, fill, flush
 from .layouts import select_steps
+from .outgoing import UploadedDirectory
 from .parallel import IO_THREADS, in_parallel
-from .paths import PathLike
+from .paths import Options, PathLike, is_url
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
+ROOM: Final = 0.8
+"""Share of the free room in the temporary directory that files on their way to a URL may take."""
 
 
 def choose_steps(decoder: Decoder, spec: str | None) -> list[int]:
@@ -33,31 +38,128 @@ def choose_steps(decoder: Decoder, spec: str | None) -> list[int]:
     return select_steps((int(step) for step in container.index.steps), spec)
 
 
+def numbered_steps(decoder: Decoder, start: float | None, stop: float | None) -> dict[int, int]:
+    """Return number (from 1 on) and step of the stored steps from `start` to `stop`; None is the first or the last.
+
+    Raises:
+        InvalidArgument: the file has no exact tier, or no step is left.
+    """
+    steps = choose_steps(decoder, None)
+    numbers = {
+        number: step
+        for number, step in enumerate(steps, 1)
+        if (start is None or step >= start) and (stop is None or step <= stop)
+    }
+    if not numbers:
+        wanted = ":".join("" if end is None else str(end) for end in (start, stop))
+        raise InvalidArgument(
+            f"steps {wanted!r} leaves nothing, there is {steps[0]} to {steps[-1]} ({len(steps)} steps)"
+        )
+    return numbers
+
+
 def restore(
     decoder: Decoder,
     output: PathLike,
     steps: Sequence[int],
     base: Base | None,
     on_bytes: Callable[[int], Any] = lambda _: None,
+    storage_options: Options = None,
 ) -> None:
-    """Write stored steps to the directory `output`, a checkpoint each; it appears when all are complete.
+    """Write stored steps to the directory `output`, a checkpoint each; a local one appears when all are complete.
 
-    What is in memory is what `exact.replay.replay_all` holds; one file is open at a time on each processor.
+    What is in memory is what `exact.replay.replay_all` holds; one file is open at a time on each processor. At a URL,
+    all weights come first, file by file: of each file, as many steps at a time as there is room for in the temporary
+    directory here. Where there is not room for all, frames are decoded again for each lot.
 
     Args:
         base: where the base's other files come from; None for the embedded ones.
         on_bytes: called with how many bytes of weights have been written since the last call.
+        storage_options: for fsspec, if `output` is a URL.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
         BaseMismatch: the base is not the one that the run was encoded against.
         Corrupt: the file is damaged; the message names the tensor or the byte.
     """
+    manifest = decoder.container.index.manifest
+    shards = shards_of(manifest)
+    numbers = {int(step): number for number, step in enumerate(decoder.container.index.steps, 1)}
+    folders = {numbers[step]: FOLDER.format(step) for step in steps}
+    side = completing_last(manifest, other_files(decoder, shards, base))
+    if is_url(output):
+        with UploadedDirectory(output, storage_options) as uploaded:
+            _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
+    else:
+        with AtomicDirectory(output) as directory:
+            _restore_to_disk(decoder, directory, shards, folders, side, on_bytes)
+
+
+def _restore_to_disk(
+    decoder: Decoder,
+    directory: AtomicDirectory,
+    shards: Sequence[Shard],
+    folders: Mapping[int, str],
+    side: Iterable[tuple[str, Iterable[bytes]]],
+    on_bytes: Callable[[int], Any],
+) -> None:
+    def place(number: int, name: str) -> str:
+        return os.path.join(directory.path, folders[number], name)
+
+    with directory.reported():
+        _check_room(directory, len(folders) * sum(shard.size for shard in shards))
+        for number in folders:
+            os.mkdir(place(number, ""))
+            for shard in shards:
+                create(place(number, shard.name), shard.head, shard.size)
+    _replay(decoder, shards, folders, place, directory.reported, on_bytes)
+    for name, content in side:
+        data = b"".join(content)
+        with directory.reported():
+            for number in folders:
+                create(place(number, name), data, len(data))
+    with directory.reported():
+        in_parallel(flush, [place(number, "") for number in folders], IO_THREADS)
+
+
+def _restore_to_url(
+    decoder: Decoder,
+    directory: UploadedDirectory,
+    shards: Sequence[Shard],
+    folders: Mapping[int, str],
+    side: Iterable[tuple[str, Iterable[bytes]]],
+    on_bytes: Callable[[int], Any],
+) -> None:
+    def place(number: int, name: str) -> str:
+        return os.path.join(directory.path, f"{number}-{name}")
+
+    for shard in shards:
+        for lot in _lots(directory, shard, list(folders)):
+            with directory.local():
+                for number in lot:
+                    create(place(number, shard.name), shard.head, shard.size)
+            _replay(decoder, [shard], lot, place, directory.local, on_bytes)
+            directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
+    for name, content in side:
+        path, data = place(0, name), b"".join(content)
+        with directory.local():
+            create(path, data, len(data))
+        directory.upload([(path, f"{folder}/{name}") for folder in folders.values()], keep=True)
+        os.unlink(path)
+
+
+def _replay(
+    decoder: Decoder,
+    shards: Sequence[Shard],
+    numbers: Collection[int],
+    place: Callable[[int, str], str],
+    reported: Callable[[], AbstractContextManager[None]],
+    on_bytes: Callable[[int], Any],
+) -> None:
+    """Fill the files of some shards, ``place(step number, name)`` each."""
     from .exact.layout import PartInfo  # numba is only needed here
     from .exact.replay import replay_all
 
-    index = decoder.container.index
-    shards = shards_of(index.manifest)
     places: dict[int, tuple[str, int]] = {}
     """File of each tensor, and where it begins in it."""
     for shard in shards:
@@ -65,76 +167,39 @@ def restore(
         for tensor in shard.tensors:
             places[decoder.number(tensor.name)] = shard.name, at
             at += nbytes(tensor)
-    with AtomicDirectory(output) as directory:
-        numbers = {int(step): number for number, step in enumerate(index.steps, 1)}
-        folders = {numbers[step]: os.path.join(directory.path, FOLDER.format(step)) for step in steps}
-        with directory.reported():
-            _check_room(directory.path, output, len(steps) * sum(shard.size for shard in shards))
-            for folder in folders.values():
-                os.mkdir(folder)
-                for shard in shards:
-                    _create(os.path.join(folder, shard.name), shard.head, shard.size)
 
-        def use(parts: list[PartInfo], number: int, found: list[Bits]) -> None:
-            pieces: dict[str, list[tuple[int, Bits]]] = {}
-            for part, bits in zip(parts, found, strict=True):
-                name, begin = places[part.tensor]
-                pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
-            with directory.reported():
-                for name, rows in pieces.items():
-                    _fill(os.path.join(folders[number], name), rows)
+    def use(parts: list[PartInfo], number: int, found: list[Bits]) -> None:
+        pieces: dict[str, list[tuple[int, Bits]]] = {}
+        for part, bits in zip(parts, found, strict=True):
+            name, begin = places[part.tensor]
+            pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
+        with reported():
+            for name, rows in pieces.items():
+                fill(place(number, name), rows)
 
-        replay_all(decoder.exact, folders.keys(), decoder.part_origin, use, on_bytes)
-        for name, content in other_files(decoder, shards, base):
-            data = b"".join(content)
-            with directory.reported():
-                for folder in folders.values():
-                    _create(os.path.join(folder, name), data, len(data))
-        with directory.reported():
-            in_parallel(_flush, folders.values(), IO_THREADS)
+    replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys())
 
 
-def _check_room(path: str, output: PathLike, size: int) -> None:
+def _lots(directory: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:
+    """Cut steps into lots for whose files of one kind there is room here, of about the same size."""
+    usage = shutil.disk_usage(directory.path)
+    fit = int(usage.free * ROOM) // shard.size if usage.total else len(numbers)
+    if not fit:
+        raise InvalidArgument(
+            f"cannot write {directory.shown}: {shard.name} has {shard.size:,} bytes, {usage.free:,} are free in "
+            f"{directory.path}; set TMPDIR to a place with more room"
+        )
+    lots = -(-len(numbers) // fit)
+    size = -(-len(numbers) // lots)
+    for at in range(0, len(numbers), size):
+        yield numbers[at : at + size]
+
+
+def _check_room(directory: AtomicDirectory, size: int) -> None:
     """Refuse at once what would fail for lack of room after hours."""
-    usage = shutil.disk_usage(path)
+    usage = shutil.disk_usage(directory.path)
     if usage.total and usage.free < size:  # a file system that does not know says 0
         raise InvalidArgument(
-            f"cannot write {os.fspath(output)}: the steps have {size:,} bytes, {usage.free:,} are free there; "
+            f"cannot write {directory.shown}: the steps have {size:,} bytes, {usage.free:,} are free there; "
             "choose fewer steps or another place"
         )
-
-
-def _create(path: str, head: bytes, size: int) -> None:
-    """Make a file of `size` bytes that begins with `head`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        _write(fd, memoryview(head), 0)
-        os.ftruncate(fd, size)
-    finally:
-        os.close(fd)
-
-
-def _fill(path: str, pieces: list[tuple[int, Bits]]) -> None:
-    """Write pieces at their places in a file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        for at, bits in pieces:
-            _write(fd, bits.data.cast("B"), at)
-    finally:
-        os.close(fd)
-
-
-def _write(fd: int, data: memoryview, at: int) -> None:
-    while data:  # a full disk writes a part first
-        count = os.pwrite(fd, data, at)
-        data, at = data[count:], at + count
-
-
-def _flush(folder: str) -> None:
-    """Bring a directory and its files to the disk."""
-    for path in (*(entry.path for entry in os.scandir(folder)), folder):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

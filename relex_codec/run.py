@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from . import format as f
-from .base import BaseReader, Expected, resolve
+from .base import BaseReader
 from .check import check_all
-from .checkpoint import Checkpoint
 from .container import Container
-from .decoder import BATCH, Decoder, Read
-from .dtypes import Bits, bits_dtype
-from .errors import CheckpointError, InvalidArgument, RelexError
-from .export import Base, export, nbytes
+from .decoder import Decoder, Read
+from .dtypes import Bits
+from .errors import InvalidArgument
+from .export import export, nbytes
+from .file_base import FileBase
+from .hub import explaining
 from .kernels import flat
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
-from .packing import piece_lengths
-from .paths import Options, PathLike
+from .paths import Options, PathLike, options_for
 from .reading import reading_ahead
-from .restore import choose_steps, restore
-from .settings import without_credentials
+from .restore import choose_steps, numbered_steps, restore
 from .storage import open_source
+from .tensors import Wanted, read_bits, read_tensors, read_weights
 from .tiers import choose_tier
-from .windows import Index, box_of, windows
+from .windows import Index, box_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +50,7 @@ class Run:
         device: Any = "cpu",
         storage_options: Options = None,
     ) -> None:
-        self._source = open_source(path, storage_options)
+        self._source = open_source(path, options_for(path, storage_options))
         self.path = self._source.path
         self.device = device
         try:
@@ -61,12 +58,11 @@ class Run:
         except BaseException:
             self._source.close()
             raise
-        self._base_given, self._options = base, storage_options
-        self._base_reader: BaseReader | None = None
-        self._lock = threading.Lock()
+        self._options = storage_options
+        self._base = FileBase(self._container, base, storage_options)
         if not is_host(device):
             device_kernel(device)  # whether there is such a device
-        self._decoder = Decoder(self._container, self._open_base, use_embedded=base is None)
+        self._decoder = Decoder(self._container, self.base_reader, use_embedded=base is None)
 
     def __enter__(self) -> Run:
         return self
@@ -96,11 +92,11 @@ class Run:
     @property
     def base_given(self) -> bool:
         """Whether the caller said where the base is."""
-        return self._base_given is not None
+        return self._base.is_given
 
     def base_reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one."""
-        return self._open_base()
+        return self._base.reader()
 
     @property
     def steps(self) -> list[int]:
@@ -130,10 +126,10 @@ class Run:
 
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
         """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional."""
-        chosen = self.tier(step, tier)
+        read = (float(step), self.tier(step, tier))
         window = flat(lo, self.entry(name).size if hi is None else hi)
-        with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [(float(step), chosen)]):
-            return self._decoder.read(name, float(step), chosen, lo, hi)
+        with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [read]):
+            return self._decoder.read_window(name, [read], window)[0].reshape(-1)
 
     def box(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> Bits:
         """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
@@ -143,15 +139,9 @@ class Run:
         Raises:
             InvalidArgument: an index that the tensor does not have, or a step in it other than 1; and as `tensor`.
         """
-        entry = self.entry(name)
-        box, shape = box_of(entry.shape, index)
-        read = (float(step), self.tier(step, tier))
-        parts = windows(entry.shape, box)
-        with reading_ahead(self._decoder, self.base_reader, [(name, parts)], [read]):
-            found = [self._decoder.read_window(name, [read], window)[0] for window in parts]
-        if len(found) == 1:
-            return found[0].reshape(shape)
-        return np.concatenate(found).reshape(shape) if found else np.empty(shape, bits_dtype(entry.dtype))
+        wanted = [Wanted(name, *box_of(self.entry(name).shape, index))]
+        ((bits,),) = read_bits(self._decoder, self.base_reader, wanted, [(float(step), self.tier(step, tier))])
+        return bits
 
     def tensor(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> torch.Tensor:
         """Return one tensor at a step, on the run's device; reads only what that needs.
@@ -192,17 +182,13 @@ class Run:
 
     def _tensors(self, wanted: Mapping[str, Index], steps: Sequence[float], tier: str) -> list[dict[str, torch.Tensor]]:
         """Decode boxes of some tensors at some steps, on the run's device."""
-        from .tensors import read_tensors
-        from .upload import Wanted
-
         reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
         boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
         states: list[dict[str, torch.Tensor]] = [{} for _ in reads]
-        parts = [(one.name, windows(self.entry(one.name).shape, one.box)) for one in boxes]
-        with reading_ahead(self._decoder, self.base_reader, parts, reads):
-            for name, found in read_tensors(self._decoder, boxes, reads, self.device):
-                for state, value in zip(states, found, strict=True):
-                    state[name] = value
+        every = read_tensors(self._decoder, self.base_reader, boxes, reads, self.device)
+        for name, found in zip(wanted, every, strict=True):
+            for state, value in zip(states, found, strict=True):
+                state[name] = value
         return states
 
     def resident(self, device: Any = None, *, slices: Mapping[str, Index] | None = None) -> Resident:
@@ -238,18 +224,7 @@ class Run:
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        steps = choose_steps(self._decoder, None)
-        numbers = {
-            number: step
-            for number, step in enumerate(steps, 1)
-            if (start is None or step >= start) and (stop is None or step <= stop)
-        }
-        if not numbers:
-            wanted = ":".join("" if end is None else str(end) for end in (start, stop))
-            raise InvalidArgument(
-                f"steps {wanted!r} leaves nothing, there is {steps[0]} to {steps[-1]} ({len(steps)} steps)"
-            )
-        return self._iterate(numbers)
+        return self._iterate(numbered_steps(self._decoder, start, stop))
 
     def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         from .exact.replay import replay_tensors
@@ -288,8 +263,22 @@ class Run:
             for target in targets:
                 target.tensor.copy_(decoded[target.name])
 
-    def save(self, output: PathLike, step: float, tier: str = "auto", *, progress: bool = False) -> str:
-        """Write a step as a Hugging Face checkpoint directory; it appears when it is complete.
+    def save(
+        self,
+        output: PathLike,
+        step: float,
+        tier: str = "auto",
+        *,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> str:
+        """Write a step as a Hugging Face checkpoint directory, locally or to an fsspec URL.
+
+        A local directory appears when it is complete. At a URL file after file appears, the index (or ``config.json``)
+        last.
+
+        Args:
+            storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
             What the step was read from, as `tier` does.
@@ -298,20 +287,32 @@ class Run:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
         chosen = self.tier(step, tier)
-        parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in self._container.index.manifest.tensors]
-        ahead = reading_ahead(self._decoder, self.base_reader, parts, [(float(step), chosen)])
-        with self._bar("decode", 1, progress) as bar, ahead:
-            export(self._decoder, output, float(step), chosen, self._side_files(), bar.update)
+        options = self._options if storage_options is None else storage_options
+
+        def weights(tensors: Sequence[TensorEntry]) -> Iterator[memoryview]:
+            return read_weights(self._decoder, self.base_reader, tensors, (float(step), chosen), self.device)
+
+        with self._bar("decode", 1, progress) as bar:
+            export(self._decoder, output, weights, self._base.side_files(), bar.update, options)
         return chosen
 
-    def restore(self, output: PathLike, steps: str | None = None, *, progress: bool = False) -> list[int]:
+    def restore(
+        self,
+        output: PathLike,
+        steps: str | None = None,
+        *,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> list[int]:
         """Write stored steps, bit for bit, as a run: ``output/global_step_N/``, each as `save` writes it.
 
-        The directory appears when all steps are complete. Parts of tensors are replayed one after another, so memory
-        grows neither with the model nor with the number of steps.
+        A local directory appears when all steps are complete; at a URL, none is a checkpoint before all weights are
+        there. Parts of tensors are replayed one after another, so memory grows neither with the model nor with the
+        number of steps.
 
         Args:
             steps: which ones: ``A:B`` or ``A:B:K`` (ends included, every K-th from A), or one step ``N``. Default: all.
+            storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
             The steps that were written.
@@ -324,7 +325,8 @@ class Run:
         """
         chosen = choose_steps(self._decoder, steps)
         with self._bar("restore", len(chosen), progress) as bar:
-            restore(self._decoder, output, chosen, self._side_files(), bar.update)
+            options = self._options if storage_options is None else storage_options
+            restore(self._decoder, output, chosen, self._base.side_files(), bar.update, options)
         return chosen
 
     def check_base(self) -> None:
@@ -333,12 +335,7 @@ class Run:
         Raises:
             BaseMismatch: it is not the one that the run was encoded against.
         """
-        index = self._container.index
-        reader = self._open_base()
-        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-            if record["origin"] == f.IN_BASE:
-                for lo in range(0, tensor.size, BATCH * f.PIECE):
-                    reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
+        self._base.check()
 
     def verify(self) -> None:
         """Read and check every byte of the file; whether steps are restored from it, `check_exact` tells.
@@ -371,38 +368,6 @@ class Run:
         total = steps * sum(map(nbytes, self._container.index.manifest.tensors))
         return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if progress else True)
 
-    def _side_files(self) -> Base | None:
-        """Where a decoded checkpoint's other files come from; None for the embedded ones."""
-        embedded = self._container.index.manifest.embedded and not self.base_given
-        return None if embedded else lambda: self.base_reader().checkpoint
-
-    def _open_base(self) -> BaseReader:
-        with self._lock:
-            if self._base_reader is None:
-                self._base_reader = BaseReader(self._find_base(), self._expected())
-            return self._base_reader
-
-    def _find_base(self) -> Checkpoint:
-        if self._base_given is not None:
-            return resolve(self._base_given, self._options)
-        uri = self._container.index.manifest.base_uri
-        if uri is None:
-            raise InvalidArgument(f"{self.path} does not say where its base is; pass --base")
-        try:
-            return resolve(uri, without_credentials(self._options))
-        except RelexError as error:
-            raise CheckpointError(f"the base of {self.path} cannot be read: {error}; pass --base") from None
-
-    def _expected(self) -> list[Expected]:
-        index = self._container.index
-        expected = []
-        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-            if record["origin"] == f.IN_BASE:
-                first = int(record["digest"])
-                digests = index.digests[first : first + len(piece_lengths(tensor.size))]
-                expected.append(Expected(tensor.name, tensor.origin_dtype, tensor.shape, digests))
-        return expected
-
     def _torch(self, name: str, bits: Bits, shape: tuple[int, ...]) -> torch.Tensor:
         from .torch_dtypes import as_tensor
 
@@ -426,4 +391,5 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         InvalidArgument: no such file or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
     """
-    return Run(path, base, device, storage_options)
+    with explaining(path, storage_options, InvalidArgument):
+        return Run(path, base, device, storage_options)

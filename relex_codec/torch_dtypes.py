@@ -39,3 +39,9 @@ def as_tensor(bits: Bits, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=DTYPES[dtype])
     owned = bits if bits.flags.writeable else np.array(bits)
     return torch.from_numpy(signed(owned)).view(DTYPES[dtype]).reshape(shape)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the bytes of a CPU tensor of any shape, in row-major order."""
+    flat = tensor.contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

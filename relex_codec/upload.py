@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +16,13 @@ from .kernels import Direction, Factors, Job, Prepare
 from .packing import Bytes
 from .parallel import ahead
 from .torch_dtypes import DTYPES, as_tensor, signed
-from .windows import Box, windows
+from .windows import windows
+
+if TYPE_CHECKING:
+    from .tensors import Wanted
 
 AHEAD: Final = 2
 """Batches that are read before they are needed."""
-
-
-class Wanted(NamedTuple):
-    """A tensor, the box that is wanted of it, and the shape that the box is given in."""
-
-    name: str
-    box: Box
-    shape: tuple[int, ...]
 
 
 class _Batch(NamedTuple):
@@ -86,8 +81,8 @@ class Place:
 
 def uploaded(
     decoder: Decoder, wanted: Sequence[Wanted], reads: Sequence[Read], device: Any, prepare: Prepare
-) -> Iterator[tuple[str, list[torch.Tensor]]]:
-    """Yield each wanted tensor's name, and the tensor on the device at each of some steps.
+) -> Iterator[list[torch.Tensor]]:
+    """Yield each wanted box on the device, at each of some steps.
 
     Args:
         prepare: the kernel of the device.
@@ -98,12 +93,12 @@ def uploaded(
     for batch in ahead(_batches(decoder, wanted, reads, place.allocate), AHEAD):
         if batch.wanted != number:
             if number >= 0:
-                yield wanted[number].name, outs
+                yield outs
             number = batch.wanted
             outs = [_new(decoder, wanted[number], place.device) for _ in reads]
         _decode(decoder, batch, wanted[number], reads, outs, place, prepare)
     if number >= 0:
-        yield wanted[number].name, outs
+        yield outs
     place.wait()
 
 

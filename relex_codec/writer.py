@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import tempfile
 import zlib
@@ -17,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import format as f
-from .atomic import AtomicFile
 from .errors import InvalidArgument
 from .header import build
 from .index import Span
 from .manifest import Manifest
+from .outputs import output_file
 from .packing import Bytes, compress
-from .paths import PathLike
+from .paths import Options, PathLike
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -131,18 +130,18 @@ class Tables:
 class Writer:
     """A ``.relex`` file in the making; a context manager. The file appears under its name when `finish` was called."""
 
-    def __init__(self, path: PathLike) -> None:
-        self._file = AtomicFile(path)
+    def __init__(self, path: PathLike, storage_options: Options = None) -> None:
+        self._file = output_file(path, storage_options)
         self._stack = ExitStack()
         self.directory = ""
-        """Where the output will be, and where scratch files are; known on entering."""
+        """Where scratch files are: beside a local output. Known on entering."""
         self.directions: ChunkWriter
         self.exact: ChunkWriter
         self.base: ChunkWriter
 
     def __enter__(self) -> Writer:
         self._stack.enter_context(self._file)
-        self.directory = os.path.dirname(self._file.path)
+        self.directory = self._file.scratch
         self.directions, self.exact, self.base = (
             ChunkWriter(self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))) for _ in range(3)
         )

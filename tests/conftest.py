@@ -20,7 +20,7 @@ from plain import Array
 import relex_codec
 from relex_codec.storage import Source
 
-pytest_plugins = ["servers.fixtures", "servers.runs"]
+pytest_plugins = ["servers.fixtures", "servers.runs", "hub_server"]
 
 
 def pytest_configure() -> None:

@@ -12,6 +12,7 @@ import pytest
 from helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
 
 from relex_codec import base as module
+from relex_codec import hub as hub_module
 from relex_codec.base import BaseReader, Expected, canonical_uri, digest, resolve
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format import PIECE
@@ -154,7 +155,7 @@ def test_uris_that_a_file_keeps(tmp_path, monkeypatch):
 
 
 def test_the_hub_without_its_package(monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidArgument, match=r"hf://org/name needs huggingface_hub: pip install 'relex-codec\[hub\]'"):
         resolve("hf://org/name")
 
@@ -163,7 +164,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch):
     """A Hub cache with one model, and no network."""
     if importlib.util.find_spec("huggingface_hub") is None:
         pytest.skip("huggingface_hub is not installed")
@@ -187,13 +188,14 @@ def hub(tmp_path, monkeypatch):
 
     original = module.open_checkpoint
     monkeypatch.setattr(module, "open_checkpoint", remote)
+    monkeypatch.setattr(hub_module, "explained", lambda path, options, error: error)
     return snapshot, opened
 
 
 @pytest.mark.parametrize("uri", ["hf://org/name", f"hf://org/name@{COMMIT}", "hf://org/name@v1", "hf://models/org/name",
                                  "hf://org/name/", "hf://org/name@main/sub"])  # fmt: skip
-def test_the_cache_of_the_hub_comes_first(hub, uri):
-    snapshot, opened = hub
+def test_the_cache_of_the_hub_comes_first(cache, uri):
+    snapshot, opened = cache
     found = resolve(uri)
     assert found.path == uri
     assert opened == [str(snapshot / "sub" if uri.endswith("sub") else snapshot)]
@@ -201,8 +203,8 @@ def test_the_cache_of_the_hub_comes_first(hub, uri):
     assert np.array_equal(BaseReader(found, expected()).read("scalar"), TENSORS["scalar"][1].reshape(-1))
 
 
-def test_an_incomplete_cache_is_passed_over(hub):
-    snapshot, opened = hub
+def test_an_incomplete_cache_is_passed_over(cache):
+    snapshot, opened = cache
     for uri in ("hf://org/other", "hf://org/name@v2", "hf://datasets/org/name", "hf://org/name/model.safetensors"):
         with pytest.raises(CheckpointError, match="no network"):
             resolve(uri)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relex_codec import checkpoint as module
-from relex_codec.checkpoints import Run, find_run, select_steps
+from relex_codec.checkpoints import Run, find_checkpoints, find_run, select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -267,3 +267,59 @@ def test_many_shards_need_few_descriptors(tmp_path):
         assert run.read("w").shape == (40, 6)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Paths with {step}
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_paths_with_the_step_in_them(tmp_path, memory, where):
+    write_run(tmp_path / "run", [1, 20, 300], at_step, layout="m-{}/hf")
+    (tmp_path / "run" / "m-x").mkdir()
+    (tmp_path / "run" / "m-4").write_text("a file")
+    upload(memory, tmp_path / "run", "/run")
+    root = str(tmp_path / "run") if where == "local" else "memory://run"
+    path = f"{root}/m-{{step}}/hf"
+    expected = [(step, f"{root}/m-{step}/hf") for step in (1, 20, 300)]
+    assert find_run(path) == expected
+    assert find_run(path, steps="2:") == expected[1:]
+    assert find_run(path, steps="20") == expected[1:2]
+    assert find_run(path, steps="1:20:19") == expected[:2]
+    run = Run(find_run(path, steps=":20"))
+    assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (1, 20)])
+    with pytest.raises(CheckpointError, match=rf"^step 2: {root}/m-2/hf .*\(3 of 4 steps cannot be read\); .*skip"):
+        find_run(path, steps="1:4")
+    skipped = []
+    assert find_run(path, steps="1:21", skip_incomplete=True, on_skip=skipped.append) == expected[:2]
+    assert len(skipped) == 19
+    with pytest.raises(CheckpointError, match=r"looked for directories in .*run called q-\{step\}; found m-1, m-20"):
+        find_run(f"{root}/q-{{step}}/hf")
+
+
+def test_the_step_may_come_twice_and_with_zeros(tmp_path, monkeypatch):
+    for step in (1, 20):
+        write_checkpoint(tmp_path / f"{step:03d}" / f"model-{step:03d}", at_step(step))
+    path = f"{tmp_path}/{{step}}/model-{{step}}"
+    assert find_run(path) == [(step, f"{tmp_path}/{step:03d}/model-{step:03d}") for step in (1, 20)]
+    monkeypatch.chdir(tmp_path)
+    assert [step for step, _ in find_run("{step}/model-{step}")] == [1, 20]
+    (tmp_path / "20").mkdir()
+    with pytest.raises(CheckpointError, match=r"has step 20 twice: (020 and 20|20 and 020)"):
+        find_run(path)
+
+
+def test_steps_that_cannot_be_listed(tmp_path, memory):
+    for path in ("s3://bucket-{step}/x", "simplecache::memory://run/{step}"):
+        with pytest.raises(InvalidArgument, match="cannot be listed; say which steps, for example --steps 1:500"):
+            find_run(path)
+    write_checkpoint(tmp_path / "9007199254740993", at_step(1))
+    with pytest.raises(CheckpointError, match="9007199254740993 is above the limit"):
+        find_run(f"{tmp_path}/{{step}}")
+
+
+def test_checkpoints_by_their_paths_and_branches(tmp_path, memory):
+    for step in (7, 9):
+        write_checkpoint(tmp_path / f"step_{step}", at_step(step))
+    upload(memory, tmp_path, "/run")
+    found = find_checkpoints(["memory://run/step_9", tmp_path / "step_7"])
+    assert found == [(7, f"{tmp_path}/step_7"), (9, "memory://run/step_9")]

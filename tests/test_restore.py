@@ -198,8 +198,8 @@ def test_arguments_that_cannot_be(grown: Made, zoo_file: Zoo, tmp_path: Path) ->
                 run.restore(tmp_path / "out", spec)
         with pytest.raises(InvalidArgument, match="exists and is not empty"):
             run.restore(tmp_path / "full")
-        with pytest.raises(InvalidArgument, match="local path"):
-            run.restore("memory://out")
+        with pytest.raises(InvalidArgument, match="https:// is for reading"):
+            run.restore("https://host/out")
     assert sorted(os.listdir(tmp_path)) == ["full"]
 
 

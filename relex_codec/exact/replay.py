@@ -227,15 +227,21 @@ def all_parts(tier: ExactTier, tensor: int) -> list[PartInfo]:
     return tier.pieces(tensor, 0, -(-size // f.PIECE))
 
 
-def batches(tier: ExactTier) -> Iterator[list[PartInfo]]:
-    """Cut all tensors into lists of parts that are best replayed together: where it is possible, those of a group."""
+def batches(tier: ExactTier, tensors: Collection[int] | None = None) -> Iterator[list[PartInfo]]:
+    """Cut tensors into lists of parts that are best replayed together: where it is possible, those of a group.
+
+    Args:
+        tensors: numbers of those that are wanted. Default: all.
+    """
+    wanted = range(len(tier.container.index.manifest.tensors)) if tensors is None else frozenset(tensors)
     last = len(tier.segments) - 1
     held, _, _ = tier.parts(last)  # a later segment holds what an earlier one does
     longest = max(range(last + 1), key=lambda number: tier.segments[number].count)
     cuts = layout.groups_of(held, min(int(tier.segment_records[longest]["limit"]), BATCH_WORDS))
     for begin, end in pairwise(cuts):
-        yield held[begin:end]
-    for tensor in range(len(tier.container.index.manifest.tensors)):
+        if parts := [part for part in held[begin:end] if part.tensor in wanted]:
+            yield parts
+    for tensor in sorted(wanted):
         if not tier.holds(last, tensor):
             for part in all_parts(tier, tensor):
                 yield [part]
@@ -247,6 +253,7 @@ def replay_all(
     origin: Origin,
     use: Callable[[list[PartInfo], int, list[Bits]], Any] = lambda parts, number, bits: None,
     on_bytes: Callable[[int], Any] = lambda _: None,
+    tensors: Collection[int] | None = None,
 ) -> None:
     """Replay all tensors, a batch of parts after the other, one on each processor.
 
@@ -255,6 +262,7 @@ def replay_all(
     Args:
         use: called with parts, number of the step, and elements of each part there; from several threads.
         on_bytes: called with the bytes of those elements afterwards, by one thread at a time.
+        tensors: numbers of those that are replayed. Default: all.
 
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
@@ -275,7 +283,7 @@ def replay_all(
 
     with ThreadPoolExecutor(processors()) as pool:
         try:
-            for _ in pool.map(one, batches(tier)):
+            for _ in pool.map(one, batches(tier, tensors)):
                 pass
         except BaseException:
             stopped.set()  # the pool waits for what is under way

@@ -1,0 +1,82 @@
+"""The base of an open file: found and opened when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from . import format as f
+from .base import BaseReader, Expected, resolve
+from .checkpoint import Checkpoint
+from .container import Container
+from .decoder import BATCH
+from .errors import CheckpointError, InvalidArgument, RelexError
+from .packing import piece_lengths
+from .paths import Options, PathLike
+from .settings import without_credentials
+
+
+class FileBase:
+    """Where the base of a file is, and its reader.
+
+    Args:
+        given: where the caller says that it is; None: where the file says, or in the file.
+        storage_options: of the caller; only settings of reading go to where the file says.
+    """
+
+    def __init__(self, container: Container, given: PathLike | None, storage_options: Options) -> None:
+        self._container, self._given, self._options = container, given, storage_options
+        self._reader: BaseReader | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the caller said where the base is."""
+        return self._given is not None
+
+    def reader(self) -> BaseReader:
+        """Return what reads the base and checks it, also where the file embeds one.
+
+        Raises:
+            BaseMismatch: it is not the one that the run was encoded against.
+            CheckpointError, InvalidArgument: it cannot be found or read.
+        """
+        with self._lock:
+            if self._reader is None:
+                self._reader = BaseReader(self._find(), self._expected())
+            return self._reader
+
+    def side_files(self) -> Callable[[], Checkpoint] | None:
+        """Where a decoded checkpoint's other files come from; None for the embedded ones."""
+        embedded = self._container.index.manifest.embedded and not self.is_given
+        return None if embedded else lambda: self.reader().checkpoint
+
+    def check(self) -> None:
+        """Read the whole base and check it, as `reader`."""
+        index = self._container.index
+        reader = self.reader()
+        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
+            if record["origin"] == f.IN_BASE:
+                for lo in range(0, tensor.size, BATCH * f.PIECE):
+                    reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
+
+    def _find(self) -> Checkpoint:
+        if self._given is not None:
+            return resolve(self._given, self._options)
+        path, uri = self._container.source.path, self._container.index.manifest.base_uri
+        if uri is None:
+            raise InvalidArgument(f"{path} does not say where its base is; pass --base")
+        try:
+            return resolve(uri, without_credentials(self._options))
+        except RelexError as error:
+            raise CheckpointError(f"the base of {path} cannot be read: {error}; pass --base") from None
+
+    def _expected(self) -> list[Expected]:
+        index = self._container.index
+        expected = []
+        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
+            if record["origin"] == f.IN_BASE:
+                first = int(record["digest"])
+                digests = index.digests[first : first + len(piece_lengths(tensor.size))]
+                expected.append(Expected(tensor.name, tensor.origin_dtype, tensor.shape, digests))
+        return expected

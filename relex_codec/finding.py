@@ -1,0 +1,255 @@
+"""Finding the checkpoints of a run: below one directory, by paths with ``{step}``, or each by its own path.
+
+The rules on names are in layouts.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from . import hub, layouts
+from .checkpoint import Tensors, find_files, open_checkpoint
+from .errors import CheckpointError, InvalidArgument, Truncated
+from .format import STEP_LIMIT
+from .layouts import select_steps
+from .parallel import IO_THREADS, in_parallel
+from .paths import Options, PathLike, is_url, join, options_for, public
+from .storage import Item, list_directory
+
+
+def find_run(
+    root: PathLike,
+    storage_options: Options = None,
+    *,
+    steps: str | None = None,
+    skip_incomplete: bool = False,
+    on_skip: Callable[[str], None] | None = None,
+) -> list[tuple[int, str]]:
+    """Find the checkpoints of a run under one directory.
+
+    Parameters
+    ----------
+    root : str or path
+        Local, or an fsspec URL. With ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}`` is a
+        run of which each branch is a step, ``s3://bucket/{step}/hf`` one of directories called by their number.
+    storage_options : dict, optional
+        For fsspec.
+    steps : str, optional
+        Which steps, as `select_steps` takes them; what is not chosen is not looked into. With ``{step}``, both ends of
+        a range mean all steps in it, whether they are there or not; without both, what there is is listed.
+    skip_incomplete : bool
+        Leave out checkpoints that are incomplete, missing or cannot be read, instead of refusing the run. Headers of
+        all checkpoints are then read here, since a file that ends early counts as incomplete.
+    on_skip : callable, optional
+        Called with a message for each checkpoint left out.
+
+    Returns
+    -------
+    list of (step, path)
+        Sorted by step; the path is that of the directory with the weights.
+
+    Raises
+    ------
+    CheckpointError
+        No checkpoints, several layouts, one step twice, or an incomplete checkpoint.
+    InvalidArgument
+        `steps` leaves nothing.
+    """
+    if layouts.PLACEHOLDER in os.fspath(root):
+        return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
+    where = f"run {public(root)}"
+    options = options_for(root, storage_options)
+    with hub.explaining(root, options):
+        items = list_directory(root, options, error=CheckpointError)
+    complete, incomplete = layouts.step_names(item.name for item in items if item.is_dir)
+    numbers = {entry.step for entry in (*complete, *incomplete)}
+    chosen = set(select_steps(numbers, steps)) if numbers else set()
+    layouts.one_layout(complete, where)
+    skipped = []
+    known: dict[bytes, Tensors] | None = {} if skip_incomplete else None
+
+    def look(entry: layouts.StepName) -> tuple[int, str] | CheckpointError:
+        try:
+            return entry.step, _look(join(root, entry.name), options, known)
+        except (CheckpointError, Truncated) as e:
+            if not skip_incomplete:
+                raise
+            return CheckpointError(str(e))
+
+    run: list[tuple[int, str]] = []
+    for entry in incomplete:
+        if entry.step in chosen:
+            message = f"{where} has an incomplete checkpoint, going by its name: {entry.name}"
+            if not skip_incomplete:
+                raise CheckpointError(f"{message}; remove it, or ask to skip incomplete checkpoints")
+            skipped.append(message)
+    wanted = [entry for entry in complete if entry.step in chosen]
+    for result in in_parallel(look, wanted, IO_THREADS if is_url(root) else 1):
+        if isinstance(result, CheckpointError):
+            skipped.append(str(result))
+        else:
+            run.append(result)
+    for message in skipped:
+        if on_skip is not None:
+            on_skip(message)
+    if not run:
+        raise CheckpointError(_nothing_found(where, items, skipped))
+    return run
+
+
+def find_numbered(
+    template: str,
+    storage_options: Options,
+    steps: str | None,
+    skip_incomplete: bool,
+    on_skip: Callable[[str], None] | None,
+) -> list[tuple[int, str]]:
+    """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
+    where, options = f"run {public(template)}", options_for(template, storage_options)
+    hub.refuse_offline(template)
+    listed = layouts.listed_steps(steps)
+    if listed is None:
+        digits = _list_numbered(template, options, where)
+    else:
+        digits = {step: str(step) for step in listed}
+    chosen = select_steps(digits, steps)
+    if chosen[-1] > STEP_LIMIT:
+        raise CheckpointError(f"{where}: step {chosen[-1]} is above the limit of {STEP_LIMIT}")
+    paths = {step: template.replace(layouts.PLACEHOLDER, digits[step]) for step in chosen}
+    known: dict[bytes, Tensors] | None = {} if skip_incomplete else None
+
+    def look(step: int) -> str | CheckpointError:
+        try:
+            return _look(paths[step], options, known)
+        except (CheckpointError, Truncated) as e:
+            return CheckpointError(str(e))
+
+    found = dict(zip(chosen, in_parallel(look, chosen, IO_THREADS if is_url(template) else 1), strict=True))
+    failed = {step: result for step, result in found.items() if isinstance(result, CheckpointError)}
+    if failed and (not skip_incomplete or len(failed) == len(found)):
+        step, error = next(iter(failed.items()))
+        advice = "" if skip_incomplete else "; choose other steps, or ask to skip incomplete checkpoints"
+        raise CheckpointError(
+            f"step {step}: {hub.explained(paths[step], options, error)} "
+            f"({len(failed)} of {len(found)} steps cannot be read){advice}"
+        )
+    for error in failed.values():
+        if on_skip is not None:
+            on_skip(str(error))
+    return [(step, folder) for step, folder in found.items() if not isinstance(folder, CheckpointError)]
+
+
+def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:
+    """Return the digits of each step that there is."""
+    model = hub.parse(template)
+    if model is not None and layouts.PLACEHOLDER in (model.revision or ""):
+        names, segment = hub.branches(template, options), str(model.revision)
+        what = "branches"
+    else:
+        before, _, after = template.partition(layouts.PLACEHOLDER)
+        cut = before.rfind("/") + 1
+        above, segment = before[:cut] or ".", before[cut:] + layouts.PLACEHOLDER + after.partition("/")[0]
+        if is_url(template) and (above.endswith("://") or "::" in template):
+            raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
+        names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
+        what = f"directories in {public(above).rstrip('/') or above}"
+    found = layouts.match_steps(names, segment, where)
+    if not found:
+        raise CheckpointError(
+            f"{where} has no checkpoints: looked for {what} called {segment}; found {layouts.some(names) or 'nothing'}"
+        )
+    return found
+
+
+def _look(path: str, options: Options, known: dict[bytes, Tensors] | None) -> str:
+    """Return the directory of a checkpoint that holds the weights, all of them; with `known`, headers are read too."""
+    folder, items = _weights_folder(path, options)
+    if known is not None:
+        open_checkpoint(folder, options, known=known)
+    else:
+        find_files(folder, options, f"checkpoint {public(folder)}", items)
+    return folder
+
+
+def find_checkpoints(
+    paths: Sequence[PathLike], storage_options: Options = None, *, step: int | None = None
+) -> list[tuple[int, str]]:
+    """Find single checkpoints, each by its own directory, whose name says which step it is.
+
+    Parameters
+    ----------
+    paths : sequence of str or path
+        Local, or fsspec URLs.
+    storage_options : dict, optional
+        For fsspec.
+    step : int, optional
+        The number of the only checkpoint, whatever its name.
+
+    Returns
+    -------
+    list of (step, path)
+        Sorted by step; the path is that of the directory with the weights.
+
+    Raises
+    ------
+    CheckpointError
+        A checkpoint is incomplete or cannot be read.
+    InvalidArgument
+        None are given, a name says no step, or two are of one step.
+    """
+    if not paths:
+        raise InvalidArgument("no checkpoints are given")
+    if step is not None and len(paths) > 1:
+        raise InvalidArgument(f"one step is given, and {len(paths)} checkpoints")
+    found: dict[int, str] = {}
+    for path in paths:
+        options = options_for(path, storage_options)
+        with hub.explaining(path, options):
+            folder = _look(os.fspath(path), options, None)
+        number = step if step is not None else _step_of(path)
+        if number in found:
+            raise InvalidArgument(f"{public(path)} and {public(found[number])} are both step {number}")
+        found[number] = folder
+    return sorted(found.items())
+
+
+def _step_of(path: PathLike) -> int:
+    name = os.fspath(path).rstrip("/").rpartition("/")[2]
+    model = hub.parse(path)
+    if model is not None and not model.below:
+        name = model.revision or ""
+    complete, _ = layouts.step_names([name])
+    if not complete:
+        raise InvalidArgument(
+            f"{public(path)} does not say which step it is: call it one of {', '.join(layouts.STEPS)}, or pass --step"
+        )
+    return complete[0].step
+
+
+def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:
+    """Return the directory of a step that holds the weights, which may be below it, and its listing."""
+    listings = {"": list_directory(path, options, error=CheckpointError)}
+
+    def look(below: str) -> list[Item]:
+        if below not in listings:
+            above, _, last = below.rpartition("/")
+            there = any(item.is_dir and item.name == last for item in look(above))
+            listings[below] = list_directory(join(path, below), options, error=CheckpointError) if there else []
+        return listings[below]
+
+    for below in ("", *layouts.BELOW):
+        items = look(below)
+        if any(not i.is_dir and (layouts.is_weights(i.name) or i.name == layouts.INDEX) for i in items):
+            return (join(path, below) if below else path), items
+    names = [item.name for items in listings.values() for item in items if not item.is_dir]
+    raise CheckpointError(f"checkpoint {public(path)} {layouts.instead(names)}")
+
+
+def _nothing_found(where: str, items: list[Item], skipped: list[str]) -> str:
+    if skipped:
+        return f"{where} has no complete checkpoint; the first of {len(skipped)} left out: {skipped[0]}"
+    if any(layouts.is_weights(item.name) for item in items):
+        return f"{where} is itself a checkpoint; give the directory above it, whose checkpoints are the run"
+    found = layouts.some(item.name for item in items) if items else "nothing"
+    return f"{where} has no checkpoints: looked for directories {', '.join(layouts.STEPS)}; found {found}"

@@ -1,0 +1,221 @@
+"""Models on the Hub: ``hf://org/name[@revision][/below]`` as text, what the local cache has, commits, and why not."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote
+
+from .errors import CheckpointError, InvalidArgument, RelexError
+from .layouts import CONFIG, INDEX, SINGLE
+from .paths import Options, PathLike, join, one_line, options_for
+
+SCHEME: Final = "hf://"
+_MODEL: Final = re.compile(
+    r"hf://(?:models/)?(?P<repo>(?!(?:datasets|spaces|buckets)/)[^/@]+/[^/@]+)"
+    r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<below>.*))?"
+)
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_LOG_IN: Final = "log in with `hf auth login` or set HF_TOKEN"
+
+
+class Model(NamedTuple):
+    """A model of the Hub at a revision, or a folder or file of it."""
+
+    repo: str
+    revision: str | None
+    """A branch, tag or commit; None is the branch main."""
+    below: str
+
+    def __str__(self) -> str:
+        revision = self.revision
+        if revision is not None and not re.fullmatch(r"refs/(?:pr|convert)/[^/]+", revision):
+            revision = quote(revision, safe="")
+        at = f"@{revision}" if revision is not None else ""
+        return f"{SCHEME}{self.repo}{at}" + (f"/{self.below}" if self.below else "")
+
+
+def is_hub(path: PathLike) -> bool:
+    """Return whether a path is on the Hub."""
+    return os.fspath(path).startswith(SCHEME)
+
+
+def parse(path: PathLike) -> Model | None:
+    """Return what a URL of a model means, or None for what is not one: paths, other URLs, data sets."""
+    match = _MODEL.fullmatch(os.fspath(path).rstrip("/"))
+    if match is None:
+        return None
+    revision = match["revision"]
+    return Model(match["repo"], unquote(revision) if revision else None, match["below"] or "")
+
+
+def require(path: PathLike) -> None:
+    """Raise InvalidArgument if the package that reads the Hub is not installed."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise InvalidArgument(
+            f"{os.fspath(path)} needs huggingface_hub: pip install 'relex-codec[hub]', or give a directory"
+        )
+
+
+def cached(model: Model) -> str | None:
+    """Return the directory of the local cache that has weights and configuration of a model, if there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if model.below.endswith(".safetensors"):
+        return None
+    below = f"{model.below}/" if model.below else ""
+    for name in (SINGLE, INDEX):
+        try:
+            found = try_to_load_from_cache(model.repo, below + name, revision=model.revision)
+        except ValueError:  # not a name that the Hub allows
+            return None
+        if isinstance(found, str) and os.path.exists(join(os.path.dirname(found), CONFIG)):
+            return os.path.dirname(found)
+    return None
+
+
+def pinned(path: PathLike, storage_options: Options = None) -> str:
+    """Return a URL of a model with its revision replaced by the commit that it means now; anything else as it is.
+
+    Where the Hub cannot be reached, or shall not be, the local cache says which commit a revision was when it was
+    downloaded.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such repository or revision, or it is neither reached nor in the cache.
+    InvalidArgument
+        huggingface_hub is not installed.
+    """
+    model = parse(path)
+    if model is None or (model.revision is not None and _COMMIT.fullmatch(model.revision)):
+        return os.fspath(path)
+    require(path)
+    try:
+        commit = _api(path, storage_options).model_info(model.repo, revision=model.revision).sha
+    except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
+        commit = None if _is_answer(e) else _cached_commit(model)
+        if commit is None:
+            raise CheckpointError(why(os.fspath(path), model, e)) from None
+    return str(model._replace(revision=commit))
+
+
+def branches(path: PathLike, storage_options: Options = None) -> list[str]:
+    """Return the names of the branches of a model's repository.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such repository, or it is not reached.
+    InvalidArgument
+        The URL is not one of a model, or huggingface_hub is not installed.
+    """
+    model = parse(path)
+    if model is None:
+        raise InvalidArgument(f"{os.fspath(path)} is not a model of the Hub, expected hf://org/name@revision")
+    require(path)
+    try:
+        refs = _api(path, storage_options).list_repo_refs(model.repo)
+    except Exception as e:
+        raise CheckpointError(why(os.fspath(path), model, e)) from None
+    return [branch.name for branch in refs.branches]
+
+
+def explained(path: PathLike, storage_options: Options, error: RelexError) -> RelexError:
+    """Return `error`, raised by reading a model, as one that says what to do, if the Hub says why that failed.
+
+    What reads through fsspec only learns that there is nothing: this asks the Hub once more for one small file.
+    """
+    model = parse(path)
+    if model is None or importlib.util.find_spec("huggingface_hub") is None:
+        return error
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    api = _api(path, storage_options)
+    try:
+        url = hf_hub_url(model.repo, CONFIG, revision=model.revision, endpoint=api.endpoint)
+        get_hf_file_metadata(url, token=api.token)
+    except EntryNotFoundError:  # repository and revision are there
+        return error
+    except Exception as e:
+        return type(error)(why(os.fspath(path), model, e))
+    return error
+
+
+def refuse_offline(path: PathLike, error: type[RelexError] = CheckpointError) -> None:
+    """Raise `error` if a model is to be read from the Hub, and HF_HUB_OFFLINE is set: trying would help nobody."""
+    model = parse(path)
+    if model is None or importlib.util.find_spec("huggingface_hub") is None:
+        return
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise error(why(os.fspath(path), model, errors.OfflineModeIsEnabled()))
+
+
+@contextmanager
+def explaining(path: PathLike, storage_options: Options, error: type[RelexError] = CheckpointError) -> Iterator[None]:
+    """Let an error about `path` say what `explained` makes of it; `error` is raised at once where the Hub is off."""
+    refuse_offline(path, error)
+    try:
+        yield
+    except (CheckpointError, InvalidArgument) as e:
+        raise explained(path, storage_options, e) from None
+
+
+def why(shown: str, model: Model, e: Exception) -> str:
+    """Return what an exception of huggingface_hub about the URL `shown` means and what to do, in one line."""
+    from huggingface_hub import errors
+
+    if isinstance(e, errors.GatedRepoError):
+        page = f"{_endpoint()}/{model.repo}"
+        return f"{shown} is gated: accept its terms at {page}, then {_LOG_IN}"
+    if isinstance(e, errors.RepositoryNotFoundError):
+        return f"{shown} cannot be read: no repository {model.repo}, or it is private; check the name, or {_LOG_IN}"
+    if isinstance(e, errors.RevisionNotFoundError):
+        return f"{shown} cannot be read: {model.repo} has no revision {model.revision!r}; check its name"
+    if isinstance(e, ValueError) and not isinstance(e, errors.HfHubHTTPError):
+        return f"{shown} cannot be read: {one_line(e)}; expected hf://org/name[@revision]"
+    revision = f" --revision {model.revision}" if model.revision else ""
+    here = f"download it first (`hf download {model.repo}{revision}`), or give a local path"
+    if isinstance(e, errors.OfflineModeIsEnabled):
+        return f"{shown} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
+    if _is_answer(e):
+        return f"{shown} cannot be read: {one_line(e)}"
+    return f"{shown} is not completely in the local cache, and {_endpoint()} is not reached ({one_line(e)}): {here}"
+
+
+def _is_answer(e: Exception) -> bool:
+    """Whether the Hub itself said so: then the cache is not asked instead."""
+    from huggingface_hub import errors
+
+    if isinstance(e, errors.HfHubHTTPError):
+        return e.response is None or e.response.status_code < 500
+    return isinstance(e, ValueError)
+
+
+def _cached_commit(model: Model) -> str | None:
+    folder = cached(model)
+    if folder is None:
+        return None
+    parts = folder.split(os.sep)
+    at = len(parts) - 1 - (model.below.count("/") + 1 if model.below else 0)
+    return parts[at] if _COMMIT.fullmatch(parts[at]) else None
+
+
+def _api(path: PathLike, storage_options: Options) -> Any:
+    from huggingface_hub import HfApi
+
+    given = options_for(path, storage_options) or {}
+    return HfApi(endpoint=given.get("endpoint"), token=given.get("token"))
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)

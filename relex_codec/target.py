@@ -1,0 +1,223 @@
+"""A place on an fsspec filesystem that files are uploaded to: checked first, written whole, tidied up afterwards."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, Final
+
+from .errors import InvalidArgument, RelexError
+from .parallel import IO_THREADS, in_parallel
+from .paths import Options, PathLike, one_line, options_for, public
+from .storage import filesystem_of
+
+OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
+"""Where an upload appears when it is complete, and where moving is copying."""
+READ_ONLY: Final = frozenset({"http", "https", "data", "github", "git", "gist", "zip", "tar", "libarchive", "reference",
+                              "relex"})  # fmt: skip
+PART: Final = 8 << 20
+"""Bytes of a part of an upload: s3fs has ten of them under way, and each twice in memory."""
+PARTS_LIMIT: Final = 9_000
+"""Parts of one upload: S3 takes 10,000."""
+UPLOADS: Final = 4
+"""Files that are uploaded at the same time; of those that are uploaded in several parts at a time, one."""
+GRACE: Final = 20.0
+"""Seconds that an interrupted upload has to tidy up."""
+
+
+class Target:
+    """A URL that is to be written to.
+
+    Raises
+    ------
+    InvalidArgument
+        It is of a kind that cannot be written to.
+    """
+
+    def __init__(self, url: PathLike, storage_options: Options = None) -> None:
+        text = os.fspath(url)
+        self.shown = public(text)
+        self.scheme = text.partition("://")[0].lower()
+        if "::" in text:
+            raise InvalidArgument(f"cannot write {self.shown}: it is a chain; give the URL of the place itself")
+        if self.scheme == "hf":
+            raise InvalidArgument(
+                f"cannot write {self.shown}: each file would be a commit of its own; write to a local path, and send "
+                "that with `hf upload`"
+            )
+        if self.scheme in READ_ONLY:
+            raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
+        self.filesystem, name = filesystem_of(text, options_for(text, storage_options), error=InvalidArgument)
+        self.name = name.rstrip("/")
+        self._stop = threading.Event()
+        self._in_parts = threading.Lock()
+
+    @property
+    def moves(self) -> bool:
+        """Whether files get a temporary name first."""
+        return self.scheme not in OBJECT_STORES
+
+    def check(self, folder: str) -> None:
+        """Write an empty file into `folder` and remove it: what is not allowed shall fail now, not after hours."""
+        name = _temporary(folder)
+        with self.reported():
+            self.filesystem.pipe_file(name, b"")
+        with suppress(Exception):  # some may add files, but not remove them
+            self._remove(name)
+
+    def exists(self) -> str | None:
+        """Return ``file`` or ``directory`` if there is something; an empty directory is nothing."""
+        self.filesystem.invalidate_cache(self.name)
+        with self.reported():
+            try:
+                found = self.filesystem.ls(self.name, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        names = {str(entry["name"]).strip("/"): entry["type"] for entry in found}
+        kind = names.pop(self.name.strip("/"), None)  # ls of a file is the file; stores have markers of directories
+        return "directory" if names else "file" if kind == "file" and not self._is_marker() else None
+
+    def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
+        """Upload local files, ``(path, name)`` each, several at a time.
+
+        Parameters
+        ----------
+        files
+            The name is one on the filesystem.
+        on_file
+            Called with the path when the file is there, from one of several threads.
+
+        Raises
+        ------
+        InvalidArgument
+            A file cannot be written; others may have been. An interruption stops all of them.
+        """
+        files = list(files)
+        jobs, failures, lock, ended = iter(files), list[BaseException](), threading.Lock(), threading.Semaphore(0)
+
+        def work() -> None:
+            try:
+                while not self._stop.is_set():
+                    with lock:
+                        job = next(jobs, None)
+                    if job is None:
+                        return
+                    self._upload(*job)
+                    on_file(job[0])
+            except BaseException as error:
+                failures.append(error)
+                self._stop.set()
+            finally:
+                ended.release()
+
+        # Neither a pool, which an interruption would wait for to the end, nor `join`, which takes a thread for ended
+        # once it was interrupted (Python 3.11).
+        workers = min(UPLOADS, len(files))
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
+        left = workers
+        try:
+            for _ in range(workers):
+                ended.acquire()
+                left -= 1
+        except BaseException:
+            self._stop.set()
+            until = time.monotonic() + GRACE
+            for _ in range(left):
+                ended.acquire(timeout=max(0.0, until - time.monotonic()))
+            raise
+        if failures:
+            raise failures[0]
+
+    def remove(self, names: Iterable[str], folders: Iterable[str]) -> None:
+        """Remove files as far as that is possible, and directories, deepest first."""
+
+        def one(name: str) -> None:
+            with suppress(Exception):
+                self._remove(name)
+
+        in_parallel(one, names, IO_THREADS)
+        for folder in sorted(folders, key=len, reverse=True):
+            with suppress(Exception):
+                self.filesystem.rmdir(folder)
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Turn what the filesystem raises into InvalidArgument that names the target."""
+        try:
+            yield
+        except RelexError:
+            raise
+        except Exception as e:  # backends raise what they like
+            hint = ""
+            if isinstance(e, FileNotFoundError):
+                hint = "; check that the bucket or directory exists"
+            elif isinstance(e, PermissionError) or "Credential" in type(e).__name__:
+                hint = "; check the credentials and what they allow"
+            raise InvalidArgument(f"cannot write {self.shown}: {one_line(e)}{hint}") from None
+
+    def _upload(self, path: str, name: str) -> None:
+        from fsspec.callbacks import Callback
+
+        first = _temporary(name.rpartition("/")[0]) if self.moves else name
+        with self.reported():
+            size = os.path.getsize(path)
+            try:
+                # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
+                stop = Callback(hooks={"stop": self._raise_if_stopped})
+                concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
+                with self._in_parts if concurrent else nullcontext():
+                    self._raise_if_stopped()
+                    self.filesystem.put_file(path, first, callback=stop, **part_size(self.filesystem, size))
+                self.filesystem.invalidate_cache(first)
+                found = self.filesystem.info(first)["size"]
+                if found != size:
+                    raise InvalidArgument(f"cannot write {self.shown}: {found:,} bytes arrived of {size:,}; try again")
+                if first != name:
+                    self._move(first, name)
+            except BaseException:
+                with suppress(Exception):
+                    if first != name or self.filesystem.info(name)["size"] != size:
+                        self._remove(first)
+                raise
+
+    def _raise_if_stopped(self, *_: Any, **__: Any) -> None:
+        if self._stop.is_set():
+            raise RuntimeError("interrupted")
+
+    def _move(self, first: str, name: str) -> None:
+        try:
+            self.filesystem.mv(first, name)
+        except Exception:
+            if not self.filesystem.exists(name):
+                raise
+            self._remove(name)  # some do not move over a file
+            self.filesystem.mv(first, name)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self.filesystem.rm_file(name)
+        except NotImplementedError:
+            self.filesystem.rm(name)
+
+    def _is_marker(self) -> bool:
+        """Whether an empty object stands for a directory."""
+        return not self.moves and self.filesystem.info(self.name).get("size") == 0
+
+
+def _temporary(folder: str) -> str:
+    """Return a name that nothing takes for a checkpoint or a file of weights."""
+    return f"{folder}/.relex.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def part_size(filesystem: Any, size: int) -> dict[str, int]:
+    """Return the keyword that bounds what an upload holds in memory, where the filesystem has one."""
+    put = getattr(filesystem, "_put_file", filesystem.put_file)
+    if "chunksize" not in inspect.signature(put).parameters:
+        return {}
+    return {"chunksize": max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)}
