@@ -497,7 +497,7 @@ def test_save_refuses_what_is_there(zoo_file: Zoo, tmp_path: Path) -> None:
 
 def test_save_appears_only_when_it_is_complete(zoo_file: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
-        read = run.decoder.read
+        read = run.decoder.read_window
         seen: list[list[str]] = []
         held: list[int] = []
 
@@ -509,7 +509,7 @@ def test_save_appears_only_when_it_is_complete(zoo_file: Zoo, tmp_path: Path, mo
                 raise relex_codec.Corrupt("as if")
             return read(name, *args)
 
-        monkeypatch.setattr(run.decoder, "read", watched)
+        monkeypatch.setattr(run.decoder, "read_window", watched)
         stop = run.keys()[-1]
         with pytest.raises(relex_codec.Corrupt, match="as if"):
             run.save(tmp_path / "out", 5)

@@ -18,7 +18,7 @@ import relex_codec
 from relex_codec import InvalidArgument, decoder, upload
 from relex_codec.kernels import torch_ops
 from relex_codec.parallel import ahead
-from relex_codec.windows import box_of
+from relex_codec.tensors import whole
 
 Zoo = Callable[..., Path]
 
@@ -75,10 +75,10 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
     write_run(tmp_path / "run", [1, 2], lambda step: {name: at(step) for name, (_, at) in movers.items()})
     relex_codec.encode(tmp_path / "run", tmp_path / "run.relex", base=tmp_path / "base", quality="small")
     with relex_codec.open(tmp_path / "run.relex") as run:
-        wanted = [upload.Wanted(name, *box_of(run.entry(name).shape, ...)) for name in ("w", "v")]
-        found = dict(upload.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_ops.prepare))
-        for name, value in run.state_dict(2).items():
-            assert torch.equal(found[name][0].view(torch.uint8), value.view(torch.uint8))
+        wanted = [whole(run.entry(name)) for name in run.keys()]
+        found = list(upload.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_ops.prepare))
+        for (got,), value in zip(found, run.state_dict(2).values(), strict=True):
+            assert torch.equal(got.view(torch.uint8), value.view(torch.uint8))
     assert len(made) >= 4 and waited == made  # in order, all of them in the end
 
 
