@@ -7,6 +7,7 @@ answer 5, so that batches need neither padding nor an attention mask.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,11 @@ def reward(sampled: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     return (sampled == answers).all(-1).float()
 
 
+def _cache_name(model: Model) -> str:
+    """What the KV cache is called, as parameter and in the output: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @torch.no_grad()
 def generate(
     model: Model,
@@ -79,14 +85,15 @@ def generate(
 
     With ``copies`` every question is read once and answered so many times, one after the other in the rows returned.
     """
+    name = _cache_name(model)
     read = model(input_ids=questions, use_cache=True)
-    cache, logits = read.past_key_values, read.logits[:, -1]
+    cache, logits = getattr(read, name), read.logits[:, -1]
     if copies > 1:
         cache.batch_repeat_interleave(copies)
         logits = logits.repeat_interleave(copies, 0)
     written = [choose(logits)]
     while len(written) < ANSWER_LENGTH:
-        step = model(input_ids=written[-1][:, None], past_key_values=cache, use_cache=True)
+        step = model(input_ids=written[-1][:, None], use_cache=True, **{name: cache})
         written.append(choose(step.logits[:, -1]))
     return torch.stack(written, 1)
 
@@ -99,11 +106,12 @@ def answer_log_probabilities(
     As in ``generate`` every question stands for ``copies`` answers and is read once, gradients included: with 8 copies
     that is half of the work of reading each answer behind its own question.
     """
-    cache = model(input_ids=questions[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+    name = _cache_name(model)
+    cache = getattr(model(input_ids=questions[:, :-1], use_cache=True, logits_to_keep=1), name)
     if copies > 1:
         cache.batch_repeat_interleave(copies)
     text = torch.cat([questions[:, -1:].repeat_interleave(copies, 0), answers[:, :-1]], 1)
-    logits = model(input_ids=text, past_key_values=cache, use_cache=True).logits
+    logits = model(input_ids=text, use_cache=True, **{name: cache}).logits
     return torch.log_softmax(logits, -1).gather(-1, answers[:, :, None])[:, :, 0]
 
 
