@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from . import format as f
 from .decoder import BATCH, Decoder
-from .errors import Corrupt
-from .header import quote
 from .index import Part
-from .packing import Bytes, check_codes
 from .parallel import in_parallel
 
 
@@ -52,16 +49,10 @@ def _check_direction(decoder: Decoder, number: int, direction: int) -> None:
     packing = f.PACKINGS[int(index.directions[direction]["packing"])]
     planes = packing.planes
 
-    def codes(work: tuple[int, Bytes]) -> None:
-        piece, raw = work
-        check_codes(raw, min(f.PIECE, tensor.size - piece * f.PIECE), packing)
-
-    try:
-        _check_parts(decoder, factors)
-        for i in range(0, len(parts), BATCH * planes or 1):
-            in_parallel(codes, enumerate(decoder.pieces_of(parts[i : i + BATCH * planes], planes), i // planes))
-    except Corrupt as error:
-        raise Corrupt(f"tensor {quote(tensor.name)}: {error}") from None
+    _check_parts(decoder, factors)
+    for i in range(0, len(parts), BATCH * planes or 1):
+        raw = decoder.pieces_of(parts[i : i + BATCH * planes], planes)
+        in_parallel(lambda one: decoder.check_piece(number, one[0], packing, one[1]), enumerate(raw, i // planes))
 
 
 def _check_origin(decoder: Decoder, number: int) -> None:

@@ -89,7 +89,10 @@ class Decoder:
     @contextmanager
     def _scratch(self) -> Iterator[Scratch]:
         """Memory for jobs that nobody else uses meanwhile; as much is kept as threads decode at a time."""
-        scratch = self._spare.pop() if self._spare else Scratch()
+        try:
+            scratch = self._spare.pop()
+        except IndexError:
+            scratch = Scratch()
         try:
             yield scratch
         finally:
@@ -254,7 +257,7 @@ class Decoder:
                     at += part.length
                 wanted += parts
         self.container.pieces(wanted, lambda i, raw: uses[i](raw))
-        self._check_codes(number, packings, packed, start, end)
+        self._check_pieces(number, packings, packed, start, end)
         known = factors or [
             None if stream is None else self._factors(number, int(row["rank"]), stream)
             for row, stream in zip(rows, streams, strict=True)
@@ -270,26 +273,24 @@ class Decoder:
         raw = [stream[at : at + 2 * f.PIECE] for at in range(0, len(stream), 2 * f.PIECE)]
         return from_stream(np.concatenate([from_planes(planes, np.uint16) for planes in raw]), shape, rank)
 
-    def _check_codes(
+    def _check_pieces(
         self, number: int, packings: Sequence[f.Packing], packed: Sequence[Bytes], start: int, end: int
     ) -> None:
         """Check the codes of the pieces from `start` to `end`; kernels trust them."""
-        name = self.container.index.manifest.tensors[number].name
-
-        def one(work: tuple[int, f.Packing, Bytes]) -> None:
-            begin, packing, codes = work
-            count = min(f.PIECE, end - begin)
+        work = []
+        for packing, codes in zip(packings, packed, strict=True):
             width = packed_size(f.PIECE, packing) * packing.planes
-            at = (begin - start) // f.PIECE * width
-            try:
-                check_codes(codes[at : at + width], count, packing)
-            except Corrupt as error:
-                raise Corrupt(f"{self.container.source.path}: tensor {quote(name)}: {error}") from None
+            pieces = range(start // f.PIECE, -(-end // f.PIECE)) if len(codes) else ()
+            work += [(piece, packing, codes[i * width : (i + 1) * width]) for i, piece in enumerate(pieces)]
+        in_parallel(lambda one: self.check_piece(number, *one), work)
 
-        in_parallel(
-            one,
-            [(b, p, c) for p, c in zip(packings, packed, strict=True) for b in range(start, end, f.PIECE) if len(c)],
-        )
+    def check_piece(self, number: int, piece: int, packing: f.Packing, raw: Bytes) -> None:
+        """Check the codes of one piece of a tensor; the message names it."""
+        tensor = self.container.index.manifest.tensors[number]
+        try:
+            check_codes(raw, min(f.PIECE, tensor.size - piece * f.PIECE), packing)
+        except Corrupt as error:
+            raise Corrupt(f"{self.container.source.path}: tensor {quote(tensor.name)}: {error}") from None
 
     # -- origins, series, the exact tier -----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import numba
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
-SHARED: Final = ("jit.py", "format.py")
+SHARED: Final = ("jit.py", "format.py", "dtypes.py")
 
 
 @lru_cache
@@ -39,6 +39,10 @@ class _Cache(FunctionCache):
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), _sources(Path(self._py_func.__code__.co_filename).parent))  # type: ignore[no-untyped-call]
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):  # a full disk: then it is compiled again the next time
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 def compiled(function: F) -> F:

@@ -46,7 +46,10 @@ def match(
         InvalidArgument: the module lacks a name or the file something that the module has; a shape differs; a part of a
             parameter is named twice or by nothing; a tensor is on the meta device or distributed.
     """
-    tensors = dict(module.state_dict(keep_vars=True))
+    import torch
+
+    state = module.state_dict(keep_vars=True)
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}  # no extra state
     found: list[Target] = []
     boxes: dict[str, list[tuple[str, Box]]] = {}
     unexpected = []
@@ -66,8 +69,8 @@ def match(
             raise InvalidArgument(f"{quote(name)} is {list(part)} in {what}, {list(shape)} in the file")
         boxes.setdefault(prefix + target, []).append((name, box))
         found.append(Target(name, owner if index is ... else owner[index], owner))
-    there = {tensors[target].data_ptr() for target in boxes}
-    missing = [n for n, t in tensors.items() if n not in boxes and not (t.data_ptr() in there or t.numel() == 0)]
+    there = {memory for target in boxes if (memory := _memory(tensors[target])) is not None}
+    missing = [n for n, t in tensors.items() if n not in boxes and not (_memory(t) in there or t.numel() == 0)]
     if missing or unexpected:
         if missing:
             _check_kind(missing[0], tensors[missing[0]])
@@ -79,9 +82,37 @@ def match(
             f"module and file differ: {what} ({len(missing)} missing, {len(unexpected)} unexpected); "
             "see the arguments prefix and names"
         )
+    owners: dict[object, str] = {}
     for target, parts in boxes.items():
         _check_cover(target, tensors[target], parts)
+        other = owners.setdefault(_memory(tensors[target]) or target, target)
+        if other != target:
+            raise InvalidArgument(
+                f"{quote(other)} and {quote(target)} of the module are one tensor, the file has two: leave one out in "
+                "names"
+            )
     return found
+
+
+def _memory(tensor: torch.Tensor) -> object | None:
+    """What tells tied tensors: where their elements lie; None for a tensor without memory."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return None
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def check_dtypes(targets: Sequence[Target], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Refuse to round weights to integers; other dtypes are converted as torch does.
+
+    Raises:
+        InvalidArgument: a tensor of floats goes to one of integers.
+    """
+    for target in targets:
+        if dtypes[target.name].is_floating_point and not (
+            target.tensor.is_floating_point() or target.tensor.is_complex()
+        ):
+            kinds = f"{dtypes[target.name]} in the file, {target.tensor.dtype} in the module"
+            raise InvalidArgument(f"{quote(target.name)} is {kinds}; weights are not rounded to integers")
 
 
 def _where(name: str, names: Names) -> Where:
@@ -91,12 +122,20 @@ def _where(name: str, names: Names) -> Where:
 
 
 def _check_kind(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what cannot be written in place, before anything is."""
+    import torch
+
+    where = f"{quote(name)} of the module"
     if tensor.is_meta:
-        raise InvalidArgument(
-            f"{quote(name)} of the module is on the meta device; materialise it: module.to_empty(device=...)"
-        )
+        raise InvalidArgument(f"{where} is on the meta device; materialise it: module.to_empty(device=...)")
     if hasattr(tensor, "to_local"):
-        raise InvalidArgument(f"{quote(name)} of the module is a DTensor; load it with torch.distributed.checkpoint")
+        raise InvalidArgument(f"{where} is a DTensor; load it with torch.distributed.checkpoint")
+    if tensor.is_quantized or tensor.layout is not torch.strided:
+        raise InvalidArgument(f"{where} is quantised or sparse; weights are loaded into dense tensors only")
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise InvalidArgument(f"{where} was made in inference mode; load it in torch.inference_mode()")
+    if any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise InvalidArgument(f"{where} is expanded: several of its elements are one; load into a clone of it")
 
 
 def _check_cover(name: str, tensor: torch.Tensor, parts: Sequence[tuple[str, Box]]) -> None:

@@ -47,11 +47,12 @@ def ahead(values: Iterable[T], count: int) -> Iterator[T]:
 
     def make() -> None:
         try:
-            for value in values:
-                ready.put((value, None))
-                room.acquire()
-                if stopped.is_set():
+            made = iter(values)
+            while room.acquire() and not stopped.is_set():
+                value = next(made, done)
+                if value is done:
                     break
+                ready.put((value, None))
             ready.put((done, None))
         except BaseException as error:  # for the thread that waits
             ready.put((done, error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,9 +17,9 @@ from .errors import InvalidArgument
 from .header import quote
 from .kernels import Decode, Job, Prepare, Window
 from .kernels.device import device_kernel, host_kernel, is_host
-from .modules import Names, Target, match
+from .modules import Names, Target, check_dtypes, match
 from .parallel import ahead
-from .tiers import LINEAR, choose_tier, coefficient
+from .tiers import LINEAR, as_step, choose_tier, coefficient
 from .torch_dtypes import DTYPES, as_tensor
 from .upload import AHEAD, Place, bits_of
 from .windows import Box, Index, box_of, copy_window, pieces, windows
@@ -37,6 +36,7 @@ class _Held(NamedTuple):
         number: of the tensor; -1 where no kernel decodes it.
         jobs: one a window, whose origin is the window's elements and nothing else.
         values: the tensor itself from a step on, or at every step; empty where there are jobs.
+        base: what it is in the base, where `values` are not that.
     """
 
     dtype: str
@@ -44,10 +44,13 @@ class _Held(NamedTuple):
     number: int
     jobs: list[Job]
     values: list[tuple[float, torch.Tensor]]
+    base: torch.Tensor | None = None
 
 
 class Resident:
     """A run on a device, made by `Run.resident`; methods may be called from one thread at a time.
+
+    Keep it as long as work may run that was queued on other streams, or captured in a CUDA graph.
 
     On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and at 0 the base:
     ``auto`` is what it is in a file without the exact tier, whose frames are not held.
@@ -58,10 +61,10 @@ class Resident:
     """
 
     def __init__(self, run: Run, device: Any, slices: Mapping[str, Index] | None = None) -> None:
-        self.device = torch.device(device)
+        self._host = is_host(device)
+        self._prepare: Prepare = host_kernel if self._host else device_kernel(device)
+        self.device = torch.empty(0, device=device).device  # with its index, as tensors there have it
         self._container = run.container
-        self._host = is_host(self.device)
-        self._prepare: Prepare = host_kernel if self._host else device_kernel(self.device)
         chosen = dict(slices or {})
         unknown = next((name for name in chosen if name not in run.decoder.numbers), None)
         if unknown is not None:
@@ -79,7 +82,6 @@ class Resident:
             for direction in run.decoder.directions(held.number)
         }
         self._prepared: dict[tuple[str, ...], Decode] = {}
-        self._lock = threading.Lock()
         self.nbytes = sum(map(_nbytes, self._held.values()))
 
     def __repr__(self) -> str:
@@ -104,20 +106,28 @@ class Resident:
                 jobs = [self._job(decoder, number, window, place) for window in found]
                 yield name, _Held(tensor.dtype, shape, number, jobs, [])
                 continue
+
+            def read(name: str, step: float, tier: str, found: list[Window] = found) -> Bits:
+                bits = [decoder.read_window(name, [(step, tier)], window)[0].reshape(-1) for window in found]
+                dtype = bits_dtype(index.manifest.tensors[decoder.number(name)].dtype)
+                return np.concatenate([np.empty(0, dtype), *bits])
+
             values: list[tuple[float, torch.Tensor]] = []
             last = b""
             for step in self._changes(decoder, number):
-                bits = [decoder.read_window(name, [(step, "line")], window)[0].reshape(-1) for window in found]
-                whole = np.concatenate(bits) if bits else np.empty(0, bits_dtype(tensor.dtype))
+                whole = read(name, step, "line")
                 if (there := whole.tobytes()) != last or not values:
                     values.append((step, as_tensor(whole, tensor.dtype, shape)))
                     last = there
-            if sum(value.nbytes for _, value in values) > max(SERIES_LIMIT, 2 * values[0][1].nbytes):
-                raise InvalidArgument(
-                    f"{quote(name)} is stored step by step, {len(values)} times; a run cannot be resident with it: "
-                    "use Run.state_dict"
-                )
-            yield name, _Held(tensor.dtype, shape, -1, [], values)
+                if len(values) * whole.nbytes > max(SERIES_LIMIT, 2 * whole.nbytes):
+                    raise InvalidArgument(
+                        f"{quote(name)} is stored step by step, and changes too often for a run to be resident with "
+                        "it: use Run.state_dict"
+                    )
+            base = None
+            if record["kind"] == f.EXACT_SERIES and record["origin"] != f.NO_ORIGIN:
+                base = as_tensor(read(name, 0.0, "base"), tensor.dtype, shape)
+            yield name, _Held(tensor.dtype, shape, -1, [], values, base)
 
     @staticmethod
     def _changes(decoder: Decoder, number: int) -> list[float]:
@@ -133,6 +143,9 @@ class Resident:
         size = decoder.container.index.manifest.tensors[number].size
         start, end = runs[0][0] * f.PIECE, min(runs[-1][1] * f.PIECE, size)
         job = decoder.job(number, window, start, end, allocate=place.allocate)
+        begin = window.row * window.width + window.column
+        if window.rows == 1 and (start, end) == (begin, begin + window.columns):
+            return job
         cropped: Bits = place.allocate(window.rows * window.columns * job.origin.itemsize).view(job.origin.dtype)
         copy_window(window, start, job.origin, cropped.reshape(window.rows, window.columns))
         return replace(job, origin=cropped, at=0, pitch=window.columns)
@@ -143,7 +156,8 @@ class Resident:
             return held
         jobs = [place.job(job) for job in held.jobs]
         place.queued(held)
-        return held._replace(jobs=jobs, values=[(step, value.to(self.device)) for step, value in held.values])
+        values = [(step, value.to(self.device)) for step, value in held.values]
+        return held._replace(jobs=jobs, values=values, base=None if held.base is None else held.base.to(self.device))
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +169,7 @@ class Resident:
         """
         if tier == "exact":
             raise InvalidArgument("tier 'exact' is not held on a device: use Run.state_dict or Run.load_into")
-        return choose_tier(self._container, float(step), tier, exact=False)
+        return choose_tier(self._container, as_step(step), tier, exact=False)
 
     def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
         """Return all tensors at a step, as `Run.state_dict`, in memory of their own."""
@@ -196,6 +210,7 @@ class Resident:
         """
         reads = [(float(step), self.tier(step, tier))]
         targets = match({name: held.shape for name, held in self._held.items()}, module, names, prefix)
+        check_dtypes(targets, {name: DTYPES[held.dtype] for name, held in self._held.items()})
         # Coefficients are computed before anything is written: a step may be too far out.
         g = self._coefficients(reads, [target.name for target in targets])
         direct = {t.name: t.tensor for t in targets if self._is_direct(t)}
@@ -259,19 +274,18 @@ class Resident:
         for s, (step, tier) in enumerate(reads):
             for name in names:
                 if not self._held[name].jobs or tier not in LINEAR:
-                    self._copy(self._held[name], step, outs[s][name])
+                    self._copy(self._held[name], step, tier, outs[s][name])
 
     def _decode(self, key: tuple[str, ...], moving: Sequence[str], rowed: set[str]) -> Decode:
         """The kernel, prepared for some tensors; jobs of strided targets are those of their rows."""
-        with self._lock:
-            if key not in self._prepared:
-                jobs = [
-                    _by_rows(job, self._held[name].shape[-1]) if name in rowed else job
-                    for name in moving
-                    for job in self._held[name].jobs
-                ]
-                self._prepared = {**dict(list(self._prepared.items())[-1:]), key: self._prepare(jobs)}
-            return self._prepared[key]
+        if key not in self._prepared:  # kept for good: there are as many as kinds of targets, and graphs may use them
+            jobs = [
+                _by_rows(job, self._held[name].shape[-1]) if name in rowed else job
+                for name in moving
+                for job in self._held[name].jobs
+            ]
+            self._prepared[key] = self._prepare(jobs)
+        return self._prepared[key]
 
     def _view(self, held: _Held, k: int, out: torch.Tensor, rowed: bool) -> Any:
         """The part of a target that window k goes to, as bits, [rows, columns]."""
@@ -285,9 +299,11 @@ class Resident:
             part = bits.view(len(held.jobs), window.rows, window.columns)[k]
         return part.numpy().view(f"u{part.element_size()}") if self._host else part
 
-    def _copy(self, held: _Held, step: float, out: torch.Tensor) -> None:
+    def _copy(self, held: _Held, step: float, tier: str, out: torch.Tensor) -> None:
         """Fill a target from what needs no arithmetic."""
-        if held.values:
+        if tier == "base" and held.base is not None:
+            out.copy_(held.base)
+        elif held.values:
             at = [value for first, value in held.values if first <= step]
             out.copy_(at[-1] if at else held.values[0][1])
         elif out.numel():
@@ -317,13 +333,12 @@ def _converted(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
 def _has_rows(tensor: torch.Tensor, jobs: Sequence[Job]) -> bool:
     """Whether a target is rows of its last dimension at even distances, and the windows are made of such rows."""
-    if tensor.dim() == 1:
-        return True
     try:
         tensor.detach().view(-1, tensor.shape[-1])
     except RuntimeError:
         return False
-    return all(job.window.rows == 1 or job.window.columns == tensor.shape[-1] for job in jobs)
+    last = tensor.shape[-1]
+    return all((w.rows == 1 or w.columns == last) and w.rows * w.columns % last == 0 for w in (j.window for j in jobs))
 
 
 def _by_rows(job: Job, width: int) -> Job:
@@ -337,7 +352,7 @@ def _by_rows(job: Job, width: int) -> Job:
 
 
 def _nbytes(held: _Held) -> int:
-    total = sum(value.nbytes for _, value in held.values)
+    total = sum(value.nbytes for _, value in held.values) + (0 if held.base is None else held.base.nbytes)
     for job in held.jobs:
         total += job.origin.nbytes
         for direction in job.directions:

@@ -16,6 +16,7 @@ from .dtypes import Bits
 from .errors import InvalidArgument
 from .export import export, nbytes
 from .file_base import FileBase
+from .header import quote
 from .hub import explaining
 from .kernels import flat
 from .kernels.device import device_kernel, is_host
@@ -25,7 +26,7 @@ from .reading import reading_ahead
 from .restore import choose_steps, numbered_steps, restore
 from .storage import open_source
 from .tensors import Wanted, read_bits, read_tensors, read_weights
-from .tiers import choose_tier
+from .tiers import as_step, choose_tier
 from .windows import Index, box_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Run:
     ) -> None:
         self._source = open_source(path, options_for(path, storage_options))
         self.path = self._source.path
-        self.device = device
+        self.device = "cpu" if device is None else device
         try:
             self._container = Container(self._source)
         except BaseException:
@@ -60,8 +61,8 @@ class Run:
             raise
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)
-        if not is_host(device):
-            device_kernel(device)  # whether there is such a device
+        if not is_host(self.device):
+            device_kernel(self.device)  # whether there is such a device
         self._decoder = Decoder(self._container, self.base_reader, use_embedded=base is None)
 
     def __enter__(self) -> Run:
@@ -122,12 +123,20 @@ class Run:
 
     def tier(self, step: float, tier: str = "auto") -> str:
         """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``."""
-        return choose_tier(self._container, float(step), tier)
+        return choose_tier(self._container, as_step(step), tier)
 
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
-        """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional."""
+        """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional.
+
+        Raises:
+            InvalidArgument: the tensor has no such elements; and as `tensor`.
+        """
         read = (float(step), self.tier(step, tier))
-        window = flat(lo, self.entry(name).size if hi is None else hi)
+        size = self.entry(name).size
+        hi = size if hi is None else hi
+        if not 0 <= lo <= hi <= size:
+            raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {size}")
+        window = flat(lo, hi)
         with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [read]):
             return self._decoder.read_window(name, [read], window)[0].reshape(-1)
 
@@ -255,9 +264,11 @@ class Run:
         """
         import torch
 
-        from .modules import match
+        from .modules import check_dtypes, match
+        from .torch_dtypes import DTYPES
 
         targets = match({name: self.entry(name).shape for name in self.keys()}, module, names, prefix)
+        check_dtypes(targets, {name: DTYPES[self.entry(name).dtype] for name in self.keys()})
         decoded = self._tensors({target.name: ... for target in targets}, [step], tier)[0]
         with torch.no_grad():
             for target in targets:

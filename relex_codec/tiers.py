@@ -11,10 +11,23 @@ import numpy.typing as npt
 
 from .container import Container
 from .errors import InvalidArgument
+from .header import quote
 
 TIERS: Final = ("auto", "line", "track", "exact")
 LINEAR: Final = ("line", "track")
 """The tiers that are made of directions and coefficients."""
+
+
+def as_step(step: object) -> float:
+    """Return a step as a float.
+
+    Raises:
+        InvalidArgument: it is no number, or too large for one.
+    """
+    try:
+        return float(step)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgument(f"step is {quote(step, 40)}, expected a finite number") from None
 
 
 def choose_tier(container: Container, step: float, tier: str, *, exact: bool = True) -> str:

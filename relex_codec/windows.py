@@ -16,6 +16,7 @@ import numpy as np
 from .dtypes import Bits
 from .errors import InvalidArgument
 from .format import PIECE
+from .header import quote
 from .kernels import Window, flat
 
 Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
@@ -31,6 +32,8 @@ def box_of(shape: Sequence[int], index: Index) -> tuple[Box, tuple[int, ...]]:
         InvalidArgument: too many indices, an integer out of range, or a slice with another step than 1.
     """
     indices = list(index) if isinstance(index, tuple) else [index]
+    if not all(map(_is_plain, indices)):
+        raise InvalidArgument(f"an index is {quote(index, 80)}, expected integers, slices between them, or ...")
     if indices.count(...) > 1 or len(indices) - indices.count(...) > len(shape):
         raise InvalidArgument(f"index {index} has too many dimensions for the shape {list(shape)}")
     if ... not in indices:

@@ -120,7 +120,7 @@ def zoo() -> tuple[dict[str, Tensor], Callable[[int], dict[str, Tensor]]]:
         if i < len(static):
             key = list(static)[i]
             base[key] = static[key]
-    base["batches_seen"] = ("I64", np.zeros((), np.uint64))
+    base["batches_seen"] = ("I64", np.full((), 77, np.uint64))
     base["unused"] = bf16(np.ones((3, 3)))
     base["resized"] = bf16(np.zeros((8, 6)))
     base["wider"] = f32(np.random.default_rng(12).standard_normal((12, 10)) * 0.1)  # bf16 in the run

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from relex_codec import jit
@@ -38,3 +40,24 @@ def test_a_change_in_another_file_is_noticed(tmp_path: Path) -> None:
     assert run(2) == "7 1"  # from disk
     assert run(5) == "16 0"
     assert run(2) == "7 1"
+
+
+def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
+    """What cannot be kept is compiled again the next time."""
+    code = """
+        import resource, sys
+        from relex_codec.jit import compiled
+        import numba
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+        import signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        def double(x):
+            return 2 * x
+        print(compiled(double)(21))
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "42"), done.stderr

@@ -167,7 +167,13 @@ def test_small_work_needs_no_compiler() -> None:
     assert host_kernel([])([], []) is None
 
 
-def test_a_thread_that_flushes_subnormals_is_refused() -> None:
+def test_stacks_of_small_matrices_take_no_more_room() -> None:
+    factors = from_stream(np.zeros(2000 * 3 * (3 + 3), "<u2"), (2000, 3, 3), 3)
+    assert factors.b.base is not None and factors.b.base.size <= 2000 * 3 * 3 + 16
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_a_thread_that_flushes_subnormals_is_refused(kernel: str) -> None:
     code = """
         import sys
         sys.path.insert(0, TESTS)
@@ -175,18 +181,19 @@ def test_a_thread_that_flushes_subnormals_is_refused() -> None:
         from kernel_cases import random_case
         from test_kernels import check
         from relex_codec.errors import InvalidArgument
-        from relex_codec.kernels import cpu
+        from relex_codec.kernels import cpu, reference
+        prepare = KERNEL.prepare
         case = random_case(1, (20, 20), "BF16", "BF16", 1, 1)
-        check(cpu.prepare, [case])
+        check(prepare, [case])
         if not torch.set_flush_denormal(True):
             print("cannot")
         else:
             try:
-                check(cpu.prepare, [case])
+                check(prepare, [case])
             except InvalidArgument as error:
                 print(error)
     """
-    code = textwrap.dedent(code).replace("TESTS", repr(str(__file__).rpartition("/")[0]))
+    code = textwrap.dedent(code).replace("TESTS", repr(str(__file__).rpartition("/")[0])).replace("KERNEL", kernel)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ELSEWHERE, check=True)
     if done.stdout.strip() == "cannot":
         pytest.skip("this processor has no mode in which subnormals are zeros")
@@ -280,7 +287,7 @@ def test_narrowing_is_that_of_the_reference(dtype: str) -> None:
 def test_factors_lie_apart() -> None:
     """The right factors of a matrix begin at lines of the cache, and not all in the same sets."""
     rng = np.random.default_rng(0)
-    for shape, rank in (((64, 4096), 8), ((2, 5, 7), 3)):
+    for shape, rank in (((64, 4096), 8), ((2, 50, 700), 3)):
         stream = patterns(rng, int(np.prod(shape[:-2])) * rank * sum(shape[-2:]), "BF16")
         factors = from_stream(stream, shape, rank)
         addresses = [factors.b[0, j].ctypes.data for j in range(rank)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relex_codec.errors import InvalidArgument
-from relex_codec.modules import match
+from relex_codec.modules import check_dtypes, match
 
 SHAPES = {"q": (4, 6), "k": (2, 6), "v": (2, 6), "norm": (6,)}
 
@@ -103,3 +103,46 @@ def test_memory_that_cannot_be_written() -> None:
         match({"qkv": (8, 6), "norm": (6,)}, module)
     with pytest.raises(InvalidArgument, match="meta device"):
         match({}, module)
+
+
+def test_memory_that_is_shared_or_cannot_be_written() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("b", torch.zeros(1, 6).expand(4, 6))
+    with pytest.raises(InvalidArgument, match="expanded"):
+        match({"b": (4, 6)}, module)
+    module.register_buffer("b", torch.zeros(4, 6).to_sparse())
+    with pytest.raises(InvalidArgument, match="sparse"):
+        match({"b": (4, 6)}, module)
+    with torch.inference_mode():
+        module.register_buffer("b", torch.zeros(4, 6))
+        assert match({"b": (4, 6)}, module)
+    with pytest.raises(InvalidArgument, match="inference"):
+        match({"b": (4, 6)}, module)
+    whole = torch.zeros(100)
+    module.register_buffer("b", whole[:10])
+    module.register_buffer("whole", whole)
+    with pytest.raises(InvalidArgument, match="the file lacks 'whole'"):
+        match({"b": (10,)}, module)
+    module.register_buffer("whole", module.b)
+    with pytest.raises(InvalidArgument, match="are one tensor, the file has two"):
+        match({"b": (10,), "whole": (10,)}, module)
+
+
+def test_state_that_is_no_tensor() -> None:
+    class Extra(torch.nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"scale": 1}
+
+        def set_extra_state(self, state: Any) -> None:
+            raise AssertionError
+
+    assert len(match({"weight": (2, 3), "bias": (2,)}, Extra(3, 2))) == 2
+
+
+def test_weights_are_not_rounded_to_integers() -> None:
+    module = torch.nn.Module()
+    module.register_buffer("b", torch.zeros(6, dtype=torch.int8))
+    targets = match({"b": (6,)}, module)
+    check_dtypes(targets, {"b": torch.int64})
+    with pytest.raises(InvalidArgument, match=r"bfloat16 in the file, torch\.int8 in the module"):
+        check_dtypes(targets, {"b": torch.bfloat16})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,50 @@ def test_what_is_held_is_not_handed_out(zoo_file: Zoo) -> None:
                 value.zero_()
             same(held.state_dict(tier_step), run.state_dict(tier_step))
     assert "tensors on cpu" in repr(held)
+
+
+@EACH
+def test_slices_into_any_memory(moving_file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """Random boxes of matrices into views with gaps, from the first element or the last: nothing beside them is written."""
+    rng = random.Random(0)
+    with relex_codec.open(moving_file) as run:
+        whole = run.state_dict(2)
+        for _ in range(12 if kernel == "triton" else 60):
+            slices = {name: tuple(box(rng, n) for n in value.shape) for name, value in whole.items()}
+            held = made_on(monkeypatch, run, kernel, slices=slices)
+            module, around = torch.nn.Module(), {}
+            for name, value in whole.items():
+                part = value[slices[name]]
+                strides, step = [], rng.choice([1, 3])
+                for n in reversed(part.shape):
+                    strides.insert(0, step)
+                    step = step * n + rng.choice([0, 2])
+                around[name] = torch.full((step + 8,), -1.0, dtype=torch.bfloat16)
+                module.register_buffer(name.replace(".", "_"), around[name][4:].as_strided(part.shape, strides))
+            held.load_into(module, 2, names=lambda name: name.replace(".", "_"))
+            for name, value in whole.items():
+                part, target = value[slices[name]], module.get_buffer(name.replace(".", "_"))
+                assert torch.equal(bits(target), bits(part)), (name, slices[name], target.stride())
+                expected = torch.full_like(around[name], -1.0)
+                expected[4:].as_strided(part.shape, target.stride()).copy_(part)
+                assert torch.equal(bits(around[name]), bits(expected)), (name, slices[name], target.stride())
+
+
+def box(rng: random.Random, n: int) -> Any:
+    """An index of a dimension of n elements."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        return rng.randrange(n)
+    lo = rng.randrange(n)
+    return slice(None) if kind == 1 else slice(lo, rng.randint(lo + 1, n))
+
+
+def test_a_device_is_known_with_its_index(moving_file: Path) -> None:
+    """So that parameters there are written directly: ``cuda`` is not ``cuda:0`` for torch."""
+    with relex_codec.open(moving_file) as run:
+        held = run.resident("cpu")
+        assert held.device == torch.zeros(1).device
+        module = Model()
+        for _ in range(3):
+            held.load_into(module, 2, names=NAMES)
+        assert len(held._prepared) == 2  # all at once, and the float32 parameter alone

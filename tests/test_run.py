@@ -553,3 +553,15 @@ def test_transformers_opens_what_is_saved(tmp_path: Path) -> None:
             tokens = torch.arange(12)[None]
             with torch.no_grad():
                 assert torch.equal(fresh(tokens).logits, loaded(tokens).logits)
+
+
+def test_elements_and_steps_that_are_none(zoo_file: Zoo) -> None:
+    with relex_codec.open(zoo_file("raw"), device=None) as run:
+        for lo, hi in ((-1, 4), (3, 2), (0, 65), (65, 66)):
+            with pytest.raises(InvalidArgument, match="which has 64"):
+                run.bits("layers.0.norm.weight", 2, "auto", lo, hi)
+        for step in (None, "abc", 10**400, float("nan")):
+            with pytest.raises(InvalidArgument, match="expected a finite number"):
+                run.tier(step)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match="device"):
+        relex_codec.open(zoo_file("raw"), device=3.5)

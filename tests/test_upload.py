@@ -98,7 +98,7 @@ def test_ahead_is_in_order_and_bounded() -> None:
     for value in ahead(values(), 2):
         time.sleep(0.005)
         found.append(value)
-        assert len(made) <= value + 4
+        assert len(made) <= value + 3
     assert found == list(range(10))
 
 

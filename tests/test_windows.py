@@ -80,7 +80,23 @@ def test_most_boxes_are_one_window(shape: tuple[int, ...], box: module.Box, coun
     assert len(windows(shape, box)) == count
 
 
-@pytest.mark.parametrize("index", [(0, 0, 0), 5, -6, slice(0, 5, 2), slice(4, 0, -1), (..., ...), (slice(None), 7)])
+@pytest.mark.parametrize(
+    "index",
+    [
+        None,
+        True,
+        [1],
+        "a",
+        np.arange(2),
+        (0, 0, 0),
+        5,
+        -6,
+        slice(0, 5, 2),
+        slice(4, 0, -1),
+        (..., ...),
+        (slice(None), 7),
+    ],
+)
 def test_an_index_that_is_none(index: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"index|step"):
         box_of((5, 7), index)

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ..dtypes import F32
 from ..format import Packing
 
+TINY: Final = np.float32(1e-45)
+"""The smallest subnormal: on a thread that takes such numbers for zeros, results would be others."""
+FLUSHED: Final = "this thread takes subnormal numbers for zeros (torch.set_flush_denormal?); decoding needs them"
 Array = Any
 """A numpy array or a torch tensor."""
 

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from ..errors import InvalidArgument
 from ..format import PIECE
 from ..parallel import in_parallel, processors
-from . import Coefficients, Decode, Direction, Job, Targets, Window, loops
+from . import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window, loops
 from .elements import constants
 
 SHARES: Final = 8
 """Units of work a thread: small enough that threads end together, large enough that handing them out costs nothing."""
-TINY: Final = np.float32(1e-45)
 
 
 def prepare(jobs: Sequence[Job]) -> Decode:
@@ -46,9 +45,7 @@ def prepare(jobs: Sequence[Job]) -> Decode:
             return loops.decode(table, rows, known, places.reshape(len(jobs), -1, 3), g, items, TINY)
 
         if not all(in_parallel(some, work)):
-            raise InvalidArgument(
-                "this thread takes subnormal numbers for zeros (torch.set_flush_denormal?); decoding needs them"
-            )
+            raise InvalidArgument(FLUSHED)
 
     return decode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -17,7 +18,8 @@ SMALL: Final = 1 << 20
 def host_kernel(jobs: Sequence[Job]) -> Decode:
     """Prepare jobs over numpy arrays: by the compiled kernel; a little work, where that is not loaded, by numpy."""
     elements = sum(job.window.rows * job.window.columns for job in jobs)
-    if elements <= SMALL and f"{__package__}.cpu" not in sys.modules:
+    compiling = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+    if not compiling or (elements <= SMALL and f"{__package__}.cpu" not in sys.modules):
         return reference.prepare(jobs)
     from . import cpu
 
@@ -39,7 +41,7 @@ def device_kernel(device: Any) -> Prepare:
 
     try:
         torch.zeros(1, device=device).cpu().item()
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, TypeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") is not None:
         from .triton_gpu import prepare as by_triton

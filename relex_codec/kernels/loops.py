@@ -194,17 +194,25 @@ def _decode_summed(
 
 
 @loop
-def _decode_sum(job: Any, origin: Any, p: Any, x: Any, coefficients: Any, out: Any, count: Any) -> None:
-    """Finish elements of which the p of each direction is known."""
+def _sum(direction: Any, known: Any, job: Any, element: Any, count: Any, p: Any) -> None:
+    """Set p to that of a direction."""
+    _sum_factors(direction, element, count, p)
+    _add_remainder(direction, known, job[FIRST], job[SIZE], element, count, p)
+
+
+@loop
+def _decode_plain(
+    job: Any, directions: Any, constants: Any, g: Any, element: Any, origin: Any, p: Any, x: Any, out: Any, count: Any
+) -> None:
+    """Decode a run in steps, for any dtypes and number of directions; of an only one, p is known."""
     kind, wanted = job[ORIGIN_DTYPE], job[DTYPE]
     if kind == wanted and job[COUNT] == 1:
-        g = coefficients[job[FROM]]
         if kind == BF16:
-            finish_bf16(origin, p, g, out, count)
+            finish_bf16(origin, p, g[job[FROM]], out, count)
         elif kind == F16:
-            finish_f16(origin, p, g, out, count)
+            finish_f16(origin, p, g[job[FROM]], out, count)
         else:
-            finish_f32(origin, p, g, out, count)
+            finish_f32(origin, p, g[job[FROM]], out, count)
         return
     if kind == BF16:
         convert_bf16(origin, x, count)
@@ -212,8 +220,10 @@ def _decode_sum(job: Any, origin: Any, p: Any, x: Any, coefficients: Any, out: A
         convert_f16(origin, x, count)
     else:
         convert_f32(origin, x, count)
-    for d in range(job[COUNT]):
-        scale_add(p + 4 * RUN * d, coefficients[job[FROM] + d], x, count)
+    for d in range(job[FROM], job[FROM] + job[COUNT]):
+        if job[COUNT] > 1:
+            _sum(directions[d], constants[d], job, element, count, p)
+        scale_add(p, g[d], x, count)
     if wanted == BF16:
         round_bf16(x, out, count)
     elif wanted == F16:
@@ -239,12 +249,9 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
     """
     if tiny * np.float32(1) == 0:
         return False
-    most = 1
-    for j in range(len(jobs)):
-        most = max(most, jobs[j, COUNT])
-    buffers = np.empty((most + 2) * RUN + LINE, np.float32)
+    buffers = np.empty(3 * RUN + LINE, np.float32)
     p = (buffers.ctypes.data + LINE - 1) // LINE * LINE
-    x, buffer = p + 4 * RUN * most, p + 4 * RUN * (most + 1)
+    x, buffer = p + 4 * RUN, p + 8 * RUN
     for w in range(len(work)):
         job, places = jobs[work[w, 0]], targets[work[w, 0]]
         lo, hi = max(work[w, 1], job[LO]), min(work[w, 2], job[HI])
@@ -272,13 +279,8 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
                         count = min(count, there)
                         if rank:
                             _sum_factors(only, element, count, p)
-                    else:
-                        for d in range(job[COUNT]):
-                            direction, at = directions[job[FROM] + d], p + 4 * RUN * d
-                            _sum_factors(direction, element, count, at)
-                            _add_remainder(
-                                direction, constants[job[FROM] + d], job[FIRST], job[SIZE], element, count, at
-                            )
+                    elif job[COUNT] == 1:
+                        _sum(only, known, job, element, count, p)
                     column = element - begin
                     origin = job[ORIGIN] + origin_size * (job[AT] + i * job[PITCH] + column)
                     for s in range(len(coefficients)):
@@ -286,7 +288,9 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
                         place = places[s, ADDRESS] + size * (i * places[s, ROW_STRIDE] + column * stride)
                         out, g = place if stride == 1 else buffer, coefficients[s, job[FROM]]
                         if not fused:
-                            _decode_sum(job, origin, p, x, coefficients[s], out, count)
+                            _decode_plain(
+                                job, directions, constants, coefficients[s], element, origin, p, x, out, count
+                            )
                         elif rank:
                             _decode_summed(kind, packed, digit, known, origin, p, g, out, count)
                         else:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..dtypes import F32, from_float32, to_float32
+from ..errors import InvalidArgument
 from ..format import FLOAT32, NONE, PIECE
 from ..packing import Bytes, Codes, from_planes, packed_size, unpack_codes
-from . import Array, Coefficients, Decode, Direction, Factors, Job, Targets
+from . import FLUSHED, TINY, Array, Coefficients, Decode, Direction, Factors, Job, Targets
 
 
 def prepare(jobs: Sequence[Job]) -> Decode:
@@ -20,6 +21,8 @@ def prepare(jobs: Sequence[Job]) -> Decode:
     jobs = list(jobs)
 
     def decode(coefficients: Coefficients, targets: Targets) -> None:
+        if TINY * np.float32(1) == 0:
+            raise InvalidArgument(FLUSHED)
         for job, g, outs in zip(jobs, coefficients, targets, strict=True):
             for start in range(job.window.lo // PIECE * PIECE, job.window.hi, PIECE):
                 _decode_piece(job, start, min(start + PIECE, job.size), g, outs)
