@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import threading
 import time
@@ -29,6 +30,7 @@ STALE: Final = 3600.0
 """Seconds after which a temporary file was left by a process that is gone."""
 _SUFFIX: Final = ".range"
 _TEMPORARY: Final = ".part"
+_NAME: Final = re.compile(r"[0-9a-f]{40}\.range(?P<temporary>\.[0-9a-f]{12}\.part)?")
 
 
 class DiskCache:
@@ -92,10 +94,13 @@ class DiskCache:
             now = time.time()
             for entry in os.scandir(self.folder):
                 with suppress(OSError):  # removed by another process
+                    ours = _NAME.fullmatch(entry.name)  # whatever else is in the directory stays
+                    if ours is None:
+                        continue
                     status = entry.stat()
-                    if entry.name.endswith(_SUFFIX):
+                    if ours["temporary"] is None:
                         found.append((status.st_mtime, status.st_size, entry.path))
-                    elif entry.name.endswith(_TEMPORARY) and now - status.st_mtime > STALE:
+                    elif now - status.st_mtime > STALE:
                         os.unlink(entry.path)
             total = sum(length for _, length, _ in found)
             if total + size > self.limit:

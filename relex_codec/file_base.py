@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from . import format as f
 from .base import BaseReader, Expected, resolve
@@ -11,9 +12,14 @@ from .checkpoint import Checkpoint
 from .container import Container
 from .decoder import BATCH
 from .errors import CheckpointError, InvalidArgument, RelexError
+from .header import quote
 from .packing import piece_lengths
-from .paths import Options, PathLike
+from .paths import Options, PathLike, is_url
+from .reading import ahead_of
 from .settings import without_credentials
+
+BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
+"""Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""
 
 
 class FileBase:
@@ -55,8 +61,11 @@ class FileBase:
         """Read the whole base and check it, as `reader`."""
         index = self._container.index
         reader = self.reader()
-        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-            if record["origin"] == f.IN_BASE:
+        rows = zip(index.tensors, index.manifest.tensors, strict=True)
+        used = [tensor for record, tensor in rows if record["origin"] == f.IN_BASE]
+        places = [reader.checkpoint.info(tensor.name) for tensor in used]
+        with ahead_of((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places):
+            for tensor in used:
                 for lo in range(0, tensor.size, BATCH * f.PIECE):
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
 
@@ -66,6 +75,8 @@ class FileBase:
         path, uri = self._container.source.path, self._container.index.manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
+        if is_url(uri) and ("::" in uri or uri.partition("://")[0] not in BASES):
+            raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
             return resolve(uri, without_credentials(self._options))
         except RelexError as error:

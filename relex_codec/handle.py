@@ -81,7 +81,9 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
 
     def get_tensors(self) -> dict[str, Any]:
         """Return every tensor: ``{name: tensor}``."""
-        return {name: self.get_tensor(name) for name in self.offset_keys()}
+        names = self.offset_keys()
+        with self._run.ahead([(name, ...) for name in names], self._step, self._tier):
+            return {name: self.get_tensor(name) for name in names}
 
     def get_slice(self, name: str) -> Slice:
         """Return a lazy view; indexing it decodes what it needs."""

@@ -185,7 +185,7 @@ def why(shown: str, model: Model, e: Exception) -> str:
     here = f"download it first (`hf download {model.repo}{revision}`), or give a local path"
     if isinstance(e, errors.OfflineModeIsEnabled):
         return f"{shown} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
-    if _is_answer(e):
+    if _is_answer(e) or isinstance(e, errors.HfHubHTTPError):
         return f"{shown} cannot be read: {one_line(e)}"
     return f"{shown} is not completely in the local cache, and {_endpoint()} is not reached ({one_line(e)}): {here}"
 

@@ -7,12 +7,18 @@ import re
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from .errors import InvalidArgument
+
 PathLike = str | os.PathLike[str]
 Options = dict[str, Any] | None
 """``storage_options`` of fsspec."""
 OURS: Final = "relex"
 """Key of options that are for this package instead of fsspec."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
+
+
+_ALIASES: Final = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss", "adl"), ("http", "https"))
+"""Protocols that are one to fsspec."""
 
 
 def is_url(path: PathLike) -> bool:
@@ -38,11 +44,14 @@ def join(path: PathLike, name: str) -> str:
 
 
 def public(path: PathLike) -> str:
-    """Return `path` without what must not end up in messages and files: user, password and query of HTTP URLs."""
-    text = os.fspath(path)
-    if not text.lower().startswith(("http://", "https://")):
-        return text
-    parts = urlsplit(text)
+    """Return `path` without what must not end up in messages and files: passwords, and the queries of HTTP URLs."""
+    return "::".join(map(_public, os.fspath(path).split("::")))
+
+
+def _public(link: str) -> str:
+    if not link.lower().startswith(("http://", "https://")):
+        return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*:[^/]*@", r"\1", link)
+    parts = urlsplit(link)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -51,6 +60,8 @@ def options_for(path: PathLike, options: Options) -> Options:
 
     Other options are those of every URL, and so is what is for this package; chained URLs choose among them themselves.
     """
+    if options is not None and not isinstance(options, dict):
+        raise InvalidArgument(f"storage_options is {options!r:.80}, expected a dict")
     if not options or not is_url(path) or "::" in os.fspath(path):
         return options
     from fsspec import available_protocols  # type: ignore[import-untyped, unused-ignore]  # here: 0.2 seconds
@@ -59,7 +70,9 @@ def options_for(path: PathLike, options: Options) -> Options:
     others = {key: value for key, value in options.items() if key != OURS}
     if not others or not all(isinstance(value, dict) and key in known for key, value in others.items()):
         return options
-    own = dict(others.get(os.fspath(path).partition("://")[0], {}))
+    protocol = os.fspath(path).partition("://")[0]
+    same = next((names for names in _ALIASES if protocol in names), (protocol,))
+    own = {key: value for name in same for key, value in others.get(name, {}).items()}
     return {**own, OURS: options[OURS]} if OURS in options else own
 
 

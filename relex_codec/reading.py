@@ -12,6 +12,7 @@ from .decoder import Decoder, Read
 from .format import PIECE
 from .kernels import Window
 from .needs import Wanted, needs, reads_base
+from .source import Source
 from .windows import pieces
 
 
@@ -53,6 +54,12 @@ def reading_ahead(
         if isinstance(source, AheadSource) and not source.at_hand(start, end):
             uses.append(Use(source, start, end))
     return ReadAhead(uses) if uses else nullcontext()
+
+
+def ahead_of(uses: Iterable[tuple[Source, int, int]]) -> AbstractContextManager[Any]:
+    """Return a context in which these ranges of remote files, asked for in about this order, are read ahead."""
+    planned = [Use(source, start, end) for source, start, end in uses if isinstance(source, AheadSource)]
+    return ReadAhead(planned) if planned else nullcontext()
 
 
 def wanted_of(decoder: Decoder, name: str, window: Window, reads: Sequence[Read]) -> list[Wanted]:

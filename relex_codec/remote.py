@@ -54,6 +54,7 @@ class RemoteSource(Source):
     ) -> None:
         self.path = shown
         self._error = error
+        self._closed = False
         self._settings = settings or Settings()
         self._backend = backend_of(filesystem, path, self._settings)
         self._fixed = isinstance(self._backend, PlainBackend) and self._backend.fixed
@@ -74,6 +75,7 @@ class RemoteSource(Source):
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         self._check(ranges)
+        self._check_open()
         found = [self._find_kept(*span) for span in ranges]
         rest = [i for i, data in enumerate(found) if data is None]
         plan = merge([ranges[i] for i in rest])
@@ -83,6 +85,13 @@ class RemoteSource(Source):
                 a, b = ranges[rest[member]]
                 found[rest[member]] = data if (a, b) == (start, end) else data[a - start : b - start]
         return [data or b"" for data in found]
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._error(f"{self.path} is closed")
 
     def read_kept(self, start: int, end: int) -> bytes:
         data = self._find_kept(start, end)
@@ -101,6 +110,7 @@ class RemoteSource(Source):
         Args:
             stop: when it is set, nothing is tried again: nobody waits for the bytes any more.
         """
+        self._check_open()
         if self._cache is not None:
             kept = self._cache.load(self._cache_key, start, end)
             if kept is not None:

@@ -19,6 +19,7 @@ from .kernels import Decode, Job, Prepare, Window
 from .kernels.device import device_kernel, host_kernel, is_host
 from .modules import Names, Target, check_dtypes, match
 from .parallel import ahead
+from .reading import reading_ahead
 from .tiers import LINEAR, as_step, choose_tier, coefficient
 from .torch_dtypes import DTYPES, as_tensor
 from .upload import AHEAD, Place, bits_of
@@ -71,9 +72,11 @@ class Resident:
             raise InvalidArgument(f"{run.path} has no tensor {quote(unknown)}, of which a slice is wanted")
         boxes = {name: box_of(run.entry(name).shape, chosen.get(name, ...)) for name in run.decoder.numbers}
         place = Place(self.device)
-        self._held = {
-            name: self._put(held, place) for name, held in ahead(self._read(run.decoder, boxes, place), AHEAD)
-        }
+        parts = [(name, windows(run.entry(name).shape, box)) for name, (box, _) in boxes.items()]
+        with reading_ahead(run.decoder, run.base_reader, parts, [(0.0, "line")]):
+            self._held = {
+                name: self._put(held, place) for name, held in ahead(self._read(run.decoder, boxes, place), AHEAD)
+            }
         place.wait()
         self._rows = {
             direction: self._container.coefficients(direction)[0]

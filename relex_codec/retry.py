@@ -33,6 +33,10 @@ PASSING_NAMES: Final = frozenset({
     "FSTimeoutError", "ChunkedEncodingError", "TransportError", "IncompleteRead",
 })  # fmt: skip
 """Classes of exceptions that pass, by name: importing the libraries to name them would cost more than most reads."""
+LASTING_NAMES: Final = frozenset({
+    "OfflineModeIsEnabled",  # a ConnectionError
+    "SSLError", "ClientConnectorCertificateError", "ClientConnectorSSLError",
+})  # fmt: skip
 PASSING_ERRNO: Final = frozenset({errno.EBUSY, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT})
 FIRST_WAIT: Final = 0.1
 LONGEST_WAIT: Final = 8.0
@@ -77,7 +81,9 @@ def passes(e: BaseException) -> bool:
     """Tell whether trying again may help."""
     if isinstance(e, Passing):
         return True
-    if isinstance(e, RelexError | FileNotFoundError | PermissionError):
+    if isinstance(e, RelexError | FileNotFoundError | PermissionError) or any(
+        c.__name__ in LASTING_NAMES for c in type(e).__mro__
+    ):
         return False
     if code_of(e) in PASSING_CODES or any(c.__name__ in PASSING_NAMES for c in type(e).__mro__):
         return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,12 @@ from .kernels import flat
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
 from .paths import Options, PathLike, options_for
-from .reading import reading_ahead
+from .reading import ahead_of, reading_ahead
 from .restore import choose_steps, numbered_steps, restore
 from .storage import open_source
 from .tensors import Wanted, read_bits, read_tensors, read_weights
 from .tiers import as_step, choose_tier
-from .windows import Index, box_of
+from .windows import Index, box_of, windows
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,8 @@ class Run:
         device: Any = "cpu",
         storage_options: Options = None,
     ) -> None:
-        self._source = open_source(path, options_for(path, storage_options))
+        with explaining(path, storage_options, InvalidArgument):
+            self._source = open_source(path, options_for(path, storage_options))
         self.path = self._source.path
         self.device = "cpu" if device is None else device
         try:
@@ -139,6 +141,16 @@ class Run:
         window = flat(lo, hi)
         with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [read]):
             return self._decoder.read_window(name, [read], window)[0].reshape(-1)
+
+    def ahead(
+        self, wanted: Iterable[tuple[str, Index]], step: float, tier: str = "auto"
+    ) -> AbstractContextManager[Any]:
+        """Return a context in which these parts of tensors, asked for in about this order, are read ahead."""
+        parts = []
+        for name, index in wanted:
+            shape = self.entry(name).shape
+            parts.append((name, windows(shape, box_of(shape, index)[0])))
+        return reading_ahead(self._decoder, self.base_reader, parts, [(float(step), self.tier(step, tier))])
 
     def box(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> Bits:
         """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
@@ -354,7 +366,8 @@ class Run:
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
         """
-        check_all(self._decoder)
+        with ahead_of([(self._source, 0, self._source.size)]):
+            check_all(self._decoder)
 
     def check_exact(self, *, progress: bool = False) -> int:
         """Restore every stored step of every tensor and check all digests, in memory as `restore`.
@@ -402,5 +415,4 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         InvalidArgument: no such file or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
     """
-    with explaining(path, storage_options, InvalidArgument):
-        return Run(path, base, device, storage_options)
+    return Run(path, base, device, storage_options)

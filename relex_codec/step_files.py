@@ -18,8 +18,10 @@ from .checkpoint import Checkpoint
 from .dtypes import ITEMSIZE
 from .export import Shard, index_file, nbytes, shards_of
 from .format import PIECE
+from .kernels import flat
 from .layouts import INDEX
 from .manifest import TensorEntry, file_allowed
+from .reading import reading_ahead
 from .run import Run
 
 
@@ -134,14 +136,21 @@ class StepFiles:
             yield self.other(name)[start:end]
             return
         layout = self.shards[name]
-        for tensor, low, high in layout.parts(start, layout.size if end is None else end):
-            if tensor is None:
-                yield layout.head[low:high]
-                continue
-            width = ITEMSIZE[tensor.dtype]
-            first = low // width
-            bits = self.run.bits(tensor.name, step, tier, first, -(-high // width))
-            yield bits.view(np.uint8).data[low - first * width : high - first * width]
+        parts = list(layout.parts(start, layout.size if end is None else end))
+        spans = [
+            (t, low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype])) for t, low, high in parts if t is not None
+        ]
+        read = (float(step), self.run.tier(step, tier))
+        planned = [(t.name, [flat(first, last)]) for t, first, last in spans]
+        with reading_ahead(self.run.decoder, self.run.base_reader, planned, [read]):
+            for tensor, low, high in parts:
+                if tensor is None:
+                    yield layout.head[low:high]
+                    continue
+                width = ITEMSIZE[tensor.dtype]
+                first = low // width
+                bits = self.run.bits(tensor.name, step, tier, first, -(-high // width))
+                yield bits.view(np.uint8).data[low - first * width : high - first * width]
 
     def other(self, name: str) -> bytes:
         """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""

@@ -96,7 +96,7 @@ def test_a_slice_reads_its_pieces_only(bucket: Bucket, cloud_run: Made) -> None:
             assert (found == local.bits("b", 6, "auto", 10, 20)).all()
 
 
-@pytest.mark.parametrize("how", ["state_dict", "save"])
+@pytest.mark.parametrize("how", ["state_dict", "save", "resident", "lazily"])
 def test_a_whole_step(bucket: Bucket, cloud_run: Made, tmp_path: Path, how: str) -> None:
     file = File(cloud_run.root / "run.relex")
     with (
@@ -114,7 +114,14 @@ def test_a_whole_step(bucket: Bucket, cloud_run: Made, tmp_path: Path, how: str)
             side = [request for request in bucket.proxy.seen if request.path.endswith(".json")]
             assert len(side) == 1  # config.json
         else:
-            found = run.state_dict(5)
+            if how == "resident":
+                found = run.resident().state_dict(5)
+            elif how == "lazily":
+                names = list(SHAPES)
+                with run.ahead([(name, ...) for name in names], 5):
+                    found = {name: run.tensor(name, 5) for name in names}
+            else:
+                found = run.state_dict(5)
             assert all((found[name] == value).all() for name, value in local.state_dict(5).items())
         assert 2 <= bucket.proxy.most <= 16
         reads = [read for read in fetched(bucket.proxy) if not read[0].endswith(".json")]
@@ -125,6 +132,19 @@ def test_a_whole_step(bucket: Bucket, cloud_run: Made, tmp_path: Path, how: str)
     assert (high - low) + base - kept <= sum(lengths) <= 1.01 * (high - low + base)
     assert max(lengths) <= 16 * MB
     assert all(length >= 4 * MB for length in lengths)  # all is of several MB here: nothing is read in small pieces
+
+
+def test_verifying_reads_ahead(bucket: Bucket, cloud_run: Made) -> None:
+    with uploaded(bucket, cloud_run)() as run:
+        bucket.proxy.clear()
+        run.verify()
+        reads = fetched(bucket.proxy)
+        assert sum(end - start for _, start, end in reads) <= 1.01 * (cloud_run.root / "run.relex").stat().st_size
+        assert len(reads) <= 8
+        run.base_reader()
+        bucket.proxy.clear()
+        run.check_base()
+        assert len(fetched(bucket.proxy)) <= 4
 
 
 def test_a_second_step_reads_the_same(bucket: Bucket, cloud_run: Made) -> None:

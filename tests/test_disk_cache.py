@@ -122,12 +122,24 @@ def test_the_bound_is_kept_and_what_was_used_last_stays(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_goes(tmp_path: Path) -> None:
-    old, new = tmp_path / "x.range.1.part", tmp_path / "y.range.2.part"
+    old, new = (tmp_path / f"{letter * 40}.range.{letter * 12}.part" for letter in "ab")
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
     DiskCache(str(tmp_path), 10_000).store("k", 0, 3, b"abc")
     assert not old.exists() and new.exists()
+
+
+def test_other_files_in_the_directory_stay(tmp_path: Path) -> None:
+    others = [tmp_path / name for name in ("thesis.mkv.part", "my.range", f"{'g' * 40}.range")]
+    for path in others:
+        path.write_bytes(b"x" * 10_000)
+        os.utime(path, (time.time() - 7200,) * 2)
+    cache = DiskCache(str(tmp_path), 2_000)
+    for i in range(9):
+        cache.store("k", i, i + 500, bytes(500))
+    assert all(path.exists() for path in others)
+    assert sum(path.suffix == ".range" for path in tmp_path.iterdir()) <= 3 + 2
 
 
 def test_a_disk_that_fails_costs_nothing_but_time(moto_bucket: Bucket, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> Non
 
 
 def bits(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().contiguous().reshape(-1).view(torch.uint8)
+    return torch.cat([value.detach().reshape(-1)]).view(torch.uint8)  # in memory of its own
 
 
 def made_on(monkeypatch: pytest.MonkeyPatch, run: Run, kernel: str, **options: Any) -> relex_codec.resident.Resident:
@@ -223,7 +223,7 @@ def test_what_is_held_is_not_handed_out(zoo_file: Zoo) -> None:
 
 @EACH
 def test_slices_into_any_memory(moving_file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
-    """Random boxes of matrices into views with gaps, from the first element or the last: nothing beside them is written."""
+    """Random boxes of matrices into views with gaps: nothing beside them is written."""
     rng = random.Random(0)
     with relex_codec.open(moving_file) as run:
         whole = run.state_dict(2)

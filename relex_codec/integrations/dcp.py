@@ -122,22 +122,26 @@ class RelexStorageReader(StorageReader):
             if item.type != LoadItemType.TENSOR:
                 raise InvalidArgument(f"{quote(item.dest_index.fqn)} of the state dict is no tensor; leave it out")
 
-        def decode(item: ReadItem) -> torch.Tensor:
-            name = names[item.storage_index.fqn]
+        def place(item: ReadItem) -> tuple[str, tuple[slice, ...]]:
             box = [(low, low + length) for low, length in zip(item.storage_offsets, item.lengths, strict=True)]
-            bits = run.box(name, self._step, self._tier, tuple(starmap(slice, box)))
+            return names[item.storage_index.fqn], tuple(starmap(slice, box))
+
+        def decode(item: ReadItem) -> torch.Tensor:
+            name, index = place(item)
+            bits = run.box(name, self._step, self._tier, index)
             return as_tensor(bits.reshape(-1), run.entry(name).dtype, bits.shape)
 
-        for items in batches(plan.items, [_nbytes(item, run, names) for item in plan.items], TOGETHER):
-            for item, value in zip(items, in_parallel(decode, items, IO_THREADS), strict=True):
-                target = planner.resolve_tensor(item).detach()
-                if target.shape != value.shape:
-                    key = quote(item.dest_index.fqn)
-                    raise InvalidArgument(
-                        f"{key}: {list(value.shape)} was planned, {list(target.shape)} is in the state dict"
-                    )
-                target.copy_(value)
-                planner.commit_tensor(item, target)
+        with run.ahead(map(place, plan.items), self._step, self._tier):
+            for items in batches(plan.items, [_nbytes(item, run, names) for item in plan.items], TOGETHER):
+                for item, value in zip(items, in_parallel(decode, items, IO_THREADS), strict=True):
+                    target = planner.resolve_tensor(item).detach()
+                    if target.shape != value.shape:
+                        key = quote(item.dest_index.fqn)
+                        raise InvalidArgument(
+                            f"{key}: {list(value.shape)} was planned, {list(target.shape)} is in the state dict"
+                        )
+                    target.copy_(value)
+                    planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
         return done

@@ -73,17 +73,20 @@ def load_model(
         give_info, allow = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         failed: list[RelexError] = []
         names = run.keys()
+        sharded = kwargs.get("tp_plan") is not None  # then each rank asks for its part only
+        ahead = run.ahead([] if sharded else [(name, ...) for name in names], step, tier)
         try:
-            model, info = chosen.from_pretrained(
-                None,
-                config=config,
-                state_dict={name: LazyTensor(run, name, step, tier, failed) for name in names},
-                device_map=device_map,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **{_dtype_word(transformers): "auto" if dtype is None else dtype},
-                **kwargs,
-            )
+            with ahead:
+                model, info = chosen.from_pretrained(
+                    None,
+                    config=config,
+                    state_dict={name: LazyTensor(run, name, step, tier, failed) for name in names},
+                    device_map=device_map,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    **{_dtype_word(transformers): "auto" if dtype is None else dtype},
+                    **kwargs,
+                )
         except Exception:
             if failed:  # transformers reports what goes wrong while it converts weights in its own words
                 raise failed[0] from None
