@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from . import format as f
-from .decoder import BATCH, Decoder
+from .decoder import Decoder
 from .index import Part
 from .parallel import in_parallel
+from .windows import BATCH
 
 
 def check_all(decoder: Decoder) -> None:

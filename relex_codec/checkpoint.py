@@ -9,7 +9,7 @@ import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,10 @@ from .dtypes import ITEMSIZE, Bits, bits_dtype
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
 from .paths import Options, PathLike, is_url, join, local_path, public
+from .ranges import FIRST_READ
 from .remote import REQUESTS
 from .source import LocalSource
 from .storage import Item, Source, list_directory, open_source
-
-HEAD: Final = 64 << 10
-"""Bytes read at first of each file: most headers fit, so that one request opens a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +254,7 @@ def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Te
 
 
 def _raw_header(source: Source) -> bytes:
-    head = source.read_kept(0, min(source.size, HEAD))
+    head = source.read_kept(0, min(source.size, FIRST_READ))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
         head += source.read_kept(len(head), end)

@@ -19,10 +19,9 @@ from .header import Entry, quote
 from .index import Index, Part, check, table
 from .packing import Bytes, decompress
 from .parallel import in_parallel
+from .ranges import FIRST_READ
 from .storage import Source
 
-FIRST_READ: Final = 64 << 10
-"""Bytes of the first request: length word, header, root and the steps of any usual file."""
 COEFFICIENTS_AT_OPEN: Final = 16 << 20
 """Coefficients up to this size come with the index; larger ones are read by the row."""
 R = TypeVar("R")

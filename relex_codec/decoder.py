@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,12 @@ from .kernels.device import host_kernel
 from .packing import Bytes, check_codes, from_planes, packed_size
 from .parallel import in_parallel
 from .tiers import LINEAR, coefficient
-from .windows import copy_window, cut, pieces
+from .windows import BATCH, copy_window, cut, pieces
 
 if TYPE_CHECKING:
     from .exact.layout import PartInfo
     from .exact.tier import ExactTier
 
-BATCH: Final = 64
-"""Pieces that are in memory in packed form at a time."""
 Read = tuple[float, str]
 """A step and the tier that it is read from, as `tiers.choose_tier` returns it."""
 Allocate = Callable[[int], Bytes]

@@ -10,13 +10,13 @@ from . import format as f
 from .base import BaseReader, Expected, resolve
 from .checkpoint import Checkpoint
 from .container import Container
-from .decoder import BATCH
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .header import quote
 from .packing import piece_lengths
 from .paths import Options, PathLike, is_url
 from .reading import ahead_of
 from .settings import without_credentials
+from .windows import BATCH
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
 """Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""

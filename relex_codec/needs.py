@@ -6,7 +6,7 @@ Pure functions on the tables of a file. Only the exact tier reads a little for i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from . import format as f
 from .checkpoint import TensorInfo
 from .dtypes import ITEMSIZE
 from .index import Index, Part
+from .windows import BATCH
 
 if TYPE_CHECKING:
     from .exact.tier import ExactTier
-
-BATCH: Final = 64
-"""Pieces of a tensor that are planned as one read; as many as the decoder has in work."""
 
 
 class Need(NamedTuple):

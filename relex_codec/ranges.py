@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 Range = tuple[int, int]
 """Bytes from the first up to and without the second."""
 
+FIRST_READ: Final = 64 << 10
+"""Bytes of the first request of a file: the headers and indexes of usual files fit, so that one request opens them."""
 GAP: Final = 64 << 10
 """Ranges this close are read as one: a request costs more than these bytes."""
 MERGED: Final = 16 << 20

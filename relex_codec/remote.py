@@ -11,14 +11,12 @@ from .disk_cache import cache_of
 from .errors import Corrupt, InvalidArgument, RelexError, Truncated
 from .kept import OBJECTS, KeptObjects
 from .parallel import in_parallel
-from .ranges import Range, merge
+from .ranges import FIRST_READ, Range, merge
 from .retry import GaveUp, Passing, unreadable, until_it_passes
 from .settings import Settings
 from .source import Source, changed
 
 T = TypeVar("T")
-FIRST: Final = 64 << 10
-"""Bytes of the request that opens a file: the header of most, whose answer also tells size and version."""
 REQUESTS: Final = 16
 """Requests that are under way at a time."""
 
@@ -141,10 +139,10 @@ class RemoteSource(Source):
 
     def _first_request(self) -> tuple[Mark, bytes]:
         def attempt() -> tuple[Mark, bytes]:
-            data, mark = self._backend.get(0, FIRST, None)
+            data, mark = self._backend.get(0, FIRST_READ, None)
             assert mark is not None
-            if len(data) != min(FIRST, mark.size):
-                raise _Short(f"the answer has {len(data)} bytes instead of {min(FIRST, mark.size)} from 0")
+            if len(data) != min(FIRST_READ, mark.size):
+                raise _Short(f"the answer has {len(data)} bytes instead of {min(FIRST_READ, mark.size)} from 0")
             return mark, data
 
         try:

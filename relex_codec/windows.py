@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from .format import PIECE
 from .header import quote
 from .kernels import Window, flat
 
+BATCH: Final = 64
+"""Pieces of a tensor that are read together, and are in memory in packed form at a time."""
 Index = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 """What chooses a box of a tensor: as in ``tensor[index]``, with steps of 1."""
 Box = tuple[tuple[int, int], ...]

@@ -264,7 +264,7 @@ def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, cloud_run
 def test_a_file_with_a_longer_index_opens_with_two_requests(
     moto_bucket: Bucket, cloud_run: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("remote.FIRST", "container.FIRST_READ"):
+    for name in ("remote.FIRST_READ", "container.FIRST_READ"):
         monkeypatch.setattr(f"relex_codec.{name}", 3000)
     begin, _ = File(cloud_run.root / "run.relex").places["relex.data.directions"]
     assert begin > 3000
