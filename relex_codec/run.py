@@ -54,13 +54,13 @@ class Run:
     ) -> None:
         with explaining(path, storage_options, InvalidArgument):
             self._source = open_source(path, options_for(path, storage_options))
+            try:
+                self._container = Container(self._source)
+            except BaseException:
+                self._source.close()
+                raise
         self.path = self._source.path
         self.device = "cpu" if device is None else device
-        try:
-            self._container = Container(self._source)
-        except BaseException:
-            self._source.close()
-            raise
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)
         if not is_host(self.device):

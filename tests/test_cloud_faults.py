@@ -198,8 +198,11 @@ def test_signed_urls() -> None:
         for _ in range(2):
             with open_source(url) as source:
                 assert source.read(LOW, HIGH) == DATA[LOW:HIGH]
-        server.fail("403")
-        with pytest.raises(InvalidArgument, match=r"the server answered 403 .*; check permissions") as refused:
+        with open_source(url) as source:
+            server.fail("403")
+            with pytest.raises(InvalidArgument, match=r"the server answered 403 .*; check permissions") as refused:
+                source.read(LOW, HIGH)
+        with pytest.raises(InvalidArgument, match="is closed"):
             source.read(LOW, HIGH)
         OBJECTS.clear()
         server.fail("500")
