@@ -220,5 +220,5 @@ def test_slices_out_of_bounds_and_unknown_names(tmp_path):
 
 
 def test_long_headers_take_a_second_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "HEAD", 16)
+    monkeypatch.setattr(module, "FIRST_READ", 16)
     check_tensors(open_checkpoint(write_checkpoint(tmp_path, TENSORS)))
