@@ -52,6 +52,9 @@ class Run:
         device: Any = "cpu",
         storage_options: Options = None,
     ) -> None:
+        self.device = "cpu" if device is None else device
+        if not is_host(self.device):
+            device_kernel(self.device)  # whether there is such a device
         with explaining(path, storage_options, InvalidArgument):
             self._source = open_source(path, options_for(path, storage_options))
             try:
@@ -60,11 +63,8 @@ class Run:
                 self._source.close()
                 raise
         self.path = self._source.path
-        self.device = "cpu" if device is None else device
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)
-        if not is_host(self.device):
-            device_kernel(self.device)  # whether there is such a device
         self._decoder = Decoder(self._container, self.base_reader, use_embedded=base is None)
 
     def __enter__(self) -> Run:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Tensor, bf16, f16, f32, random_bits, write_checkpoint, write_run
+from faulty import Faulty
+from helpers import Tensor, bf16, empty_memory, f16, f32, random_bits, write_checkpoint, write_run
 from plain import Array
 
 import relex_codec
@@ -184,3 +186,21 @@ def reference() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    """fsspec's memory filesystem, empty before and after."""
+    with empty_memory() as filesystem:
+        yield filesystem
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files wait for their upload, also in new processes."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    Faulty.reset()
+    return folder

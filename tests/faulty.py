@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -48,3 +50,8 @@ class Faulty(LocalFileSystem):  # type: ignore[misc]
 
 
 fsspec.register_implementation("faulty", Faulty, clobber=True)
+
+
+def waiting(scratch: Path) -> list[str]:
+    """What is there for or from an upload; servers of the tests have their own files there."""
+    return [name for name in os.listdir(scratch) if name.startswith("relex-")]

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import WIDTH, checkpoint_files, empty_memory, random_bits, safetensors_bytes, upload, write_checkpoint
+from helpers import WIDTH, checkpoint_files, random_bits, safetensors_bytes, upload, write_checkpoint
 
 from relex_codec import checkpoint as module
 from relex_codec.checkpoints import open_checkpoint
@@ -22,12 +22,6 @@ TENSORS = {
     "mask": random_bits("BOOL", (11,), 5),
     "complex": random_bits("C64", (2, 2), 6),
 }
-
-
-@pytest.fixture
-def memory():
-    with empty_memory() as filesystem:
-        yield filesystem
 
 
 def check_tensors(found, tensors=TENSORS):

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from helpers import bf16, empty_memory, random_bits, upload, write_checkpoint, write_run
+from helpers import bf16, random_bits, upload, write_checkpoint, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,12 +23,6 @@ FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safete
 
 def at_step(step):
     return {"w": bf16(np.arange(6, dtype=np.float32).reshape(2, 3) + step), "n": random_bits("I64", (2,), step)}
-
-
-@pytest.fixture
-def memory():
-    with empty_memory() as filesystem:
-        yield filesystem
 
 
 @pytest.mark.parametrize("layout", ["global_step_{}", "checkpoint-{}", "step_{}", "step-{}", "global_step{}_hf",

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from faulty import Faulty
-from helpers import empty_memory
+from faulty import Faulty, waiting
 
 from relex_codec.atomic import AtomicDirectory, AtomicFile
 from relex_codec.errors import InvalidArgument
@@ -23,28 +20,8 @@ from relex_codec.outputs import output_directory, output_file
 from relex_codec.paths import options_for
 from relex_codec.target import PART, Target, part_size
 
+pytestmark = pytest.mark.usefixtures("scratch")
 DATA = bytes(range(256)) * 1000
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files wait for their upload."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    Faulty.reset()
-    return folder
-
-
-def waiting(scratch: Path) -> list[str]:
-    """What is there for or from an upload; servers of the tests have their own files there."""
-    return [name for name in os.listdir(scratch) if name.startswith("relex-")]
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    with empty_memory() as filesystem:
-        yield filesystem
 
 
 def put(url: str, data: bytes = DATA, options: Any = None) -> None:

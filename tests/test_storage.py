@@ -10,7 +10,6 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
-from helpers import empty_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,12 +92,6 @@ def test_passwords_are_not_shown():
 
 
 # Reading
-
-
-@pytest.fixture
-def memory():
-    with empty_memory() as filesystem:
-        yield filesystem
 
 
 @pytest.fixture(params=["held", "reopened", "file URL", "memory", "cached"])

@@ -8,22 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from faulty import Faulty
-from helpers import ELSEWHERE, Tensor, bf16, empty_memory, f32, upload, write_checkpoint, write_run
+from faulty import Faulty, waiting
+from helpers import ELSEWHERE, Tensor, bf16, f32, upload, write_checkpoint, write_run
 from test_cli import cli, failed
 
 import relex_codec
 from relex_codec.checkpoints import open_checkpoint
 from relex_codec.errors import CheckpointError, InvalidArgument
 
+pytestmark = pytest.mark.usefixtures("scratch")
 STEPS = [10, 20, 30, 40]
 SIDE = {"config.json": {"model_type": "test"}, "tokenizer.json": b"{}", "zz.txt": b"the last by name"}
 
@@ -45,28 +45,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     relex_codec.encode(root / "run", root / "run.relex", base=root / "base", exact=True, steps="10:30")
     relex_codec.encode(root / "run", root / "single.relex", base=root / "single", exact=True)
     return root
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where files wait for their upload, also in new processes."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    Faulty.reset()
-    return folder
-
-
-def waiting(scratch: Path) -> list[str]:
-    """What is there for or from an upload; servers of the tests have their own files there."""
-    return [name for name in os.listdir(scratch) if name.startswith("relex-")]
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    with empty_memory() as filesystem:
-        yield filesystem
 
 
 @pytest.fixture
