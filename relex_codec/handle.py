@@ -48,9 +48,9 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
             raise InvalidArgument(f"framework is {framework!r}, expected one of {', '.join(FRAMEWORKS)}")
         self._framework = FRAMEWORKS[framework]
         self._run = Run(filename, base, device, storage_options)
-        self._step = step
+        self._step, self._tier = step, tier
         try:
-            self._tier = "auto" if self._run.tier(step, tier) == "base" else tier
+            self._run.tier(step, tier)  # whether it reaches the step
         except BaseException:
             self._run.close()
             raise
