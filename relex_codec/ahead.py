@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
 from .source import Source
+from .stopping import Stop, Stopped, wait_for
 
 BLOCK: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""
@@ -114,7 +115,7 @@ class ReadAhead:
         self._limit = limit
         self._held = self._next = 0
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._stop, self._ended = Stop(), False
         by_source: dict[AheadSource, list[int]] = {}
         for i, use in enumerate(uses):
             by_source.setdefault(use.source, []).append(i)
@@ -142,7 +143,8 @@ class ReadAhead:
         for source in self._blocks:
             source.detach(self)
         with self._lock:
-            self._stop.set()
+            self._ended = True
+        self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
     def covers(self, source: AheadSource, start: int, end: int) -> bool:
@@ -156,16 +158,16 @@ class ReadAhead:
         None also where reading ahead was ended meanwhile, by another thread: then the reader is on its own.
         """
         with self._lock:
-            found = None if self._stop.is_set() else self._find(source, start, end)
+            found = None if self._ended else self._find(source, start, end)
             if found is None:
                 return None
             waiting = [self._submit(block) for block in found]
         views = []
         for block, data in zip(found, waiting, strict=True):
             try:
-                view = memoryview(data.result())
-            except Exception:
-                if self._stop.is_set():
+                view = memoryview(wait_for(data))
+            except (Exception, CancelledError, Stopped):
+                if self._ended:
                     return None
                 raise
             views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])
@@ -196,13 +198,13 @@ class ReadAhead:
     def _submit(self, block: _Block) -> Future[bytes]:
         if block.data is None:
             self._held += block.end - block.start
-            fetch: Callable[..., bytes] = block.source.inner.fetch
-            block.data = self._pool.submit(fetch, block.start, block.end, self._stop)
+            fetch = self._stop.bound(block.source.inner.fetch)
+            block.data = self._pool.submit(fetch, block.start, block.end)
         return block.data
 
     def _pump(self) -> None:
         """Begin with as many of the next blocks as may be held; the lock is held."""
-        while self._next < len(self._order) and not self._stop.is_set():
+        while self._next < len(self._order) and not self._ended:
             block = self._order[self._next]
             if block.data is None and block.left > 0:
                 if self._held and self._held + block.end - block.start > self._limit:

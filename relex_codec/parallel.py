@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from .stopping import Stop
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -26,13 +28,21 @@ def processors() -> int:
 
 
 def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
-    """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor."""
+    """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor.
+
+    When one of them fails, or the caller is interrupted, those that wait for the network end at once.
+    """
     values = list(values)
     workers = min(threads or processors(), len(values))
     if workers < 2:
         return [function(value) for value in values]
+    stop = Stop()
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, values))
+        try:
+            return list(pool.map(stop.bound(function), values))
+        except BaseException:
+            stop.set()
+            raise
 
 
 def ahead(values: Iterable[T], count: int) -> Iterator[T]:
@@ -43,12 +53,12 @@ def ahead(values: Iterable[T], count: int) -> Iterator[T]:
     done = object()
     ready: queue.Queue[Any] = queue.Queue()
     room = threading.Semaphore(count)
-    stopped = threading.Event()
+    stop = Stop()
 
     def make() -> None:
         try:
             made = iter(values)
-            while room.acquire() and not stopped.is_set():
+            while room.acquire() and not stop.is_set():
                 value = next(made, done)
                 if value is done:
                     break
@@ -57,7 +67,7 @@ def ahead(values: Iterable[T], count: int) -> Iterator[T]:
         except BaseException as error:  # for the thread that waits
             ready.put((done, error))
 
-    worker = threading.Thread(target=make, daemon=True)
+    worker = threading.Thread(target=stop.bound(make), daemon=True)
     worker.start()
     try:
         while True:
@@ -69,6 +79,6 @@ def ahead(values: Iterable[T], count: int) -> Iterator[T]:
             room.release()
             yield value
     finally:
-        stopped.set()
+        stop.set()
         room.release()
         worker.join()

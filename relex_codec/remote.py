@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from threading import Event
 from typing import Any, Final, TypeVar
 
-from .backends import EmptyObject, Mark, PlainBackend, Replaced, backend_of
+from .backends import backend_of
+from .backends.contract import EmptyObject, Mark, Replaced
+from .backends.plain import PlainBackend
 from .disk_cache import cache_of
 from .errors import Corrupt, InvalidArgument, RelexError, Truncated
 from .kept import OBJECTS, KeptObjects
@@ -102,18 +103,14 @@ class RemoteSource(Source):
         """Tell whether bytes `start` to `end` are kept, so that reading them needs no request."""
         return self._find_kept(start, end) is not None
 
-    def fetch(self, start: int, end: int, stop: Event | None = None) -> bytes:
-        """Return bytes `start` to `end` with one request, or from the cache on disk.
-
-        Args:
-            stop: when it is set, nothing is tried again: nobody waits for the bytes any more.
-        """
+    def fetch(self, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` with one request, or from the cache on disk."""
         self._check_open()
         if self._cache is not None:
             kept = self._cache.load(self._cache_key, start, end)
             if kept is not None:
                 return kept
-        data = self._attempts(lambda: self._get(start, end), stop)
+        data = self._attempts(lambda: self._get(start, end))
         if self._cache is not None:
             self._cache.store(self._cache_key, start, end, data)
         return data
@@ -160,9 +157,9 @@ class RemoteSource(Source):
             raise self._error(f"{self.path} is not a file of known size")
         return mark
 
-    def _attempts(self, attempt: Callable[[], T], stop: Event | None = None) -> T:
+    def _attempts(self, attempt: Callable[[], T]) -> T:
         """Call `attempt`, again if that may help, and report what it raises as what it is."""
-        return attempts(attempt, self.path, self._error, self._settings, patient=self._backend.patient, stop=stop)
+        return attempts(attempt, self.path, self._error, self._settings, patient=self._backend.patient)
 
 
 class _Short(Passing):
@@ -176,13 +173,11 @@ def attempts(
     settings: Settings,
     *,
     patient: bool = False,
-    stop: Event | None = None,
 ) -> T:
     """Return what `attempt`, one request for `path`, returns; tried again within the limit of `settings`.
 
     Args:
         patient: the filesystem tries failed requests again by itself: then only once here, short answers apart.
-        stop: as `RemoteSource.fetch`.
 
     Raises:
         Truncated: all answers end early.
@@ -191,7 +186,7 @@ def attempts(
         error: everything else, in one line.
     """
     try:
-        return until_it_passes((lambda: _once(attempt)) if patient else attempt, settings.retry_seconds, stop)
+        return until_it_passes((lambda: _once(attempt)) if patient else attempt, settings.retry_seconds)
     except Exception as e:  # backends raise what they like
         last = e.__cause__ if isinstance(e, GaveUp) else e
         if isinstance(last, _Short):

@@ -9,11 +9,11 @@ import errno
 import random
 import time
 from collections.abc import Callable
-from threading import Event
 from typing import Final, TypeVar
 
 from .errors import RelexError
 from .paths import one_line
+from .stopping import pause
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ PASSING_NAMES: Final = frozenset({
     "ResponseParserError",
     # fsspec; requests and httpx, as gcsfs, adlfs and huggingface_hub use them
     "FSTimeoutError", "ChunkedEncodingError", "TransportError", "IncompleteRead",
+    "TimeoutError",  # of asyncio, which is the built-in one from Python 3.11 on
 })  # fmt: skip
 """Classes of exceptions that pass, by name: importing the libraries to name them would cost more than most reads."""
 LASTING_NAMES: Final = frozenset({
@@ -93,17 +94,15 @@ def passes(e: BaseException) -> bool:
     return isinstance(e, ConnectionError | TimeoutError) or (isinstance(e, OSError) and e.errno in PASSING_ERRNO)
 
 
-def until_it_passes(attempt: Callable[[], T], seconds: float, stop: Event | None = None) -> T:
+def until_it_passes(attempt: Callable[[], T], seconds: float) -> T:
     """Return what `attempt` returns, trying again after failures that pass, for so many seconds.
 
     Waits grow twofold from 0.1 s to 8 s, each drawn anew between 0 and that ("full jitter"), so that many readers do
     not come back at the same moment.
 
-    Args:
-        stop: when it is set, nothing is tried again.
-
     Raises:
         GaveUp: it did not pass in that time.
+        Stopped: nobody waits for it any more.
         Exception: what the first attempt raised, if it does not pass or there is no time for another.
     """
     began = time.monotonic()
@@ -113,14 +112,13 @@ def until_it_passes(attempt: Callable[[], T], seconds: float, stop: Event | None
         try:
             return attempt()
         except Exception as e:
-            pause = random.uniform(0, wait)
+            before_next = random.uniform(0, wait)
             spent = time.monotonic() - began
-            stopped = stop is not None and stop.is_set()
-            if not passes(e) or spent + pause > seconds or stopped:
+            if not passes(e) or spent + before_next > seconds:
                 if attempts > 1 and not isinstance(e, RelexError):
                     raise GaveUp(attempts, spent) from e
                 raise
-        (stop or Event()).wait(pause)
+        pause(before_next)
         wait = min(2 * wait, LONGEST_WAIT)
 
 

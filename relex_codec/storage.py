@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from .ahead import AheadSource
 from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
-from .backends import protocols, tries_again
+from .backends.contract import protocols
+from .backends.plain import tries_again
 from .errors import InvalidArgument, RelexError
 from .paths import Options, PathLike, is_url, local_path, one_line, public
 from .ranges import merge as merge

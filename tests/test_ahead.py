@@ -29,7 +29,7 @@ class Inner:
         self.gate.set()
         self.error: Exception | None = None
 
-    def fetch(self, start: int, end: int, stop: threading.Event) -> bytes:
+    def fetch(self, start: int, end: int) -> bytes:
         self.fetched.append((start, end))
         assert self.gate.wait(20)
         if self.error:

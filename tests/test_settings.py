@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.kept import KeptObjects
 from relex_codec.retry import GaveUp, Passing, passes, unreadable, until_it_passes
 from relex_codec.settings import Settings, split, without_credentials
+from relex_codec.stopping import Stop, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -131,11 +131,11 @@ def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="not this"):
         until_it_passes(attempt, 60)
     assert len(left) == 1
-    stop = threading.Event()
+    stop = Stop()
     stop.set()
     left[:] = [ConnectionResetError()] * 2
-    with pytest.raises(ConnectionResetError):
-        until_it_passes(attempt, 60, stop)
+    with pytest.raises(Stopped):
+        stop.bound(until_it_passes)(attempt, 60)
     assert len(left) == 1
 
 

@@ -15,6 +15,7 @@ from .. import format as f
 from ..dtypes import Bits, bits_dtype
 from ..errors import Corrupt
 from ..parallel import in_parallel, processors
+from ..stopping import Stop, Stopped
 from . import layout
 from .layout import PartInfo
 from .nodes import Node, apply
@@ -267,24 +268,29 @@ def replay_all(
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
     """
-    stopped, lock = threading.Event(), threading.Lock()
+    stop, lock = Stop(), threading.Lock()
+    failures: list[BaseException] = []
 
     def one(parts: list[PartInfo]) -> None:
         try:
             for number, bits in replay_parts(tier, parts, steps, origin):
-                if stopped.is_set():
+                if stop.is_set():
                     return
                 use(parts, number, bits)
                 with lock:
                     on_bytes(sum(piece.nbytes for piece in bits))
-        except BaseException:
-            stopped.set()
+        except BaseException as e:
+            if not stop.is_set():
+                failures.append(e)
+            stop.set()
             raise
 
     with ThreadPoolExecutor(processors()) as pool:
         try:
-            for _ in pool.map(one, batches(tier, tensors)):
+            for _ in pool.map(stop.bound(one), batches(tier, tensors)):
                 pass
-        except BaseException:
-            stopped.set()  # the pool waits for what is under way
+        except BaseException as e:
+            stop.set()  # the pool waits for what is under way
+            if isinstance(e, Stopped) and failures:  # results come in order, failures do not
+                raise failures[0] from None
             raise

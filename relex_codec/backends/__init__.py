@@ -1,0 +1,27 @@
+"""Single requests to storage: one attempt each, with what the answer tells of the object (see remote.py for the rest).
+
+S3 and HTTP are asked through the connections of s3fs and of fsspec's HTTP filesystem, but without their ``cat_ranges``:
+that gives bytes only, while an answer also tells size and ETag of the object and can be made to depend on them. So
+opening needs no request for metadata, and an object that was replaced is noticed. All other filesystems are read
+through their ``cat_ranges`` and looked at before and after.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..settings import Settings
+from .contract import Backend, protocols
+from .http import HTTPBackend
+from .plain import PlainBackend
+from .s3 import S3Backend
+
+
+def backend_of(filesystem: Any, name: str, settings: Settings) -> Backend:
+    """Return what reads `name` on `filesystem`."""
+    names = protocols(filesystem)
+    if "s3" in names and hasattr(filesystem, "_call_s3"):
+        return S3Backend(filesystem, name, settings)
+    if "https" in names and hasattr(filesystem, "encode_url"):
+        return HTTPBackend(filesystem, name, settings)
+    return PlainBackend(filesystem, name, settings)

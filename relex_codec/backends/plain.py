@@ -1,0 +1,78 @@
+"""Files on every other filesystem of fsspec."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from threading import Lock
+from typing import Any, Final
+
+from ..settings import Settings
+from ..stopping import abandonable
+from .contract import Answer, Backend, Mark, protocols, text
+
+_FILE_CACHES: Final = Lock()
+"""fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time."""
+_PATIENT: Final = frozenset({"hf", "gs", "gcs", "az", "abfs", "abfss", "adl"})
+"""Filesystems that try failed requests again by themselves, as those below a file cache do: not tried again on top."""
+_MARKS: Final = (
+    "ETag", "etag", "generation", "blob_id", "md5Hash", "content_md5", "LastModified", "last_modified", "updated",
+    "mtime", "modified", "Last-Modified", "created",
+)  # fmt: skip
+"""What filesystems call that by which a version of an object is known; the first that is there counts."""
+
+
+class PlainBackend(Backend):
+    """A file on any other filesystem."""
+
+    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
+        super().__init__(filesystem, name, settings)
+        names = protocols(filesystem)
+        self._hub = "hf" in names
+        self._cached = "cache" in " ".join(names)
+        self.patient = tries_again(filesystem)
+
+    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+        # hf:// reads through open(), whose default cache fetches 5 MB ahead of what was asked
+        plain = {"cache_type": "none"} if self._hub else {}
+
+        def ask() -> list[Any]:
+            with _FILE_CACHES if self._cached else nullcontext():
+                return list(self.filesystem.cat_ranges([self.name], [start], [end], on_error="raise", **plain))
+
+        answers = abandonable(ask)
+        if len(answers) != 1:
+            raise ValueError(f"{len(answers)} answers to 1 range")
+        if isinstance(answers[0], Exception):  # some releases of fsspec return them all the same
+            raise answers[0]
+        return Answer(answers[0], None)
+
+    def head(self) -> Mark | None:
+        details = abandonable(self._details)
+        size = details.get("size")
+        if details.get("type") == "directory" or type(size) is not int:
+            return None
+        told = next((details[name] for name in _MARKS if details.get(name)), None)
+        return Mark(size, None, text(told))
+
+    def _details(self) -> dict[str, Any]:
+        if self.fixed:
+            found = self.filesystem.info(self.name)
+        elif self._hub:
+            found = self.filesystem.info(self.name, refresh=True)
+        else:
+            # a listing that is remembered would show an object that was replaced as it was
+            self.filesystem.invalidate_cache(self.filesystem._parent(self.name))
+            found = self.filesystem.info(self.name)
+        return dict(found)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the name stands for one version for ever: a commit of the Hub."""
+        return self._hub and re.search(r"@[0-9a-f]{40}(/|$)", self.name) is not None
+
+
+def tries_again(filesystem: Any) -> bool:
+    """Tell whether a filesystem tries failed requests again by itself."""
+    names = protocols(filesystem)
+    return "cache" in " ".join(names) or not _PATIENT.isdisjoint(names)

@@ -1,0 +1,56 @@
+"""Objects in S3, and in what speaks like it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..retry import status_of
+from ..settings import Settings
+from .contract import Answer, Backend, Mark, Replaced, raise_for_condition, text, whole_size
+
+
+class S3Backend(Backend):
+    """An object in S3 or what speaks like it, through the client of s3fs."""
+
+    tells = True
+
+    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
+        super().__init__(filesystem, name, settings)
+        self._bucket, self._key, self._version_id = filesystem.split_path(name)
+
+    @property
+    def _object(self) -> dict[str, str]:
+        plain = {"Bucket": self._bucket, "Key": self._key}
+        return {**plain, "VersionId": self._version_id} if self._version_id else plain
+
+    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+        if not self._key:
+            raise IsADirectoryError("a bucket is not a file")
+        return self._run(self._get, start, end, mark)  # type: ignore[no-any-return]
+
+    async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
+        condition = {"IfMatch": mark.etag} if mark and mark.etag else {}
+        try:
+            answer = await self.filesystem._call_s3(
+                "get_object", **self._object, Range=f"bytes={start}-{end - 1}", **condition
+            )
+        except Exception as e:
+            raise_for_condition(status_of(e), e)
+            raise
+        body = answer["Body"]
+        try:
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            size = whole_size(answer.get("ContentRange"), status, answer.get("ContentLength"), start, end)
+            found = Mark(size, answer.get("ETag") or None, text(answer.get("LastModified")))
+            if mark is not None and not mark.same(found):
+                raise Replaced
+            return Answer(await body.read(), found)
+        finally:
+            body.close()
+
+    def head(self) -> Mark | None:
+        return self._run(self._head) if self._key else None
+
+    async def _head(self) -> Mark:
+        answer = await self.filesystem._call_s3("head_object", **self._object)
+        return Mark(int(answer["ContentLength"]), answer.get("ETag") or None, text(answer.get("LastModified")))

@@ -1,0 +1,76 @@
+"""Threads that nobody waits for any more end, and what failed first is what is raised."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+
+from relex_codec.parallel import ahead, in_parallel
+from relex_codec.stopping import Stop, Stopped, abandonable, current, pause, wait_for
+
+
+def test_without_a_stop_results_and_errors_are_those_of_the_future() -> None:
+    done: Future[int] = Future()
+    done.set_result(3)
+    assert current() is None and wait_for(done) == 3
+    failed: Future[int] = Future()
+    failed.set_exception(TimeoutError("its own"))
+    with pytest.raises(TimeoutError, match="its own"):
+        Stop().bound(wait_for)(failed)
+
+
+def test_what_waits_under_a_stop_ends_when_it_or_one_above_is_set() -> None:
+    outer = Stop()
+    inner = outer.bound(Stop)()
+    assert outer.bound(current)() is outer and current() is None
+    never: Future[int] = Future()
+    threading.Timer(0.2, outer.set).start()
+    with pytest.raises(Stopped):
+        inner.bound(wait_for)(never)
+    assert inner.is_set() and outer.is_set()
+    with pytest.raises(Stopped):
+        inner.bound(pause)(60)
+    below = Stop()
+    below.set()
+    assert not Stop().is_set()
+
+
+def test_a_pause_without_a_stop_is_a_pause() -> None:
+    began = time.monotonic()
+    pause(0.05)
+    assert time.monotonic() - began >= 0.05
+
+
+def test_a_call_is_left_behind_only_where_it_may_be() -> None:
+    here = threading.current_thread()
+    assert abandonable(threading.current_thread) is here
+    stop, gate = Stop(), threading.Event()
+    assert stop.bound(abandonable)(threading.current_thread) is not here
+    with pytest.raises(ZeroDivisionError):
+        stop.bound(abandonable)(lambda: 1 // 0)
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(Stopped):
+        stop.bound(abandonable)(gate.wait)
+    gate.set()
+
+
+def test_a_failure_ends_the_waits_of_other_threads_and_is_what_is_raised() -> None:
+    never: Future[int] = Future()
+
+    def work(i: int) -> int:
+        if i == 0:
+            raise ValueError("this one")
+        return in_parallel(lambda _: wait_for(never), range(2), 2)[0]
+
+    with pytest.raises(ValueError, match="this one"):
+        in_parallel(work, range(3), 3)
+
+
+def test_values_made_ahead_are_let_go_of_when_the_reader_ends() -> None:
+    never: Future[int] = Future()
+    values = ahead((wait_for(never) if i else i for i in range(3)), 2)
+    assert next(values) == 0
+    values.close()  # type: ignore[attr-defined]
