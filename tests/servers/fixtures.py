@@ -186,3 +186,10 @@ def web_on(kind: str, nginx_server: Callable[[], tuple[Path, str, int]]) -> Iter
 def web(request: pytest.FixtureRequest, cloud_environment: None, nginx_server: Any) -> Iterator[Web]:
     with web_on(request.param, nginx_server) as found:
         yield found
+
+
+@pytest.fixture
+def own_web(cloud_environment: None, nginx_server: Any) -> Iterator[Web]:
+    """The tests' own web server alone, where it does not matter which one it is."""
+    with web_on("own", nginx_server) as found:
+        yield found
