@@ -19,9 +19,6 @@ from servers.counting import CountingServer
 
 import relex_codec
 
-OPENING = 1
-"""Requests that are answered before the server stalls: what opening the file takes."""
-
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
@@ -62,6 +59,7 @@ def stalls_from(number: int) -> Callable[[str, str], bool]:
     return lambda method, path: next(seen) >= number
 
 
+@pytest.mark.parametrize("answered", [1, 3], ids=["tables", "data"])
 @pytest.mark.parametrize(
     "command",
     [
@@ -73,10 +71,10 @@ def stalls_from(number: int) -> Callable[[str, str], bool]:
     ids=lambda command: "-".join(command[::4]),
 )
 def test_a_stalled_server_does_not_hold_up_an_interruption(
-    place: tuple[CountingServer, str], tmp_path: Path, command: list[str]
+    place: tuple[CountingServer, str], tmp_path: Path, command: list[str], answered: int
 ) -> None:
     proxy, url = place
-    proxy.fail("stall", 1000, stalls_from(OPENING))
+    proxy.fail("stall", 1000, stalls_from(answered))
     output = [] if command[0] == "verify" else ["-o", str(tmp_path / "out")]
     code = "from relex_codec.cli.main import main; main()"
     worker = subprocess.Popen(
@@ -85,7 +83,7 @@ def test_a_stalled_server_does_not_hold_up_an_interruption(
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while len(proxy.seen) <= OPENING:
+        while len(proxy.seen) <= answered:
             assert worker.poll() is None and time.monotonic() < deadline, worker.communicate()
             time.sleep(0.01)
         worker.send_signal(signal.SIGINT)
