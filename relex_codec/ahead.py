@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Final, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, NamedTuple
 
 from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
@@ -31,6 +32,20 @@ class Use(NamedTuple):
     source: AheadSource
     start: int
     end: int
+
+
+def remote(ranges: Iterable[tuple[Source, int, int]]) -> list[Use]:
+    """Return those of some ranges that need a request: of remote files, neither kept nor planned already."""
+    return [
+        Use(source, start, end)
+        for source, start, end in ranges
+        if isinstance(source, AheadSource) and not source.at_hand(start, end)
+    ]
+
+
+def reading(uses: Sequence[Use]) -> AbstractContextManager[Any]:
+    """Return a context in which these ranges, asked for in about this order, are read ahead."""
+    return ReadAhead(uses) if uses else nullcontext()
 
 
 class AheadSource(Source):

@@ -102,6 +102,10 @@ class Decoder:
         """Whether an embedded base is read from the file."""
         return self._use_embedded
 
+    def base(self) -> BaseReader:
+        """Return the reader of the base; errors are those of opening it."""
+        return self._base()
+
     @property
     def exact(self) -> ExactTier:
         """The exact tier, opened when it is first needed; the file must have one."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from . import format as f
+from .ahead import reading, remote
 from .base import BaseReader, Expected, resolve
 from .checkpoint import Checkpoint
 from .container import Container
@@ -14,7 +15,6 @@ from .errors import CheckpointError, InvalidArgument, RelexError
 from .header import quote
 from .packing import piece_lengths
 from .paths import Options, PathLike, is_url
-from .reading import ahead_of
 from .settings import without_credentials
 from .windows import BATCH
 
@@ -64,7 +64,7 @@ class FileBase:
         rows = zip(index.tensors, index.manifest.tensors, strict=True)
         used = [tensor for record, tensor in rows if record["origin"] == f.IN_BASE]
         places = [reader.checkpoint.info(tensor.name) for tensor in used]
-        with ahead_of((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places):
+        with reading(remote((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
             for tensor in used:
                 for lo in range(0, tensor.size, BATCH * f.PIECE):
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))

@@ -17,6 +17,7 @@ from .index import Index, Part
 from .windows import BATCH
 
 if TYPE_CHECKING:
+    from .exact.layout import PartInfo
     from .exact.tier import ExactTier
 
 
@@ -44,7 +45,7 @@ class Wanted(NamedTuple):
 
 def reads_base(index: Index, wanted: Iterable[Wanted], use_embedded: bool) -> bool:
     """Tell whether any of `wanted` needs the base, which then must be open to plan for it."""
-    return any(not _holds(index, one.number, use_embedded) and _has_origin(index, one) for one in wanted)
+    return any(not holds_origin(index, one.number, use_embedded) and _has_origin(index, one) for one in wanted)
 
 
 def needs(
@@ -89,6 +90,15 @@ def needs(
             first = False
 
 
+def replay_needs(
+    index: Index, parts: Iterable[PartInfo], *, use_embedded: bool, base: Mapping[str, TensorInfo]
+) -> Iterator[Need]:
+    """Yield the ranges of the origin that replaying `parts` reads; arguments are those of `needs`."""
+    for part in parts:
+        start = part.piece * f.PIECE
+        yield from _origin(index, part.tensor, start, start + part.elements, use_embedded, base)
+
+
 def _batches(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
     for lo, hi in spans:
         for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
@@ -112,14 +122,15 @@ def _origin(
 ) -> Iterator[Need]:
     tensor = index.manifest.tensors[number]
     width = ITEMSIZE[tensor.origin_dtype]
-    if _holds(index, number, use_embedded):
+    if holds_origin(index, number, use_embedded):
         yield from _chunks(index, _slice(index.origin_parts(number), start, end, width))
     elif end > start:
         info = base[tensor.name]
         yield Need(info.shard, info.begin + start * width, info.begin + end * width)
 
 
-def _holds(index: Index, number: int, use_embedded: bool) -> bool:
+def holds_origin(index: Index, number: int, use_embedded: bool) -> bool:
+    """Tell whether the origin of a tensor is read from the file itself."""
     return index.holds_origin(number) and (use_embedded or index.tensors[number]["origin"] == f.STORED)
 
 

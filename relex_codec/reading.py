@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .ahead import AheadSource, ReadAhead, Use
+from .ahead import AheadSource, Use, reading, remote
 from .base import BaseReader
 from .decoder import Decoder, Read
 from .format import PIECE
 from .kernels import Window
-from .needs import Wanted, needs, reads_base
+from .needs import Need, Wanted, holds_origin, needs, reads_base, replay_needs
+from .ranges import Range
 from .source import Source
 from .windows import pieces
+
+if TYPE_CHECKING:
+    from .exact.layout import PartInfo
+    from .exact.tier import Key
 
 
 def reading_ahead(
@@ -48,18 +53,43 @@ def reading_ahead(
         base=checkpoint.tensors if checkpoint else {},
         exact=lambda: decoder.exact,
     )
-    uses = []
-    for shard, start, end in planned:
-        source = file if shard is None else shards[shard]
-        if isinstance(source, AheadSource) and not source.at_hand(start, end):
-            uses.append(Use(source, start, end))
-    return ReadAhead(uses) if uses else nullcontext()
+    return reading(remote(_placed(file, shards, planned)))
 
 
-def ahead_of(uses: Iterable[tuple[Source, int, int]]) -> AbstractContextManager[Any]:
-    """Return a context in which these ranges of remote files, asked for in about this order, are read ahead."""
-    planned = [Use(source, start, end) for source, start, end in uses if isinstance(source, AheadSource)]
-    return ReadAhead(planned) if planned else nullcontext()
+def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequence[PartInfo]], list[Use]]:
+    """Return what gives the ranges of remote files that `exact.replay.replay_parts` will read, in its order.
+
+    Args:
+        numbers: of the steps, from 1 on.
+    """
+    from .exact.replay import keys_of  # numba is only needed here
+
+    index, file = decoder.container.index, decoder.container.source
+    seen: set[Key] = set()
+    """Blobs, which are kept for further parts of their group."""
+
+    def plan(parts: Sequence[PartInfo]) -> list[Use]:
+        read = [part for part in parts if not holds_origin(index, part.tensor, decoder.use_embedded)]
+        checkpoint = decoder.base().checkpoint if read else None
+        shards = checkpoint.sources if checkpoint else []
+        if not any(isinstance(source, AheadSource) for source in (file, *shards)):
+            return []
+        needed = replay_needs(
+            index, parts, use_embedded=decoder.use_embedded, base=checkpoint.tensors if checkpoint else {}
+        )
+        tier = decoder.exact
+        blobs: list[Range] = []
+        if isinstance(file, AheadSource):
+            keys = [key for key in keys_of(tier, parts, numbers) if key not in seen]
+            seen.update(keys)
+            blobs = tier.ranges_of(keys)
+        return remote([*_placed(file, shards, needed), *((file, *blob) for blob in blobs)])
+
+    return plan
+
+
+def _placed(file: Source, shards: Sequence[Source], found: Iterable[Need]) -> Iterator[tuple[Source, int, int]]:
+    return ((file if need.shard is None else shards[need.shard], need.start, need.end) for need in found)
 
 
 def wanted_of(decoder: Decoder, name: str, window: Window, reads: Sequence[Read]) -> list[Wanted]:

@@ -19,6 +19,7 @@ from .layouts import select_steps
 from .outgoing import UploadedDirectory
 from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url
+from .reading import replay_plan
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
@@ -177,7 +178,7 @@ def _replay(
             for name, rows in pieces.items():
                 fill(place(number, name), rows)
 
-    replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys())
+    replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys(), replay_plan(decoder, numbers))
 
 
 def _lots(directory: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .ahead import reading, remote
 from .base import BaseReader
 from .check import check_all
 from .container import Container
@@ -23,7 +24,7 @@ from .kernels import flat
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
 from .paths import Options, PathLike, options_for
-from .reading import ahead_of, reading_ahead
+from .reading import reading_ahead, replay_plan
 from .restore import choose_steps, numbered_steps, restore
 from .storage import open_source
 from .tensors import Wanted, read_bits, read_tensors, read_weights
@@ -251,7 +252,8 @@ class Run:
         from .exact.replay import replay_tensors
 
         entries = self._container.index.manifest.tensors
-        for number, found in replay_tensors(self._decoder.exact, numbers, self._decoder.part_origin):
+        plan = replay_plan(self._decoder, numbers)
+        for number, found in replay_tensors(self._decoder.exact, numbers, self._decoder.part_origin, plan):
             state = {e.name: self._torch(e.name, bits, e.shape) for e, bits in zip(entries, found, strict=True)}
             del found
             yield numbers[number], state
@@ -366,7 +368,7 @@ class Run:
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
         """
-        with ahead_of([(self._source, 0, self._source.size)]):
+        with reading(remote([(self._source, 0, self._source.size)])):
             check_all(self._decoder)
 
     def check_exact(self, *, progress: bool = False) -> int:
@@ -381,10 +383,14 @@ class Run:
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
         """
         count = len(choose_steps(self._decoder, None))
+        numbers = range(1, count + 1)
         from .exact.replay import replay_all
 
         with self._bar("verify", count, progress) as bar:
-            replay_all(self._decoder.exact, range(1, count + 1), self._decoder.part_origin, on_bytes=bar.update)
+            replay_all(
+                self._decoder.exact, numbers, self._decoder.part_origin,
+                on_bytes=bar.update, plan=replay_plan(self._decoder, numbers),
+            )  # fmt: skip
         return count
 
     def _bar(self, what: str, steps: int, progress: bool) -> Any:

@@ -25,7 +25,7 @@ from relex_codec import format as f
 from relex_codec.exact import replay
 from relex_codec.exact.part import PartDecoder
 from relex_codec.exact.plan import frames_of
-from relex_codec.exact.replay import batches, replay_all, replay_parts
+from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier import ExactTier, Key
 from relex_codec.info import KINDS, summary, text
 
@@ -156,6 +156,25 @@ def test_no_other_frame_is_read(opened: relex_codec.Run, monkeypatch: pytest.Mon
         pass
     assert set(fetched.values()) == {1}
     assert set(fetched) == {key for step in (3, 11, 12) for key in tier.blobs_of(parts, step)}
+
+
+@pytest.mark.parametrize("steps", [range(1, 18), [1], [17], [7, 8], range(1, 18, 3), [16, 3, 9]], ids=str)
+def test_blobs_are_read_in_the_order_of_the_plan(
+    opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch, steps: Any
+) -> None:
+    tier = opened.decoder.exact
+    fetched: list[Key] = []
+    fetch = ExactTier.fetch
+
+    def listing(self: ExactTier, keys: Any) -> Any:
+        fetched.extend(keys)
+        return fetch(self, keys)
+
+    monkeypatch.setattr(ExactTier, "fetch", listing)
+    parts = all_of(tier)
+    for _ in replay_parts(tier, parts, steps, opened.decoder.part_origin):
+        pass
+    assert list(keys_of(tier, parts, steps)) == fetched
 
 
 def test_the_origin_of_a_part_is_asked_for_once(opened: relex_codec.Run) -> None:

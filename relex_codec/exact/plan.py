@@ -5,7 +5,8 @@ Steps of a segment are numbered 1 .. n; 0 is its left end. Pure functions on num
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -76,6 +77,25 @@ def path(step: int, count: int) -> Iterator[Interval]:
 def frames_of(step: int, count: int) -> list[int]:
     """Return the steps whose frames restoring a step decodes, in order; none for 0."""
     return [count, *(interval.middle for interval in path(step, count))] if step else []
+
+
+def replay_order(wanted: Sequence[int], count: int) -> Iterator[int]:
+    """Yield the steps whose frames restoring all of `wanted` decodes, in the order in which replaying decodes them.
+
+    Args:
+        wanted: sorted, none twice, from 1 to `count`.
+    """
+    if wanted:
+        yield count
+        yield from _middles(root(count), wanted)
+
+
+def _middles(interval: Interval, wanted: Sequence[int]) -> Iterator[int]:
+    if wanted and wanted[0] != interval.right:
+        cut = bisect_right(wanted, interval.middle)
+        yield interval.middle
+        yield from _middles(interval.low, wanted[:cut])
+        yield from _middles(interval.high, wanted[cut:])
 
 
 def frame_bound(steps: int) -> int:

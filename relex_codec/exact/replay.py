@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from .. import format as f
+from ..ahead import AHEAD, Use, reading
 from ..dtypes import Bits, bits_dtype
 from ..errors import Corrupt
 from ..parallel import in_parallel, processors
@@ -20,14 +21,17 @@ from . import layout
 from .layout import PartInfo
 from .nodes import Node, apply
 from .part import PartDecoder
-from .plan import Interval, root
+from .plan import Interval, replay_order, root
 from .tier import Blob, ExactTier, Key, Origin, Streams
 
 T = TypeVar("T")
+Plan = Callable[[Sequence[PartInfo]], list[Use]]
 BATCH_WORDS: Final = 1 << 20
 """Words that `batches` puts together at most."""
 SPREAD_FROM: Final = 1 << 22
 """Words from which a frame is spread over threads: with fewer, handing the work over takes longer than the work."""
+LOT: Final = AHEAD
+"""Bytes of remote files that are read together: of each frame the blobs of some batches that lie side by side."""
 _NOTHING: Final = Node(np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8))
 
 
@@ -67,6 +71,16 @@ def replay_parts(
             if step in wanted:
                 yield step, bits
             del bits
+
+
+def keys_of(tier: ExactTier, parts: Sequence[PartInfo], steps: Collection[int]) -> Iterator[Key]:
+    """Yield the blobs that `replay_parts` reads, in the order in which it reads them."""
+    for number, local in _needed(tier, frozenset(steps)).items():
+        held = [part for part in parts if tier.holds(number, part.tensor)]
+        groups = sorted({tier.place(number, part)[0] for part in held})
+        if groups:
+            for frame in (0, *replay_order(local, tier.segments[number].count)):
+                yield from (Key(number, frame, group) for group in groups)
 
 
 def _needed(tier: ExactTier, wanted: Iterable[int]) -> dict[int, list[int]]:
@@ -205,21 +219,24 @@ def _apply(decoder: PartDecoder, node: Node) -> None:
     apply(node.rank, node.right, decoder.order.places, decoder.words)
 
 
-def replay_tensors(tier: ExactTier, steps: Collection[int], origin: Origin) -> Iterator[tuple[int, list[Bits]]]:
+def replay_tensors(
+    tier: ExactTier, steps: Collection[int], origin: Origin, plan: Plan = lambda _: []
+) -> Iterator[tuple[int, list[Bits]]]:
     """Yield the number of each step in order, and all tensors there: new arrays, one-dimensional.
 
-    Arguments, memory and errors are those of `replay_parts`.
+    Arguments, memory and errors are those of `replay_parts` and `replay_all`.
     """
     manifest = tier.container.index.manifest
     parts = [part for tensor in range(len(manifest.tensors)) for part in all_parts(tier, tensor)]
-    for number, found in replay_parts(tier, parts, steps, origin):
-        whole: list[Bits] = [np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in manifest.tensors]
-        for part, bits in zip(parts, found, strict=True):
-            start = part.piece * f.PIECE
-            whole[part.tensor][start : start + part.elements] = bits
-        del found
-        yield number, whole
-        del whole
+    with reading(plan(parts)):
+        for number, found in replay_parts(tier, parts, steps, origin):
+            whole: list[Bits] = [np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in manifest.tensors]
+            for part, bits in zip(parts, found, strict=True):
+                start = part.piece * f.PIECE
+                whole[part.tensor][start : start + part.elements] = bits
+            del found
+            yield number, whole
+            del whole
 
 
 def all_parts(tier: ExactTier, tensor: int) -> list[PartInfo]:
@@ -255,15 +272,18 @@ def replay_all(
     use: Callable[[list[PartInfo], int, list[Bits]], Any] = lambda parts, number, bits: None,
     on_bytes: Callable[[int], Any] = lambda _: None,
     tensors: Collection[int] | None = None,
+    plan: Plan = lambda _: [],
 ) -> None:
     """Replay all tensors, a batch of parts after the other, one on each processor.
 
-    Memory is that of `replay_parts` for as many batches as there are processors, whatever the size of the model.
+    Memory is that of `replay_parts` for as many batches as there are processors, whatever the size of the model, and
+    what is read ahead: of remote files, the bytes of as many batches as `LOT` allows.
 
     Args:
         use: called with parts, number of the step, and elements of each part there; from several threads.
         on_bytes: called with the bytes of those elements afterwards, by one thread at a time.
         tensors: numbers of those that are replayed. Default: all.
+        plan: gives what replaying parts will read, in order, if that shall be read ahead.
 
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
@@ -287,10 +307,30 @@ def replay_all(
 
     with ThreadPoolExecutor(processors()) as pool:
         try:
-            for _ in pool.map(stop.bound(one), batches(tier, tensors)):
-                pass
+            for lot, uses in _lots(batches(tier, tensors), plan):
+                with reading(uses):
+                    for _ in pool.map(stop.bound(one), lot):
+                        pass
         except BaseException as e:
             stop.set()  # the pool waits for what is under way
             if isinstance(e, Stopped) and failures:  # results come in order, failures do not
                 raise failures[0] from None
             raise
+
+
+def _lots(found: Iterable[list[PartInfo]], plan: Plan) -> Iterator[tuple[list[list[PartInfo]], list[Use]]]:
+    """Gather batches that are read together; all of them, if nothing is to be read ahead."""
+    lot: list[list[PartInfo]] = []
+    uses: list[Use] = []
+    size = 0
+    for parts in found:
+        more = plan(parts)
+        length = sum(use.end - use.start for use in more)
+        if lot and size + length > LOT:
+            yield lot, uses
+            lot, uses, size = [], [], 0
+        lot.append(parts)
+        uses += more
+        size += length
+    if lot:
+        yield lot, uses
