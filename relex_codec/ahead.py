@@ -13,11 +13,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
-from .source import Source
+from .source import LocalSource, Source
 from .stopping import Stop, Stopped, wait_for
 
 BLOCK: Final = 8 << 20
@@ -55,8 +55,24 @@ class AheadSource(Source):
         self.inner, self.path, self.size = inner, inner.path, inner.size
         self._running: tuple[ReadAhead, ...] = ()
         self._lock = threading.Lock()
+        self._copy: LocalSource | None = None
+
+    def copy_to(self, file: IO[bytes]) -> None:
+        """Copy everything to an open local file, and read that from now on: for who reads all of it several times.
+
+        Raises:
+            OSError: the local file cannot be written.
+            RelexError: as `read`.
+        """
+        with reading([Use(self, 0, self.size)]):
+            for start in range(0, self.size, BLOCK):
+                file.write(self.read(start, min(start + BLOCK, self.size)))
+        file.flush()
+        self._copy = LocalSource(self.path, descriptor=file.fileno())
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
+        if self._copy is not None:
+            return self._copy.read_many(ranges)
         if not self._running:
             return self.inner.read_many(ranges)
         self._check(ranges)
@@ -70,6 +86,9 @@ class AheadSource(Source):
         return [data for data in found if data is not None]
 
     def read_into(self, start: int, out: memoryview) -> None:
+        if self._copy is not None:
+            self._copy.read_into(start, out)
+            return
         self._check([(start, start + len(out))])
         views = self._take(start, start + len(out))
         if views is None:
@@ -85,10 +104,14 @@ class AheadSource(Source):
 
     def close(self) -> None:
         self.inner.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def at_hand(self, start: int, end: int) -> bool:
         """Tell whether a read needs no request of its own: it is kept, or planned already."""
-        return self.inner.has(start, end) or any(ahead.covers(self, start, end) for ahead in self._running)
+        if self._copy is not None or self.inner.has(start, end):
+            return True
+        return any(ahead.covers(self, start, end) for ahead in self._running)
 
     def attach(self, ahead: ReadAhead) -> None:
         """Serve reads from `ahead` from now on."""

@@ -8,6 +8,7 @@ from typing import Final
 from threadpoolctl import threadpool_limits
 
 from . import format as f
+from .ahead import AheadSource
 from .checkpoint import Checkpoint
 from .checkpoints import Run as Checkpoints
 from .checkpoints import find_checkpoints
@@ -81,6 +82,9 @@ def append(
             observed = len(source.steps)
         rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
         with threadpool_limits(1, "blas"), writer:
+            if isinstance(run.container.source, AheadSource):
+                # old steps are restored and copied: all of the file is read twice, by the piece
+                run.container.source.copy_to(writer.scratch())
             segment = new_segment(writer, source, budget, run.decoder.exact)
             job = Job(
                 source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment

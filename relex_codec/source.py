@@ -80,11 +80,19 @@ class LocalSource(Source):
     replaced under its name is still read as it was.
     """
 
-    def __init__(self, path: PathLike, *, hold: bool = True, error: type[RelexError] = InvalidArgument) -> None:
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        hold: bool = True,
+        error: type[RelexError] = InvalidArgument,
+        descriptor: int | None = None,
+    ) -> None:
+        """Open `path`, or take an open `descriptor` of what messages call `path`; that one stays the caller's."""
         self.path = os.fspath(path)
         self._error = error
         self._held: int | None = None
-        fd = self._open()
+        fd = self._open() if descriptor is None else os.dup(descriptor)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Made
+from helpers import write_checkpoint
 from plain import File
 from servers.fixtures import Bucket
 from servers.runs import uploaded
 from test_cloud_requests import fetched
 
 import relex_codec
+from relex_codec.ahead import AheadSource
 from relex_codec.exact import replay
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
@@ -94,3 +97,44 @@ def test_a_file_that_is_replaced_meanwhile_is_noticed(
     moto_bucket.put("run.relex", np.random.default_rng(0).bytes(run.container.source.size))
     with pytest.raises(relex_codec.InvalidArgument, match="changed while it was being read"):
         list(steps)
+
+
+def further(made: Made, folder: Path) -> Path:
+    """A checkpoint of a later step."""
+    return write_checkpoint(folder / "global_step_20", made.at(20))
+
+
+def test_appending_reads_the_file_once(moto_bucket: Bucket, cloud_exact_run: Made, tmp_path: Path) -> None:
+    made = cloud_exact_run
+    uploaded(moto_bucket, made)
+    later = further(made, tmp_path)
+    url, options = moto_bucket.url("run.relex"), moto_bucket.options
+    moto_bucket.proxy.clear()
+    relex_codec.append(url, [later], base=made.base_path, output=tmp_path / "appended.relex", storage_options=options)
+    reads = fetched(moto_bucket.proxy)
+    size = (made.root / "run.relex").stat().st_size
+    assert sum(end - start for _, start, end in reads) <= 1.01 * size + (64 << 10)
+    assert len(reads) <= 4
+    relex_codec.append(made.root / "run.relex", [later], base=made.base_path, output=tmp_path / "local.relex")
+    with relex_codec.open(tmp_path / "appended.relex", base=made.base_path) as run:
+        assert run.check_exact() == len(made.steps) + 1
+    assert (tmp_path / "appended.relex").stat().st_size == (tmp_path / "local.relex").stat().st_size
+
+
+def test_a_full_disk_while_the_file_is_copied_changes_nothing(
+    moto_bucket: Bucket, cloud_exact_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cloud_exact_run
+    uploaded(moto_bucket, made)
+    later = further(made, tmp_path / "later")
+    before = moto_bucket.filesystem.cat_file(f"{moto_bucket.name}/run.relex")
+
+    def full(self: AheadSource, file: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(AheadSource, "copy_to", full)
+    with pytest.raises(relex_codec.InvalidArgument, match="No space left on device; nothing was changed"):
+        relex_codec.append(
+            moto_bucket.url("run.relex"), [later], base=made.base_path, storage_options=moto_bucket.options
+        )
+    assert moto_bucket.filesystem.cat_file(f"{moto_bucket.name}/run.relex") == before
