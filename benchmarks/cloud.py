@@ -1,6 +1,6 @@
 """Reading from S3 over the loopback interface: requests, bytes and time, against s3fs fetching the same ranges.
 
-usage: python benchmarks/cloud.py [--parameters 500] [--server moto|s3rver] [--runs 3] [--work DIR]
+usage: python benchmarks/cloud.py [--parameters 500] [--server moto|s3rver] [--runs 3] [--work DIR] [--keep]
 
 Makes a base (shards of at most 134 MB), a run of two steps and its file, all of made-up bf16 weights, and puts base and
 file on an S3 server that runs here. Then, in this order:
@@ -10,6 +10,7 @@ file on an S3 server that runs here. Then, in this order:
   timed     straight at the server, the shortest of `runs`, taken in turn: s3fs fetching the very ranges of the whole
             step with one call of cat_ranges and throwing them away; the same blocks fetched ahead and thrown away;
             state_dict; and state_dict of the same files on the local disk, which is decoding alone
+With --keep what was made stays in DIR, and is used again by the next run of the same size.
 Bytes needed are the directions' entry of the file and the base's tensors. Needs the test extra, and for s3rver
 tools/servers.sh. Writes benchmarks/results/cloud.json and cloud.md.
 """
@@ -173,8 +174,10 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
     """Make everything and measure it."""
     import fsspec
 
-    make_run(work, parameters)
-    relex_codec.encode(work / "run", work / "run.relex", base=work / "base")
+    if not (work / "run.relex").exists():
+        shutil.rmtree(work, ignore_errors=True)
+        make_run(work, parameters)
+        relex_codec.encode(work / "run", work / "run.relex", base=work / "base")
     name = "model.layers.000.mlp.weight"
     with getattr(programs, server)() as s3, proxy_of(s3.host, s3.port) as proxy:
         filesystem = fsspec.filesystem("s3", **s3.options())
@@ -255,14 +258,16 @@ def main() -> None:
     parser.add_argument("--server", choices=["moto", "s3rver"], default="moto")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/relex-cloud"))
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
-    shutil.rmtree(args.work, ignore_errors=True)
+    work = args.work / f"{args.parameters:g}"
     try:
-        result = measure(args.work, int(args.parameters * 1e6), args.server, args.runs)
+        result = measure(work, int(args.parameters * 1e6), args.server, args.runs)
     finally:
-        shutil.rmtree(args.work, ignore_errors=True)
+        if not args.keep:
+            shutil.rmtree(work, ignore_errors=True)
     args.out.mkdir(exist_ok=True)
     (args.out / "cloud.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "cloud.md").write_text(table(result))

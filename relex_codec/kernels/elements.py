@@ -71,6 +71,16 @@ load_u8, load_u16, load_u32, load_f32 = map(_load, (types.uint8, types.uint16, t
 store_u16, store_u32, store_f32 = map(_store, (types.uint16, types.uint32, types.float32))
 
 
+def _lowest_bit(b: Any, word: Any) -> Any:
+    return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
+
+
+bits_set = _operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
+"""How many bits of a word are set."""
+lowest_bit = _operation(types.uint64, (types.uint64,), _lowest_bit)
+"""Position of the lowest bit that is set in a word that is not zero."""
+
+
 def _widen_bf16(b: Any, h: Any) -> Any:
     return b.bitcast(b.shl(b.zext(h, I32), _i32(16)), F32)
 
