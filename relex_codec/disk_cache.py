@@ -30,6 +30,12 @@ STALE: Final = 3600.0
 """Seconds after which a temporary file was left by a process that is gone."""
 _SUFFIX: Final = ".range"
 _TEMPORARY: Final = ".part"
+_SIGNATURE: Final = re.compile(r"(?i)(x-(amz|goog|oss|cos)-)?signature|sig")
+_SIGNING: Final = re.compile(
+    r"(?i)x-(amz|goog|oss|cos)-.*|awsaccesskeyid|googleaccessid|ossaccesskeyid|expires|signature|policy|key-pair-id"
+    r"|s[vrpest]|ss|srt|spr|sip|sig|sk(oid|tid|t|e|s|v)"
+)
+"""Names in the query of a URL that say who may read it, and until when: of S3, GCS, CloudFront and Azure."""
 _NAME: Final = re.compile(r"[0-9a-f]{40}\.range(?P<temporary>\.[0-9a-f]{12}\.part)?")
 
 
@@ -115,6 +121,15 @@ class DiskCache:
     def _path(self, key: str, start: int, end: int) -> Path:
         name = hashlib.sha256(f"{key}\n{start} {end}".encode()).hexdigest()[:40]
         return self.folder / f"{name}{_SUFFIX}"
+
+
+def key_of(path: str, version: str | None) -> str:
+    """Return what stands for a version of an object: a URL that is signed anew is still that of the same object."""
+    url, mark, query = path.partition("?")
+    parts = {part: part.partition("=")[0] for part in query.split("&")}
+    signed = any(_SIGNATURE.fullmatch(name) for name in parts.values())
+    kept = [part for part, name in parts.items() if not (signed and _SIGNING.fullmatch(name))]
+    return f"{url}{mark if any(kept) else ''}{'&'.join(kept)} {version}"
 
 
 def _digest(data: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 from .backends import backend_of
 from .backends.contract import EmptyObject, Mark, Replaced
 from .backends.plain import PlainBackend
-from .disk_cache import cache_of
+from .disk_cache import cache_of, key_of
 from .errors import Corrupt, InvalidArgument, RelexError, Truncated
 from .kept import OBJECTS, KeptObjects
 from .parallel import in_parallel
@@ -70,7 +70,7 @@ class RemoteSource(Source):
         if first:
             self._objects.add(self._key, self.version, 0, first)
         self._cache = cache_of(self._settings) if self.version else None
-        self._cache_key = f"{shown} {path} {self.version}"
+        self._cache_key = key_of(f"{shown} {path}", self.version)
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         self._check(ranges)

@@ -13,7 +13,7 @@ from helpers import bf16, write_checkpoint, write_run
 from servers.fixtures import Bucket
 
 import relex_codec
-from relex_codec.disk_cache import DiskCache
+from relex_codec.disk_cache import DiskCache, key_of
 from relex_codec.kept import OBJECTS
 from relex_codec.storage import open_source
 
@@ -64,6 +64,24 @@ def test_another_version_is_another_entry(moto_bucket: Bucket, tmp_path: Path) -
         with open_source(moto_bucket.url("x"), options) as source:
             assert source.read(100_000, 200_000) == data[100_000:200_000]
     assert len(entries(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("h/x?X-Amz-Signature=1&X-Amz-Date=2", "h/x?X-Amz-Date=3&X-Amz-Signature=4", True),
+        ("h/x?versionId=7&X-Amz-Signature=1", "h/x?versionId=7&X-Amz-Signature=2", True),
+        ("h/x?versionId=7&X-Amz-Signature=1", "h/x?versionId=8&X-Amz-Signature=1", False),
+        ("h/x?Expires=1&Signature=2&Key-Pair-Id=3", "h/x", True),
+        ("h/x?sv=2020&sp=r&se=1&sig=a%2B", "h/x?sv=2021&sp=r&se=2&sig=b", True),
+        ("h/x?se=1", "h/x?se=2", False),  # nothing is signed here: these say what it is
+        ("h/x?id=1", "h/x?id=2", False),
+        ("h/x?id=1", "h/x", False),
+    ],
+)
+def test_a_url_that_is_signed_anew_has_the_same_entries(one: str, other: str, same: bool) -> None:
+    assert (key_of(one, "v") == key_of(other, "v")) is same
+    assert key_of(one, "v") != key_of(one, "w")
 
 
 def test_it_is_off_by_default(moto_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
