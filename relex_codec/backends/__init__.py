@@ -13,6 +13,7 @@ from typing import Any
 from ..settings import Settings
 from .contract import Backend, protocols
 from .http import HTTPBackend
+from .hub import HubBackend, model_of
 from .plain import PlainBackend
 from .s3 import S3Backend
 
@@ -24,4 +25,7 @@ def backend_of(filesystem: Any, name: str, settings: Settings) -> Backend:
         return S3Backend(filesystem, name, settings)
     if "https" in names and hasattr(filesystem, "encode_url"):
         return HTTPBackend(filesystem, name, settings)
+    model = model_of(filesystem, name)
+    if model is not None and model.below:
+        return HubBackend(filesystem, name, settings, model)
     return PlainBackend(filesystem, name, settings)
