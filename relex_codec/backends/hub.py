@@ -46,6 +46,10 @@ class HubBackend(Backend):
             found, data = self._ask("GET", {"Range": f"bytes={start}-{end - 1}"}, look)
         except Exception as e:
             raise_for_condition(status_of(e), e)
+            from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+            if mark is not None and isinstance(e, EntryNotFoundError | RevisionNotFoundError):
+                raise Replaced from e  # the history that the commit was in was written anew
             raise
         return Answer(data, found)
 
