@@ -154,7 +154,7 @@ class HubClient:
 @contextmanager
 def _answer(session: Any, method: str, url: str, headers: Mapping[str, str], timeout: float) -> Iterator[Any]:
     """Send a request; the body is not read yet."""
-    if hasattr(session, "stream"):  # httpx, or what took its place; requests before release 1.0 of huggingface_hub
+    if callable(session.stream):  # httpx, or what took its place; requests before release 1.0 of huggingface_hub
         context = session.stream(method, url, headers=headers, timeout=timeout, follow_redirects=False)
     else:
         context = session.request(method, url, headers=headers, timeout=timeout, allow_redirects=False, stream=True)
