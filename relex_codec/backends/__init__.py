@@ -2,8 +2,9 @@
 
 S3 and HTTP are asked through the connections of s3fs and of fsspec's HTTP filesystem, but without their ``cat_ranges``:
 that gives bytes only, while an answer also tells size and ETag of the object and can be made to depend on them. So
-opening needs no request for metadata, and an object that was replaced is noticed. All other filesystems are read
-through their ``cat_ranges`` and looked at before and after.
+opening needs no request for metadata, and an object that was replaced is noticed. Models on the Hub are asked for
+through the session of huggingface_hub (see hub_client.py), for the same reasons. All other filesystems are read through
+their ``cat_ranges`` and looked at before and after.
 """
 
 from __future__ import annotations
