@@ -288,6 +288,13 @@ def test_signed_urls_are_not_shown(hub: Hub, file: str, fault: str) -> None:
     assert SIGNATURE not in str(caught.value) and "/storage/" not in str(caught.value)
 
 
+def test_clients_that_show_urls_are_not_quoted() -> None:
+    url = f"https://cdn.test/x?signature={SIGNATURE}"
+    with pytest.raises(hub_client.StorageFailed) as caught, hub_client._naming_storage(url):
+        raise ConnectionError(f"no answer from {url} (or from /x?signature={SIGNATURE})")
+    assert str(caught.value) == "cdn.test: ConnectionError: no answer from https://cdn.test/x (or from /x)"
+
+
 # Refusals and faults
 
 
