@@ -61,8 +61,8 @@ def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
         else:
             found.path = text
             return found
-    with hub.explaining(text, options):
-        return open_checkpoint(text, options)
+    hub.refuse_offline(text)
+    return open_checkpoint(text, options)
 
 
 class Expected(NamedTuple):

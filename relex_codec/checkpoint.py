@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import layouts
+from . import hub, layouts
 from .dtypes import ITEMSIZE, Bits, bits_dtype
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
@@ -151,7 +151,7 @@ def open_checkpoint(
         A file is shorter than its header says.
     """
     where = f"checkpoint {public(path)}"
-    files, opened = _open_files(path, storage_options, where)
+    files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where)
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
@@ -163,6 +163,11 @@ def open_checkpoint(
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
     indexed = files.weight_map is not None
     return Checkpoint(public(path), step, tensors, sources, indexed, files.sides, storage_options)
+
+
+def _at_one_commit(path: PathLike, options: Options) -> PathLike:
+    """Return a directory of the Hub at the commit that its revision means now: what is in it is read one by one."""
+    return path if public(path).endswith(".safetensors") else hub.pinned(path, options)
 
 
 def _open_files(path: PathLike, options: Options, where: str) -> tuple[Files, list[tuple[Source, bytes]]]:

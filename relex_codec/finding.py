@@ -60,8 +60,8 @@ def find_run(
         return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
     where = f"run {public(root)}"
     options = options_for(root, storage_options)
-    with hub.explaining(root, options):
-        items = list_directory(root, options, error=CheckpointError)
+    hub.refuse_offline(root)
+    items = list_directory(root, options, error=CheckpointError)
     complete, incomplete = layouts.step_names(item.name for item in items if item.is_dir)
     numbers = {entry.step for entry in (*complete, *incomplete)}
     chosen = set(select_steps(numbers, steps)) if numbers else set()
@@ -130,10 +130,7 @@ def find_numbered(
     if failed and (not skip_incomplete or len(failed) == len(found)):
         step, error = next(iter(failed.items()))
         advice = "" if skip_incomplete else "; choose other steps, or ask to skip incomplete checkpoints"
-        raise CheckpointError(
-            f"step {step}: {hub.explained(paths[step], options, error)} "
-            f"({len(failed)} of {len(found)} steps cannot be read){advice}"
-        )
+        raise CheckpointError(f"step {step}: {error} ({len(failed)} of {len(found)} steps cannot be read){advice}")
     for error in failed.values():
         if on_skip is not None:
             on_skip(str(error))
@@ -205,8 +202,8 @@ def find_checkpoints(
     found: dict[int, str] = {}
     for path in paths:
         options = options_for(path, storage_options)
-        with hub.explaining(path, options):
-            folder = _look(os.fspath(path), options, None)
+        hub.refuse_offline(path)
+        folder = _look(os.fspath(path), options, None)
         number = step if step is not None else _step_of(path)
         if number in found:
             raise InvalidArgument(f"{public(path)} and {public(found[number])} are both step {number}")

@@ -5,21 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from .errors import CheckpointError, InvalidArgument, RelexError
+from .hub_client import HubClient
 from .layouts import CONFIG, INDEX, SINGLE
 from .paths import Options, PathLike, join, one_line, options_for
+from .retry import GaveUp, until_it_passes
+from .settings import split
 
+T = TypeVar("T")
 SCHEME: Final = "hf://"
 _MODEL: Final = re.compile(
     r"hf://(?:models/)?(?P<repo>(?!(?:datasets|spaces|buckets)/)[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<below>.*))?"
 )
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_TELLING: Final = frozenset({
+    "GatedRepoError", "RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError", "OfflineModeIsEnabled",
+    "ConnectError", "ConnectTimeout",
+})  # fmt: skip
+"""Classes of failures that `why` says more of than they do themselves."""
 _LOG_IN: Final = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -94,13 +102,14 @@ def pinned(path: PathLike, storage_options: Options = None) -> str:
     model = parse(path)
     if model is None or (model.revision is not None and _COMMIT.fullmatch(model.revision)):
         return os.fspath(path)
-    require(path)
+    kept = _cached_commit(model)
+    patience = 0.0 if kept is not None else None  # who has it here does not wait for a Hub that is not reached
     try:
-        commit = _api(path, storage_options).model_info(model.repo, revision=model.revision).sha
-    except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
-        commit = None if _is_answer(e) else _cached_commit(model)
-        if commit is None:
-            raise CheckpointError(why(os.fspath(path), model, e)) from None
+        commit = _asked(path, storage_options, lambda client: client.commit(model.repo, model.revision), patience)
+    except _Unanswered as e:
+        if kept is None:
+            raise CheckpointError(str(e)) from None
+        commit = kept
     return str(model._replace(revision=commit))
 
 
@@ -117,34 +126,35 @@ def branches(path: PathLike, storage_options: Options = None) -> list[str]:
     model = parse(path)
     if model is None:
         raise InvalidArgument(f"{os.fspath(path)} is not a model of the Hub, expected hf://org/name@revision")
-    require(path)
     try:
-        refs = _api(path, storage_options).list_repo_refs(model.repo)
-    except Exception as e:
-        raise CheckpointError(why(os.fspath(path), model, e)) from None
-    return [branch.name for branch in refs.branches]
+        return _asked(path, storage_options, lambda client: client.branches(model.repo))
+    except _Unanswered as e:
+        raise CheckpointError(str(e)) from None
 
 
-def explained(path: PathLike, storage_options: Options, error: RelexError) -> RelexError:
-    """Return `error`, raised by reading a model, as one that says what to do, if the Hub says why that failed.
+class _Unanswered(Exception):
+    """The Hub is not reached, or shall not be."""
 
-    What reads through fsspec only learns that there is nothing: this asks the Hub once more for one small file.
+
+def _asked(path: PathLike, storage_options: Options, ask: Callable[[HubClient], T], patience: float | None = None) -> T:
+    """Return what the Hub of `path` answers, asked again for `patience` seconds, or those of the settings.
+
+    Raises:
+        _Unanswered: as its name says; with the message for the user.
+        CheckpointError: it answered that there is nothing.
     """
-    model = parse(path)
-    if model is None or importlib.util.find_spec("huggingface_hub") is None:
-        return error
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
-
-    api = _api(path, storage_options)
+    require(path)
+    options = options_for(path, storage_options)
+    settings, plain = split(options)
     try:
-        url = hf_hub_url(model.repo, CONFIG, revision=model.revision, endpoint=api.endpoint)
-        get_hf_file_metadata(url, token=api.token)
-    except EntryNotFoundError:  # repository and revision are there
-        return error
-    except Exception as e:
-        return type(error)(why(os.fspath(path), model, e))
-    return error
+        client = HubClient(plain.get("endpoint"), plain.get("token"), settings.timeout)
+        return until_it_passes(lambda: ask(client), settings.retry_seconds if patience is None else patience)
+    except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
+        last = e.__cause__ if isinstance(e, GaveUp) and isinstance(e.__cause__, Exception) else e
+        model = parse(path)
+        assert model is not None
+        said = why(os.fspath(path), model, last) + (f" ({e})" if isinstance(e, GaveUp) else "")
+        raise (CheckpointError(said) if _is_answer(last) else _Unanswered(said)) from None
 
 
 def refuse_offline(path: PathLike, error: type[RelexError] = CheckpointError) -> None:
@@ -158,14 +168,15 @@ def refuse_offline(path: PathLike, error: type[RelexError] = CheckpointError) ->
         raise error(why(os.fspath(path), model, errors.OfflineModeIsEnabled()))
 
 
-@contextmanager
-def explaining(path: PathLike, storage_options: Options, error: type[RelexError] = CheckpointError) -> Iterator[None]:
-    """Let an error about `path` say what `explained` makes of it; `error` is raised at once where the Hub is off."""
-    refuse_offline(path, error)
-    try:
-        yield
-    except (CheckpointError, InvalidArgument) as e:
-        raise explained(path, storage_options, e) from None
+def answered(path: PathLike, e: BaseException | None) -> str | None:
+    """Return what a failure to read `path` means and what to do, where the Hub says it; None: there is no more to say.
+
+    That takes no request: the Hub gives its reasons with each refusal.
+    """
+    model = parse(path)
+    if model is None or not isinstance(e, Exception) or _TELLING.isdisjoint(c.__name__ for c in type(e).__mro__):
+        return None
+    return why(os.fspath(path), model, e)
 
 
 def why(shown: str, model: Model, e: Exception) -> str:
@@ -206,13 +217,6 @@ def _cached_commit(model: Model) -> str | None:
     parts = folder.split(os.sep)
     at = len(parts) - 1 - (model.below.count("/") + 1 if model.below else 0)
     return parts[at] if _COMMIT.fullmatch(parts[at]) else None
-
-
-def _api(path: PathLike, storage_options: Options) -> Any:
-    from huggingface_hub import HfApi
-
-    given = options_for(path, storage_options) or {}
-    return HfApi(endpoint=given.get("endpoint"), token=given.get("token"))
 
 
 def _endpoint() -> str:

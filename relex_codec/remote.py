@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from . import hub
 from .backends import backend_of
 from .backends.contract import EmptyObject, Mark, Replaced
 from .backends.plain import PlainBackend
@@ -57,7 +58,7 @@ class RemoteSource(Source):
         self._settings = settings or Settings()
         self._backend = backend_of(filesystem, path, self._settings)
         self._fixed = isinstance(self._backend, PlainBackend) and self._backend.fixed
-        self._key = (shown, path, hash(filesystem))
+        self._key = (shown, path, self._backend.identity)
         first = b""
         known = self._known_mark() if OBJECTS.knows(self._key) or not self._backend.tells else None
         if known is None:
@@ -198,6 +199,8 @@ def attempts(
             raise changed(path, error) from None
         if isinstance(last, EmptyObject):
             raise
+        if (said := hub.answered(path, last)) is not None:
+            raise error(said) from None
         raise unreadable(path, last.error if isinstance(last, _Final) else e, error) from None
 
 

@@ -19,7 +19,7 @@ from .errors import InvalidArgument
 from .export import export, nbytes
 from .file_base import FileBase
 from .header import quote
-from .hub import explaining
+from .hub import refuse_offline
 from .kernels import flat
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
@@ -56,13 +56,13 @@ class Run:
         self.device = "cpu" if device is None else device
         if not is_host(self.device):
             device_kernel(self.device)  # whether there is such a device
-        with explaining(path, storage_options, InvalidArgument):
-            self._source = open_source(path, options_for(path, storage_options))
-            try:
-                self._container = Container(self._source)
-            except BaseException:
-                self._source.close()
-                raise
+        refuse_offline(path, InvalidArgument)
+        self._source = open_source(path, options_for(path, storage_options))
+        try:
+            self._container = Container(self._source)
+        except BaseException:
+            self._source.close()
+            raise
         self.path = self._source.path
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)

@@ -14,6 +14,7 @@ from .ahead import AheadSource
 from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
 from .backends.contract import protocols
+from .backends.hub import list_model, model_of
 from .backends.plain import tries_again
 from .errors import InvalidArgument, RelexError
 from .paths import Options, PathLike, is_url, local_path, one_line, public
@@ -109,13 +110,18 @@ def list_directory(
         return sorted(items)
     filesystem, name, settings = _for_reading(path, storage_options, error)
 
+    model = model_of(filesystem, name)
+
     def listed() -> Any:
+        if model is not None:
+            return list_model(filesystem, name, model, settings)
         if "hf" in protocols(filesystem):
             return filesystem.ls(name, detail=True, refresh=True)
         filesystem.invalidate_cache(name)  # a run that is being written has more each time
         return filesystem.ls(name, detail=True)
 
-    listing = attempts(listed, public(path), error, settings, patient=tries_again(filesystem))
+    patient = model is None and tries_again(filesystem)
+    listing = attempts(listed, public(path), error, settings, patient=patient)
     root = name.rstrip("/")
     for found in listing:
         full = found["name"].rstrip("/")

@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import pytest
+from servers.counting import Answer, CountingServer
 
 API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<what>revision|refs|tree|paths-info)(?:/(?P<rest>.*))?)?")
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 FIRST_OF_BRANCH = "main"
+SIGNATURE = "secret"
+"""Of storage URLs."""
 
 
 @dataclass
@@ -51,27 +52,30 @@ class Repository:
         return self.branches.get(revision) or self.tags.get(revision)
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request that was answered."""
-
-    method: str
-    path: str
-    range: str | None
-    status: int
-    sent: int
-    """Bytes of the body."""
-
-
 class Hub:
-    """The server; repositories may be added and changed while it runs."""
+    """The Hub and its storage, one server under two names; repositories may be added and changed while it runs.
+
+    Attributes:
+        server: counts and keeps the requests, and fails on demand.
+        storage_url: another host by name: clients follow redirects between hosts differently, and leave their token
+            behind.
+        resolve_cache: whether small files are answered by way of a redirect within the Hub, as huggingface.co does.
+        moved: new names of repositories by old ones.
+        page: entries of a listing in one answer.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
-        self.requests: list[Request] = []
-        self.url = ""
-        self.storage_url = ""
-        """Another host by name: clients follow redirects between hosts differently, and leave their token behind."""
+        self.server = CountingServer(self.answer)
+        port = self.server.url.rpartition(":")[2]
+        self.storage_url = f"http://localhost:{port}/storage"
+        self.resolve_cache = False
+        self.moved: dict[str, str] = {}
+        self.page = 1000
+
+    @property
+    def url(self) -> str:
+        return self.server.url
 
     def add(self, name: str, files: Mapping[str, bytes] | None = None, **options: Any) -> Repository:
         """Add a repository ``org/name``, with these files as its first commit."""
@@ -79,6 +83,14 @@ class Hub:
         if files is not None:
             made.commit(files)
         return made
+
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """Answer a request: what `CountingServer` asks for."""
+        try:
+            return Question(self, urlsplit(path), headers, body).answer()
+        except Refusal as no:
+            code = {"X-Error-Code": no.code} if no.code else {}
+            return whole(no.status, json.dumps({"error": str(no)}).encode(), {"X-Error-Message": str(no), **code})
 
 
 def oid(data: bytes) -> str:
@@ -91,64 +103,53 @@ def is_large(path: str) -> bool:
     return path.endswith((".safetensors", ".relex"))
 
 
-class Answer(Exception):
-    """An answer that ends a request."""
+class Refusal(Exception):
+    """An answer that says why not."""
 
     def __init__(self, status: int, code: str | None = None, message: str = "") -> None:
         super().__init__(message)
         self.status, self.code = status, code
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: Hub
+def whole(status: int, body: bytes, headers: Mapping[str, str]) -> Answer:
+    return Answer(status, {**headers, "Content-Length": str(len(body))}, body)
 
-    def log_message(self, *args: Any) -> None:
-        pass
 
-    def do_GET(self) -> None:
-        self._answer()
+class Question:
+    """One request, and what there is to say to it."""
 
-    def do_HEAD(self) -> None:
-        self._answer()
+    def __init__(self, hub: Hub, url: SplitResult, headers: dict[str, str], body: bytes) -> None:
+        self.hub, self.url, self.headers, self.body = hub, url, headers, body
 
-    def do_POST(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        try:
-            self._route(urlsplit(self.path))
-        except Answer as answer:
-            headers = {"X-Error-Message": str(answer)} | ({"X-Error-Code": answer.code} if answer.code else {})
-            self._send(answer.status, json.dumps({"error": str(answer)}).encode(), headers)
-
-    def _route(self, url: Any) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if url.path.startswith("/storage/"):
-            return self._stored(url.path.rpartition("/")[2])
-        if match := API.fullmatch(url.path):
+    def answer(self) -> Answer:
+        path = self.url.path
+        if path.startswith("/storage/"):
+            return self._stored(path.rpartition("/")[2])
+        if match := API.fullmatch(path):
             repository = self._repository(match["repo"])
-            return self._api(match["repo"], repository, match["what"], match["rest"] or "", body)
-        if match := RESOLVE.fullmatch(url.path):
-            return self._resolve(self._repository(match["repo"]), match["revision"], unquote(match["path"]))
-        raise Answer(404, None, "no such page")
+            return self._api(match["repo"], repository, match["what"], match["rest"] or "")
+        if match := RESOLVE.fullmatch(path):
+            if match["repo"] in self.hub.moved:
+                return whole(307, b"moved", {"Location": path.replace(match["repo"], self.hub.moved[match["repo"]], 1)})
+            return self._resolve(self._repository(match["repo"]), match["revision"], unquote(match["path"]), path)
+        raise Refusal(404, None, "no such page")
 
     def _repository(self, name: str) -> Repository:
         found = self.hub.repositories.get(unquote(name))
         if found is None or (found.token is not None and not self._brings(found.token)):
-            raise Answer(401, "RepoNotFound", "Repository not found")
+            raise Refusal(401, "RepoNotFound", "Repository not found")
         return found
 
     def _brings(self, token: str) -> bool:
-        return self.headers.get("Authorization") == f"Bearer {token}"
+        return self.headers.get("authorization") == f"Bearer {token}"
 
     def _commit(self, repository: Repository, revision: str) -> str:
         found = repository.find(unquote(revision))
         if found is None:
-            raise Answer(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
         return found
 
-    def _api(self, name: str, repository: Repository, what: str | None, rest: str, body: bytes) -> None:
+    def _api(self, name: str, repository: Repository, what: str | None, rest: str) -> Answer:
         if what == "refs":
             kinds = {"branches": ("heads", repository.branches), "tags": ("tags", repository.tags)}
             refs = {
@@ -169,11 +170,14 @@ class Handler(BaseHTTPRequestHandler):
                  "private": repository.token is not None, "downloads": 0, "likes": 0}
             )  # fmt: skip
         if what == "tree":
-            found = self._tree(files, unquote(below), "recursive=true" in self.path.lower())
+            found = self._tree(files, unquote(below), "recursive=true" in self.url.query.lower())
             if not found and below:
-                raise Answer(404, "EntryNotFound", f"{below} does not exist")
-            return self._json(found)
-        wanted = parse_qs(body.decode())["paths"]
+                raise Refusal(404, "EntryNotFound", f"{below} does not exist")
+            first = int(parse_qs(self.url.query).get("cursor", ["0"])[0])
+            page, after = found[first : first + self.hub.page], first + self.hub.page
+            link = f'<https://elsewhere.test{self.url.path}?limit={self.hub.page}&cursor={after}>; rel="next"'
+            return self._json(page, {"Link": link} if after < len(found) else {})
+        wanted = parse_qs(self.body.decode())["paths"]
         everything = {entry["path"]: entry for entry in self._tree(files, "", True)}
         return self._json([everything[path] for path in wanted if path in everything])
 
@@ -195,52 +199,45 @@ class Handler(BaseHTTPRequestHandler):
             found[path] = entry
         return list(found.values())
 
-    def _resolve(self, repository: Repository, revision: str, path: str) -> None:
+    def _resolve(self, repository: Repository, revision: str, path: str, place: str) -> Answer:
         if repository.gate is not None and not self._brings(repository.gate):
-            raise Answer(403, "GatedRepo", "Access to this model is restricted")
+            raise Refusal(403, "GatedRepo", "Access to this model is restricted")
         commit = self._commit(repository, revision)
         data = repository.commits[commit].get(path)
         if data is None:
-            raise Answer(404, "EntryNotFound", f"{path} does not exist")
+            raise Refusal(404, "EntryNotFound", f"{path} does not exist")
         headers = {"X-Repo-Commit": commit}
+        if self.hub.resolve_cache and not is_large(path) and "cached" not in self.url.query:
+            return whole(307, b"Temporary Redirect", {**headers, "Location": f"{place}?cached=%2F"})
         if not is_large(path):
             return self._ranged(data, {**headers, "ETag": f'"{oid(data)}"'})
         digest = hashlib.sha256(data).hexdigest()
         headers |= {"X-Linked-ETag": f'"{digest}"', "X-Linked-Size": str(len(data)), "ETag": f'"{oid(data)}"'}
-        self._send(302, b"", {**headers, "Location": f"{self.hub.storage_url}/{digest}"})
+        location = f"{self.hub.storage_url}/{digest}?signature={SIGNATURE}"
+        return whole(302, f"Found. Redirecting to {location}".encode(), {**headers, "Location": location})
 
-    def _stored(self, digest: str) -> None:
+    def _stored(self, digest: str) -> Answer:
         for repository in self.hub.repositories.values():
             for files in repository.commits.values():
                 for data in files.values():
                     if hashlib.sha256(data).hexdigest() == digest:
-                        return self._ranged(data, {"ETag": f'"{digest}"'})
-        raise Answer(404, None, "no such object")
+                        return self._ranged(
+                            data, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}
+                        )  # not what the Hub says
+        raise Refusal(404, None, "no such object")
 
-    def _ranged(self, data: bytes, headers: dict[str, str]) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+    def _ranged(self, data: bytes, headers: dict[str, str]) -> Answer:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range") or "")
         headers["Accept-Ranges"] = "bytes"
         if asked is None:
-            return self._send(200, data, headers)
+            return whole(200, data, headers)
         start, end = int(asked[1]), min(len(data), int(asked[2]) + 1 if asked[2] else len(data))
         if start >= end:
-            return self._send(416, b"", {**headers, "Content-Range": f"bytes */{len(data)}"})
-        self._send(206, data[start:end], {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"})
+            return whole(416, b"", {**headers, "Content-Range": f"bytes */{len(data)}"})
+        return whole(206, data[start:end], {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"})
 
-    def _json(self, document: Any) -> None:
-        self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        sent = b"" if self.command == "HEAD" else body
-        self.wfile.write(sent)
-        self.hub.requests.append(
-            Request(self.command, unquote(self.path), self.headers.get("Range"), status, len(sent))
-        )
+    def _json(self, document: Any, headers: Mapping[str, str] | None = None) -> Answer:
+        return whole(200, json.dumps(document).encode(), {"Content-Type": "application/json", **(headers or {})})
 
 
 def end_sessions() -> None:
@@ -254,17 +251,8 @@ def end_sessions() -> None:
 def serve() -> Iterator[Hub]:
     """Run a Hub without repositories."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-    port = server.server_address[1]
-    hub.url, hub.storage_url = f"http://127.0.0.1:{port}", f"http://localhost:{port}/storage"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with hub.server:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -274,13 +262,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     New processes see the same: the environment says it to them.
     """
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    from huggingface_hub import HfFileSystem, constants
+    from huggingface_hub import HfFileSystem, constants, file_download
 
     home = tmp_path_factory.mktemp("hf_home")
     with serve() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        if hasattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE"):  # before release 1.0
+            monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):

@@ -188,7 +188,6 @@ def cache(tmp_path, monkeypatch):
 
     original = module.open_checkpoint
     monkeypatch.setattr(module, "open_checkpoint", remote)
-    monkeypatch.setattr(hub_module, "explained", lambda path, options, error: error)
     return snapshot, opened
 
 

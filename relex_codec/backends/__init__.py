@@ -2,8 +2,9 @@
 
 S3 and HTTP are asked through the connections of s3fs and of fsspec's HTTP filesystem, but without their ``cat_ranges``:
 that gives bytes only, while an answer also tells size and ETag of the object and can be made to depend on them. So
-opening needs no request for metadata, and an object that was replaced is noticed. All other filesystems are read
-through their ``cat_ranges`` and looked at before and after.
+opening needs no request for metadata, and an object that was replaced is noticed. Models on the Hub are asked for
+through the session of huggingface_hub (see hub_client.py), for the same reasons. All other filesystems are read through
+their ``cat_ranges`` and looked at before and after.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from ..settings import Settings
 from .contract import Backend, protocols
 from .http import HTTPBackend
+from .hub import HubBackend, model_of
 from .plain import PlainBackend
 from .s3 import S3Backend
 
@@ -24,4 +26,7 @@ def backend_of(filesystem: Any, name: str, settings: Settings) -> Backend:
         return S3Backend(filesystem, name, settings)
     if "https" in names and hasattr(filesystem, "encode_url"):
         return HTTPBackend(filesystem, name, settings)
+    model = model_of(filesystem, name)
+    if model is not None and model.below:
+        return HubBackend(filesystem, name, settings, model)
     return PlainBackend(filesystem, name, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from ..errors import Corrupt
@@ -60,6 +61,11 @@ class Backend(ABC):
 
     def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
         self.filesystem, self.name, self.settings = filesystem, name, settings
+
+    @property
+    def identity(self) -> Hashable:
+        """What tells its filesystem from others that have something under the same name."""
+        return hash(self.filesystem)
 
     @abstractmethod
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:

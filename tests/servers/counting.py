@@ -10,7 +10,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, NamedTuple
@@ -38,6 +38,8 @@ class Seen(NamedTuple):
     status: int
     sent: int
     """Bytes of the body."""
+    headers: Mapping[str, str] = {}
+    """Of the request, by name in small letters."""
 
 
 class Fault(NamedTuple):
@@ -186,7 +188,7 @@ def _handler(server: CountingServer) -> type[BaseHTTPRequestHandler]:
                 length = str(len(content))
             breaks = fault in ("reset", "cut", "stall")
             sent = content[: len(content) // 2] if breaks else content
-            server.note(Seen(self.command, self.path, wanted, answer.status, len(sent)))
+            server.note(Seen(self.command, self.path, wanted, answer.status, len(sent), headers))
             self.send_response(answer.status)
             for name, value in {**kept, "Content-Length": length}.items():
                 self.send_header(name, value)
