@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from .ahead import AheadSource
 from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
+from .backends import backend_of
 from .backends.contract import protocols
-from .backends.plain import tries_again
 from .errors import InvalidArgument, RelexError
 from .paths import Options, PathLike, is_url, local_path, one_line, public
 from .ranges import merge as merge
@@ -108,14 +108,18 @@ def list_directory(
             raise unreadable(folder, e, error) from None
         return sorted(items)
     filesystem, name, settings = _for_reading(path, storage_options, error)
+    backend = backend_of(filesystem, name, settings)
 
     def listed() -> Any:
+        own = backend.listing()
+        if own is not None:
+            return own
         if "hf" in protocols(filesystem):
             return filesystem.ls(name, detail=True, refresh=True)
         filesystem.invalidate_cache(name)  # a run that is being written has more each time
         return filesystem.ls(name, detail=True)
 
-    listing = attempts(listed, public(path), error, settings, patient=tries_again(filesystem))
+    listing = attempts(listed, public(path), error, settings, patient=backend.patient)
     root = name.rstrip("/")
     for found in listing:
         full = found["name"].rstrip("/")
