@@ -149,7 +149,7 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
         e = e.__cause__
     if isinstance(e, RelexError):
         return e
-    said, code, status = _said(e), code_of(e), status_of(e)
+    words, code, status = said(e), code_of(e), status_of(e)
     if code in ("NoSuchBucket", "ContainerNotFound"):
         what = "bucket" if code == "NoSuchBucket" else "container"
         return error(f"{path} cannot be read: there is no such {what}; check its name, and the endpoint")
@@ -160,7 +160,7 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
             f"{path} cannot be read: no credentials were found; set those of the storage in the environment {missing} "
             "for a public bucket"
         )
-    if "connection_string or account_name" in said:  # adlfs
+    if "connection_string or account_name" in words:  # adlfs
         return error(
             f"{path} cannot be read: no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME, or account_name in "
             "storage_options"
@@ -168,21 +168,21 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
     if type(e).__name__ == "NoRegionError":
         return error(f"{path} cannot be read: no region is set; set AWS_DEFAULT_REGION")
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return error(f"{path} cannot be read: {said}; set the bucket's region (AWS_DEFAULT_REGION) and endpoint")
+        return error(f"{path} cannot be read: {words}; set the bucket's region (AWS_DEFAULT_REGION) and endpoint")
     if isinstance(e, FileNotFoundError) or status == 404:
         return error(f"{path} does not exist; check the path")
     if isinstance(e, NotADirectoryError):
         return error(f"{path} is not a directory")
     if isinstance(e, PermissionError) or status in (401, 403):
-        return error(f"{path} cannot be read: {said}; check permissions or credentials")
+        return error(f"{path} cannot be read: {words}; check permissions or credentials")
     hint = "; try again later, or for longer with RELEX_RETRY_SECONDS" if passes(e) else ""
-    return error(f"{path} cannot be read: {said}{tried}{hint}")
+    return error(f"{path} cannot be read: {words}{tried}{hint}")
 
 
-def _said(e: BaseException) -> str:
+def said(e: BaseException) -> str:
     """Return what an exception says, on one line; not the URL that aiohttp adds, which may be a signed one."""
     status = status_of(e)
     if status is not None and (type(e).__name__ == "ClientResponseError" or hasattr(e, "error_code")):
-        said = str(getattr(e, "message", "")).partition("\n")[0]  # Azure goes on with what is only of use to Azure
-        return " ".join(f"the server answered {status} {said:.300}".split())
+        words = str(getattr(e, "message", "")).partition("\n")[0]  # Azure goes on with what is only of use to Azure
+        return " ".join(f"the server answered {status} {words:.300}".split())
     return one_line(e)

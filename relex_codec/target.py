@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from .errors import InvalidArgument, RelexError
 from .parallel import IO_THREADS, in_parallel
-from .paths import Options, PathLike, one_line, options_for, public
+from .paths import Options, PathLike, options_for, public
+from .retry import said, status_of
 from .storage import filesystem_of
 
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -154,12 +155,17 @@ class Target:
         except RelexError:
             raise
         except Exception as e:  # backends raise what they like
-            hint = ""
-            if isinstance(e, FileNotFoundError):
+            hint, status = "", status_of(e)
+            if isinstance(e, FileNotFoundError) or status == 404:
                 hint = "; check that the bucket or directory exists"
-            elif isinstance(e, PermissionError) or "Credential" in type(e).__name__:
+            elif (
+                isinstance(e, PermissionError)
+                or status in (401, 403)
+                or "Credential" in type(e).__name__
+                or str(e).startswith("Forbidden")  # as gcsfs has it
+            ):
                 hint = "; check the credentials and what they allow"
-            raise InvalidArgument(f"cannot write {self.shown}: {one_line(e)}{hint}") from None
+            raise InvalidArgument(f"cannot write {self.shown}: {said(e)}{hint}") from None
 
     def _upload(self, path: str, name: str) -> None:
         from fsspec.callbacks import Callback
