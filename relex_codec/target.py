@@ -25,6 +25,8 @@ PART: Final = 8 << 20
 """Bytes of a part of an upload: s3fs has ten of them under way, and each twice in memory."""
 PARTS_LIMIT: Final = 9_000
 """Parts of one upload: S3 takes 10,000."""
+PARTS_AT_A_TIME: Final = 10
+"""Parts, of 4 MiB, that adlfs may have under way; by itself it has 128."""
 UPLOADS: Final = 4
 """Files that are uploaded at the same time; of those that are uploaded in several parts at a time, one."""
 GRACE: Final = 20.0
@@ -223,7 +225,7 @@ def _temporary(folder: str) -> str:
 
 def part_size(filesystem: Any, size: int) -> dict[str, int]:
     """Return the keyword that bounds what an upload holds in memory, where the filesystem has one."""
-    put = getattr(filesystem, "_put_file", filesystem.put_file)
-    if "chunksize" not in inspect.signature(put).parameters:
-        return {}
-    return {"chunksize": max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)}
+    known = inspect.signature(getattr(filesystem, "_put_file", filesystem.put_file)).parameters
+    if "chunksize" in known:
+        return {"chunksize": max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)}
+    return {"max_concurrency": PARTS_AT_A_TIME} if "max_concurrency" in known else {}
