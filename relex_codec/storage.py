@@ -123,11 +123,12 @@ def list_directory(
     root = name.rstrip("/")
     for found in listing:
         full = found["name"].rstrip("/")
+        folder = found["type"] == "directory" or found["name"].endswith("/")  # s3fs has markers of folders as files
         if full == root or full.lstrip("/") == root.lstrip("/"):
-            if found["type"] != "directory":  # ls of a file is the file itself
+            if not folder:  # ls of a file is the file itself
                 raise error(f"{public(path)} is not a directory")
             continue  # object stores may keep an object of the directory's own name
-        items.append(Item(full.rpartition("/")[2], found["type"] == "directory", int(found.get("size") or 0)))
+        items.append(Item(full.rpartition("/")[2], folder, int(found.get("size") or 0)))
     if not items:  # an object store has no empty directories
         raise error(f"{public(path)} does not exist or is empty; check the URL and the credentials")
     return sorted(set(items))
