@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final
 
+from .backends import backend_of
 from .errors import InvalidArgument, RelexError
 from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, options_for, public
-from .retry import said, status_of
+from .retry import GaveUp, said, status_of, until_it_passes
+from .settings import split
 from .storage import filesystem_of
 
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -55,7 +57,9 @@ class Target:
             )
         if self.scheme in READ_ONLY:
             raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
-        self.filesystem, name = filesystem_of(text, options_for(text, storage_options), error=InvalidArgument)
+        options = options_for(text, storage_options)
+        self._settings, _ = split(options)
+        self.filesystem, name = filesystem_of(text, options, error=InvalidArgument)
         self.name = name.rstrip("/")
         self._stop = threading.Event()
         self._in_parts = threading.Lock()
@@ -75,15 +79,28 @@ class Target:
 
     def exists(self) -> str | None:
         """Return ``file`` or ``directory`` if there is something; an empty directory is nothing."""
-        self.filesystem.invalidate_cache(self.name)
         with self.reported():
             try:
-                found = self.filesystem.ls(self.name, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+                found = self._listed()
+            except Exception as e:
+                if isinstance(e, FileNotFoundError | NotADirectoryError) or status_of(e) == 404:
+                    return None
+                raise
         names = {str(entry["name"]).strip("/"): entry["type"] for entry in found}
         kind = names.pop(self.name.strip("/"), None)  # ls of a file is the file; stores have markers of directories
         return "directory" if names else "file" if kind == "file" and not self._is_marker() else None
+
+    def _listed(self) -> Any:
+        # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
+        backend = backend_of(self.filesystem, self.name, self._settings)
+        try:
+            found = until_it_passes(backend.listing, self._settings.retry_seconds)
+        except GaveUp as e:
+            raise e.__cause__ or e from None
+        if found is None:
+            self.filesystem.invalidate_cache(self.name)
+            found = self.filesystem.ls(self.name, detail=True)
+        return found
 
     def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
         """Upload local files, ``(path, name)`` each, several at a time.

@@ -81,7 +81,8 @@ def test_a_file_system_that_moves(tmp_path: Path, scratch: Path, moves_over: boo
     assert all(os.path.basename(name).startswith(".relex.tmp-") for name in names)
 
 
-def test_s3(bucket: Any, scratch: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # aiohttp, of what gcsfs and adlfs do
+def test_object_stores(bucket: Any, scratch: Path) -> None:
     options = bucket.options
     large = np.random.default_rng(0).bytes(2 * PART + 12345)  # in three parts
     put(bucket.url("deep/run.relex"), large, options)
@@ -90,8 +91,10 @@ def test_s3(bucket: Any, scratch: Path) -> None:
     names = bucket.filesystem.find(bucket.name)
     assert [name.partition("/")[2] for name in names] == ["deep/run.relex", "out/one", "out/two", "top.relex"]
     assert bucket.filesystem.cat_file(f"{bucket.name}/deep/run.relex") == large
-    parts = [seen.path for seen in bucket.proxy.seen if "partNumber" in seen.path]
-    assert len(parts) == 3
+    # adlfs sends up to 64 MB in one piece
+    part = {"s3": "partNumber", "gs": "upload_id", "az": "deep/run.relex"}[bucket.server.scheme]
+    parts = [seen.path for seen in bucket.proxy.seen if part in seen.path and seen.method in ("PUT", "POST")]
+    assert len(parts) == (1 if bucket.server.scheme == "az" else 3)
     put(bucket.url("top.relex"), DATA[:50], options)
     assert bucket.filesystem.cat_file(f"{bucket.name}/top.relex") == DATA[:50]
     assert waiting(scratch) == []
