@@ -198,7 +198,7 @@ class Target:
                 concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
                 with self._in_parts if concurrent else nullcontext():
                     self._raise_if_stopped()
-                    self.filesystem.put_file(path, first, callback=stop, **part_size(self.filesystem, size))
+                    self.filesystem.put_file(path, first, callback=stop, **put_options(self.filesystem, size))
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
                 if found != size:
@@ -240,9 +240,15 @@ def _temporary(folder: str) -> str:
     return f"{folder}/.relex.tmp-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def part_size(filesystem: Any, size: int) -> dict[str, int]:
-    """Return the keyword that bounds what an upload holds in memory, where the filesystem has one."""
+def put_options(filesystem: Any, size: int) -> dict[str, int]:
+    """Return the keywords that an upload of so many bytes takes.
+
+    They bound what it holds in memory, and let it go over what is there, where the filesystem has keywords for that.
+    """
     known = inspect.signature(getattr(filesystem, "_put_file", filesystem.put_file)).parameters
+    found: dict[str, Any] = {"overwrite": True} if "overwrite" in known else {}  # not adlfs's default in 2023
     if "chunksize" in known:
-        return {"chunksize": max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)}
-    return {"max_concurrency": PARTS_AT_A_TIME} if "max_concurrency" in known else {}
+        found["chunksize"] = max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)
+    elif "max_concurrency" in known:
+        found["max_concurrency"] = PARTS_AT_A_TIME
+    return found

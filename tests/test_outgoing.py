@@ -18,7 +18,7 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.outgoing import UploadedDirectory, UploadedFile
 from relex_codec.outputs import output_directory, output_file
 from relex_codec.paths import options_for
-from relex_codec.target import PART, Target, part_size
+from relex_codec.target import PART, Target, put_options
 
 pytestmark = pytest.mark.usefixtures("scratch")
 DATA = bytes(range(256)) * 1000
@@ -278,9 +278,9 @@ def test_parts_are_as_many_as_s3_takes() -> None:
         def put_file(self, path: str, name: str, chunksize: int = 0) -> None: ...
 
     for size in (0, PART, 9_000 * PART, 9_000 * PART + 1, 1 << 40, 5 << 40):
-        part = part_size(Filesystem(), size)["chunksize"]
+        part = put_options(Filesystem(), size)["chunksize"]
         assert part >= PART and part % (1 << 18) == 0 and part * 10_000 >= size
-    assert part_size(Filesystem(), 9_000 * PART) == {"chunksize": PART}
+    assert put_options(Filesystem(), 9_000 * PART) == {"chunksize": PART}
 
 
 def test_a_failed_upload_of_parts_is_aborted(moto_bucket: Any) -> None:

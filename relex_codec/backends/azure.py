@@ -97,7 +97,8 @@ class AzureBackend(Backend):
         answer = (await service._pipeline.run(request, stream=True, **self._once)).http_response
         try:
             if answer.status_code >= 400:
-                said = _said(await answer.read())
+                # releases of 2023 have read it here already, and an empty one cannot be read twice
+                said = _said(answer.content if answer.is_stream_consumed else await answer.read())
                 raise_for_condition(answer.status_code, None)
                 raise Refused(answer.status_code, said, answer.headers.get("x-ms-error-code", ""))
             yield answer
