@@ -80,6 +80,18 @@ def test_blobs_that_programs_of_hadoop_put_for_directories(azure: Bucket) -> Non
 
 
 @pytest.mark.parametrize("store", ["emulator", "azurite"])
+def test_nothing_is_sent_of_an_object_that_was_replaced(stores: Any, store: str) -> None:
+    with bucket_on(stores(store)) as bucket:
+        bucket.put("x", DATA)
+        with open_source(bucket.url("x"), bucket.options) as source:
+            bucket.put("x", DATA[::-1])
+            bucket.proxy.clear()
+            with pytest.raises(InvalidArgument, match="changed while it was being read"):
+                source.read(100_000, 200_000)
+            assert [seen.status for seen in bucket.proxy.seen] == [412]
+
+
+@pytest.mark.parametrize("store", ["emulator", "azurite"])
 def test_timeouts_that_the_caller_gave_the_library_hold(stores: Any, store: str) -> None:
     own = {"emulator": {"requests_timeout": 0.2}, "azurite": {"read_timeout": 0.2}}[store]
     with bucket_on(stores(store)) as bucket:
