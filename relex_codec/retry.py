@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final, TypeVar
 
 from .errors import RelexError
@@ -29,7 +29,9 @@ PASSING_NAMES: Final = frozenset({
     # botocore, aiobotocore
     "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseStreamingError", "ReadTimeoutError",
     "ResponseParserError",
-    # fsspec; requests and httpx, as gcsfs, adlfs and huggingface_hub use them
+    # azure-core
+    "ServiceRequestError", "ServiceResponseError",
+    # fsspec; requests and httpx, as gcsfs and huggingface_hub use them
     "FSTimeoutError", "ChunkedEncodingError", "TransportError", "IncompleteRead",
     "TimeoutError",  # of asyncio, which is the built-in one from Python 3.11 on
 })  # fmt: skip
@@ -39,6 +41,13 @@ LASTING_NAMES: Final = frozenset({
     "SSLError", "ClientConnectorCertificateError", "ClientConnectorSSLError",
 })  # fmt: skip
 PASSING_ERRNO: Final = frozenset({errno.EBUSY, errno.EAGAIN, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT})
+NO_CREDENTIALS: Final = {
+    "NoCredentialsError": "(AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) or in storage_options, or {'anon': True}",
+    "NoGoogleCredentials": "(GOOGLE_APPLICATION_CREDENTIALS) or in storage_options (token), or {'token': 'anon'}",
+    "ClientAuthenticationError": "(AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN, ...) or in storage_options, or "
+    "{'anon': True}",
+}
+"""Where credentials are looked for, and what does without; by what says that there are none, a class or a code."""
 FIRST_WAIT: Final = 0.1
 LONGEST_WAIT: Final = 8.0
 
@@ -69,9 +78,12 @@ def status_of(e: BaseException | None) -> int | None:
 
 
 def code_of(e: BaseException | None) -> str:
-    """Return the error code of S3 that an exception carries, or an empty text."""
+    """Return the error code of S3 or Azure that an exception carries, or an empty text."""
     while e is not None:
         response = getattr(e, "response", None)
+        own = getattr(e, "error_code", None)
+        if own:
+            return str(getattr(own, "value", own))
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
         e = e.__cause__
@@ -82,16 +94,21 @@ def passes(e: BaseException) -> bool:
     """Tell whether trying again may help."""
     if isinstance(e, Passing):
         return True
-    if isinstance(e, RelexError | FileNotFoundError | PermissionError) or any(
-        c.__name__ in LASTING_NAMES for c in type(e).__mro__
-    ):
+    if isinstance(e, RelexError | FileNotFoundError | PermissionError) or _is(e, LASTING_NAMES):
         return False
-    if code_of(e) in PASSING_CODES or any(c.__name__ in PASSING_NAMES for c in type(e).__mro__):
+    inner = getattr(e, "inner_exception", None)  # of azure-core
+    if inner is not None and _is(inner, LASTING_NAMES):
+        return False
+    if code_of(e) in PASSING_CODES or _is(e, PASSING_NAMES):
         return True
     status = status_of(e)
     if status is not None:
         return status in PASSING_STATUS
     return isinstance(e, ConnectionError | TimeoutError) or (isinstance(e, OSError) and e.errno in PASSING_ERRNO)
+
+
+def _is(e: BaseException, names: Container[str]) -> bool:
+    return any(c.__name__ in names for c in type(e).__mro__)
 
 
 def until_it_passes(attempt: Callable[[], T], seconds: float) -> T:
@@ -132,30 +149,40 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
         e = e.__cause__
     if isinstance(e, RelexError):
         return e
-    said, code, status, name = _said(e), code_of(e), status_of(e), type(e).__name__
-    if code == "NoSuchBucket":
-        return error(f"{path} cannot be read: there is no such bucket; check its name, and the endpoint")
-    if name == "NoCredentialsError":
+    words, code, status = said(e), code_of(e), status_of(e)
+    if code in ("NoSuchBucket", "ContainerNotFound"):
+        what = "bucket" if code == "NoSuchBucket" else "container"
+        return error(f"{path} cannot be read: there is no such {what}; check its name, and the endpoint")
+    found = [code, *(() if status else (c.__name__ for c in type(e).__mro__))]
+    missing = next((NO_CREDENTIALS[known] for known in found if known in NO_CREDENTIALS), None)
+    if missing:
         return error(
-            f"{path} cannot be read: no credentials were found; set those of the storage in the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) or in storage_options, or {'anon': True} for a public bucket"
+            f"{path} cannot be read: no credentials were found; set those of the storage in the environment {missing} "
+            "for a public bucket"
         )
-    if name == "NoRegionError":
+    if "connection_string or account_name" in words:  # adlfs
+        return error(
+            f"{path} cannot be read: no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME, or account_name in "
+            "storage_options"
+        )
+    if type(e).__name__ == "NoRegionError":
         return error(f"{path} cannot be read: no region is set; set AWS_DEFAULT_REGION")
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return error(f"{path} cannot be read: {said}; set the bucket's region (AWS_DEFAULT_REGION) and endpoint")
+        return error(f"{path} cannot be read: {words}; set the bucket's region (AWS_DEFAULT_REGION) and endpoint")
     if isinstance(e, FileNotFoundError) or status == 404:
         return error(f"{path} does not exist; check the path")
     if isinstance(e, NotADirectoryError):
         return error(f"{path} is not a directory")
     if isinstance(e, PermissionError) or status in (401, 403):
-        return error(f"{path} cannot be read: {said}; check permissions or credentials")
+        return error(f"{path} cannot be read: {words}; check permissions or credentials")
     hint = "; try again later, or for longer with RELEX_RETRY_SECONDS" if passes(e) else ""
-    return error(f"{path} cannot be read: {said}{tried}{hint}")
+    return error(f"{path} cannot be read: {words}{tried}{hint}")
 
 
-def _said(e: BaseException) -> str:
+def said(e: BaseException) -> str:
     """Return what an exception says, on one line; not the URL that aiohttp adds, which may be a signed one."""
-    if type(e).__name__ == "ClientResponseError":
-        return f"the server answered {getattr(e, 'status', '?')} {getattr(e, 'message', '')}".strip()
+    status = status_of(e)
+    if status is not None and (type(e).__name__ == "ClientResponseError" or hasattr(e, "error_code")):
+        words = str(getattr(e, "message", "")).partition("\n")[0]  # Azure goes on with what is only of use to Azure
+        return " ".join(f"the server answered {status} {words:.300}".split())
     return one_line(e)

@@ -9,8 +9,8 @@ cache            RELEX_CACHE              (none)    directory that fetched range
 cache_bytes      RELEX_CACHE_BYTES        10 GiB    how large that directory may grow
 ===============  =======================  ========  ==================================================================
 
-The first two hold for S3, HTTP and models on the Hub. The libraries behind ``gs``, ``az`` and data sets on the Hub, and
-caches of fsspec, try again by themselves, for as long as they are set up to.
+The first two hold for S3, HTTP, Google Cloud Storage, Azure and models on the Hub. Data sets on the Hub and caches of
+fsspec are read through libraries that try again by themselves, for as long as they are set up to.
 
 In Python they go under the key ``relex`` of ``storage_options``, which every function that reads takes::
 

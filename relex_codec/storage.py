@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from .ahead import AheadSource
 from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
+from .backends import backend_of
 from .backends.contract import protocols
-from .backends.hub import list_model, model_of
-from .backends.plain import tries_again
 from .errors import InvalidArgument, RelexError
 from .paths import Options, PathLike, is_url, local_path, one_line, public
 from .ranges import merge as merge
@@ -109,27 +108,27 @@ def list_directory(
             raise unreadable(folder, e, error) from None
         return sorted(items)
     filesystem, name, settings = _for_reading(path, storage_options, error)
-
-    model = model_of(filesystem, name)
+    backend = backend_of(filesystem, name, settings)
 
     def listed() -> Any:
-        if model is not None:
-            return list_model(filesystem, name, model, settings)
+        own = backend.listing()
+        if own is not None:
+            return own
         if "hf" in protocols(filesystem):
             return filesystem.ls(name, detail=True, refresh=True)
         filesystem.invalidate_cache(name)  # a run that is being written has more each time
         return filesystem.ls(name, detail=True)
 
-    patient = model is None and tries_again(filesystem)
-    listing = attempts(listed, public(path), error, settings, patient=patient)
+    listing = attempts(listed, public(path), error, settings, patient=backend.patient)
     root = name.rstrip("/")
     for found in listing:
         full = found["name"].rstrip("/")
+        folder = found["type"] == "directory" or found["name"].endswith("/")  # s3fs has markers of folders as files
         if full == root or full.lstrip("/") == root.lstrip("/"):
-            if found["type"] != "directory":  # ls of a file is the file itself
+            if not folder:  # ls of a file is the file itself
                 raise error(f"{public(path)} is not a directory")
             continue  # object stores may keep an object of the directory's own name
-        items.append(Item(full.rpartition("/")[2], found["type"] == "directory", int(found.get("size") or 0)))
+        items.append(Item(full.rpartition("/")[2], folder, int(found.get("size") or 0)))
     if not items:  # an object store has no empty directories
         raise error(f"{public(path)} does not exist or is empty; check the URL and the credentials")
     return sorted(set(items))

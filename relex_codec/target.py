@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final
 
+from .backends import backend_of
 from .errors import InvalidArgument, RelexError
 from .parallel import IO_THREADS, in_parallel
-from .paths import Options, PathLike, one_line, options_for, public
+from .paths import Options, PathLike, options_for, public
+from .retry import GaveUp, said, status_of, until_it_passes
+from .settings import split
 from .storage import filesystem_of
 
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -24,6 +27,8 @@ PART: Final = 8 << 20
 """Bytes of a part of an upload: s3fs has ten of them under way, and each twice in memory."""
 PARTS_LIMIT: Final = 9_000
 """Parts of one upload: S3 takes 10,000."""
+PARTS_AT_A_TIME: Final = 10
+"""Parts, of 4 MiB, that adlfs may have under way; by itself it has 128."""
 UPLOADS: Final = 4
 """Files that are uploaded at the same time; of those that are uploaded in several parts at a time, one."""
 GRACE: Final = 20.0
@@ -52,7 +57,9 @@ class Target:
             )
         if self.scheme in READ_ONLY:
             raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
-        self.filesystem, name = filesystem_of(text, options_for(text, storage_options), error=InvalidArgument)
+        options = options_for(text, storage_options)
+        self._settings, _ = split(options)
+        self.filesystem, name = filesystem_of(text, options, error=InvalidArgument)
         self.name = name.rstrip("/")
         self._stop = threading.Event()
         self._in_parts = threading.Lock()
@@ -72,15 +79,28 @@ class Target:
 
     def exists(self) -> str | None:
         """Return ``file`` or ``directory`` if there is something; an empty directory is nothing."""
-        self.filesystem.invalidate_cache(self.name)
         with self.reported():
             try:
-                found = self.filesystem.ls(self.name, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+                found = self._listed()
+            except Exception as e:
+                if isinstance(e, FileNotFoundError | NotADirectoryError) or status_of(e) == 404:
+                    return None
+                raise
         names = {str(entry["name"]).strip("/"): entry["type"] for entry in found}
         kind = names.pop(self.name.strip("/"), None)  # ls of a file is the file; stores have markers of directories
         return "directory" if names else "file" if kind == "file" and not self._is_marker() else None
+
+    def _listed(self) -> Any:
+        # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
+        backend = backend_of(self.filesystem, self.name, self._settings)
+        try:
+            found = until_it_passes(backend.listing, self._settings.retry_seconds)
+        except GaveUp as e:
+            raise e.__cause__ or e from None
+        if found is None:
+            self.filesystem.invalidate_cache(self.name)
+            found = self.filesystem.ls(self.name, detail=True)
+        return found
 
     def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
         """Upload local files, ``(path, name)`` each, several at a time.
@@ -154,12 +174,17 @@ class Target:
         except RelexError:
             raise
         except Exception as e:  # backends raise what they like
-            hint = ""
-            if isinstance(e, FileNotFoundError):
+            hint, status = "", status_of(e)
+            if isinstance(e, FileNotFoundError) or status == 404:
                 hint = "; check that the bucket or directory exists"
-            elif isinstance(e, PermissionError) or "Credential" in type(e).__name__:
+            elif (
+                isinstance(e, PermissionError)
+                or status in (401, 403)
+                or "Credential" in type(e).__name__
+                or str(e).startswith("Forbidden")  # as gcsfs has it
+            ):
                 hint = "; check the credentials and what they allow"
-            raise InvalidArgument(f"cannot write {self.shown}: {one_line(e)}{hint}") from None
+            raise InvalidArgument(f"cannot write {self.shown}: {said(e)}{hint}") from None
 
     def _upload(self, path: str, name: str) -> None:
         from fsspec.callbacks import Callback
@@ -173,7 +198,7 @@ class Target:
                 concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
                 with self._in_parts if concurrent else nullcontext():
                     self._raise_if_stopped()
-                    self.filesystem.put_file(path, first, callback=stop, **part_size(self.filesystem, size))
+                    self.filesystem.put_file(path, first, callback=stop, **put_options(self.filesystem, size))
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
                 if found != size:
@@ -215,9 +240,15 @@ def _temporary(folder: str) -> str:
     return f"{folder}/.relex.tmp-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def part_size(filesystem: Any, size: int) -> dict[str, int]:
-    """Return the keyword that bounds what an upload holds in memory, where the filesystem has one."""
-    put = getattr(filesystem, "_put_file", filesystem.put_file)
-    if "chunksize" not in inspect.signature(put).parameters:
-        return {}
-    return {"chunksize": max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)}
+def put_options(filesystem: Any, size: int) -> dict[str, int]:
+    """Return the keywords that an upload of so many bytes takes.
+
+    They bound what it holds in memory, and let it go over what is there, where the filesystem has keywords for that.
+    """
+    known = inspect.signature(getattr(filesystem, "_put_file", filesystem.put_file)).parameters
+    found: dict[str, Any] = {"overwrite": True} if "overwrite" in known else {}  # not adlfs's default in 2023
+    if "chunksize" in known:
+        found["chunksize"] = max(PART, -(-size // PARTS_LIMIT // (1 << 20)) << 20)
+    elif "max_concurrency" in known:
+        found["max_concurrency"] = PARTS_AT_A_TIME
+    return found

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import bf16, write_checkpoint, write_run
 from servers.counting import Answer, CountingServer, Files, proxy_of
-from servers.fixtures import Bucket, bucket_on, web_on
+from servers.fixtures import LIBRARIES, Bucket, bucket_on, web_on
 
 import relex_codec
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexError, Truncated
@@ -26,10 +28,17 @@ PASSING = ["reset", "cut", "short", "500", "502", "503", "429", "slow_down", "st
 
 
 class Place:
-    """An object at a server, and how to open it."""
+    """An object at a server, how to open it, and with which method it is asked for its version alone."""
 
-    def __init__(self, proxy: CountingServer, url: str, options: dict[str, Any], put: Callable[[bytes], None]) -> None:
-        self.proxy, self.url, self.put, self.options = proxy, url, put, options
+    def __init__(
+        self,
+        proxy: CountingServer,
+        url: str,
+        options: dict[str, Any],
+        put: Callable[[bytes], None],
+        looks: str = "HEAD",
+    ) -> None:
+        self.proxy, self.url, self.put, self.options, self.looks = proxy, url, put, options, looks
         put(DATA)
 
     def open(self, error: type[RelexError] = InvalidArgument, **settings: Any) -> Source:
@@ -44,9 +53,10 @@ class Place:
 
 @contextmanager
 def place_at(kind: str, request: pytest.FixtureRequest) -> Iterator[Place]:
-    if kind in ("moto", "s3rver"):
-        with bucket_on(request.getfixturevalue("s3_servers")(kind)) as bucket:
-            yield Place(bucket.proxy, bucket.url("x"), bucket.options, lambda data: bucket.put("x", data))
+    if kind in LIBRARIES:
+        with bucket_on(request.getfixturevalue("stores")(kind)) as bucket:
+            put, looks = functools.partial(bucket.put, "x"), bucket.server.looks
+            yield Place(bucket.proxy, bucket.url("x"), bucket.options, put, looks)
     elif kind in ("hub", "hub_storage"):
         hub = request.getfixturevalue("hub")
         repository = hub.add("org/name")
@@ -60,7 +70,7 @@ def place_at(kind: str, request: pytest.FixtureRequest) -> Iterator[Place]:
             yield Place(web.proxy, web.url("x"), {}, lambda data: web.put("x", data))
 
 
-REPLACEABLE = ["moto", "s3rver", "nginx", "own"]
+REPLACEABLE = [*LIBRARIES, "nginx", "own"]
 
 
 @pytest.fixture(params=[*REPLACEABLE, "hub", "hub_storage"])
@@ -119,7 +129,7 @@ def test_opening_is_tried_again(place: Place, fault: str) -> None:
     place.proxy.fail("503")
     with place.open(retry_seconds=30) as source:  # by its version alone, as it is known
         if not place.url.endswith(".relex"):  # of which the Hub tells without its storage
-            assert [seen.method for seen in place.proxy.seen] == ["HEAD"] * 2
+            assert [(seen.method, seen.range) for seen in place.proxy.seen] == [(place.looks, None)] * 2
         assert source.read(0, 10) == DATA[:10]
 
 
@@ -190,24 +200,49 @@ def test_small_and_empty_objects(place: Place) -> None:
 
 
 def test_a_missing_bucket(bucket: Bucket) -> None:
-    with pytest.raises(InvalidArgument, match="no such bucket; check its name"):
-        open_source("s3://no-such-bucket-here/x", bucket.options)
+    scheme = bucket.server.scheme
+    kind = "container" if scheme == "az" else "bucket"
+    with pytest.raises(InvalidArgument, match=f"there is no such {kind}; check its name"):
+        open_source(f"{scheme}://no-such-bucket-here/x", bucket.options)
     assert len(bucket.proxy.seen) == 1
     bucket.proxy.clear()
     with pytest.raises(InvalidArgument, match="does not exist"):
         open_source(bucket.url("none"), bucket.options)
     assert len(bucket.proxy.seen) == 1
-    with pytest.raises(InvalidArgument, match="a bucket is not a file"):
-        open_source(f"s3://{bucket.name}", bucket.options)
+    with pytest.raises(InvalidArgument, match=f"a {kind} is not a file"):
+        open_source(f"{scheme}://{bucket.name}", bucket.options)
+    for path in ("no-such-bucket-here/x", f"{bucket.name}/none"):
+        with pytest.raises(CheckpointError, match=f"no such {kind}|does not exist"):
+            list_directory(f"{scheme}://{path}", bucket.options, error=CheckpointError)
+    bucket.put("file", b"1")
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        list_directory(bucket.url("file"), bucket.options, error=CheckpointError)
 
 
-def test_missing_credentials(moto_bucket: Bucket) -> None:
-    options = {name: value for name, value in moto_bucket.options.items() if name not in ("key", "secret")}
-    with pytest.raises(InvalidArgument, match="no credentials were found; set those of the storage"):
-        open_source(moto_bucket.url("x"), options)
+def without_credentials(bucket: Bucket) -> dict[str, Any]:
+    """Options for the servers by which none are found; Azure's are looked for even where nothing listens."""
+    if bucket.server.scheme == "az":
+        return {"account_name": "x", "account_host": "127.0.0.1:9", "exclude_managed_identity_credential": True}
+    return {name: value for name, value in bucket.options.items() if name not in ("key", "secret", "token")}
+
+
+def test_missing_credentials(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "PATH"):  # nor those of programs for developers
+        monkeypatch.setenv(name, str(tmp_path))
+    options = without_credentials(bucket)
+    bucket.proxy.fail("401", 1000)  # as Google says: gcsfs goes on without
+    with pytest.raises(InvalidArgument, match="no credentials were found; set those of the storage") as caught:
+        open_source(bucket.url("x"), options)
+    assert {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}[bucket.server.scheme] in str(caught.value)
     with pytest.raises(CheckpointError, match="no credentials were found"):
-        list_directory(moto_bucket.url(""), options, error=CheckpointError)
-    assert moto_bucket.proxy.seen == []
+        list_directory(bucket.url(""), options, error=CheckpointError)
+    assert len(bucket.proxy.seen) == (2 if bucket.server.scheme == "gs" else 0)
+
+
+def test_a_missing_account(cloud_environment: None) -> None:
+    pytest.importorskip("adlfs")
+    with pytest.raises(InvalidArgument, match="no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME"):
+        open_source("az://container/x")
 
 
 def test_signed_urls() -> None:
@@ -363,14 +398,24 @@ def test_a_file_that_is_replaced_during_a_step(remote_run: Any, moto_bucket: Buc
             run.state_dict(4)
 
 
-def test_listing_is_tried_again(moto_bucket: Bucket) -> None:
-    moto_bucket.put("a/b", b"1")
-    moto_bucket.proxy.fail("503")
-    items = list_directory(moto_bucket.url("a"), {**moto_bucket.options, "relex": {"retry_seconds": 30}})
-    assert [item.name for item in items] == ["b"] and len(moto_bucket.proxy.seen) == 2
-    moto_bucket.proxy.clear()
-    moto_bucket.put("a/c", b"1")  # what was listed before is not remembered
-    assert [item.name for item in list_directory(moto_bucket.url("a"), moto_bucket.options)] == ["b", "c"]
-    moto_bucket.proxy.fail("403", 1000)
+def test_listing_is_tried_again(bucket: Bucket) -> None:
+    bucket.put("a/b", b"1")
+    bucket.put("a/below/c", b"12")
+    bucket.put("ab", b"1")
+    bucket.proxy.fail("503")
+    items = list_directory(bucket.url("a"), {**bucket.options, "relex": {"retry_seconds": 30}})
+    assert items == [("b", False, 1), ("below", True, 0)] and len(bucket.proxy.seen) == 2
+    bucket.proxy.clear()
+    bucket.put("a/c", b"1")  # what was listed before is not remembered
+    assert [item.name for item in list_directory(bucket.url("a/"), bucket.options)] == ["b", "below", "c"]
+    assert [item.name for item in list_directory(bucket.url(""), bucket.options)] == ["a", "ab"]
+    assert len(bucket.proxy.seen) == 2
+    bucket.proxy.clear()
+    bucket.proxy.fail("403", 1000)
     with pytest.raises(InvalidArgument, match="check permissions or credentials"):
-        list_directory(moto_bucket.url("a"), moto_bucket.options)
+        list_directory(bucket.url("a"), bucket.options)
+    bucket.proxy.clear()
+    bucket.proxy.fail("503", 1000)
+    with pytest.raises(InvalidArgument, match="try again later"):
+        list_directory(bucket.url("a"), {**bucket.options, "relex": {"retry_seconds": 0}})
+    assert len(bucket.proxy.seen) == 1

@@ -18,7 +18,7 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.outgoing import UploadedDirectory, UploadedFile
 from relex_codec.outputs import output_directory, output_file
 from relex_codec.paths import options_for
-from relex_codec.target import PART, Target, part_size
+from relex_codec.target import PART, Target, put_options
 
 pytestmark = pytest.mark.usefixtures("scratch")
 DATA = bytes(range(256)) * 1000
@@ -81,7 +81,8 @@ def test_a_file_system_that_moves(tmp_path: Path, scratch: Path, moves_over: boo
     assert all(os.path.basename(name).startswith(".relex.tmp-") for name in names)
 
 
-def test_s3(bucket: Any, scratch: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # aiohttp, of what gcsfs and adlfs do
+def test_object_stores(bucket: Any, scratch: Path) -> None:
     options = bucket.options
     large = np.random.default_rng(0).bytes(2 * PART + 12345)  # in three parts
     put(bucket.url("deep/run.relex"), large, options)
@@ -90,8 +91,10 @@ def test_s3(bucket: Any, scratch: Path) -> None:
     names = bucket.filesystem.find(bucket.name)
     assert [name.partition("/")[2] for name in names] == ["deep/run.relex", "out/one", "out/two", "top.relex"]
     assert bucket.filesystem.cat_file(f"{bucket.name}/deep/run.relex") == large
-    parts = [seen.path for seen in bucket.proxy.seen if "partNumber" in seen.path]
-    assert len(parts) == 3
+    # adlfs sends up to 64 MB in one piece
+    part = {"s3": "partNumber", "gs": "upload_id", "az": "deep/run.relex"}[bucket.server.scheme]
+    parts = [seen.path for seen in bucket.proxy.seen if part in seen.path and seen.method in ("PUT", "POST")]
+    assert len(parts) == (1 if bucket.server.scheme == "az" else 3)
     put(bucket.url("top.relex"), DATA[:50], options)
     assert bucket.filesystem.cat_file(f"{bucket.name}/top.relex") == DATA[:50]
     assert waiting(scratch) == []
@@ -275,9 +278,9 @@ def test_parts_are_as_many_as_s3_takes() -> None:
         def put_file(self, path: str, name: str, chunksize: int = 0) -> None: ...
 
     for size in (0, PART, 9_000 * PART, 9_000 * PART + 1, 1 << 40, 5 << 40):
-        part = part_size(Filesystem(), size)["chunksize"]
+        part = put_options(Filesystem(), size)["chunksize"]
         assert part >= PART and part % (1 << 18) == 0 and part * 10_000 >= size
-    assert part_size(Filesystem(), 9_000 * PART) == {"chunksize": PART}
+    assert put_options(Filesystem(), 9_000 * PART) == {"chunksize": PART}
 
 
 def test_a_failed_upload_of_parts_is_aborted(moto_bucket: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from relex_codec.backends.contract import Refused
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.kept import KeptObjects
 from relex_codec.retry import GaveUp, Passing, passes, unreadable, until_it_passes
@@ -71,6 +72,25 @@ class NoRegionError(Exception):
     pass
 
 
+class ServiceRequestError(Exception):
+    """As of azure-core, which has it for whatever keeps a request from being sent."""
+
+    def __init__(self, inner: Exception) -> None:
+        self.inner_exception = inner
+
+
+class ClientAuthenticationError(Exception):
+    """As of azure-core: what answered, if anything, is `response`."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__("no\ntoken")
+        self.response = None if status is None else type("Response", (), {"status_code": status})()
+
+
+class ClientConnectorCertificateError(OSError):
+    pass
+
+
 def caused(e: OSError, cause: Exception) -> OSError:
     e.__cause__ = cause
     return e
@@ -85,6 +105,9 @@ def caused(e: OSError, cause: Exception) -> OSError:
         (caused(OSError(errno.EINVAL, "x"), Botocore("InternalError", 500)), True),
         (caused(OSError(errno.EINVAL, "x"), Botocore("InvalidRequest", 400)), False),
         (FileNotFoundError(), False), (PermissionError(), False), (Corrupt("x"), False), (ValueError(), False),
+        (Refused(503), True), (Refused(408, "x", "OperationTimedOut"), True), (Refused(403), False),
+        (ServiceRequestError(OSError()), True), (ServiceRequestError(ClientConnectorCertificateError()), False),
+        (ClientAuthenticationError(None), False), (ClientAuthenticationError(403), False),
         (NoCredentialsError(), False), (OSError(errno.EIO, "disk"), False), (Passing(), True),
     ],
 )  # fmt: skip
@@ -96,6 +119,12 @@ def test_what_passes(e: Exception, expected: bool) -> None:
     ("e", "message"),
     [
         (NoCredentialsError("none"), "p cannot be read: no credentials were found; set those of the storage"),
+        (ClientAuthenticationError(None), "no credentials were found; set those of the storage in the environment (AZ"),
+        (ClientAuthenticationError(403), "no token; check permissions or credentials"),
+        (Refused(403, "no right to\nRequestId:1", "x"), "the server answered 403 no right to; check permissions"),
+        (Refused(404, "", "ContainerNotFound"), "there is no such container; check its name"),
+        (Refused(401, "x", "NoGoogleCredentials"), "in the environment (GOOGLE_APPLICATION_CREDENTIALS) or"),
+        (ValueError("give a connection_string or account_name"), "no storage account is named; set AZURE_STORAGE_ACC"),
         (NoRegionError("none"), "p cannot be read: no region is set; set AWS_DEFAULT_REGION"),
         (Botocore("NoSuchBucket", 404), "p cannot be read: there is no such bucket; check its name"),
         (caused(OSError(errno.EINVAL, "x"), Botocore("PermanentRedirect", 301)), "set the bucket's region"),

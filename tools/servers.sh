@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the servers that the cloud tests start, as far as that is possible here: nginx from Debian's packages (as root),
-# s3rver from npm into .servers. Tests of a server that is missing are skipped. May be run again. usage: tools/servers.sh
+# s3rver and azurite from npm into .servers. Tests of a server that is missing are skipped. May be run again. usage: tools/servers.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v nginx >/dev/null && ! [ -x /usr/sbin/nginx ]; then
@@ -12,11 +12,15 @@ if ! command -v nginx >/dev/null && ! [ -x /usr/sbin/nginx ]; then
         echo "nginx is not installed: its tests will be skipped" >&2
     fi
 fi
-if ! [ -x .servers/node_modules/.bin/s3rver ]; then
-    if command -v npm >/dev/null; then
-        npm install --silent --no-audit --no-fund --prefix .servers s3rver@3.7.1 >/dev/null ||
-            echo "s3rver could not be installed: its tests will be skipped" >&2
-    else
-        echo "there is no npm to install s3rver with: its tests will be skipped" >&2
+install() { # program, package of npm
+    if ! [ -x ".servers/node_modules/.bin/$1" ]; then
+        if command -v npm >/dev/null; then
+            npm install --silent --no-audit --no-fund --prefix .servers "$2" >/dev/null ||
+                echo "$1 could not be installed: its tests will be skipped" >&2
+        else
+            echo "there is no npm to install $1 with: its tests will be skipped" >&2
+        fi
     fi
-fi
+}
+install s3rver s3rver@3.7.1
+install azurite-blob azurite@3.37.0

@@ -1,10 +1,10 @@
 """Single requests to storage: one attempt each, with what the answer tells of the object (see remote.py for the rest).
 
-S3 and HTTP are asked through the connections of s3fs and of fsspec's HTTP filesystem, but without their ``cat_ranges``:
-that gives bytes only, while an answer also tells size and ETag of the object and can be made to depend on them. So
-opening needs no request for metadata, and an object that was replaced is noticed. Models on the Hub are asked for
-through the session of huggingface_hub (see hub_client.py), for the same reasons. All other filesystems are read through
-their ``cat_ranges`` and looked at before and after.
+S3, HTTP, Google Cloud Storage and Azure are asked through the connections of s3fs, of fsspec's HTTP filesystem, of
+gcsfs and of adlfs, models on the Hub through the session of huggingface_hub (see hub_client.py), but without their
+``cat_ranges``: that gives bytes only, while an answer also tells size and version of the object and can be made to
+depend on them. So opening needs no request for metadata, and an object that was replaced is noticed. All other
+filesystems are read through their ``cat_ranges`` and looked at before and after.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..settings import Settings
+from .azure import AzureBackend, speaks_azure
 from .contract import Backend, protocols
+from .gcs import GCSBackend, speaks_gcs
 from .http import HTTPBackend
 from .hub import HubBackend, model_of
 from .plain import PlainBackend
@@ -26,7 +28,11 @@ def backend_of(filesystem: Any, name: str, settings: Settings) -> Backend:
         return S3Backend(filesystem, name, settings)
     if "https" in names and hasattr(filesystem, "encode_url"):
         return HTTPBackend(filesystem, name, settings)
+    if "gs" in names and speaks_gcs(filesystem):
+        return GCSBackend(filesystem, name, settings)
+    if "abfs" in names and speaks_azure(filesystem):
+        return AzureBackend(filesystem, name, settings)
     model = model_of(filesystem, name)
-    if model is not None and model.below:
+    if model is not None:
         return HubBackend(filesystem, name, settings, model)
     return PlainBackend(filesystem, name, settings)

@@ -41,6 +41,14 @@ class EmptyObject(Exception):
     """A range of an object without bytes was asked for."""
 
 
+class Refused(Exception):
+    """What a server answered instead of what was asked for: its status, its words, and its code for it, if any."""
+
+    def __init__(self, status: int, said: str = "", code: str = "") -> None:
+        super().__init__(status, said, code)
+        self.status, self.message, self.error_code = status, said, code
+
+
 class Answer(NamedTuple):
     """Bytes, and the object that they are of (None: the backend does not tell)."""
 
@@ -80,6 +88,10 @@ class Backend(ABC):
     @abstractmethod
     def head(self) -> Mark | None:
         """Return size and version of the object; None for what is no file of known size, or does not say so."""
+
+    def listing(self) -> list[dict[str, Any]] | None:
+        """Return what is in the directory of that name as ``ls`` of fsspec tells it; None: that is to be asked."""
+        return None
 
     def _run(self, coroutine: Any, *arguments: Any) -> Any:
         """Run a coroutine on the filesystem's event loop; who is interrupted takes it back."""

@@ -25,14 +25,22 @@ class HubBackend(Backend):
     def __init__(self, filesystem: Any, name: str, settings: Settings, model: Model) -> None:
         super().__init__(filesystem, name, settings)
         self._model = model
-        self._client = client_of(filesystem, settings)
+        self._client = HubClient(filesystem.endpoint, filesystem.token, settings.timeout)
 
     @property
     def identity(self) -> Hashable:
         # not the filesystem's, of which there is one for each thread
         return self._client.endpoint, self._client.token
 
+    def listing(self) -> list[dict[str, Any]] | None:
+        found = self._client.tree(self._model.repo, self._model.revision, self._model.below)
+        root = self.name.rstrip("/")
+        return [{**entry, "name": f"{root}/{entry['path'].rpartition('/')[2]}"} for entry in found]
+
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+        if not self._model.below:
+            raise IsADirectoryError("a model is not a file")
+
         def look(told: Told) -> tuple[Mark, Told]:
             size = whole_size(told.headers.get("Content-Range"), told.status, told.length, start, end)
             found = _mark_of(size, told)
@@ -54,6 +62,9 @@ class HubBackend(Backend):
         return Answer(data, found)
 
     def head(self) -> Mark | None:
+        if not self._model.below:
+            return None
+
         def look(told: Told) -> tuple[Mark | None, Told]:
             size = told.length if told.linked_size is None else told.linked_size
             return None if size is None else _mark_of(size, told), told
@@ -80,15 +91,3 @@ def model_of(filesystem: Any, name: str) -> Model | None:
     if "hf" not in protocols(filesystem) or not hasattr(filesystem, "endpoint"):
         return None
     return parse(f"hf://{name}")
-
-
-def client_of(filesystem: Any, settings: Settings) -> HubClient:
-    """Return what asks the Hub of a filesystem."""
-    return HubClient(filesystem.endpoint, filesystem.token, settings.timeout)
-
-
-def list_model(filesystem: Any, name: str, model: Model, settings: Settings) -> list[dict[str, Any]]:
-    """Return what a directory of a model holds, as filesystems list it, after one request a page."""
-    found = client_of(filesystem, settings).tree(model.repo, model.revision, model.below)
-    root = name.rstrip("/")
-    return [{**entry, "name": f"{root}/{entry['path'].rpartition('/')[2]}"} for entry in found]

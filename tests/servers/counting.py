@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 HOP: Final = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 """Headers of an answer that belong to one connection."""
@@ -40,6 +41,11 @@ class Seen(NamedTuple):
     """Bytes of the body."""
     headers: Mapping[str, str] = {}
     """Of the request, by name in small letters."""
+
+    @property
+    def name(self) -> str:
+        """Of the file: the last part of the path, as which Google has all of it in one."""
+        return unquote(urlsplit(self.path).path).rpartition("/")[2]
 
 
 class Fault(NamedTuple):
@@ -166,11 +172,13 @@ def _handler(server: CountingServer) -> type[BaseHTTPRequestHandler]:
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 (names of http.server)
 
         def _answer(self, headers: dict[str, str], body: bytes) -> None:
-            wanted = headers.get("range")
+            wanted = headers.get("range") or headers.get("x-ms-range")  # Azure's name for it
             time.sleep(server.latency)
             fault = server.next_fault(self.command, self.path)
             if fault == "no_range":
-                headers.pop("range", None)
+                # Azure's is signed: without, but with a signature, it would not be answered
+                gone = ("x-ms-range", "authorization") if "x-ms-range" in headers else ("range",)
+                headers = {name: value for name, value in headers.items() if name not in gone}
             if fault == "slow_down":
                 answer = Answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
             elif fault is not None and fault.isdigit():
@@ -180,7 +188,7 @@ def _handler(server: CountingServer) -> type[BaseHTTPRequestHandler]:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP}
             content = answer.body
             if self.command == "HEAD":
-                length = answer.headers.get("Content-Length", "0")
+                length = next((v for name, v in answer.headers.items() if name.lower() == "content-length"), "0")
                 content = b""
             else:
                 if fault == "short":

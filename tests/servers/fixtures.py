@@ -1,6 +1,7 @@
 """Fixtures around the servers, loaded by conftest.py (as are the runs in runs.py).
 
-A test that reads S3 takes `bucket`: an empty bucket on moto, and once more on s3rver, with a counting proxy in front::
+A test that reads from object stores takes `bucket`: an empty bucket on moto, and once more each on s3rver, on an
+emulator of Google Cloud Storage and on Azurite, with a counting proxy in front::
 
     def test_x(bucket):
         bucket.put("run.relex", data)
@@ -16,6 +17,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,14 +28,19 @@ import pytest
 
 from . import programs
 from .counting import CountingServer, Files, proxy_of
-from .programs import S3, NotInstalled
+from .emulated import emulator_proxy
+from .programs import GCS, S3, NotInstalled, Store
 
 ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",  # looking for credentials must not leave this machine
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would ask for the kind of a bucket with gRPC: no emulator has it
+    "NO_GCE_CHECK": "true",
+    "CLOUDSDK_CONFIG": os.devnull,
     "NO_PROXY": "127.0.0.1,localhost",
 }
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 @dataclass
@@ -42,11 +49,11 @@ class Bucket:
 
     Attributes:
         options: ``storage_options``, through the proxy.
-        filesystem: s3fs, past the proxy, to put and to look.
+        filesystem: s3fs, gcsfs or adlfs, past the proxy, to put and to look.
     """
 
     name: str
-    server: S3
+    server: Store
     proxy: CountingServer
     filesystem: Any
 
@@ -55,10 +62,12 @@ class Bucket:
         return self.server.options(self.proxy.url)
 
     def url(self, key: str) -> str:
-        return f"s3://{self.name}/{key}"
+        return f"{self.server.scheme}://{self.name}/{key}"
 
     def put(self, key: str, data: bytes) -> None:
-        self.filesystem.pipe_file(f"{self.name}/{key}", data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # aiohttp finds what gcsfs and adlfs send too large
+            self.filesystem.pipe_file(f"{self.name}/{key}", data)
 
     def upload(self, folder: Path, key: str) -> None:
         """Copy a local directory."""
@@ -87,21 +96,26 @@ def cloud_environment() -> Iterator[None]:
     """No credentials, configuration or proxies from outside of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("AWS_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+            if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.lower() in PROXIES:
                 patch.delenv(name)
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield
 
 
-@pytest.fixture(scope="session")
-def s3_servers(cloud_environment: None) -> Iterator[Callable[[str], S3]]:
-    """Start the S3 servers that tests ask for by name, each once a session."""
-    with ExitStack() as stack:
-        started: dict[str, S3] = {}
+LIBRARIES = {"moto": "s3fs", "s3rver": "s3fs", "emulator": "gcsfs", "azurite": "adlfs"}
+"""What each server is reached with."""
 
-        def start(name: str) -> S3:
-            pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs")
+
+@pytest.fixture(scope="session")
+def stores(cloud_environment: None) -> Iterator[Callable[[str], Store]]:
+    """Start the servers that tests ask for by name, each once a session."""
+    with ExitStack() as stack:
+        started: dict[str, Store] = {}
+
+        def start(name: str) -> Store:
+            library = LIBRARIES[name]
+            pytest.importorskip(library, reason=f"{library} is not installed: pip install {library}")
             if name not in started:
                 try:
                     started[name] = stack.enter_context(getattr(programs, name)())
@@ -113,26 +127,34 @@ def s3_servers(cloud_environment: None) -> Iterator[Callable[[str], S3]]:
 
 
 @contextmanager
-def bucket_on(server: S3) -> Iterator[Bucket]:
+def bucket_on(server: Store) -> Iterator[Bucket]:
     """Make an empty bucket."""
     import fsspec
 
-    filesystem = fsspec.filesystem("s3", **server.options(), use_listings_cache=False)
+    filesystem = fsspec.filesystem(server.scheme, **server.options(), use_listings_cache=False)
     name = f"test-{secrets.token_hex(6)}"
-    filesystem.call_s3("create_bucket", Bucket=name)  # mkdir sends a region, which S3 refuses for the default one
-    with proxy_of(server.host, server.port) as proxy:
-        yield Bucket(name, server, proxy, filesystem)
+    if isinstance(server, S3):
+        filesystem.call_s3("create_bucket", Bucket=name)  # mkdir sends a region, which S3 refuses for the default one
+    elif isinstance(server, GCS):
+        filesystem.mkdir(name)
+    else:
+        # anyone may read: the fault "no_range" takes away what is signed
+        create = filesystem.service_client.create_container
+        fsspec.asyn.sync(filesystem.loop, create, name, public_access="blob")
+    proxy = emulator_proxy if isinstance(server, GCS) else proxy_of
+    with proxy(server.host, server.port) as counting:
+        yield Bucket(name, server, counting, filesystem)
 
 
 @pytest.fixture
-def moto_bucket(s3_servers: Callable[[str], S3]) -> Iterator[Bucket]:
-    with bucket_on(s3_servers("moto")) as found:
+def moto_bucket(stores: Callable[[str], Store]) -> Iterator[Bucket]:
+    with bucket_on(stores("moto")) as found:
         yield found
 
 
-@pytest.fixture(params=["moto", "s3rver"])
-def bucket(request: pytest.FixtureRequest, s3_servers: Callable[[str], S3]) -> Iterator[Bucket]:
-    with bucket_on(s3_servers(request.param)) as found:
+@pytest.fixture(params=list(LIBRARIES))
+def bucket(request: pytest.FixtureRequest, stores: Callable[[str], Store]) -> Iterator[Bucket]:
+    with bucket_on(stores(request.param)) as found:
         yield found
 
 

@@ -1,4 +1,7 @@
-"""Programs that serve files: moto and s3rver for S3, nginx for HTTP; each a context manager around a subprocess."""
+"""Programs that serve files, each a context manager around a subprocess.
+
+moto and s3rver for S3, gcp-storage-emulator for Google Cloud Storage, Azurite for Azure, nginx for HTTP.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 REGION: Final = "us-east-1"
 INSTALLED: Final = Path(__file__).parents[2] / ".servers" / "node_modules" / ".bin"
 """Where tools/servers.sh puts programs from npm."""
+
+AZURE_ACCOUNT: Final = "devstoreaccount1"
+AZURE_KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Of every Azurite, as its documentation tells."""
 
 
 class NotInstalled(Exception):
@@ -33,6 +40,9 @@ class S3:
     port: int
     key: str
     secret: str
+    scheme = "s3"
+    looks = "HEAD"
+    """Method of a request for size and version alone."""
 
     def options(self, endpoint: str | None = None, **more: Any) -> dict[str, Any]:
         """``storage_options`` of s3fs: for the server itself, or for `endpoint`, such as a proxy in front of it."""
@@ -43,6 +53,40 @@ class S3:
             "client_kwargs": {"region_name": REGION},
             **more,
         }
+
+
+@dataclass(frozen=True)
+class GCS:
+    """A running server of Google Cloud Storage."""
+
+    host: str
+    port: int
+    scheme = "gs"
+    looks = "GET"
+
+    def options(self, endpoint: str | None = None, **more: Any) -> dict[str, Any]:
+        """As `S3.options`, of gcsfs."""
+        place = endpoint or f"http://{self.host}:{self.port}"
+        return {"token": "anon", "project": "test", "endpoint_url": place, **more}
+
+
+@dataclass(frozen=True)
+class Azure:
+    """A running server of Azure's blobs."""
+
+    host: str
+    port: int
+    scheme = "az"
+    looks = "HEAD"
+
+    def options(self, endpoint: str | None = None, **more: Any) -> dict[str, Any]:
+        """As `S3.options`, of adlfs."""
+        place = f"{endpoint or f'http://{self.host}:{self.port}'}/{AZURE_ACCOUNT}"
+        text = f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};AccountKey={AZURE_KEY};BlobEndpoint={place};"
+        return {"connection_string": text, **more}
+
+
+Store: TypeAlias = S3 | GCS | Azure
 
 
 @contextmanager
@@ -66,6 +110,31 @@ def s3rver() -> Iterator[S3]:
         command = [program, "-d", folder, "-a", "127.0.0.1", "-p", str(port), "--silent", "--no-vhost-buckets"]
         with _running(command, port):
             yield S3("127.0.0.1", port, "S3RVER", "S3RVER")
+
+
+@contextmanager
+def emulator() -> Iterator[GCS]:
+    """Run gcp-storage-emulator, which tells no generations (see emulated.py); credentials are not checked."""
+    if importlib.util.find_spec("gcp_storage_emulator") is None:
+        raise NotInstalled("gcp-storage-emulator is not installed: pip install gcp-storage-emulator")
+    port = free_port()
+    place = ["--in-memory", "--quiet", "--host", "127.0.0.1", "--port", str(port)]
+    with _running([sys.executable, "-m", "gcp_storage_emulator", "start", *place], port):
+        yield GCS("127.0.0.1", port)
+
+
+@contextmanager
+def azurite() -> Iterator[Azure]:
+    """Run Azurite, which checks signatures; what it holds is in memory."""
+    program = shutil.which("azurite-blob") or shutil.which("azurite-blob", path=str(INSTALLED))
+    if program is None:
+        raise NotInstalled("azurite is not installed: tools/servers.sh")
+    port = free_port()
+    # without the check a client may be newer than it
+    how = ["--inMemoryPersistence", "--extentMemoryLimit", "1024", "--disableTelemetry", "--skipApiVersionCheck"]
+    command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--silent", *how]
+    with tempfile.TemporaryDirectory() as folder, _running(command, port, folder):
+        yield Azure("127.0.0.1", port)
 
 
 @contextmanager
@@ -97,10 +166,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def _running(command: Sequence[str], port: int) -> Iterator[None]:
-    """Run a server until the block ends; its output shows only if it does not start."""
+def _running(command: Sequence[str], port: int, folder: str | None = None) -> Iterator[None]:
+    """Run a server, in `folder`, until the block ends; its output shows only if it does not start."""
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder)
         try:
             for _ in range(600):
                 try:

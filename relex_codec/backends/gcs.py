@@ -1,0 +1,134 @@
+"""Objects in Google Cloud Storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import quote
+
+from ..settings import Settings
+from .contract import Answer, Backend, Mark, Refused, Replaced, raise_for_condition, text, whole_size
+
+_NEEDED: Final = ("_set_session", "_get_params", "_get_headers", "url", "base", "split_path")
+"""What gcsfs sends its own requests with; its ``_request`` tries each of them up to six times."""
+
+
+def speaks_gcs(filesystem: Any) -> bool:
+    """Tell whether this release of gcsfs has what `GCSBackend` goes through."""
+    return all(hasattr(filesystem, name) for name in _NEEDED)
+
+
+class GCSBackend(Backend):
+    """An object in Google Cloud Storage, through session and credentials of gcsfs.
+
+    The version of an object is its generation, which every answer tells and every request can be made to depend on.
+    """
+
+    tells = True
+
+    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
+        super().__init__(filesystem, name, settings)
+        self._bucket, self._key, self._generation = filesystem.split_path(name)
+
+    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+        if not self._key:
+            raise IsADirectoryError("a bucket is not a file")
+        return self._run(self._get, start, end, mark)  # type: ignore[no-any-return]
+
+    async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
+        # an object that was stored compressed would be a range of something else
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        condition = {"ifGenerationMatch": mark.etag if mark else None}
+        async with self._answer(self.filesystem.url(self.name), condition, headers) as answer:
+            size = whole_size(answer.headers.get("Content-Range"), answer.status, answer.content_length, start, end)
+            found = Mark(size, answer.headers.get("X-Goog-Generation"), answer.headers.get("Last-Modified"))
+            if mark is not None and not mark.same(found):
+                raise Replaced
+            return Answer(await answer.read(), found)
+
+    def head(self) -> Mark | None:
+        return self._run(self._head) if self._key else None
+
+    async def _head(self) -> Mark:
+        found = await self._json(
+            f"/o/{quote(self._key, safe='')}", {"generation": self._generation, "fields": "size,generation"}
+        )
+        return Mark(int(found["size"]), text(found.get("generation")))
+
+    def listing(self) -> list[dict[str, Any]] | None:
+        return self._run(self._list) if self._bucket else None
+
+    async def _list(self) -> list[dict[str, Any]]:
+        root = f"{self._key.rstrip('/')}/" if self._key else None
+        found: list[dict[str, Any]] = []
+        token = None
+        while True:
+            page = await self._json(
+                "/o",
+                {
+                    "prefix": root,
+                    "delimiter": "/",
+                    "pageToken": token,
+                    "fields": "items(name,size),prefixes,nextPageToken",
+                },
+            )
+            for name in page.get("prefixes", ()):
+                found.append({"name": f"{self._bucket}/{name}", "type": "directory", "size": 0})
+            for item in page.get("items", ()):
+                kind = "directory" if item["name"].endswith("/") else "file"
+                found.append({"name": f"{self._bucket}/{item['name']}", "type": kind, "size": int(item["size"])})
+            token = page.get("nextPageToken")
+            if not token:
+                break
+        if not found and self._key:
+            mark = await self._head()  # raises where there is nothing
+            found.append({"name": self.name, "type": "file", "size": mark.size})
+        return found
+
+    async def _json(self, path: str, params: Mapping[str, str | None]) -> dict[str, Any]:
+        async with self._answer(f"{self.filesystem.base}b/{quote(self._bucket, safe='')}{path}", params) as answer:
+            return dict(json.loads(await answer.read()))
+
+    @asynccontextmanager
+    async def _answer(
+        self, url: str, params: Mapping[str, str | None], headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Any]:
+        """Send one request; what is raised for a refusal carries what the server says of it."""
+        import aiohttp  # gcsfs has it loaded
+
+        filesystem = self.filesystem
+        seconds = self.settings.timeout
+        timeout = filesystem.requests_timeout or aiohttp.ClientTimeout(
+            total=None, sock_connect=seconds, sock_read=seconds
+        )
+        session = await filesystem._set_session()
+        async with session.get(
+            url,
+            params=filesystem._get_params(dict(params)),
+            headers=filesystem._get_headers(dict(headers or {})),
+            timeout=timeout,
+        ) as answer:
+            if answer.status >= 400:
+                said = _said(await answer.read())
+                raise_for_condition(answer.status, None)
+                code = "NoSuchBucket" if answer.status == 404 and "bucket does not exist" in said else ""
+                if answer.status in (401, 403) and _found_none(filesystem.credentials):
+                    code = "NoGoogleCredentials"
+                raise Refused(answer.status, said, code)
+            yield answer
+
+
+def _found_none(credentials: Any) -> bool:
+    """Tell whether gcsfs looked for credentials and went on without, rather than having been told to."""
+    return getattr(credentials, "token", "") is None and getattr(credentials, "credentials", "") is None
+
+
+def _said(body: bytes) -> str:
+    """Return the message in the body of an error: JSON, or plain text where bytes were asked for."""
+    plain = body.decode(errors="replace")
+    try:
+        return str(json.loads(plain)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return plain
