@@ -15,7 +15,7 @@ from .container import Container
 from .decoder import Decoder, Read
 from .dtypes import Bits
 from .errors import InvalidArgument
-from .export import export, nbytes
+from .export import SideFiles, export, nbytes
 from .file_base import FileBase
 from .header import quote
 from .hub import explaining
@@ -93,13 +93,17 @@ class Run:
         return self._decoder
 
     @property
-    def base_given(self) -> bool:
-        """Whether the caller said where the base is."""
-        return self._base.is_given
+    def base_embedded(self) -> bool:
+        """Whether the base is what the file embeds: the caller named no other."""
+        return self._base.is_embedded
 
     def base_reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one."""
         return self._base.reader()
+
+    def side_files(self) -> SideFiles:
+        """Return the base's files that are no weights, which every step has as they are."""
+        return SideFiles(self._decoder, self._base.side_files())
 
     @property
     def steps(self) -> list[int]:

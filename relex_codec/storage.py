@@ -30,7 +30,8 @@ class Item(NamedTuple):
 
     name: str
     is_dir: bool
-    size: int
+    size: int | None
+    """None where the listing does not say, as that of a web server."""
 
 
 def open_source(
@@ -105,7 +106,7 @@ def list_directory(
                         continue
         except OSError as e:
             raise unreadable(folder, e, error) from None
-        return sorted(items)
+        return sorted(items, key=_by_name)
     filesystem, name, settings = _for_reading(path, storage_options, error)
 
     def listed() -> Any:
@@ -122,7 +123,13 @@ def list_directory(
             if found["type"] != "directory":  # ls of a file is the file itself
                 raise error(f"{public(path)} is not a directory")
             continue  # object stores may keep an object of the directory's own name
-        items.append(Item(full.rpartition("/")[2], found["type"] == "directory", int(found.get("size") or 0)))
+        size = found.get("size")
+        is_dir = found["type"] == "directory"
+        items.append(Item(full.rpartition("/")[2], is_dir, None if size is None else int(size)))
     if not items:  # an object store has no empty directories
         raise error(f"{public(path)} does not exist or is empty; check the URL and the credentials")
-    return sorted(set(items))
+    return sorted(set(items), key=_by_name)
+
+
+def _by_name(item: Item) -> tuple[str, bool]:
+    return item.name, item.is_dir
