@@ -13,7 +13,7 @@ from .container import Container
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .header import quote
 from .packing import piece_lengths
-from .paths import Options, PathLike, is_url
+from .paths import Options, PathLike, is_url, normal
 from .reading import ahead_of
 from .settings import without_credentials
 from .windows import BATCH
@@ -74,7 +74,7 @@ class FileBase:
         path, uri = self._container.source.path, self._container.index.manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
-        if is_url(uri) and ("::" in uri or uri.partition("://")[0] not in BASES):
+        if is_url(uri) and ("::" in uri or normal(uri).partition("://")[0] not in BASES):
             raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
             return resolve(uri, without_credentials(self._options))

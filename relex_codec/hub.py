@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .layouts import CONFIG, INDEX, SINGLE
-from .paths import Options, PathLike, join, one_line, options_for
+from .paths import Options, PathLike, join, normal, one_line, options_for
 
 SCHEME: Final = "hf://"
 _MODEL: Final = re.compile(
@@ -41,12 +41,12 @@ class Model(NamedTuple):
 
 def is_hub(path: PathLike) -> bool:
     """Return whether a path is on the Hub."""
-    return os.fspath(path).startswith(SCHEME)
+    return normal(path).startswith(SCHEME)
 
 
 def parse(path: PathLike) -> Model | None:
     """Return what a URL of a model means, or None for what is not one: paths, other URLs, data sets."""
-    match = _MODEL.fullmatch(os.fspath(path).rstrip("/"))
+    match = _MODEL.fullmatch(normal(path).rstrip("/"))
     if match is None:
         return None
     revision = match["revision"]
@@ -100,7 +100,7 @@ def pinned(path: PathLike, storage_options: Options = None) -> str:
     except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
         commit = None if _is_answer(e) else _cached_commit(model)
         if commit is None:
-            raise CheckpointError(why(os.fspath(path), model, e)) from None
+            raise CheckpointError(why(os.fspath(path), model, e, storage_options)) from None
     return str(model._replace(revision=commit))
 
 
@@ -121,7 +121,7 @@ def branches(path: PathLike, storage_options: Options = None) -> list[str]:
     try:
         refs = _api(path, storage_options).list_repo_refs(model.repo)
     except Exception as e:
-        raise CheckpointError(why(os.fspath(path), model, e)) from None
+        raise CheckpointError(why(os.fspath(path), model, e, storage_options)) from None
     return [branch.name for branch in refs.branches]
 
 
@@ -143,7 +143,7 @@ def explained(path: PathLike, storage_options: Options, error: RelexError) -> Re
     except EntryNotFoundError:  # repository and revision are there
         return error
     except Exception as e:
-        return type(error)(why(os.fspath(path), model, e))
+        return type(error)(why(os.fspath(path), model, e, storage_options))
     return error
 
 
@@ -168,12 +168,12 @@ def explaining(path: PathLike, storage_options: Options, error: type[RelexError]
         raise explained(path, storage_options, e) from None
 
 
-def why(shown: str, model: Model, e: Exception) -> str:
+def why(shown: str, model: Model, e: Exception, storage_options: Options = None) -> str:
     """Return what an exception of huggingface_hub about the URL `shown` means and what to do, in one line."""
     from huggingface_hub import errors
 
     if isinstance(e, errors.GatedRepoError):
-        page = f"{_endpoint()}/{model.repo}"
+        page = f"{_api(shown, storage_options).endpoint}/{model.repo}"
         return f"{shown} is gated: accept its terms at {page}, then {_LOG_IN}"
     if isinstance(e, errors.RepositoryNotFoundError):
         return f"{shown} cannot be read: no repository {model.repo}, or it is private; check the name, or {_LOG_IN}"
@@ -187,7 +187,8 @@ def why(shown: str, model: Model, e: Exception) -> str:
         return f"{shown} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
     if _is_answer(e) or isinstance(e, errors.HfHubHTTPError):
         return f"{shown} cannot be read: {one_line(e)}"
-    return f"{shown} is not completely in the local cache, and {_endpoint()} is not reached ({one_line(e)}): {here}"
+    hub = _api(shown, storage_options).endpoint
+    return f"{shown} is not completely in the local cache, and {hub} is not reached ({one_line(e)}): {here}"
 
 
 def _is_answer(e: Exception) -> bool:
@@ -213,9 +214,3 @@ def _api(path: PathLike, storage_options: Options) -> Any:
 
     given = options_for(path, storage_options) or {}
     return HfApi(endpoint=given.get("endpoint"), token=given.get("token"))
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)

@@ -15,7 +15,7 @@ from .atomic import AtomicDirectory as AtomicDirectory
 from .atomic import AtomicFile as AtomicFile
 from .backends import protocols, tries_again
 from .errors import InvalidArgument, RelexError
-from .paths import Options, PathLike, is_url, local_path, one_line, public
+from .paths import Options, PathLike, is_url, local_path, normal, one_line, public
 from .ranges import merge as merge
 from .remote import RemoteSource as RemoteSource
 from .remote import attempts, s3_options
@@ -62,7 +62,7 @@ def _for_reading(url: PathLike, options: Options, error: type[RelexError]) -> tu
     It is another instance than writing takes, because it leaves it to this package to try failed requests again.
     """
     settings, plain = split(options)
-    if os.fspath(url).startswith(("s3://", "s3a://")):
+    if normal(url).startswith(("s3://", "s3a://")):
         filesystem, name = filesystem_of(url, s3_options(plain, settings), error=error)
         filesystem.retries = 1
     else:
@@ -76,7 +76,7 @@ def filesystem_of(url: PathLike, storage_options: Options, *, error: type[RelexE
 
     _, plain = split(storage_options)
     try:
-        filesystem, name = fsspec.core.url_to_fs(os.fspath(url), **plain)
+        filesystem, name = fsspec.core.url_to_fs(normal(url), **plain)
     except ImportError as e:  # the message names the package to install
         raise error(f"cannot open {public(url)}: {one_line(e)}") from None
     except Exception as e:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from .errors import InvalidArgument, RelexError
 from .parallel import IO_THREADS, in_parallel
-from .paths import Options, PathLike, one_line, options_for, public
+from .paths import Options, PathLike, normal, one_line, options_for, public
 from .storage import filesystem_of
 
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -42,7 +42,7 @@ class Target:
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
         text = os.fspath(url)
         self.shown = public(text)
-        self.scheme = text.partition("://")[0].lower()
+        self.scheme = normal(text).partition("://")[0]
         if "::" in text:
             raise InvalidArgument(f"cannot write {self.shown}: it is a chain; give the URL of the place itself")
         if self.scheme == "hf":
