@@ -228,7 +228,7 @@ def test_the_commands(made: Path, s3: Any, tmp_path: Path, scratch: Path) -> Non
     done = cli("encode", s3.url("run/global_step_{step}"), "--base", s3.url("base"), "-o", s3.url("y.relex"))
     assert json.loads(cli("info", s3.url("y.relex"), "--json").stdout)["steps"] == STEPS, done.stderr
     done = cli("append", file, s3.url("run/global_step_40"))
-    assert "1 steps more" in done.stdout, done.stderr
+    assert "1 step more: 40; now 4 steps" in done.stdout, done.stderr
     assert json.loads(cli("info", file, "--json").stdout)["base"] == s3.url("base")
     assert "as they were written" in cli("verify", file).stdout
     done = cli("decode", file, "--step", 15, "-o", s3.url("step-15/"))
