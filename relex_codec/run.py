@@ -25,6 +25,7 @@ from .manifest import TensorEntry
 from .paths import Options, PathLike, options_for
 from .reading import ahead_of, reading_ahead
 from .restore import choose_steps, numbered_steps, restore
+from .source import closed_on_error
 from .storage import open_source
 from .tensors import Wanted, read_bits, read_tensors, read_weights
 from .tiers import as_step, choose_tier
@@ -57,11 +58,8 @@ class Run:
             device_kernel(self.device)  # whether there is such a device
         with explaining(path, storage_options, InvalidArgument):
             self._source = open_source(path, options_for(path, storage_options))
-            try:
+            with closed_on_error(self._source):
                 self._container = Container(self._source)
-            except BaseException:
-                self._source.close()
-                raise
         self.path = self._source.path
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)

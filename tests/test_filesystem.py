@@ -440,6 +440,27 @@ def test_options_reach_the_filesystem_below(exact: Path, zoo_run: Made) -> None:
         fsspec.filesystem("relex", fo="/nowhere/run.relex")
 
 
+@pytest.mark.parametrize("how", ["safe_open", "dcp", "fsspec"])
+def test_a_file_that_lacks_the_tier_is_closed(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    closed: list[str] = []
+    close = relex_codec.Run.close
+
+    def watched(self: Any) -> None:
+        closed.append(self.path)
+        close(self)
+
+    monkeypatch.setattr(relex_codec.Run, "close", watched)
+    path = str(zoo_file("raw"))
+    calls = {
+        "safe_open": lambda: relex_codec.safe_open(path, step=9, tier="exact"),
+        "dcp": lambda: relex_codec.RelexStorageReader(path, 9, tier="exact"),
+        "fsspec": lambda: fsspec.filesystem("relex", fo=path, tier="exact"),
+    }
+    with pytest.raises(InvalidArgument, match="without --exact"):
+        calls[how]()
+    assert closed == [path]
+
+
 def test_a_mapper_of_a_step(exact: Path) -> None:
     mapper = fsspec.get_mapper(f"relex://step_9::{exact}")
     assert len(mapper) == 8 and json.loads(mapper["config.json"]) == {"model_type": "test"}

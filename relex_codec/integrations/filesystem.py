@@ -24,6 +24,7 @@ from ..header import quote
 from ..parallel import IO_THREADS, in_parallel
 from ..paths import OURS, public
 from ..run import Run
+from ..source import closed_on_error
 from ..step_files import StepFiles
 
 PROTOCOL: Final = "relex"
@@ -251,11 +252,8 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with self._opening:
             if self._files is None:
                 run = Run(self.url, self.base, storage_options=self._options)
-                try:
+                with closed_on_error(run):
                     run.tier(run.steps[0], self.tier)  # that there is such a tier
-                except BaseException:
-                    run.close()
-                    raise
                 self._files = StepFiles(run)
             return self._files
 
