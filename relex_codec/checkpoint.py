@@ -22,8 +22,8 @@ from .parallel import in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
 from .ranges import FIRST_READ
 from .remote import REQUESTS
-from .source import LocalSource
-from .storage import Item, Source, list_directory, open_source
+from .source import LocalSource, Source
+from .storage import Item, list_directory, open_source
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,13 @@ import os
 from typing import Any, NamedTuple
 
 from .ahead import AheadSource
-from .atomic import AtomicDirectory as AtomicDirectory
-from .atomic import AtomicFile as AtomicFile
 from .backends import protocols, tries_again
 from .errors import InvalidArgument, RelexError
 from .paths import Options, PathLike, is_url, local_path, normal, one_line, public
-from .ranges import merge as merge
-from .remote import RemoteSource as RemoteSource
-from .remote import attempts, s3_options
+from .remote import RemoteSource, attempts, s3_options
 from .retry import unreadable
 from .settings import Settings, split
-from .source import LocalSource as LocalSource
-from .source import Source as Source
+from .source import LocalSource, Source
 
 
 class Item(NamedTuple):

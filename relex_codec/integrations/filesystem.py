@@ -22,7 +22,7 @@ from ..atomic import AtomicFile
 from ..errors import InvalidArgument
 from ..header import quote
 from ..parallel import IO_THREADS, in_parallel
-from ..paths import OURS, public
+from ..paths import KEY, public
 from ..run import Run
 from ..source import closed_on_error
 from ..step_files import StepFiles
@@ -304,7 +304,7 @@ def unchained(fo: str, protocol: str | None, options: dict[str, Any] | None) -> 
     if not found:
         return links[0], options
     found[name] = own
-    settings = {key: link.pop(key) for link in found.values() for key in (OURS,) if key in link}
+    settings = {key: link.pop(key) for link in found.values() for key in (KEY,) if key in link}
     return "::".join(links), found | settings
 
 
