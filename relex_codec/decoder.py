@@ -24,6 +24,7 @@ from .kernels.device import host_kernel
 from .packing import Bytes, check_codes, from_planes, packed_size
 from .parallel import in_parallel
 from .tiers import LINEAR, coefficient
+from .turns import Plans, Turns
 from .windows import BATCH, copy_window, cut, pieces
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class Decoder:
         self.container, self._base, self._use_embedded, self._prepare = container, base, use_embedded, prepare
         self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
         self._exact: ExactTier | None = None
-        self._lock = threading.Lock()
+        self._lock, self._turns = threading.Lock(), Turns()
+        self.plans = Plans()
+        """What `reading.reading_ahead` has under way of this file."""
         self._spare: list[Scratch] = []
 
     @contextmanager
@@ -329,7 +332,9 @@ class Decoder:
         """Fill the window `out` from whole pieces at step number `step` of the exact tier, all checked."""
         tier = self.exact
         parts = tier.pieces(number, start // f.PIECE, -(-end // f.PIECE))
-        blobs = tier.fetch(tier.blobs_of(parts, step))
+        keys = tier.blobs_of(parts, step)
+        with self._turns.of(keys):  # small tensors share them: threads would each read them, and what is ahead is gone
+            blobs = tier.fetch(keys)
 
         def unchecked(part: PartInfo) -> Bits:
             return self.part_origin(part, check=False)

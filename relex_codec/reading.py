@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from .ahead import AheadSource, ReadAhead, Use
@@ -36,6 +36,8 @@ def reading_ahead(
     """
     index = decoder.container.index
     wanted = [one for name, found in parts for window in found for one in wanted_of(decoder, name, window, reads)]
+    if decoder.plans.cover(wanted):  # what another thread has in hand of it would look as if it were still to be read
+        return nullcontext()
     checkpoint = base().checkpoint if reads_base(index, wanted, decoder.use_embedded) else None
     shards = checkpoint.sources if checkpoint else []
     file = decoder.container.source
@@ -53,7 +55,13 @@ def reading_ahead(
         source = file if shard is None else shards[shard]
         if isinstance(source, AheadSource) and not source.at_hand(start, end):
             uses.append(Use(source, start, end))
-    return ReadAhead(uses) if uses else nullcontext()
+    return _registered(decoder, wanted, ReadAhead(uses)) if uses else nullcontext()
+
+
+@contextmanager
+def _registered(decoder: Decoder, wanted: Sequence[Wanted], ahead: AbstractContextManager[Any]) -> Iterator[None]:
+    with decoder.plans.of(wanted), ahead:
+        yield
 
 
 def ahead_of(uses: Iterable[tuple[Source, int, int]]) -> AbstractContextManager[Any]:

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import Made
+from helpers import write_checkpoint, write_run
 from servers.fixtures import Bucket
-from servers.runs import SHAPES, uploaded
+from servers.runs import SHAPES, uploaded, weights
 from test_cloud_requests import fetched
 
 import relex_codec
@@ -81,6 +82,24 @@ def test_a_step_into_a_plain_model(moto_bucket: Bucket, cloud_run: Made) -> None
     load(moto_bucket, cloud_run, state)
     assert all(torch.equal(state[name], value) for name, value in wanted.items())
     check(moto_bucket, expected, most=6)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
+def test_many_small_tensors_of_the_exact_tier(moto_bucket: Bucket, tmp_path: Path) -> None:
+    """Several of them share a part of each frame, and threads that decode them must not each read it."""
+    shapes = {f"layers.{i}.{name}": (64, 48) for i in range(40) for name in "ab"}
+    write_checkpoint(tmp_path / "base", weights(0, shapes))
+    write_run(tmp_path / "run", range(1, 9), lambda step: weights(step, shapes))
+    file = tmp_path / "run.relex"
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="micro", exact=True)
+    made = Made(tmp_path, list(range(1, 9)), {}, lambda step: {})
+    with local_run(made) as run:
+        expected, wanted = needed(run, dict.fromkeys(shapes, ...), STEP), run.state_dict(STEP)
+        assert run.tier(STEP) == "exact"
+    state = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    load(moto_bucket, made, state)
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    check(moto_bucket, expected, most=12)
 
 
 @pytest.fixture
