@@ -42,7 +42,8 @@ def command(
         print_json(document)
         return
     new = document["steps"][len(steps) :]
+    more = f"1 step more: {new[0]}" if len(new) == 1 else f"{len(new)} steps more, {new[0]} to {new[-1]}"
     click.echo(
-        f"{output or file}: {len(new)} steps more, {new[0]} to {new[-1]}; now {len(document['steps'])} steps in "
+        f"{output or file}: {more}; now {len(document['steps'])} steps in "
         f"{document['bytes']['total']:,} bytes (before {size:,})"
     )

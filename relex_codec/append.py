@@ -95,7 +95,7 @@ def append(
 def _base(run: Run) -> Checkpoint:
     """The base as a checkpoint whose reads are checked."""
     index = run.container.index
-    if index.manifest.embedded and not run.base_given:
+    if run.base_embedded:
         return EmbeddedBase(run.decoder)
     reader = run.base_reader()
     there = reader.checkpoint.tensors

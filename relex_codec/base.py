@@ -17,7 +17,7 @@ from .errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from .format import PIECE
 from .header import quote
 from .parallel import in_parallel
-from .paths import Options, PathLike, is_url, local_path, options_for, public
+from .paths import Options, PathLike, is_url, local_path, normal, options_for, public
 
 DIGEST: Final = 16
 """Bytes of a digest."""
@@ -31,7 +31,7 @@ def digest(piece: Any) -> bytes:
 
 def canonical_uri(path: PathLike) -> str:
     """Return the text by which a file refers to its base: an absolute path, or the URL without user and password."""
-    return public(path) if is_url(path) else os.path.abspath(local_path(path))
+    return public(normal(path)) if is_url(path) else os.path.abspath(local_path(path))
 
 
 def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,11 +18,12 @@ from . import hub, layouts
 from .dtypes import ITEMSIZE, Bits, bits_dtype
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
+from .parallel import in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
 from .ranges import FIRST_READ
 from .remote import REQUESTS
-from .source import LocalSource
-from .storage import Item, Source, list_directory, open_source
+from .source import LocalSource, Source
+from .storage import Item, list_directory, open_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,14 @@ class Checkpoint:
         tensors: Tensors,
         sources: dict[str, Source],
         indexed: bool,
-        side_files: dict[str, str],
+        side_files: dict[str, SideFile],
         storage_options: Options,
     ) -> None:
         self.path, self.step, self.tensors, self.indexed = path, step, tensors, indexed
         self.shards = list(sources)
         self.side_files = list(side_files)
         self._sources = list(sources.values())
-        self._side_paths, self._options = side_files, storage_options
+        self._sides, self._options = side_files, storage_options
 
     @property
     def is_local(self) -> bool:
@@ -115,12 +117,32 @@ class Checkpoint:
 
     def read_file(self, name: str) -> bytes:
         """Return the bytes of one of `side_files`."""
-        return _read_all(self._side_paths[name], self._options)
+        return next(iter(self.read_files([name])))
 
-    def file_size(self, name: str) -> int:
-        """Return the bytes of one of `side_files` by number, without reading them."""
-        with open_source(self._side_paths[name], self._options, hold=False, error=CheckpointError) as source:
-            return source.size
+    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
+        """Return the bytes of several of `side_files`; remote ones are read at the same time."""
+        return map(self._read_side, names) if self.is_local else in_parallel(self._read_side, names, REQUESTS)
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return the bytes of each of `side_files` by number, without reading them."""
+
+        def size(side: SideFile) -> int:
+            if side.size is not None:
+                return side.size
+            with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+                return source.size
+
+        return dict(zip(self._sides, in_parallel(size, self._sides.values(), REQUESTS), strict=True))
+
+    def _read_side(self, name: str) -> bytes:
+        side = self._sides[name]
+        with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+            if side.size not in (None, source.size):
+                raise CheckpointError(
+                    f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
+                    "since; open the checkpoint again when nothing writes it"
+                )
+            return source.read(0, source.size)
 
 
 def open_checkpoint(
@@ -197,6 +219,14 @@ def _open_files(path: PathLike, options: Options, where: str) -> tuple[Files, li
         return files, [(early | late)[name].result() for name in files.shards]
 
 
+class SideFile(NamedTuple):
+    """A file beside the weights, as the listing of its directory has it."""
+
+    path: str
+    size: int | None
+    """None where the listing does not say."""
+
+
 class Files(NamedTuple):
     """The files of a checkpoint that matter here."""
 
@@ -204,8 +234,8 @@ class Files(NamedTuple):
     """Path of each weight file, by its name."""
     weight_map: dict[str, str] | None
     """Of the index, if there is one."""
-    sides: dict[str, str]
-    """Paths of the other files that a checkpoint carries."""
+    sides: dict[str, SideFile]
+    """The other files that a checkpoint carries, by name."""
 
 
 def find_files(path: PathLike, options: Options, where: str, items: list[Item] | None = None) -> Files:
@@ -218,18 +248,18 @@ def find_files(path: PathLike, options: Options, where: str, items: list[Item] |
         return Files({_safe(name, where): text}, None, {})
     if items is None:
         items = list_directory(path, options, error=CheckpointError)
-    names = {item.name for item in items if not item.is_dir}
+    sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
-    if layouts.INDEX in names:
+    if layouts.INDEX in sizes:
         raw = _read_all(join(path, layouts.INDEX), options)
         weight_map = load_object(raw, error=CheckpointError, where=f"{layouts.INDEX} of {where}").get("weight_map")
-        shards = layouts.shards_of_index(weight_map, names, where)
+        shards = layouts.shards_of_index(weight_map, sizes, where)
     else:
-        shards = layouts.shards_without_index(names, where)
+        shards = layouts.shards_without_index(sizes, where)
     return Files(
         {_safe(name, where): join(path, name) for name in shards},
         weight_map,
-        {name: join(path, name) for name in layouts.side_files(names)},
+        {name: SideFile(join(path, name), sizes[name]) for name in layouts.side_files(sizes)},
     )
 
 

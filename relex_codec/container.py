@@ -20,7 +20,7 @@ from .index import Index, Part, check, table
 from .packing import Bytes, decompress
 from .parallel import in_parallel
 from .ranges import FIRST_READ
-from .storage import Source
+from .source import Source
 
 COEFFICIENTS_AT_OPEN: Final = 16 << 20
 """Coefficients up to this size come with the index; larger ones are read by the row."""

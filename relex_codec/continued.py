@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from . import format as f
@@ -135,9 +136,9 @@ class EmbeddedBase(Checkpoint):
         start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, self.tensors[name].size)
         out[:] = self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
 
-    def read_file(self, name: str) -> bytes:
-        """Return the bytes of one of `side_files`."""
-        return b"".join(self._decoder.read_file(self.side_files.index(name)))
+    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
+        """Return the bytes of several of `side_files`."""
+        return (b"".join(self._decoder.read_file(self.side_files.index(name))) for name in names)
 
 
 def _bytes(tensor: TensorEntry) -> int:
@@ -161,6 +162,6 @@ class CheckedBase(Checkpoint):
         """
         out[:] = self._reader.read(name, lo, lo + out.size)
 
-    def read_file(self, name: str) -> bytes:
-        """Return the bytes of one of `side_files`."""
-        return self._reader.checkpoint.read_file(name)
+    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
+        """Return the bytes of several of `side_files`."""
+        return self._reader.checkpoint.read_files(names)

@@ -24,6 +24,7 @@ from .kernels.device import host_kernel
 from .packing import Bytes, check_codes, from_planes, packed_size
 from .parallel import in_parallel
 from .tiers import LINEAR, coefficient
+from .turns import Plans
 from .windows import BATCH, copy_window, cut, pieces
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Decoder:
         self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
         self._exact: ExactTier | None = None
         self._lock = threading.Lock()
+        self.plans = Plans()
+        """What `reading.reading_ahead` has under way of this file."""
         self._spare: list[Scratch] = []
 
     @contextmanager

@@ -63,6 +63,42 @@ def index_file(manifest: Manifest, shards: Iterable[Shard]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
+class SideFiles:
+    """The base's files that are no weights (configuration, tokenizer): the embedded ones, or those of a base elsewhere.
+
+    Args:
+        base: None for the embedded ones. It is called when something is asked for, not before: where the base is not
+            reached, the weights that do not need it can still be read.
+    """
+
+    def __init__(self, decoder: Decoder, base: Base | None) -> None:
+        self._decoder, self._base = decoder, base
+        self._embedded = {} if base else {file.name: file for file in decoder.container.index.manifest.files}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each by name, without reading them."""
+        if self._base is None:
+            return {name: file.length for name, file in self._embedded.items()}
+        return {name: size for name, size in self._base().file_sizes().items() if file_allowed(name)}
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one that exists."""
+        if self._base is None:
+            return b"".join(self._decoder.read_file(list(self._embedded).index(name)))
+        return self._base().read_file(name)
+
+    def read_all(self) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """Yield name and content of each; those of a remote base are read at the same time."""
+        if self._base is None:
+            for i, name in enumerate(self._embedded):
+                yield name, self._decoder.read_file(i)
+            return
+        base = self._base()
+        names = [name for name in base.side_files if file_allowed(name)]
+        for name, data in zip(names, base.read_files(names), strict=True):
+            yield name, [data]
+
+
 def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) -> Iterator[tuple[str, Iterable[bytes]]]:
     """Yield name and content of each file that is no weights: the index, and the base's other files.
 
@@ -72,14 +108,7 @@ def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) ->
     manifest = decoder.container.index.manifest
     if manifest.indexed:
         yield INDEX, [index_file(manifest, shards)]
-    if base is None:
-        for i, file in enumerate(manifest.files):
-            yield file.name, decoder.read_file(i)
-    else:
-        checkpoint = base()
-        for name in checkpoint.side_files:
-            if file_allowed(name):
-                yield name, [checkpoint.read_file(name)]
+    yield from SideFiles(decoder, base).read_all()
 
 
 def completing_last(

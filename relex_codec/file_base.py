@@ -14,7 +14,7 @@ from .container import Container
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .header import quote
 from .packing import piece_lengths
-from .paths import Options, PathLike, is_url
+from .paths import Options, PathLike, is_url, normal
 from .settings import without_credentials
 from .windows import BATCH
 
@@ -36,9 +36,9 @@ class FileBase:
         self._lock = threading.Lock()
 
     @property
-    def is_given(self) -> bool:
-        """Whether the caller said where the base is."""
-        return self._given is not None
+    def is_embedded(self) -> bool:
+        """Whether the base is what the file embeds: the caller named no other."""
+        return self._given is None and self._container.index.manifest.embedded
 
     def reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one.
@@ -54,8 +54,7 @@ class FileBase:
 
     def side_files(self) -> Callable[[], Checkpoint] | None:
         """Where a decoded checkpoint's other files come from; None for the embedded ones."""
-        embedded = self._container.index.manifest.embedded and not self.is_given
-        return None if embedded else lambda: self.reader().checkpoint
+        return None if self.is_embedded else lambda: self.reader().checkpoint
 
     def check(self) -> None:
         """Read the whole base and check it, as `reader`."""
@@ -75,7 +74,7 @@ class FileBase:
         path, uri = self._container.source.path, self._container.index.manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
-        if is_url(uri) and ("::" in uri or uri.partition("://")[0] not in BASES):
+        if is_url(uri) and ("::" in uri or normal(uri).partition("://")[0] not in BASES):
             raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
             return resolve(uri, without_credentials(self._options))

@@ -10,6 +10,7 @@ import numpy as np
 from .errors import InvalidArgument
 from .paths import Options, PathLike
 from .run import Run
+from .source import closed_on_error
 from .windows import Index, box_of, split
 
 _NUMPY: Final = {
@@ -49,11 +50,8 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         self._framework = FRAMEWORKS[framework]
         self._run = Run(filename, base, device, storage_options)
         self._step, self._tier = step, tier
-        try:
+        with closed_on_error(self._run):
             self._run.tier(step, tier)  # whether it reaches the step
-        except BaseException:
-            self._run.close()
-            raise
 
     def __enter__(self) -> safe_open:
         return self

@@ -6,13 +6,14 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .hub_client import HubClient
 from .layouts import CONFIG, INDEX, SINGLE
-from .paths import Options, PathLike, join, one_line, options_for
+from .paths import Options, PathLike, join, normal, one_line, options_for
 from .retry import GaveUp, until_it_passes
 from .settings import split
 
@@ -49,12 +50,12 @@ class Model(NamedTuple):
 
 def is_hub(path: PathLike) -> bool:
     """Return whether a path is on the Hub."""
-    return os.fspath(path).startswith(SCHEME)
+    return normal(path).startswith(SCHEME)
 
 
 def parse(path: PathLike) -> Model | None:
     """Return what a URL of a model means, or None for what is not one: paths, other URLs, data sets."""
-    match = _MODEL.fullmatch(os.fspath(path).rstrip("/"))
+    match = _MODEL.fullmatch(normal(path).rstrip("/"))
     if match is None:
         return None
     revision = match["revision"]
@@ -146,14 +147,14 @@ def _asked(path: PathLike, storage_options: Options, ask: Callable[[HubClient], 
     require(path)
     options = options_for(path, storage_options)
     settings, plain = split(options)
+    client = HubClient(plain.get("endpoint"), plain.get("token"), settings.timeout)
     try:
-        client = HubClient(plain.get("endpoint"), plain.get("token"), settings.timeout)
         return until_it_passes(lambda: ask(client), settings.retry_seconds if patience is None else patience)
     except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
         last = e.__cause__ if isinstance(e, GaveUp) and isinstance(e.__cause__, Exception) else e
         model = parse(path)
         assert model is not None
-        said = why(os.fspath(path), model, last) + (f" ({e})" if isinstance(e, GaveUp) else "")
+        said = why(os.fspath(path), model, last, client.endpoint) + (f" ({e})" if isinstance(e, GaveUp) else "")
         raise (CheckpointError(said) if _is_answer(last) else _Unanswered(said)) from None
 
 
@@ -179,12 +180,12 @@ def answered(path: PathLike, e: BaseException | None) -> str | None:
     return why(os.fspath(path), model, e)
 
 
-def why(shown: str, model: Model, e: Exception) -> str:
+def why(shown: str, model: Model, e: Exception, endpoint: str | None = None) -> str:
     """Return what an exception of huggingface_hub about the URL `shown` means and what to do, in one line."""
     from huggingface_hub import errors
 
     if isinstance(e, errors.GatedRepoError):
-        page = f"{_endpoint()}/{model.repo}"
+        page = f"{endpoint or _hub_of(e)}/{model.repo}"
         return f"{shown} is gated: accept its terms at {page}, then {_LOG_IN}"
     if isinstance(e, errors.RepositoryNotFoundError):
         return f"{shown} cannot be read: no repository {model.repo}, or it is private; check the name, or {_LOG_IN}"
@@ -198,7 +199,8 @@ def why(shown: str, model: Model, e: Exception) -> str:
         return f"{shown} is not completely in the local cache, and HF_HUB_OFFLINE is set: unset it, {here}"
     if _is_answer(e) or isinstance(e, errors.HfHubHTTPError):
         return f"{shown} cannot be read: {one_line(e)}"
-    return f"{shown} is not completely in the local cache, and {_endpoint()} is not reached ({one_line(e)}): {here}"
+    hub = endpoint or _hub_of(e)
+    return f"{shown} is not completely in the local cache, and {hub} is not reached ({one_line(e)}): {here}"
 
 
 def _is_answer(e: Exception) -> bool:
@@ -219,7 +221,13 @@ def _cached_commit(model: Model) -> str | None:
     return parts[at] if _COMMIT.fullmatch(parts[at]) else None
 
 
-def _endpoint() -> str:
+def _hub_of(e: Exception) -> str:
+    """Return the Hub that an exception is about, as far as it tells."""
     from huggingface_hub import constants
 
+    for carrier in ("response", "request"):
+        with suppress(Exception):  # some clients raise where there is none
+            parts = urlsplit(str(getattr(e, carrier).url))
+            if parts.scheme and parts.netloc:
+                return f"{parts.scheme}://{parts.netloc}"
     return str(constants.ENDPOINT)

@@ -81,9 +81,8 @@ class Job:
             base_uri: where the base is, for the manifest.
         """
         tensors = list(self.tensors(progress))
-        files = (
-            [(name, self.embed_file(name)) for name in self.base.side_files if file_allowed(name)] if self.embed else []
-        )
+        names = [name for name in self.base.side_files if file_allowed(name)] if self.embed else []
+        files = [(name, self.embed_file(data)) for name, data in zip(names, self.base.read_files(names), strict=True)]
         self.writer.close_chunks()
         manifest = Manifest(
             self.observed, base_uri, self.embed, self.quality.name, self.quality.growth,
@@ -251,9 +250,9 @@ class Job:
             if count > 1:
                 products[j] = product(j, stored)
 
-    def embed_file(self, name: str) -> tuple[int, PendingSpan]:
+    def embed_file(self, content: bytes) -> tuple[int, PendingSpan]:
         """Store one of the base's other files; returns its length and span."""
-        data = np.frombuffer(self.base.read_file(name), np.uint8)
+        data = np.frombuffer(content, np.uint8)
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
         return len(data), self.writer.base.add(parts, len(data), match=True)
 

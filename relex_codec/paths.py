@@ -1,4 +1,7 @@
-"""Local paths and fsspec URLs as text: telling them apart, going into them, showing them. No I/O."""
+"""Local paths and fsspec URLs as text: telling them apart, going into them, showing them, the options of each. No I/O.
+
+fsspec is only asked for its protocols, where options are given by protocol.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,34 @@ from .errors import InvalidArgument
 PathLike = str | os.PathLike[str]
 Options = dict[str, Any] | None
 """``storage_options`` of fsspec."""
-OURS: Final = "relex"
-"""Key of options that are for this package instead of fsspec."""
+KEY: Final = "relex"
+"""Of ``storage_options``: what is meant for this package and not for fsspec."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
-
-
+_BEFORE_PATH: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _ALIASES: Final = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss", "adl"), ("http", "https"))
 """Protocols that are one to fsspec."""
 
 
+def normal(path: PathLike) -> str:
+    """Return `path` with its schemes in lower case, as fsspec knows them: ``S3://Bucket`` is ``s3://Bucket``."""
+    text = os.fspath(path)
+    if _SCHEME.match(text) is None:
+        return text
+    first, *links = text.split("::")
+    if "://" not in first:
+        first = first.lower()  # SimpleCache::s3://; such a word further on may be a path
+    return "::".join(_BEFORE_PATH.sub(lambda scheme: scheme[0].lower(), link) for link in (first, *links))
+
+
 def is_url(path: PathLike) -> bool:
     """Return whether `path` is for fsspec (``s3://...``, ``simplecache::s3://...``) rather than a local path."""
-    text = os.fspath(path)
+    text = normal(path)
     return _SCHEME.match(text) is not None and not text.startswith(("file://", "local://"))
 
 
 def local_path(path: PathLike) -> str:
     """Return a local path as the operating system takes it: ``file://`` removed, ``~`` expanded."""
-    text = re.sub(r"^(file|local)://", "", os.fspath(path))
+    text = re.sub(r"^(file|local)://", "", normal(path))
     return os.path.expanduser(text)
 
 
@@ -67,13 +80,13 @@ def options_for(path: PathLike, options: Options) -> Options:
     from fsspec import available_protocols  # type: ignore[import-untyped, unused-ignore]  # here: 0.2 seconds
 
     known = frozenset(available_protocols())
-    others = {key: value for key, value in options.items() if key != OURS}
+    others = {key: value for key, value in options.items() if key != KEY}
     if not others or not all(isinstance(value, dict) and key in known for key, value in others.items()):
         return options
-    protocol = os.fspath(path).partition("://")[0]
+    protocol = normal(path).partition("://")[0]
     same = next((names for names in _ALIASES if protocol in names), (protocol,))
     own = {key: value for name in same for key, value in others.get(name, {}).items()}
-    return {**own, OURS: options[OURS]} if OURS in options else own
+    return {**own, KEY: options[KEY]} if KEY in options else own
 
 
 def one_line(e: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from .ahead import AheadSource, Use, reading, remote
@@ -41,6 +41,8 @@ def reading_ahead(
     """
     index = decoder.container.index
     wanted = [one for name, found in parts for window in found for one in wanted_of(decoder, name, window, reads)]
+    if decoder.plans.cover(wanted):  # what another thread has in hand of it would look as if it were still to be read
+        return nullcontext()
     checkpoint = base().checkpoint if reads_base(index, wanted, decoder.use_embedded) else None
     shards = checkpoint.sources if checkpoint else []
     file = decoder.container.source
@@ -53,7 +55,14 @@ def reading_ahead(
         base=checkpoint.tensors if checkpoint else {},
         exact=lambda: decoder.exact,
     )
-    return reading(remote(_placed(file, shards, planned)))
+    uses = remote(_placed(file, shards, planned))
+    return _registered(decoder, wanted, reading(uses)) if uses else nullcontext()
+
+
+@contextmanager
+def _registered(decoder: Decoder, wanted: Sequence[Wanted], ahead: AbstractContextManager[Any]) -> Iterator[None]:
+    with decoder.plans.of(wanted), ahead:
+        yield
 
 
 def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequence[PartInfo]], list[Use]]:

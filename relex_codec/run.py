@@ -16,7 +16,7 @@ from .container import Container
 from .decoder import Decoder, Read
 from .dtypes import Bits
 from .errors import InvalidArgument
-from .export import export, nbytes
+from .export import SideFiles, export, nbytes
 from .file_base import FileBase
 from .header import quote
 from .hub import refuse_offline
@@ -26,6 +26,7 @@ from .manifest import TensorEntry
 from .paths import Options, PathLike, options_for
 from .reading import reading_ahead, replay_plan
 from .restore import choose_steps, numbered_steps, restore
+from .source import closed_on_error
 from .storage import open_source
 from .tensors import Wanted, read_bits, read_tensors, read_weights
 from .tiers import as_step, choose_tier
@@ -58,11 +59,8 @@ class Run:
             device_kernel(self.device)  # whether there is such a device
         refuse_offline(path, InvalidArgument)
         self._source = open_source(path, options_for(path, storage_options))
-        try:
+        with closed_on_error(self._source):
             self._container = Container(self._source)
-        except BaseException:
-            self._source.close()
-            raise
         self.path = self._source.path
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)
@@ -94,13 +92,17 @@ class Run:
         return self._decoder
 
     @property
-    def base_given(self) -> bool:
-        """Whether the caller said where the base is."""
-        return self._base.is_given
+    def base_embedded(self) -> bool:
+        """Whether the base is what the file embeds: the caller named no other."""
+        return self._base.is_embedded
 
     def base_reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one."""
         return self._base.reader()
+
+    def side_files(self) -> SideFiles:
+        """Return the base's files that are no weights, which every step has as they are."""
+        return SideFiles(self._decoder, self._base.side_files())
 
     @property
     def steps(self) -> list[int]:

@@ -23,13 +23,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any
 
 from .errors import InvalidArgument
-from .paths import Options
-
-KEY: Final = "relex"
-"""Of ``storage_options``: what is meant for this package and not for fsspec."""
+from .paths import KEY, Options
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import stat
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from .errors import InvalidArgument, RelexError, Truncated
 from .paths import PathLike
@@ -65,6 +65,15 @@ class Source(ABC):
                 raise ValueError(f"not a range: {start} to {end}")
             if end > self.size:
                 raise Truncated(f"{self.path} has {self.size} bytes, expected at least {end}")
+
+
+@contextmanager
+def closed_on_error(opened: AbstractContextManager[object]) -> Iterator[None]:
+    """Close what was just opened where it turns out not to be what was wanted; otherwise it stays open."""
+    with ExitStack() as stack:
+        stack.enter_context(opened)
+        yield
+        stack.pop_all()
 
 
 def changed(path: str, error: type[RelexError]) -> RelexError:

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .checkpoint import Checkpoint
 from .dtypes import ITEMSIZE
 from .export import Shard, index_file, nbytes, shards_of
 from .format import PIECE
 from .kernels import flat
 from .layouts import INDEX
-from .manifest import TensorEntry, file_allowed
+from .manifest import TensorEntry
 from .reading import reading_ahead
 from .run import Run
 
@@ -72,8 +71,7 @@ class ShardLayout:
 class StepFiles:
     """The files of the steps of an open run; methods may be called from several threads.
 
-    The base's other files (configuration, tokenizer) are looked for when one of them is asked for, not before: where
-    the base is not reached, the weights that do not need it can still be read.
+    The base's other files (configuration, tokenizer) are looked for when one of them is asked for, not before.
     """
 
     def __init__(self, run: Run) -> None:
@@ -82,8 +80,8 @@ class StepFiles:
         shards = shards_of(manifest)
         self.shards = {shard.name: ShardLayout(shard) for shard in shards}
         self._index = index_file(manifest, shards) if manifest.indexed else None
-        self._embedded = manifest.embedded and not run.base_given
-        self._sides: dict[str, int] | None = None
+        self._sides = run.side_files()
+        self._side_sizes: dict[str, int] | None = None
         self._lock = threading.Lock()
 
     def sizes(self) -> dict[str, int]:
@@ -107,13 +105,9 @@ class StepFiles:
     def side_sizes(self) -> dict[str, int]:
         """Return the bytes of each file of the base that is no weights; errors are those of `sizes`."""
         with self._lock:
-            if self._sides is None:
-                if self._embedded:
-                    self._sides = {file.name: file.length for file in self.run.container.index.manifest.files}
-                else:
-                    base = self._base()
-                    self._sides = {name: base.file_size(name) for name in base.side_files if file_allowed(name)}
-            return self._sides
+            if self._side_sizes is None:
+                self._side_sizes = self._sides.sizes()
+            return self._side_sizes
 
     def read(self, name: str, step: float, tier: str, start: int, end: int) -> bytes:
         """Return bytes `start` to `end` of a file that exists; only pieces of tensors that these touch are decoded.
@@ -156,10 +150,4 @@ class StepFiles:
         """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""
         if name == INDEX and self._index is not None:
             return self._index
-        if not self._embedded:
-            return self._base().read_file(name)
-        names = [file.name for file in self.run.container.index.manifest.files]
-        return b"".join(self.run.decoder.read_file(names.index(name)))
-
-    def _base(self) -> Checkpoint:
-        return self.run.base_reader().checkpoint
+        return self._sides.read(name)

@@ -11,19 +11,14 @@ import os
 from typing import Any, NamedTuple
 
 from .ahead import AheadSource
-from .atomic import AtomicDirectory as AtomicDirectory
-from .atomic import AtomicFile as AtomicFile
 from .backends import backend_of
 from .backends.contract import protocols
 from .errors import InvalidArgument, RelexError
-from .paths import Options, PathLike, is_url, local_path, one_line, public
-from .ranges import merge as merge
-from .remote import RemoteSource as RemoteSource
-from .remote import attempts, s3_options
+from .paths import Options, PathLike, is_url, local_path, normal, one_line, public
+from .remote import RemoteSource, attempts, s3_options
 from .retry import unreadable
 from .settings import Settings, split
-from .source import LocalSource as LocalSource
-from .source import Source as Source
+from .source import LocalSource, Source
 
 
 class Item(NamedTuple):
@@ -31,7 +26,8 @@ class Item(NamedTuple):
 
     name: str
     is_dir: bool
-    size: int
+    size: int | None
+    """None where the listing does not say, as that of a web server."""
 
 
 def open_source(
@@ -62,7 +58,7 @@ def _for_reading(url: PathLike, options: Options, error: type[RelexError]) -> tu
     It is another instance than writing takes, because it leaves it to this package to try failed requests again.
     """
     settings, plain = split(options)
-    if os.fspath(url).startswith(("s3://", "s3a://")):
+    if normal(url).startswith(("s3://", "s3a://")):
         filesystem, name = filesystem_of(url, s3_options(plain, settings), error=error)
         filesystem.retries = 1
     else:
@@ -76,7 +72,7 @@ def filesystem_of(url: PathLike, storage_options: Options, *, error: type[RelexE
 
     _, plain = split(storage_options)
     try:
-        filesystem, name = fsspec.core.url_to_fs(os.fspath(url), **plain)
+        filesystem, name = fsspec.core.url_to_fs(normal(url), **plain)
     except ImportError as e:  # the message names the package to install
         raise error(f"cannot open {public(url)}: {one_line(e)}") from None
     except Exception as e:
@@ -106,7 +102,7 @@ def list_directory(
                         continue
         except OSError as e:
             raise unreadable(folder, e, error) from None
-        return sorted(items)
+        return sorted(items, key=_by_name)
     filesystem, name, settings = _for_reading(path, storage_options, error)
     backend = backend_of(filesystem, name, settings)
 
@@ -128,7 +124,12 @@ def list_directory(
             if not folder:  # ls of a file is the file itself
                 raise error(f"{public(path)} is not a directory")
             continue  # object stores may keep an object of the directory's own name
-        items.append(Item(full.rpartition("/")[2], folder, int(found.get("size") or 0)))
+        size = found.get("size")
+        items.append(Item(full.rpartition("/")[2], folder, None if size is None else int(size)))
     if not items:  # an object store has no empty directories
         raise error(f"{public(path)} does not exist or is empty; check the URL and the credentials")
-    return sorted(set(items))
+    return sorted(set(items), key=_by_name)
+
+
+def _by_name(item: Item) -> tuple[str, bool]:
+    return item.name, item.is_dir

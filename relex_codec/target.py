@@ -14,7 +14,7 @@ from typing import Any, Final
 from .backends import backend_of
 from .errors import InvalidArgument, RelexError
 from .parallel import IO_THREADS, in_parallel
-from .paths import Options, PathLike, options_for, public
+from .paths import Options, PathLike, normal, options_for, public
 from .retry import GaveUp, said, status_of, until_it_passes
 from .settings import split
 from .storage import filesystem_of
@@ -47,7 +47,7 @@ class Target:
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
         text = os.fspath(url)
         self.shown = public(text)
-        self.scheme = text.partition("://")[0].lower()
+        self.scheme = normal(text).partition("://")[0]
         if "::" in text:
             raise InvalidArgument(f"cannot write {self.shown}: it is a chain; give the URL of the place itself")
         if self.scheme == "hf":

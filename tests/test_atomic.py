@@ -9,8 +9,8 @@ import stat
 import pytest
 
 from relex_codec import atomic
+from relex_codec.atomic import AtomicDirectory, AtomicFile
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage import AtomicDirectory, AtomicFile
 
 DATA = bytes(range(256)) * 1000
 

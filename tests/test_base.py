@@ -151,6 +151,7 @@ def test_uris_that_a_file_keeps(tmp_path, monkeypatch):
     assert canonical_uri(f"file://{tmp_path}/base") == str(tmp_path / "base")
     assert canonical_uri("hf://org/name@main") == "hf://org/name@main"
     assert canonical_uri("s3://bucket/base/") == "s3://bucket/base/"
+    assert canonical_uri("S3://Bucket/base") == "s3://Bucket/base"
     assert canonical_uri("https://me:secret@host/model.safetensors?sig=1") == "https://host/model.safetensors"
 
 

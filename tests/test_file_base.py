@@ -84,6 +84,7 @@ def test_passwords_are_not_shown(url: str, shown: str) -> None:
 def test_options_by_protocol_know_other_names_of_it() -> None:
     options: dict[str, Any] = {"s3": {"key": "k"}, "relex": {"timeout": 1}}
     assert options_for("s3a://bucket/x", options) == {"key": "k", "relex": {"timeout": 1}}
+    assert options_for("S3A://bucket/x", options) == {"key": "k", "relex": {"timeout": 1}}
     assert options_for("hf://org/x", options) == {"relex": {"timeout": 1}}
     with pytest.raises(relex_codec.InvalidArgument, match="storage_options is 'abc'"):
         options_for("s3://bucket/x", "abc")  # type: ignore[arg-type]

@@ -24,10 +24,13 @@ from helpers import ELSEWHERE, bf16, empty_memory, f32, write_checkpoint, write_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
+from servers.counting import Answer, Files
+from servers.fixtures import Bucket
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.format import PIECE
+from relex_codec.integrations.filesystem import unchained
 from relex_codec.step_files import StepFiles
 
 Zoo = Callable[..., Path]
@@ -346,6 +349,79 @@ def test_chained_urls(exact: Path) -> None:
             assert file.read() == whole
 
 
+def test_a_cache_over_a_web_server(exact: Path, tmp_path: Path) -> None:
+    """Each link of the chain has the options under its own name."""
+    whole = open_fs(exact).cat_file("step_9/model-00001-of-00003.safetensors")
+    files, kept = Files({"/run.relex": exact.read_bytes()}), tmp_path / "kept"
+    with files.server() as server:
+        inner = server.answer
+        given: set[str | None] = set()
+
+        def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+            given.add(headers.get("x-given"))
+            return inner(method, path, headers, body)
+
+        server.answer = answer
+        fs, path = fsspec.core.url_to_fs(
+            f"relex://step_9/model-00001-of-00003.safetensors::simplecache::{server.url}/run.relex",
+            http={"headers": {"X-Given": "yes"}},
+            relex={"tier": "exact"},
+            simplecache={"cache_storage": str(kept), "relex": {"retry_seconds": 0}},
+        )
+        assert fs.url == f"simplecache::{server.url}/run.relex"
+        assert fs.info(path)["tier"] == "exact"
+        assert fs.cat_file(path) == whole
+        assert [file.is_file() for file in kept.iterdir()] == [True]
+        assert given == {"yes"}
+
+
+@pytest.mark.parametrize("cache", ["simplecache", "filecache"])  # files in memory are nothing for blockcache
+def test_caches_over_memory(exact: Path, memory: Any, tmp_path: Path, cache: str) -> None:
+    memory.pipe_file("/deep/run.relex", exact.read_bytes())
+    url = f"relex://step_9/model-00002-of-00003.safetensors::{cache}::memory://deep/run.relex"
+    with fsspec.open(url, **{cache: {"cache_storage": str(tmp_path / "kept")}}) as file:
+        assert file.read() == open_fs(exact).cat_file("step_9/model-00002-of-00003.safetensors")
+    assert any((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # blockcache leaves its file open
+@pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
+def test_caches_over_s3_have_its_credentials(moto_bucket: Bucket, exact: Path, cache: str) -> None:
+    moto_bucket.put("run.relex", exact.read_bytes())
+    url = f"relex://step_9::{cache}::{moto_bucket.url('run.relex')}"
+    fs, path = fsspec.core.url_to_fs(url, s3=moto_bucket.options)
+    name = f"{path}/model-00003-of-00003.safetensors"
+    assert fs.cat_file(name) == open_fs(exact).cat_file(name)
+
+
+def test_chains_as_they_come_from_fsspec() -> None:
+    """Where URLs of these chains point, and what each link is opened with."""
+
+    def parts(url: str, **options: Any) -> tuple[str, Any]:
+        asked: dict[str, Any] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fsspec.core, "filesystem", lambda protocol, **own: asked.update(own))
+            fsspec.core.url_to_fs(f"relex://step_1::{url}", **options)
+        return unchained(asked["fo"], asked["target_protocol"], asked["target_options"])
+
+    assert parts("s3://b/x.relex", s3={"key": 1}) == ("s3://b/x.relex", {"key": 1})
+    assert parts("http://h/x.relex?t=1") == ("http://h/x.relex?t=1", {})
+    options = {"s3": {"key": 1, "relex": {"timeout": 3}}, "filecache": {"check_files": True}}
+    assert parts("filecache::s3://b/x.relex", **options) == (
+        "filecache::s3://b/x.relex", {"filecache": {"check_files": True}, "s3": {"key": 1}, "relex": {"timeout": 3}},
+    )  # fmt: skip
+    assert parts("zip://x.relex::s3://b/x.zip", s3={"key": 1}) == (
+        "zip://x.relex::s3://b/x.zip", {"zip": {}, "s3": {"key": 1}}
+    )  # fmt: skip
+    assert unchained("/x.relex", None, None) == ("/x.relex", None)
+    by_hand = {"target_protocol": "s3", "target_options": {"anon": True}}
+    assert unchained("b/x.relex", "simplecache", by_hand) == (
+        "simplecache::s3://b/x.relex", {"simplecache": {}, "s3": {"anon": True}}
+    )  # fmt: skip
+    nested = {"fo": "x", "target_protocol": "zip", "target_options": {"fo": "b/z", "target_protocol": "s3"}}
+    assert unchained("x", "blockcache", nested)[0] == "blockcache::zip://x::s3://b/z"
+
+
 def test_options_reach_the_filesystem_below(exact: Path, zoo_run: Made) -> None:
     url = f"relex://step_5/config.json::file://{exact}"
     fs, _ = fsspec.core.url_to_fs(
@@ -362,6 +438,27 @@ def test_options_reach_the_filesystem_below(exact: Path, zoo_run: Made) -> None:
         fsspec.filesystem("relex")
     with pytest.raises(InvalidArgument, match="does not exist"):
         fsspec.filesystem("relex", fo="/nowhere/run.relex")
+
+
+@pytest.mark.parametrize("how", ["safe_open", "dcp", "fsspec"])
+def test_a_file_that_lacks_the_tier_is_closed(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    closed: list[str] = []
+    close = relex_codec.Run.close
+
+    def watched(self: Any) -> None:
+        closed.append(self.path)
+        close(self)
+
+    monkeypatch.setattr(relex_codec.Run, "close", watched)
+    path = str(zoo_file("raw"))
+    calls = {
+        "safe_open": lambda: relex_codec.safe_open(path, step=9, tier="exact"),
+        "dcp": lambda: relex_codec.RelexStorageReader(path, 9, tier="exact"),
+        "fsspec": lambda: fsspec.filesystem("relex", fo=path, tier="exact"),
+    }
+    with pytest.raises(InvalidArgument, match="without --exact"):
+        calls[how]()
+    assert closed == [path]
 
 
 def test_a_mapper_of_a_step(exact: Path) -> None:

@@ -80,6 +80,7 @@ def asked(hub: Hub) -> list[str]:
     [
         ("hf://org/name", Model("org/name", None, "")),
         ("hf://models/org/name/", Model("org/name", None, "")),
+        ("HF://Org/Name@Main", Model("Org/Name", "Main", "")),
         ("hf://org/name@main/sub/x", Model("org/name", "main", "sub/x")),
         ("hf://org/name@a%2Fb", Model("org/name", "a/b", "")),
         ("hf://org/name@refs/pr/7/x", Model("org/name", "refs/pr/7", "x")),
@@ -241,6 +242,20 @@ def test_a_gated_repository(published: Hub, tmp_path: Path) -> None:
     published.add("org/file", {"x.relex": (tmp_path / "x.relex").read_bytes()}, gate="secret")
     with pytest.raises(InvalidArgument, match=f"^hf://org/file/x.relex {gated}"):
         relex_codec.open("hf://org/file/x.relex")
+
+
+def test_messages_name_the_hub_that_is_asked(published: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    own, elsewhere = published.url, "http://127.0.0.1:9"  # where nothing listens
+    monkeypatch.setattr(constants, "ENDPOINT", elsewhere)
+    published.repositories["org/base"].gate = "secret"
+    for options in ({"endpoint": own}, {"hf": {"endpoint": own}}):
+        with pytest.raises(CheckpointError, match=f"is gated: accept its terms at {own}/org/base"):
+            resolve("HF://org/base", options)
+    monkeypatch.setattr(constants, "ENDPOINT", own)
+    with pytest.raises(CheckpointError, match=f"and {elsewhere} is not reached"):
+        pinned("HF://org/base", {"endpoint": elsewhere})
 
 
 def test_offline_without_a_cache(published: Hub, offline: Callable[[], None], tmp_path: Path) -> None:

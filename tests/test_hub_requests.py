@@ -174,12 +174,12 @@ def test_listing_is_one_request_a_page(hub: Hub) -> None:
             list_directory(path, error=CheckpointError)
 
 
-def test_what_is_no_file_of_a_model_is_read_as_before(hub: Hub) -> None:
+def test_what_is_no_model_is_read_through_its_filesystem(hub: Hub) -> None:
     def backend(url: str) -> bool:
         return isinstance(backend_of(*filesystem_of(url, None, error=InvalidArgument), Settings()), HubBackend)
 
-    assert backend("hf://org/name/x") and backend("hf://models/org/name@v1/x")
-    assert not any(map(backend, ("hf://org/name", "hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))
+    assert all(map(backend, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
+    assert not any(map(backend, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))
 
 
 # The commit

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, Truncated
-from relex_codec.paths import is_url, join, local_path, public
+from relex_codec.paths import is_url, join, local_path, normal, public
+from relex_codec.ranges import merge
+from relex_codec.remote import RemoteSource
 from relex_codec.settings import split
-from relex_codec.storage import Item, LocalSource, RemoteSource, list_directory, merge, open_source
+from relex_codec.source import LocalSource
+from relex_codec.storage import Item, list_directory, open_source
 
 DATA = bytes(range(256)) * 1000
 
@@ -72,6 +75,26 @@ def test_plans():
 )  # fmt: skip
 def test_urls_are_told_from_paths(path, url):
     assert is_url(path) is url
+
+
+@pytest.mark.parametrize(
+    ("path", "lower"),
+    [("S3://Bucket/Key", "s3://Bucket/Key"), ("HTTPS://Host/X?u=HTTP://Y", "https://Host/X?u=HTTP://Y"),
+     ("SimpleCache::S3://B/X", "simplecache::s3://B/X"), ("zip://In::HF://Org/X.zip", "zip://In::hf://Org/X.zip"),
+     ("Dir://In::Folder", "dir://In::Folder"), ("/A/B::C", "/A/B::C"), ("/A/S3://b", "/A/S3://b"), ("C:\\X", "C:\\X")],
+)  # fmt: skip
+def test_schemes_are_in_lower_case_and_nothing_else(path, lower):
+    assert normal(path) == lower
+
+
+def test_schemes_may_be_in_upper_case(tmp_path, memory):
+    (tmp_path / "x").write_bytes(DATA)
+    memory.pipe_file("/D/x", DATA)
+    assert not is_url("FILE:///a") and local_path("FILE:///A") == "/A" and is_url("HF://Org/Name")
+    for url in (f"FILE://{tmp_path}/x", "Memory://D/x", "SimpleCache::MEMORY://D/x"):
+        with open_source(url) as source:
+            assert source.read(1, 9) == DATA[1:9]
+    assert list_directory("MEMORY://D") == [Item("x", False, len(DATA))]
 
 
 def test_names_inside_directories(tmp_path):

@@ -278,7 +278,7 @@ def test_the_commands(made: Path, store: Any, tmp_path: Path, scratch: Path) -> 
     done = cli("encode", store.url("run/global_step_{step}"), "--base", store.url("base"), "-o", store.url("y.relex"))
     assert json.loads(cli("info", store.url("y.relex"), "--json").stdout)["steps"] == STEPS, done.stderr
     done = cli("append", file, store.url("run/global_step_40"))
-    assert "1 steps more" in done.stdout, done.stderr
+    assert "1 step more: 40; now 4 steps" in done.stdout, done.stderr
     assert json.loads(cli("info", file, "--json").stdout)["base"] == store.url("base")
     assert "as they were written" in cli("verify", file).stdout
     done = cli("decode", file, "--step", 15, "-o", store.url("step-15/"))

@@ -18,6 +18,7 @@ from ..dtypes import Bits
 from ..errors import Corrupt
 from ..header import quote
 from ..packing import decompress
+from ..turns import Turns
 from . import models as models_module
 from .layout import PartInfo, check, groups_of, part_digest, parts_of
 from .models import Model
@@ -97,7 +98,7 @@ class ExactTier:
         self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
         self._blobs: OrderedDict[Key, tuple[int, Blob]] = OrderedDict()
         self._held = 0
-        self._lock = threading.Lock()
+        self._lock, self._turns = threading.Lock(), Turns()
 
     # -- what lies where -------------------------------------------------------------------------------------------
 
@@ -154,6 +155,10 @@ class ExactTier:
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Blob]:
         """Return checked and parsed blobs: those not held are read together, after the indexes of their blocks."""
+        with self._turns.of(keys):  # small tensors share them: threads would each read them, and what is ahead is gone
+            return self._fetch(keys)
+
+    def _fetch(self, keys: Sequence[Key]) -> dict[Key, Blob]:
         with self._lock:
             found = {key: self._blobs[key][1] for key in keys if key in self._blobs}
         missing = [key for key in keys if key not in found]

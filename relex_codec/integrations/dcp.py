@@ -25,6 +25,7 @@ from ..header import quote
 from ..parallel import IO_THREADS, in_parallel
 from ..paths import Options, PathLike, public
 from ..run import Run
+from ..source import closed_on_error
 from ..torch_dtypes import DTYPES, as_tensor
 
 TOGETHER: Final = 64 << 20
@@ -155,12 +156,9 @@ class RelexStorageReader(StorageReader):
         """Return the open file, and the name in it of each key."""
         if self._run is None:
             run = Run(self.checkpoint_id, self._base, storage_options=self._options)
-            try:
+            with closed_on_error(run):
                 run.tier(self._step, self._tier)
                 self._names = self._named(run)
-            except BaseException:
-                run.close()
-                raise
             self._run = run
         return self._run, self._names
 

@@ -22,8 +22,9 @@ from ..atomic import AtomicFile
 from ..errors import InvalidArgument
 from ..header import quote
 from ..parallel import IO_THREADS, in_parallel
-from ..paths import public
+from ..paths import KEY, public
 from ..run import Run
+from ..source import closed_on_error
 from ..step_files import StepFiles
 
 PROTOCOL: Final = "relex"
@@ -73,6 +74,9 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         base: the base model, if it is not where the file says.
         tier: which one to read, as `Run.tensor`.
 
+    Attributes:
+        url: where the ``.relex`` file is.
+
     Raises:
         InvalidArgument: no such file, or the file has no such tier.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
@@ -101,18 +105,11 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
             raise InvalidArgument(
                 "relex:// needs a file: relex://step_800/model.safetensors::s3://bucket/run.relex, or fo='run.relex'"
             )
-        self.fo, self.target_protocol, self.tier = os.fspath(fo), target_protocol, tier
-        self.base, self._options = base, target_options
+        self.url, self._options = unchained(os.fspath(fo), target_protocol, target_options)
+        self.base, self.tier = base, tier
         self._opening = threading.Lock()
         self._files: StepFiles | None = None
         self._opened()
-
-    @property
-    def url(self) -> str:
-        """Where the ``.relex`` file is."""
-        if self.target_protocol is None or "://" in self.fo:
-            return self.fo
-        return f"{self.target_protocol}://{self.fo}"
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -255,11 +252,8 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         with self._opening:
             if self._files is None:
                 run = Run(self.url, self.base, storage_options=self._options)
-                try:
+                with closed_on_error(run):
                     run.tier(run.steps[0], self.tier)  # that there is such a tier
-                except BaseException:
-                    run.close()
-                    raise
                 self._files = StepFiles(run)
             return self._files
 
@@ -288,6 +282,34 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, f"{quote(path)} is a directory of {public(self.url)}")
         return self._place(path), info["size"]
+
+
+def unchained(fo: str, protocol: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """Return the URL, and its options, of what fsspec gives the first filesystem of a chain as three arguments.
+
+    Where the file itself is behind a chain (``simplecache::s3://``), the options of each link are nested in those of
+    the link before, which come back by protocol, as `relex_codec.open` takes them.
+    """
+    if protocol is None:
+        return fo, options
+    path, name, own = fo, protocol, dict(options or {})
+    links: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    while "target_protocol" in own:
+        below, rest = own.pop("fo", path), own.pop("target_options", None)
+        links.append(name if path == below else _link(name, path))  # a cache has the path of what it keeps
+        found[name], name = own, own.pop("target_protocol")
+        path, own = below, dict(rest or {})
+    links.append(_link(name, path))
+    if not found:
+        return links[0], options
+    found[name] = own
+    settings = {key: link.pop(key) for link in found.values() for key in (KEY,) if key in link}
+    return "::".join(links), found | settings
+
+
+def _link(protocol: str, path: str) -> str:
+    return path if "://" in path else f"{protocol}://{path}"  # paths of HTTP are whole URLs
 
 
 class RelexFile(AbstractBufferedFile):  # type: ignore[misc]

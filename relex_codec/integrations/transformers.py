@@ -17,7 +17,6 @@ from ..errors import InvalidArgument, RelexError
 from ..header import quote
 from ..paths import Options, PathLike, public
 from ..run import Run
-from ..step_files import StepFiles
 from ..windows import split
 
 if TYPE_CHECKING:
@@ -122,11 +121,10 @@ def load_tokenizer(
 @contextmanager
 def side_files(run: Run) -> Iterator[str]:
     """Write the files of a decoded checkpoint that are no weights to a temporary directory, and give its path."""
-    files = StepFiles(run)
     with tempfile.TemporaryDirectory(prefix="relex-") as folder:
-        for name in files.side_sizes():
+        for name, content in run.side_files().read_all():
             with open(os.path.join(folder, name), "wb") as out:
-                out.write(files.other(name))
+                out.writelines(content)
         yield folder
 
 
