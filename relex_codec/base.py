@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,10 +34,11 @@ def canonical_uri(path: PathLike) -> str:
     return public(normal(path)) if is_url(path) else os.path.abspath(local_path(path))
 
 
-def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
+def resolve(uri: PathLike, storage_options: Options = None, likely: Collection[str] = ()) -> Checkpoint:
     """Open a base: a directory or file, an fsspec URL, or ``hf://org/name[@revision]``.
 
-    A model of the Hub is read from the local cache where its weights are there, otherwise through ranged reads.
+    A model of the Hub is read from the local cache where its weights are there, otherwise through ranged reads. Which
+    files are `likely`: see `open_checkpoint`.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
     text = os.fspath(uri)
     options = options_for(text, storage_options)
     if not hub.is_hub(text):
-        return open_checkpoint(uri, options)
+        return open_checkpoint(uri, options, likely=likely)
     hub.require(text)
     model = hub.parse(text)
     folder = hub.cached(model) if model is not None else None
@@ -62,7 +63,7 @@ def resolve(uri: PathLike, storage_options: Options = None) -> Checkpoint:
             found.path = text
             return found
     hub.refuse_offline(text)
-    return open_checkpoint(text, options)
+    return open_checkpoint(text, options, likely=likely)
 
 
 class Expected(NamedTuple):

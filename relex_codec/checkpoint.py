@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from .paths import Options, PathLike, is_url, join, local_path, public
 from .ranges import FIRST_READ
 from .remote import REQUESTS
 from .source import LocalSource, Source
+from .stopping import Stop
 from .storage import Item, list_directory, open_source
 
 
@@ -151,6 +152,7 @@ def open_checkpoint(
     *,
     step: int | None = None,
     known: dict[bytes, Tensors] | None = None,
+    likely: Collection[str] = (),
 ) -> Checkpoint:
     """Open a checkpoint: a directory, or a single ``.safetensors`` file, local or on an fsspec URL.
 
@@ -164,6 +166,9 @@ def open_checkpoint(
     known : dict, optional
         Parsed headers by their hash. The checkpoints of a run have the same headers byte for byte, as a rule: with one
         dict for all of them, headers are parsed once and 500 checkpoints share one table in memory.
+    likely : collection of str, optional
+        Names of files that a directory probably has. Remote ones are opened while it is listed, and not used if it
+        does not have them: that saves the time of a request.
 
     Raises
     ------
@@ -173,7 +178,7 @@ def open_checkpoint(
         A file is shorter than its header says.
     """
     where = f"checkpoint {public(path)}"
-    files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where)
+    files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
@@ -192,31 +197,45 @@ def _at_one_commit(path: PathLike, options: Options) -> PathLike:
     return path if public(path).endswith(".safetensors") else hub.pinned(path, options)
 
 
-def _open_files(path: PathLike, options: Options, where: str) -> tuple[Files, list[tuple[Source, bytes]]]:
+def _open_files(
+    path: PathLike, options: Options, where: str, likely: Collection[str]
+) -> tuple[Files, list[tuple[Source, bytes]]]:
     """Find the files of a checkpoint and open its shards.
 
-    Remote shards beside an index are opened while it is read: that saves the time of a request where there is latency.
+    Remote ones are opened early: while the directory is listed, if they are `likely`, or while the index is read.
     """
 
     def open_shard(target: str) -> tuple[Source, bytes]:
         source = open_source(target, options, hold=False, error=CheckpointError)
         return source, _raw_header(source)
 
-    if not is_url(path):
+    if not is_url(path) or public(path).endswith(".safetensors"):
         files = find_files(path, options, where)
         return files, [open_shard(target) for target in files.shards.values()]
+    stop = Stop()
     with ThreadPoolExecutor(REQUESTS) as pool:
-        early: dict[str, Future[tuple[Source, bytes]]] = {}
-        items = None
-        if not public(path).endswith(".safetensors"):
+        opened: dict[str, Future[tuple[Source, bytes]]] = {}
+
+        def begin(names: Iterable[str]) -> None:
+            for name in names:
+                if name not in opened and name.endswith(".safetensors"):
+                    opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
+
+        try:
+            likely = [name for name in likely if layouts.SAFE_NAME.fullmatch(name) or name == layouts.INDEX]
+            begin(likely)
+            read_index = stop.bound(lambda: _read_all(join(path, layouts.INDEX), options))
+            read = pool.submit(read_index) if layouts.INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
-            names = [item.name for item in items if not item.is_dir]
+            names = {item.name for item in items if not item.is_dir}
             if layouts.INDEX in names:
-                likely = (name for name in names if name.startswith("model") and name.endswith(".safetensors"))
-                early = {name: pool.submit(open_shard, join(path, name)) for name in likely}
-        files = find_files(path, options, where, items)
-        late = {name: pool.submit(open_shard, target) for name, target in files.shards.items() if name not in early}
-        return files, [(early | late)[name].result() for name in files.shards]
+                read = read or pool.submit(read_index)
+                begin(name for name in names if name.startswith("model"))
+            files = find_files(path, options, where, items, read.result if read else None)
+            begin(files.shards)
+            return files, [opened[name].result() for name in files.shards]
+        finally:
+            stop.set()  # what was opened in vain is not waited for
 
 
 class SideFile(NamedTuple):
@@ -238,8 +257,19 @@ class Files(NamedTuple):
     """The other files that a checkpoint carries, by name."""
 
 
-def find_files(path: PathLike, options: Options, where: str, items: list[Item] | None = None) -> Files:
-    """Choose the files of a checkpoint, which is enough to see whether any is missing."""
+def find_files(
+    path: PathLike,
+    options: Options,
+    where: str,
+    items: list[Item] | None = None,
+    index: Callable[[], bytes] | None = None,
+) -> Files:
+    """Choose the files of a checkpoint, which is enough to see whether any is missing.
+
+    Args:
+        items: what the directory holds, if it was listed already.
+        index: gives the content of its index, if that is read already; only called if the directory has one.
+    """
     text = os.fspath(path)
     if public(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
         name = os.path.basename(public(text))
@@ -251,7 +281,7 @@ def find_files(path: PathLike, options: Options, where: str, items: list[Item] |
     sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
     if layouts.INDEX in sizes:
-        raw = _read_all(join(path, layouts.INDEX), options)
+        raw = index() if index else _read_all(join(path, layouts.INDEX), options)
         weight_map = load_object(raw, error=CheckpointError, where=f"{layouts.INDEX} of {where}").get("weight_map")
         shards = layouts.shards_of_index(weight_map, sizes, where)
     else:

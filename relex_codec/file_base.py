@@ -13,6 +13,7 @@ from .checkpoint import Checkpoint
 from .container import Container
 from .errors import CheckpointError, InvalidArgument, RelexError
 from .header import quote
+from .layouts import INDEX
 from .packing import piece_lengths
 from .paths import Options, PathLike, is_url, normal
 from .settings import without_credentials
@@ -69,15 +70,17 @@ class FileBase:
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
 
     def _find(self) -> Checkpoint:
+        manifest = self._container.index.manifest
+        likely = [*manifest.shards, INDEX] if manifest.indexed else manifest.shards
         if self._given is not None:
-            return resolve(self._given, self._options)
-        path, uri = self._container.source.path, self._container.index.manifest.base_uri
+            return resolve(self._given, self._options, likely)
+        path, uri = self._container.source.path, manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
         if is_url(uri) and ("::" in uri or normal(uri).partition("://")[0] not in BASES):
             raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
-            return resolve(uri, without_credentials(self._options))
+            return resolve(uri, without_credentials(self._options), likely)
         except RelexError as error:
             raise CheckpointError(f"the base of {path} cannot be read: {error}; pass --base") from None
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .backends import backend_of
 from .errors import InvalidArgument, RelexError
@@ -19,6 +19,7 @@ from .retry import GaveUp, said, status_of, until_it_passes
 from .settings import split
 from .storage import filesystem_of
 
+T = TypeVar("T")
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
 """Where an upload appears when it is complete, and where moving is copying."""
 READ_ONLY: Final = frozenset({"http", "https", "data", "github", "git", "gist", "zip", "tar", "libarchive", "reference",
@@ -93,10 +94,7 @@ class Target:
     def _listed(self) -> Any:
         # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
         backend = backend_of(self.filesystem, self.name, self._settings)
-        try:
-            found = until_it_passes(backend.listing, self._settings.retry_seconds)
-        except GaveUp as e:
-            raise e.__cause__ or e from None
+        found = self._again(backend.listing)
         if found is None:
             self.filesystem.invalidate_cache(self.name)
             found = self.filesystem.ls(self.name, detail=True)
@@ -196,9 +194,13 @@ class Target:
                 # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
                 stop = Callback(hooks={"stop": self._raise_if_stopped})
                 concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
-                with self._in_parts if concurrent else nullcontext():
+
+                def put() -> None:
                     self._raise_if_stopped()
                     self.filesystem.put_file(path, first, callback=stop, **put_options(self.filesystem, size))
+
+                with self._in_parts if concurrent else nullcontext():
+                    self._again(put)  # all of the file, after what the filesystem itself tries for a part of it
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
                 if found != size:
@@ -210,6 +212,13 @@ class Target:
                     if first != name or self.filesystem.info(name)["size"] != size:
                         self._remove(first)
                 raise
+
+    def _again(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` returns, tried again while that may help, for as long as the settings say."""
+        try:
+            return until_it_passes(attempt, self._settings.retry_seconds)
+        except GaveUp as e:
+            raise e.__cause__ or e from None
 
     def _raise_if_stopped(self, *_: Any, **__: Any) -> None:
         if self._stop.is_set():

@@ -181,7 +181,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     opened = []
 
-    def remote(uri, options=None):
+    def remote(uri, options=None, likely=()):
         opened.append(str(uri))
         if str(uri).startswith("hf://"):
             raise CheckpointError("no network in tests")

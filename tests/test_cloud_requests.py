@@ -241,24 +241,59 @@ def write_single(made: Made) -> Path:
 
 
 def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, cloud_run: Made) -> None:
-    """The listing, then index and headers at the same time."""
+    """Listing, index and headers at the same time, as the file says what they are called; then the tensor."""
     with uploaded(moto_bucket, cloud_run)() as run:
         moto_bucket.proxy.clear()
-        together = threading.Barrier(3, timeout=20)
+        together = threading.Barrier(4, timeout=20)
         inner = moto_bucket.proxy.answer
 
         def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-            if "range" in headers:
-                together.wait()  # index and two shards
+            together.wait()  # listing, index and two shards
             return inner(method, path, headers, body)
 
         moto_bucket.proxy.answer = answer
         run.base_reader()
         assert len(moto_bucket.proxy.seen) == 4
-        moto_bucket.proxy.answer = inner
         together = threading.Barrier(2, timeout=20)
-        moto_bucket.proxy.answer = answer
         run.bits("b", 5)  # file and base
+
+
+@pytest.mark.parametrize("shards", [1, 3, 4])
+def test_a_base_that_is_cut_into_other_files(moto_bucket: Bucket, cloud_run: Made, tmp_path: Path, shards: int) -> None:
+    """What the file says they are called is asked for in vain."""
+    uploaded(moto_bucket, cloud_run)
+    moto_bucket.upload(write_checkpoint(tmp_path, cloud_run.base, shards=shards), "other")
+    url, options = moto_bucket.url("run.relex"), moto_bucket.options
+    with relex_codec.open(url, base=moto_bucket.url("other"), storage_options=options) as run:
+        moto_bucket.proxy.clear()
+        found = run.bits("b", 5)
+        missed = [seen.path for seen in moto_bucket.proxy.seen if seen.status == 404]
+        assert {path.partition("?")[0].rpartition("/")[2] for path in missed} == (
+            {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+            | ({"model.safetensors.index.json"} if shards == 1 else set())
+        )
+    with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
+        assert (found == local.bits("b", 5)).all()
+
+
+def test_sixteen_reads_are_under_way_at_a_time(
+    moto_bucket: Bucket, cloud_run: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relex_codec.ahead.BLOCK", 1 << 20)
+    with uploaded(moto_bucket, cloud_run)() as run:
+        run.base_reader()
+        moto_bucket.proxy.clear()
+        together, waited = threading.Barrier(16, timeout=20), threading.Semaphore(16)
+        inner = moto_bucket.proxy.answer
+
+        def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+            if waited.acquire(blocking=False):
+                together.wait()  # none of the first 16 is answered before the last of them has come
+            return inner(method, path, headers, body)
+
+        moto_bucket.proxy.answer = answer
+        run.state_dict(5)
+        assert moto_bucket.proxy.most == 16
 
 
 def test_a_file_with_a_longer_index_opens_with_two_requests(

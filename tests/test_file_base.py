@@ -49,7 +49,7 @@ def test_credentials_stay_where_the_caller_points(
     asked: list[tuple[PathLike, Options]] = []
     resolve: Callable[..., Any] = file_base.resolve
 
-    def watched(uri: PathLike, options: Options = None) -> Any:
+    def watched(uri: PathLike, options: Options = None, likely: Any = ()) -> Any:
         asked.append((uri, options))
         return resolve(zoo_run.base_path)
 

@@ -176,6 +176,7 @@ def test_a_hub_that_is_not_reached_is_one_that_is_off(
 
     commit = published.repositories["org/base"].branches["main"]
     download("org/base")
+    monkeypatch.setenv("RELEX_RETRY_SECONDS", "0.3")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert pinned("hf://org/base") == f"hf://org/base@{commit}"
     with pytest.raises(CheckpointError, match=r"cache, and http://127.0.0.1:9 is not reached \(.*hf download org/run"):
@@ -253,6 +254,7 @@ def test_messages_name_the_hub_that_is_asked(published: Hub, monkeypatch: pytest
     for options in ({"endpoint": own}, {"hf": {"endpoint": own}}):
         with pytest.raises(CheckpointError, match=f"is gated: accept its terms at {own}/org/base"):
             resolve("HF://org/base", options)
+    monkeypatch.setenv("RELEX_RETRY_SECONDS", "0.3")
     monkeypatch.setattr(constants, "ENDPOINT", own)
     with pytest.raises(CheckpointError, match=f"and {elsewhere} is not reached"):
         pinned("HF://org/base", {"endpoint": elsewhere})

@@ -44,6 +44,33 @@ def found(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+# ---- What passes ----
+
+
+def test_an_upload_that_fails_for_a_moment_is_tried_again(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload, failures = type(memory).put_file, [ConnectionResetError(104, "Connection reset"), TimeoutError()]
+
+    def put_file(self: Any, *arguments: Any, **options: Any) -> None:
+        if failures:
+            raise failures.pop()
+        upload(self, *arguments, **options)
+
+    monkeypatch.setattr(type(memory), "put_file", put_file)
+    put("memory://a/x", options={"relex": {"retry_seconds": 60}})
+    assert memory.cat_file("/a/x") == DATA and not failures
+    failures += [ConnectionResetError(104, "Connection reset")] * 1000
+    for seconds in (0, 0.3):
+        left = len(failures)
+        with pytest.raises(InvalidArgument, match="cannot write memory://a/y: Connection reset"):
+            put("memory://a/y", options={"relex": {"retry_seconds": seconds}})
+        assert (left - len(failures) == 1) is (seconds == 0)
+    failures[:] = [PermissionError(13, "Permission denied")] * 2
+    with pytest.raises(InvalidArgument, match="Permission denied"):
+        put("memory://a/y", options={"relex": {"retry_seconds": 60}})
+    assert len(failures) == 1
+    assert not memory.exists("/a/y")
+
+
 # ---- What is written ----
 
 

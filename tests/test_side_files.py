@@ -109,11 +109,11 @@ def test_sizes_need_no_request_on_the_hub(hub: Hub, made: Path) -> None:
     hub.add("org/base", checkpoint_files(weights(0, SHAPES), side=SIDE))
     with relex_codec.open(made / "x.relex", base="hf://org/base") as run:
         run.base_reader()
-        hub.requests.clear()
+        hub.server.clear()
         assert run.side_files().sizes() == sizes(made)
-        assert hub.requests == []
+        assert hub.server.seen == []
         assert read_all(run.side_files()) == contents(made)
-        bodies = [request.path.rpartition("/")[2] for request in hub.requests if request.sent and request.range]
+        bodies = [request.path.rpartition("/")[2] for request in hub.server.seen if request.sent and request.range]
         assert sorted(bodies) == SIDES
 
 

@@ -435,3 +435,13 @@ def test_a_commit_of_the_hub_is_not_looked_at_again():
     assert not any(refreshed)
     RemoteSource(filesystem, "org/name@main/x", shown="hf://x").read(0, 10)
     assert sum(refreshed) == 2  # a branch may move: before and after
+
+
+@pytest.mark.parametrize("cache", ["simplecache", "filecache"])  # blockcache leaves its files open
+def test_caches_of_fsspec_above_a_web_server_that_lists_nothing(own_web, tmp_path, cache):
+    data = bytes(range(256)) * 1000
+    own_web.put("d/x", data)
+    options = {cache: {"cache_storage": str(tmp_path)}}
+    with open_source(f"{cache}::{own_web.url('d/x')}", options) as source:
+        assert source.size == len(data)
+        assert source.read(100_000, 200_000) == data[100_000:200_000]

@@ -61,9 +61,12 @@ class PlainBackend(Backend):
         elif self._hub:
             found = self.filesystem.info(self.name, refresh=True)
         else:
+            # caches list the directory, which not every web server does: what is below them is asked instead
+            asked = getattr(self.filesystem, "fs", None) if self._cached else None
+            asked = asked or self.filesystem
             # a listing that is remembered would show an object that was replaced as it was
-            self.filesystem.invalidate_cache(self.filesystem._parent(self.name))
-            found = self.filesystem.info(self.name)
+            asked.invalidate_cache(asked._parent(self.name))
+            found = asked.info(self.name)
         return dict(found)
 
     @property
