@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
-from .stopping import Stop
+from .stopping import Stop, Stopped
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,6 +18,9 @@ R = TypeVar("R")
 
 IO_THREADS: Final = 8
 """Threads for reads, which wait more than they compute."""
+HELPERS: Final = 64
+"""Threads that are kept for `in_parallel`, at most: making new ones for each call takes longer than many calls."""
+_pool: ThreadPoolExecutor
 
 
 def processors() -> int:
@@ -27,22 +31,52 @@ def processors() -> int:
         return os.cpu_count() or 1
 
 
+def _new_pool() -> None:
+    global _pool
+    _pool = ThreadPoolExecutor(HELPERS, "relex")
+
+
+_new_pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_pool)  # which has none of the threads
+
+
 def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
     """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor.
 
-    When one of them fails, or the caller is interrupted, those that wait for the network end at once.
+    The caller's thread is one of them, and takes what the others have not begun: so calls inside calls never wait for
+    each other. When one fails, or the caller is interrupted, those that wait for the network end at once.
     """
     values = list(values)
     workers = min(threads or processors(), len(values))
     if workers < 2:
         return [function(value) for value in values]
+    found: dict[int, R] = {}
+    failures: dict[int, BaseException] = {}
     stop = Stop()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            return list(pool.map(stop.bound(function), values))
-        except BaseException:
-            stop.set()
-            raise
+    places = itertools.count()
+
+    def lane() -> None:
+        while (i := next(places)) < len(values) and not failures:
+            try:
+                found[i] = function(values[i])
+            except BaseException as e:
+                failures[i] = e
+                stop.set()
+
+    run = stop.bound(lane)
+    helpers = [_pool.submit(run) for _ in range(workers - 1)]
+    try:
+        run()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        wait([helper for helper in helpers if not helper.cancel()])
+    if failures:
+        # values are begun in order: the first that fails is among these, if it was not stopped by a later one
+        raise min(failures.items(), key=lambda failure: (isinstance(failure[1], Stopped), failure[0]))[1]
+    return [found[i] for i in range(len(values))]
 
 
 def ahead(values: Iterable[T], count: int) -> Iterator[T]:

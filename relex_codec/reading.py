@@ -60,9 +60,9 @@ def reading_ahead(
 
 
 @contextmanager
-def _registered(decoder: Decoder, wanted: Sequence[Wanted], ahead: AbstractContextManager[Any]) -> Iterator[None]:
-    with decoder.plans.of(wanted), ahead:
-        yield
+def _registered(decoder: Decoder, wanted: Sequence[Wanted], ahead: AbstractContextManager[Any]) -> Iterator[Any]:
+    with decoder.plans.of(wanted), ahead as running:
+        yield running
 
 
 def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequence[PartInfo]], list[Use]]:

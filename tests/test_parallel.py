@@ -1,0 +1,89 @@
+"""Work on several threads: order, failures, calls inside calls, and what comes after a fork."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from helpers import ELSEWHERE
+
+from relex_codec import parallel
+from relex_codec.parallel import in_parallel
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, 16, 1000])
+def test_results_are_in_order(threads: int | None) -> None:
+    assert in_parallel(lambda x: x * x, range(100), threads) == [x * x for x in range(100)]
+    assert in_parallel(lambda x: x, [], threads) == []
+
+
+def test_as_many_run_at_a_time_as_are_asked_for() -> None:
+    together = threading.Barrier(16, timeout=20)
+    in_parallel(lambda _: together.wait(), range(32), 16)
+
+
+def test_one_thread_is_the_callers() -> None:
+    seen = in_parallel(lambda _: (time.sleep(0.01), threading.current_thread())[1], range(8), 4)
+    assert threading.current_thread() in seen and len(set(seen)) <= 4
+
+
+def test_calls_inside_calls_do_not_wait_for_each_other() -> None:
+    count = 2 * parallel.HELPERS
+
+    def inner(x: int) -> int:
+        return sum(in_parallel(lambda y: x * y, range(8), 8))
+
+    assert in_parallel(inner, range(count), count) == [28 * x for x in range(count)]
+
+
+def test_the_first_failure_by_place_is_raised_and_no_more_is_begun() -> None:
+    begun: list[int] = []
+    gate = threading.Barrier(2, timeout=20)
+
+    def work(x: int) -> None:
+        begun.append(x)
+        if x < 2:
+            gate.wait()
+            raise ValueError(f"number {x}")
+        time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="number 0"):
+        in_parallel(work, range(1000), 2)
+    assert len(begun) < 10
+
+
+def test_an_interruption_of_the_caller_is_raised() -> None:
+    caller = threading.current_thread()
+
+    def work(x: int) -> None:
+        if threading.current_thread() is caller:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parallel(work, range(100), 2)
+
+
+FORK = """
+import os
+from relex_codec.parallel import in_parallel
+in_parallel(str, range(100), 8)
+child = os.fork()
+if child == 0:
+    import threading
+    together = threading.Barrier(4, timeout=20)
+    in_parallel(lambda _: together.wait(), range(4), 4)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_threads_are_made_anew_after_a_fork() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, cwd=ELSEWHERE, timeout=60
+    )
+    assert done.stdout == "7\n", done
