@@ -12,7 +12,7 @@ file on an S3 server that runs here. Then, in this order:
             state_dict; and state_dict of the same files on the local disk, which is decoding alone
 With --keep what was made stays in DIR, and is used again by the next run of the same size.
 Bytes needed are the directions' entry of the file and the base's tensors. Needs the test extra, and for s3rver
-tools/servers.sh. Writes benchmarks/results/cloud.json and cloud.md.
+tools/servers.sh. Writes benchmarks/results/cloud_SERVER.json and .md.
 """
 
 from __future__ import annotations
@@ -209,7 +209,8 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {"python": platform.python_version(), "numpy": np.__version__}
-        | {package: version(package) for package in ("torch", "fsspec", "s3fs", "aiobotocore", "moto")},
+        | {package: version(package) for package in ("torch", "fsspec", "s3fs", "aiobotocore")}
+        | {server: server_version(server)},
         "server": server,
         "data": {
             "parameters": parameters,
@@ -221,6 +222,14 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
         "seconds": seconds,
         "over_s3fs": {task: round(value / baseline, 3) for task, value in seconds.items()},
     }
+
+
+def server_version(server: str) -> str:
+    """Return the version of a server of `programs`."""
+    if server == "moto":
+        return version("moto")
+    package = json.loads((programs.INSTALLED.parent / server / "package.json").read_text())
+    return str(package["version"])
 
 
 def table(result: dict[str, Any]) -> str:
@@ -269,8 +278,8 @@ def main() -> None:
         if not args.keep:
             shutil.rmtree(work, ignore_errors=True)
     args.out.mkdir(exist_ok=True)
-    (args.out / "cloud.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "cloud.md").write_text(table(result))
+    (args.out / f"cloud_{args.server}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / f"cloud_{args.server}.md").write_text(table(result))
     print(table(result))
 
 
