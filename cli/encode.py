@@ -62,7 +62,8 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
     if lacking:
         click.echo(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
+    count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     click.echo(
-        f"{output}: {len(steps)} steps of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "
+        f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "
         f"{document['ratio']:,} times smaller than the run"
     )
