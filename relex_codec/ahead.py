@@ -18,7 +18,7 @@ from typing import IO, Any, Final, NamedTuple
 from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
 from .source import LocalSource, Source
-from .stopping import Stop, Stopped, wait_for
+from .stopping import Stop, Stopped, current, wait_for
 
 BLOCK: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""
@@ -205,7 +205,8 @@ class ReadAhead:
             try:
                 view = memoryview(wait_for(data))
             except (Exception, CancelledError, Stopped):
-                if self._ended:
+                here = current()
+                if (self._ended or self._stop.is_set()) and not (here is not None and here.is_set()):
                     return None
                 raise
             views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])

@@ -68,11 +68,11 @@ def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | 
     helpers = [_pool.submit(run) for _ in range(workers - 1)]
     try:
         run()
-    except BaseException:
-        stop.set()
-        raise
-    finally:
         wait([helper for helper in helpers if not helper.cancel()])
+    except BaseException:  # while it works, or while it waits for the others
+        stop.set()
+        wait([helper for helper in helpers if not helper.cancel()])
+        raise
     if failures:
         # values are begun in order: the first that fails is among these, if it was not stopped by a later one
         raise min(failures.items(), key=lambda failure: (isinstance(failure[1], Stopped), failure[0]))[1]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -68,8 +69,10 @@ def wait_for(future: Future[T]) -> T:
         Stopped: nobody waits for it any more; it may still be under way.
     """
     stop = current()
-    while stop is not None and not concurrent.futures.wait([future], SLICE).done:
-        if stop.is_set():
+    while stop is not None and not future.done():  # also where it was cancelled, which `wait` does not count
+        with suppress(concurrent.futures.TimeoutError):
+            return future.result(SLICE)
+        if stop.is_set() and not future.done():
             raise Stopped
     return future.result()
 

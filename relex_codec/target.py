@@ -188,6 +188,7 @@ class Target:
         from fsspec.callbacks import Callback
 
         first = _temporary(name.rpartition("/")[0]) if self.moves else name
+        arrived = False
         with self.reported():
             size = os.path.getsize(path)
             try:
@@ -201,6 +202,7 @@ class Target:
 
                 with self._in_parts if concurrent else nullcontext():
                     self._again(put)  # all of the file, after what the filesystem itself tries for a part of it
+                arrived = True
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
                 if found != size:
@@ -209,7 +211,8 @@ class Target:
                     self._move(first, name)
             except BaseException:
                 with suppress(Exception):
-                    if first != name or self.filesystem.info(name)["size"] != size:
+                    # what is under the name itself is the old file, and stays, until the new one has arrived
+                    if first != name or (arrived and self.filesystem.info(name)["size"] != size):
                         self._remove(first)
                 raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from relex_codec import ahead as ahead_module
 from relex_codec.ahead import AheadSource, ReadAhead, Use
 from relex_codec.errors import Corrupt, Truncated
+from relex_codec.stopping import Stop
 
 DATA = random.Random(1).randbytes(100_000)
 
@@ -150,3 +152,24 @@ def test_a_reader_whose_fetching_was_ended_by_another_thread_is_on_its_own() -> 
         assert waiting.result(20) == DATA[3000:4000]
     assert ahead.take(file, 3000, 3500) is None
     assert file.read(3000, 3500) == DATA[3000:3500]
+
+
+@pytest.mark.parametrize("how", ["ended", "stopped"])
+def test_who_reads_along_goes_on_when_the_one_who_read_ahead_is_gone(how: str) -> None:
+    """Blocks that were not begun are cancelled, and those under way are let go of: others fetch them themselves."""
+    file, inner = source()
+    uses = [Use(file, start, start + 1000) for start in range(0, 40_000, 1000)]
+    inner.gate.clear()
+    stop, found = Stop(), []
+    ahead = stop.bound(ReadAhead)(uses)
+    reader = threading.Thread(target=lambda: found.append(Stop().bound(file.read)(39_000, 40_000)), daemon=True)
+    with ahead:
+        reader.start()
+        time.sleep(0.2)
+        if how == "stopped":
+            stop.set()
+        else:
+            threading.Timer(0.3, inner.gate.set).start()  # leaving waits for what is under way
+    inner.gate.set()
+    reader.join(10)
+    assert found == [DATA[39_000:40_000]]

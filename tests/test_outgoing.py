@@ -71,6 +71,37 @@ def test_an_upload_that_fails_for_a_moment_is_tried_again(memory: Any, monkeypat
     assert not memory.exists("/a/y")
 
 
+def test_a_failed_upload_leaves_the_old_file_under_the_name_itself(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in object stores, where there is no temporary name, and a file appears when all of it is there."""
+    (tmp_path / "new").write_bytes(DATA)
+    memory.pipe_file("/b/x", b"the old run, the only copy")
+    target = Target("memory://b/x", {"relex": {"retry_seconds": 0}})
+    target.scheme = "s3"
+    upload = type(memory).put_file
+
+    def refused(self: Any, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "quota exceeded")
+
+    def cut(self: Any, path: str, name: str, **options: Any) -> None:
+        self.pipe_file(name, DATA[:10])
+
+    monkeypatch.setattr(type(memory), "put_file", refused)
+    with pytest.raises(InvalidArgument, match="quota exceeded"):
+        target.upload([(str(tmp_path / "new"), target.name)])
+    assert memory.cat_file("/b/x") == b"the old run, the only copy"
+    monkeypatch.setattr(type(memory), "put_file", cut)
+    with pytest.raises(InvalidArgument, match=r"10 bytes arrived of 256,000"):
+        Target("memory://b/y").upload([(str(tmp_path / "new"), "/b/y")])
+    assert not memory.exists("/b/y")
+    monkeypatch.setattr(type(memory), "put_file", upload)
+    again = Target("memory://b/x")
+    again.scheme = "s3"
+    again.upload([(str(tmp_path / "new"), again.name)])
+    assert memory.cat_file("/b/x") == DATA
+
+
 # ---- What is written ----
 
 

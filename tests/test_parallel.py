@@ -87,3 +87,35 @@ def test_threads_are_made_anew_after_a_fork() -> None:
         [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, cwd=ELSEWHERE, timeout=60
     )
     assert done.stdout == "7\n", done
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+from relex_codec.parallel import in_parallel
+from relex_codec.stopping import pause
+
+ended = []
+
+def work(i):
+    if threading.current_thread() is threading.main_thread():
+        time.sleep(0.05)
+        return
+    try:
+        pause(300)
+    finally:
+        ended.append(i)
+
+threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+try:
+    in_parallel(work, range(2), 2)
+except KeyboardInterrupt:
+    print("ended" if ended else "left behind")
+"""
+
+
+def test_an_interruption_while_the_others_are_waited_for_ends_them() -> None:
+    """Nothing still writes into memory that the next call uses, and nothing holds up the end of the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, cwd=ELSEWHERE, timeout=60
+    )
+    assert done.stdout == "ended\n", done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
 import pytest
 
@@ -74,3 +74,10 @@ def test_values_made_ahead_are_let_go_of_when_the_reader_ends() -> None:
     values = ahead((wait_for(never) if i else i for i in range(3)), 2)
     assert next(values) == 0
     values.close()  # type: ignore[attr-defined]
+
+
+def test_a_future_that_is_cancelled_ends_the_wait() -> None:
+    cancelled: Future[int] = Future()
+    cancelled.cancel()
+    with pytest.raises(CancelledError):
+        Stop().bound(wait_for)(cancelled)

@@ -6,13 +6,15 @@ import re
 from contextlib import nullcontext
 from threading import Lock
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from ..settings import Settings
 from ..stopping import abandonable
 from .contract import Answer, Backend, Mark, protocols, text
 
-_FILE_CACHES: Final = Lock()
-"""fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time."""
+_FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
+"""fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time each."""
+_FILE_CACHES_LOCK: Final = Lock()
 _PATIENT: Final = frozenset({"hf", "gs", "gcs", "az", "abfs", "abfss", "adl"})
 """Filesystems that try failed requests again by themselves, as those below a file cache do: not tried again on top."""
 _MARKS: Final = (
@@ -30,6 +32,8 @@ class PlainBackend(Backend):
         names = protocols(filesystem)
         self._hub = "hf" in names
         self._cached = "cache" in " ".join(names)
+        with _FILE_CACHES_LOCK:
+            self._turn = _FILE_CACHES.setdefault(filesystem, Lock()) if self._cached else nullcontext()
         self.patient = tries_again(filesystem)
 
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:
@@ -37,7 +41,7 @@ class PlainBackend(Backend):
         plain = {"cache_type": "none"} if self._hub else {}
 
         def ask() -> list[Any]:
-            with _FILE_CACHES if self._cached else nullcontext():
+            with self._turn:
                 return list(self.filesystem.cat_ranges([self.name], [start], [end], on_error="raise", **plain))
 
         answers = abandonable(ask)
