@@ -9,7 +9,8 @@ file on an S3 server that runs here. Then, in this order:
             base and reading one tensor; the difference in round trips
   timed     straight at the server, the shortest of `runs`, taken in turn: s3fs fetching the very ranges of the whole
             step with one call of cat_ranges and throwing them away; the same blocks fetched ahead and thrown away;
-            state_dict; and state_dict of the same files on the local disk, which is decoding alone
+            state_dict, and of a second step; state_dict of the same files on the local disk, which is decoding alone;
+            and the same two for one tensor
 With --keep what was made stays in DIR, and is used again by the next run of the same size.
 Bytes needed are the directions' entry of the file and the base's tensors. Needs the test extra, and for s3rver
 tools/servers.sh. Writes benchmarks/results/cloud_SERVER.json and .md.
@@ -39,6 +40,7 @@ from speed import RESULTS, processor
 import relex_codec
 from relex_codec import format as f
 from relex_codec.dtypes import ITEMSIZE
+from relex_codec.index import Index
 from relex_codec.kept import OBJECTS
 from relex_codec.kernels import flat
 from relex_codec.reading import reading_ahead
@@ -104,8 +106,13 @@ def counted(proxy: CountingServer, needed: int | None = None) -> Row:
     return row
 
 
-def count(proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: str) -> tuple[dict[str, Row], Any]:
-    """Count the requests of each task; returns rows, and the reads of a whole step."""
+Reads = list[tuple[str, int, int]]
+
+
+def count(
+    proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: str
+) -> tuple[dict[str, Row], Reads, Reads]:
+    """Count the requests of each task; returns rows, and the reads of one tensor and of a whole step."""
     OBJECTS.clear()
     proxy.clear()
     rows: dict[str, Row] = {}
@@ -115,7 +122,9 @@ def count(proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: 
         run.base_reader()
         rows["open the base"] = counted(proxy) | {"shards": len(run.base_reader().checkpoint.shards)}
         run.bits(name, 12)
-        rows["one tensor"] = counted(proxy)
+        tensor_reads = taken(proxy)
+        number = next(i for i, tensor in enumerate(index.manifest.tensors) if tensor.name == name)
+        rows["one tensor"] = counted(proxy, tensor_bytes(index, number))
         entry = index.entries[f.DATA_DIRECTIONS]
         base = sum(tensor.size * ITEMSIZE[tensor.origin_dtype] for tensor in index.manifest.tensors)
         run.state_dict(12)
@@ -125,7 +134,17 @@ def count(proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: 
         rows["a second step"] = counted(proxy, entry.end - entry.begin + base)
     with open_run():
         rows["open again"] = counted(proxy)
-    return rows, reads
+    return rows, tensor_reads, reads
+
+
+def tensor_bytes(index: Index, number: int) -> int:
+    """Bytes of a tensor: its chunks in the file, and what the base has of it."""
+    record, tensor = index.tensors[number], index.manifest.tensors[number]
+    chunks = set()
+    for j in range(int(record["directions"])):
+        factors, remainder = index.direction_parts(tensor, int(record["first"]) + j)
+        chunks |= {part.chunk for part in (*factors, *remainder)}
+    return sum(int(index.chunks[chunk]["stored"]) for chunk in chunks) + tensor.size * ITEMSIZE[tensor.origin_dtype]
 
 
 def late(proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: str, runs: int) -> Row:
@@ -159,7 +178,12 @@ def timed(tasks: dict[str, Callable[[], Any]], runs: int) -> dict[str, float]:
             began = time.perf_counter()
             task()
             best[name] = min(best[name], time.perf_counter() - began)
-    return {name: round(seconds, 3) for name, seconds in best.items()}
+    return {name: round(seconds, 4) for name, seconds in best.items()}
+
+
+def over_s3fs(seconds: dict[str, float]) -> dict[str, float]:
+    """Each of some times over that of s3fs."""
+    return {task: round(value / seconds["s3fs, same ranges"], 3) for task, value in seconds.items()}
 
 
 def fetch_ahead(run: relex_codec.Run) -> None:
@@ -190,22 +214,29 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
                 f"s3://{BUCKET}/run.relex", base=f"s3://{BUCKET}/base", storage_options=s3.options(endpoint)
             )
 
-        rows, reads = count(proxy, opener(proxy.url), name)
+        rows, tensor_reads, reads = count(proxy, opener(proxy.url), name)
         latency = late(proxy, opener(proxy.url), name, max(runs, 3))
-        keys, starts, ends = (list(column) for column in zip(*reads, strict=True))
-        paths = [f"{BUCKET}/{key}" for key in keys]
+
+        def s3fs(ranges: Reads) -> Callable[[], Any]:
+            keys, starts, ends = (list(column) for column in zip(*ranges, strict=True))
+            paths = [f"{BUCKET}/{key}" for key in keys]
+            return lambda: filesystem.cat_ranges(paths, starts, ends, on_error="raise")
+
         with opener(None)() as run, relex_codec.open(work / "run.relex", base=work / "base") as local:
             run.base_reader()
             seconds = timed(
                 {
-                    "s3fs, same ranges": lambda: filesystem.cat_ranges(paths, starts, ends, on_error="raise"),
+                    "s3fs, same ranges": s3fs(reads),
                     "fetched ahead only": lambda: fetch_ahead(run),
                     "state_dict from S3": lambda: run.state_dict(12),
+                    "second step from S3": lambda: run.state_dict(400),
                     "state_dict from disk": lambda: local.state_dict(12),
                 },
                 runs,
             )
-    baseline = seconds["s3fs, same ranges"]
+            tensor_seconds = timed(
+                {"s3fs, same ranges": s3fs(tensor_reads), "one tensor from S3": lambda: run.bits(name, 12)}, 5 * runs
+            )
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {"python": platform.python_version(), "numpy": np.__version__}
@@ -220,7 +251,9 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
         "counted": rows,
         "latency": latency,
         "seconds": seconds,
-        "over_s3fs": {task: round(value / baseline, 3) for task, value in seconds.items()},
+        "over_s3fs": over_s3fs(seconds),
+        "tensor_seconds": tensor_seconds,
+        "tensor_over_s3fs": over_s3fs(tensor_seconds),
     }
 
 
@@ -251,6 +284,10 @@ def table(result: dict[str, Any]) -> str:
         )
     lines += ["", "| whole step | seconds | over s3fs |", "| --- | ---: | ---: |"]
     lines += [f"| {task} | {value} | {result['over_s3fs'][task]} |" for task, value in result["seconds"].items()]
+    lines += ["", "| one tensor | seconds | over s3fs |", "| --- | ---: | ---: |"]
+    lines += [
+        f"| {task} | {value} | {result['tensor_over_s3fs'][task]} |" for task, value in result["tensor_seconds"].items()
+    ]
     lines += [
         "",
         f"With {1000 * latency['latency']:.0f} ms of latency, opening file and base and reading one tensor take "

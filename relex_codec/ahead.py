@@ -11,14 +11,14 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
 from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
 from .source import LocalSource, Source
-from .stopping import Stop, Stopped, current, wait_for
+from .stopping import Stop, Stopped, go_on, wait_for
 
 BLOCK: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""
@@ -204,9 +204,9 @@ class ReadAhead:
         for block, data in zip(found, waiting, strict=True):
             try:
                 view = memoryview(wait_for(data))
-            except (Exception, CancelledError, Stopped):
-                here = current()
-                if (self._ended or self._stop.is_set()) and not (here is not None and here.is_set()):
+            except (Exception, Stopped):
+                go_on()
+                if self._ended or self._stop.is_set():
                     return None
                 raise
             views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from . import format as f
+from .ahead import reading, remote
 from .decoder import Decoder
 from .index import Part
 from .parallel import in_parallel
+from .reading import replay_plan
 from .windows import BATCH
 
 
@@ -15,6 +20,27 @@ def check_all(decoder: Decoder) -> None:
     Raises:
         Corrupt: a checksum, frame, code or digest is wrong.
     """
+    source = decoder.container.source
+    with reading(remote([(source, 0, source.size)])):
+        _check_entries(decoder)
+
+
+def check_exact(decoder: Decoder, count: int, on_bytes: Callable[[int], Any]) -> None:
+    """Restore all `count` stored steps of every tensor, and check all digests.
+
+    Args:
+        on_bytes: called with how many bytes of weights have been checked since the last call.
+
+    Raises:
+        Corrupt, BaseMismatch: as `Decoder.read_window`.
+    """
+    from .exact.replay import replay_all  # numba is only needed here
+
+    numbers = range(1, count + 1)
+    replay_all(decoder.exact, numbers, decoder.part_origin, on_bytes=on_bytes, plan=replay_plan(decoder, numbers))
+
+
+def _check_entries(decoder: Decoder) -> None:
     container, index = decoder.container, decoder.container.index
     for entry in index.entries.values():
         if entry.name not in f.ENTRIES and entry.name not in f.EXACT_ENTRIES:

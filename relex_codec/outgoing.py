@@ -23,7 +23,8 @@ from .target import OBJECT_STORES, Target
 class UploadedFile:
     """A context manager that writes a file to a URL, with the interface of `AtomicFile`.
 
-    Where the upload fails, the file is kept here, and the message says where: hours of work may be in it.
+    Where the upload fails, the file is kept here, and the message says where: hours of work may be in it. Who
+    interrupts it wants nothing to be left, here as there.
 
     Raises
     ------

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
 from .stopping import Stop, Stopped
@@ -57,7 +57,7 @@ def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | 
     places = itertools.count()
 
     def lane() -> None:
-        while (i := next(places)) < len(values) and not failures:
+        while (i := next(places)) < len(values) and not stop.is_set():
             try:
                 found[i] = function(values[i])
             except BaseException as e:
@@ -65,8 +65,10 @@ def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | 
                 stop.set()
 
     run = stop.bound(lane)
-    helpers = [_pool.submit(run) for _ in range(workers - 1)]
+    helpers: list[Future[None]] = []
     try:
+        for _ in range(workers - 1):
+            helpers.append(_pool.submit(run))
         run()
         wait([helper for helper in helpers if not helper.cancel()])
     except BaseException:  # while it works, or while it waits for the others
@@ -74,9 +76,17 @@ def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | 
         wait([helper for helper in helpers if not helper.cancel()])
         raise
     if failures:
-        # values are begun in order: the first that fails is among these, if it was not stopped by a later one
-        raise min(failures.items(), key=lambda failure: (isinstance(failure[1], Stopped), failure[0]))[1]
+        # values are begun in order: the first that fails is among these, if it was not stopped by a later one; an
+        # interruption of the caller, which is on one of its own, is no failure to recover from
+        raise min(failures.items(), key=lambda failure: (_rank(failure[1]), failure[0]))[1]
+    if len(found) < len(values):  # a Stop above this one
+        raise Stopped
     return [found[i] for i in range(len(values))]
+
+
+def _rank(error: BaseException) -> int:
+    """Which of several errors is raised: interruptions before failures before what only was stopped by one."""
+    return 2 if isinstance(error, Stopped) else 1 if isinstance(error, Exception) else 0
 
 
 def ahead(values: Iterable[T], count: int) -> Iterator[T]:

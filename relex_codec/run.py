@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .ahead import reading, remote
 from .base import BaseReader
-from .check import check_all
+from .check import check_all, check_exact
 from .container import Container
 from .decoder import Decoder, Read
 from .dtypes import Bits
@@ -370,8 +369,7 @@ class Run:
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
         """
-        with reading(remote([(self._source, 0, self._source.size)])):
-            check_all(self._decoder)
+        check_all(self._decoder)
 
     def check_exact(self, *, progress: bool = False) -> int:
         """Restore every stored step of every tensor and check all digests, in memory as `restore`.
@@ -385,14 +383,8 @@ class Run:
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
         """
         count = len(choose_steps(self._decoder, None))
-        numbers = range(1, count + 1)
-        from .exact.replay import replay_all
-
         with self._bar("verify", count, progress) as bar:
-            replay_all(
-                self._decoder.exact, numbers, self._decoder.part_origin,
-                on_bytes=bar.update, plan=replay_plan(self._decoder, numbers),
-            )  # fmt: skip
+            check_exact(self._decoder, count, bar.update)
         return count
 
     def _bar(self, what: str, steps: int, progress: bool) -> Any:

@@ -62,6 +62,17 @@ def current() -> Stop | None:
     return getattr(_HERE, "stop", None)
 
 
+def go_on() -> None:
+    """Return if somebody still waits for what this thread does: to be called before something new is begun.
+
+    Raises:
+        Stopped: nobody does.
+    """
+    stop = current()
+    if stop is not None and stop.is_set():
+        raise Stopped
+
+
 def wait_for(future: Future[T]) -> T:
     """Return the result of `future`, or raise its error.
 
@@ -72,8 +83,8 @@ def wait_for(future: Future[T]) -> T:
     while stop is not None and not future.done():  # also where it was cancelled, which `wait` does not count
         with suppress(concurrent.futures.TimeoutError):
             return future.result(SLICE)
-        if stop.is_set() and not future.done():
-            raise Stopped
+        if not future.done():
+            go_on()
     return future.result()
 
 
@@ -83,12 +94,10 @@ def pause(seconds: float) -> None:
     Raises:
         Stopped: as `wait_for`.
     """
-    stop = current()
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if stop is not None and stop.is_set():
-            raise Stopped
-        time.sleep(left if stop is None else min(left, SLICE))
+        go_on()
+        time.sleep(left if current() is None else min(left, SLICE))
 
 
 def abandonable(call: Callable[[], T]) -> T:
@@ -99,6 +108,7 @@ def abandonable(call: Callable[[], T]) -> T:
     """
     if current() is None:
         return call()
+    go_on()
     future: Future[T] = Future()
 
     def work() -> None:

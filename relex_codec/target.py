@@ -36,6 +36,10 @@ GRACE: Final = 20.0
 """Seconds that an interrupted upload has to tidy up."""
 
 
+class _Stranded(InvalidArgument):
+    """The old file is gone, and the new one under its temporary name."""
+
+
 class Target:
     """A URL that is to be written to.
 
@@ -209,6 +213,8 @@ class Target:
                     raise InvalidArgument(f"cannot write {self.shown}: {found:,} bytes arrived of {size:,}; try again")
                 if first != name:
                     self._move(first, name)
+            except _Stranded:
+                raise
             except BaseException:
                 with suppress(Exception):
                     # what is under the name itself is the old file, and stays, until the new one has arrived
@@ -234,7 +240,10 @@ class Target:
             if not self.filesystem.exists(name):
                 raise
             self._remove(name)  # some do not move over a file
-            self.filesystem.mv(first, name)
+            try:
+                self._again(lambda: self.filesystem.mv(first, name))
+            except Exception as e:
+                raise _Stranded(f"cannot write {self.shown}: {said(e)}; all of it is there, as {first}") from None
 
     def _remove(self, name: str) -> None:
         try:

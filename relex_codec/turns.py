@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 
+from .stopping import SLICE, go_on
+
 
 class Turns:
     """Gives each of several things to one thread at a time, so that the next one finds what the last one has left."""
@@ -17,9 +19,14 @@ class Turns:
 
     @contextmanager
     def of(self, keys: Collection[Hashable]) -> Iterator[None]:
-        """Wait until nobody has any of `keys`, and have them all for the time of the context."""
+        """Wait until nobody has any of `keys`, and have them all for the time of the context.
+
+        Raises:
+            Stopped: nobody waits for this thread any more.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._taken.isdisjoint(keys))
+            while not self._changed.wait_for(lambda: self._taken.isdisjoint(keys), SLICE):
+                go_on()  # who has them may wait for a network as long as it likes
             self._taken.update(keys)
         try:
             yield

@@ -257,6 +257,23 @@ def test_a_file_that_fails_leaves_what_was_there(tmp_path: Path, error: type[Bas
     assert found(tmp_path) == ["x"] and (tmp_path / "x").read_bytes() == b"old"
 
 
+def test_a_file_that_cannot_be_moved_to_where_the_old_one_was_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "x").write_bytes(b"old")
+
+    def mv(self: Any, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Faulty, "mv", mv)
+    with pytest.raises(InvalidArgument, match=r"Permission denied; all of it is there, as .*/\.relex\.tmp-") as caught:
+        put(f"faulty://{there}/x")
+    (name,) = found(there)
+    assert name in str(caught.value) and (there / name).read_bytes() == DATA
+
+
 def test_an_interrupted_upload_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
     Faulty.fault = "interrupt"
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import ELSEWHERE
@@ -65,6 +67,36 @@ def test_an_interruption_of_the_caller_is_raised() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         in_parallel(work, range(100), 2)
+
+
+def test_an_interruption_goes_before_a_failure() -> None:
+    caller, together = threading.current_thread(), threading.Barrier(2, timeout=20)
+
+    def work(x: int) -> None:
+        together.wait()
+        raise KeyboardInterrupt if threading.current_thread() is caller else ValueError
+
+    for _ in range(10):  # the caller has the first place or the second
+        with pytest.raises(KeyboardInterrupt):
+            in_parallel(work, range(2), 2)
+
+
+def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    pool, left = parallel._pool, [1]
+
+    def submit(run: Any) -> Any:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        return pool.submit(run)
+
+    monkeypatch.setattr(parallel, "_pool", SimpleNamespace(submit=submit))
+    with pytest.raises(RuntimeError, match="can't start"):
+        in_parallel(lambda x: (begun.append(x), time.sleep(0.1)), range(100), 4)
+    count = len(begun)
+    time.sleep(0.3)
+    assert count == len(begun) < 3
 
 
 FORK = """

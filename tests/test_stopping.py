@@ -8,7 +8,9 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
+from relex_codec.backends.contract import Answer, Backend
 from relex_codec.parallel import ahead, in_parallel
+from relex_codec.settings import Settings
 from relex_codec.stopping import Stop, Stopped, abandonable, current, pause, wait_for
 
 
@@ -81,3 +83,27 @@ def test_a_future_that_is_cancelled_ends_the_wait() -> None:
     cancelled.cancel()
     with pytest.raises(CancelledError):
         Stop().bound(wait_for)(cancelled)
+
+
+def test_nothing_is_begun_under_a_stop_that_is_set() -> None:
+    stop, begun = Stop(), []
+    stop.set()
+    with pytest.raises(Stopped):
+        stop.bound(abandonable)(lambda: begun.append(1))
+    with pytest.raises(Stopped):
+        stop.bound(Idle._run)(Idle(None, "x", Settings()), begin, begun)
+    assert begun == []
+
+
+class Idle(Backend):
+    """Has no event loop: nothing may be asked of it."""
+
+    def get(self, start: int, end: int, mark: object) -> Answer:
+        raise NotImplementedError
+
+    def head(self) -> None:
+        raise NotImplementedError
+
+
+async def begin(begun: list[int]) -> None:
+    begun.append(1)

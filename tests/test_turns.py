@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from relex_codec.stopping import Stop, Stopped
 from relex_codec.turns import Plans, Turns
 
 
@@ -53,3 +54,18 @@ def test_a_plan_counts_as_long_as_anyone_has_it() -> None:
             assert plans.cover([1, 2, 3]) and not plans.cover([1, 4])
         assert plans.cover([1, 2]) and not plans.cover([3])
     assert not plans.cover([1]) and not plans.cover([2])
+
+
+def test_who_is_stopped_does_not_wait_for_its_turn() -> None:
+    turns, stop = Turns(), Stop()
+
+    def wait() -> None:
+        with turns.of("ab"):
+            raise AssertionError
+
+    with turns.of("b"):
+        threading.Timer(0.2, stop.set).start()
+        with pytest.raises(Stopped):
+            stop.bound(wait)()
+    with turns.of("ab"):
+        pass

@@ -40,7 +40,7 @@ class AzureBackend(Backend):
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:
         if not self._blob:
             raise IsADirectoryError("a container is not a file")
-        return self._run(self._get, start, end, mark)  # type: ignore[no-any-return]
+        return self._run(self._get, start, end, mark)
 
     async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
         condition = {"If-Match": mark.etag} if mark and mark.etag else {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import Corrupt
 from ..settings import Settings
-from ..stopping import wait_for
+from ..stopping import go_on, wait_for
+
+T = TypeVar("T")
 
 
 class Mark(NamedTuple):
@@ -93,8 +95,9 @@ class Backend(ABC):
         """Return what is in the directory of that name as ``ls`` of fsspec tells it; None: that is to be asked."""
         return None
 
-    def _run(self, coroutine: Any, *arguments: Any) -> Any:
+    def _run(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         """Run a coroutine on the filesystem's event loop; who is interrupted takes it back."""
+        go_on()
         future = asyncio.run_coroutine_threadsafe(coroutine(*arguments), self.filesystem.loop)
         try:
             return wait_for(future)
@@ -122,6 +125,7 @@ def whole_size(content_range: str | None, status: int, length: int | None, start
 
 
 def raise_for_condition(status: int | None, e: BaseException | None) -> None:
+    """Raise what a status says of the object: that it is another one, or empty; from `e`, if that is given."""
     if status == 412:
         raise Replaced from e
     if status == 416:
@@ -135,4 +139,5 @@ def protocols(filesystem: Any) -> tuple[str, ...]:
 
 
 def text(value: Any) -> str | None:
+    """Return what a server tells as text; None for nothing."""
     return None if not value else str(value)

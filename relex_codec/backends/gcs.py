@@ -35,7 +35,7 @@ class GCSBackend(Backend):
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:
         if not self._key:
             raise IsADirectoryError("a bucket is not a file")
-        return self._run(self._get, start, end, mark)  # type: ignore[no-any-return]
+        return self._run(self._get, start, end, mark)
 
     async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
         # an object that was stored compressed would be a range of something else

@@ -17,7 +17,7 @@ class HTTPBackend(Backend):
     tells = True
 
     def get(self, start: int, end: int, mark: Mark | None) -> Answer:
-        return self._run(self._get, start, end, mark)  # type: ignore[no-any-return]
+        return self._run(self._get, start, end, mark)
 
     def _arguments(self, headers: Mapping[str, str]) -> dict[str, Any]:
         plain = dict(self.filesystem.kwargs)
@@ -44,7 +44,7 @@ class HTTPBackend(Backend):
             return Answer(await answer.read(), found)
 
     def head(self) -> Mark | None:
-        return self._run(self._head)  # type: ignore[no-any-return]
+        return self._run(self._head)
 
     async def _head(self) -> Mark | None:
         session = await self.filesystem.set_session()
