@@ -39,7 +39,7 @@ from speed import RESULTS, processor
 
 import relex_codec
 from relex_codec import format as f
-from relex_codec.dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.index import Index
 from relex_codec.kept import OBJECTS
 from relex_codec.kernels import flat

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from speed import processor
 
-from relex_codec.dtypes import F32
+from relex_codec.core.dtypes import F32
 from relex_codec.factors import from_stream
 from relex_codec.format import BYTE, NIBBLE, NONE, PIECE, QUINARY, TERNARY, Packing
 from relex_codec.kernels import Direction, Factors, Job, cpu, flat

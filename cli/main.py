@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
+from relex_codec._version import __version__
 from relex_codec.errors import RelexError
-from relex_codec.version import __version__
 
 COMMANDS = {
     "encode": "Encode a run of checkpoints into one file.",

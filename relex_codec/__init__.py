@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from relex_codec._version import __version__
+
 from .append import append
 from .encoder import encode
 from .errors import (
@@ -21,7 +23,6 @@ from .errors import (
 )
 from .handle import safe_open
 from .run import Run, open  # noqa: A004 (as in relex_codec.open)
-from .version import __version__
 
 if TYPE_CHECKING:
     from .integrations.dcp import RelexStorageReader

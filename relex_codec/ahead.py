@@ -15,10 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
+from relex_codec.core.cancellation import Stop, Stopped, go_on, wait_for
+
 from .ranges import MERGED, Range, blocks
 from .remote import REQUESTS, RemoteSource
 from .source import LocalSource, Source
-from .stopping import Stop, Stopped, go_on, wait_for
 
 BLOCK: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""

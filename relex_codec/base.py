@@ -10,13 +10,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.threads import in_parallel
+
 from . import hub
 from .checkpoint import Checkpoint, open_checkpoint
-from .dtypes import Bits, bits_dtype
 from .errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from .format import PIECE
 from .header import quote
-from .parallel import in_parallel
 from .paths import Options, PathLike, is_url, local_path, normal, options_for, public
 
 DIGEST: Final = 16

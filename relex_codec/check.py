@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from relex_codec.core.threads import in_parallel
+
 from . import format as f
 from .ahead import reading, remote
 from .decoder import Decoder
 from .index import Part
-from .parallel import in_parallel
 from .reading import replay_plan
 from .windows import BATCH
 

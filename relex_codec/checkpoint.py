@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from relex_codec.core.cancellation import Stop
+from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
+from relex_codec.core.threads import in_parallel
+
 from . import hub, layouts
-from .dtypes import ITEMSIZE, Bits, bits_dtype
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
-from .parallel import in_parallel
 from .paths import Options, PathLike, is_url, join, local_path, public
 from .ranges import FIRST_READ
 from .remote import REQUESTS
 from .source import LocalSource, Source
-from .stopping import Stop
 from .storage import Item, list_directory, open_source
 
 

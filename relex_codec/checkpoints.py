@@ -9,18 +9,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.threads import IO_THREADS, in_parallel
+
 from . import hub
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import TensorInfo as TensorInfo
 from .checkpoint import Tensors
 from .checkpoint import open_checkpoint as open_checkpoint
-from .dtypes import Bits, bits_dtype
 from .errors import CheckpointError
 from .finding import find_checkpoints as find_checkpoints
 from .finding import find_run as find_run
 from .header import quote
 from .layouts import select_steps as select_steps
-from .parallel import IO_THREADS, in_parallel
 from .paths import Options, options_for
 
 

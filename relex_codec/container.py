@@ -12,13 +12,14 @@ from typing import Final, TypeVar
 
 import numpy as np
 
+from relex_codec.core.threads import in_parallel
+
 from . import format as f
 from . import header, manifest
 from .errors import Corrupt, Truncated, Unsupported
 from .header import Entry, quote
 from .index import Index, Part, check, table
 from .packing import Bytes, decompress
-from .parallel import in_parallel
 from .ranges import FIRST_READ
 from .source import Source
 

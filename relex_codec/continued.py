@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from relex_codec.core.dtypes import Bits, bits_dtype
+
 from . import format as f
 from .base import BaseReader
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoints import Run
 from .decoder import Decoder
-from .dtypes import Bits, bits_dtype
 from .errors import CheckpointError, InvalidArgument
 from .header import quote
 from .manifest import TensorEntry

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.dtypes import F32, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.core.threads import in_parallel
+
 from . import format as f
 from .base import BaseReader, digest
 from .container import Container
-from .dtypes import F32, Bits, bits_dtype, from_float32, to_float32
 from .errors import Corrupt, InvalidArgument
 from .factors import from_stream
 from .header import quote
@@ -22,7 +24,6 @@ from .index import Part
 from .kernels import Direction, Factors, Job, Prepare, Window, flat
 from .kernels.device import host_kernel
 from .packing import Bytes, check_codes, from_planes, packed_size
-from .parallel import in_parallel
 from .tiers import LINEAR, coefficient
 from .turns import Plans
 from .windows import BATCH, copy_window, cut, pieces

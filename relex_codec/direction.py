@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from .dtypes import F32, Bits, from_float32, to_float32
+from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
+
 from .factors import ReadElements, decompose, rounded, stream
 from .format import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
 from .kernels import Direction, Factors

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from relex_codec.core.dtypes import ITEMSIZE
+
 from . import base as base_module
 from . import format as f
 from . import hub
 from .checkpoints import Run, find_run
-from .dtypes import ITEMSIZE
 from .errors import InvalidArgument
 from .job import Job
 from .paths import Options, PathLike

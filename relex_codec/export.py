@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from relex_codec.core.dtypes import ITEMSIZE
+
 from .checkpoint import Checkpoint
 from .decoder import Decoder
-from .dtypes import ITEMSIZE
 from .header import build
 from .layouts import CONFIG, INDEX
 from .manifest import Manifest, TensorEntry, file_allowed

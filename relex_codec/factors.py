@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .dtypes import F32
+from relex_codec.core.dtypes import F32
+
 from .kernels import Factors
 
 FULL_SVD: Final = 1 << 20

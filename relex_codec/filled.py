@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .dtypes import Bits
+from relex_codec.core.dtypes import Bits
 
 
 def create(path: str, head: bytes, size: int) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
+
 from .errors import RelexError, Truncated
 
 WORD: Final = 8

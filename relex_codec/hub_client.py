@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
+from relex_codec._version import __version__
+from relex_codec.core.cancellation import abandonable
+
 from .errors import Corrupt
 from .paths import one_line
 from .retry import Passing, passes
-from .stopping import abandonable
-from .version import __version__
 
 T = TypeVar("T")
 MAIN: Final = "main"

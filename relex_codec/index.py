@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.dtypes import FLOATS, ITEMSIZE
+
 from . import format as f
-from .dtypes import FLOATS, ITEMSIZE
 from .errors import Corrupt
 from .header import Entry, quote
 from .manifest import Manifest, TensorEntry

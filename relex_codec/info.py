@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from relex_codec.core.dtypes import ITEMSIZE
+
 from . import format as f
 from .container import Container
-from .dtypes import ITEMSIZE
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""

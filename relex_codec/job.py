@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
+
 from . import base as base_module
 from . import format as f
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoints import Run
 from .direction import Sample, Search, Stored, as_sample, sample_starts
-from .dtypes import F32, FLOATS, ITEMSIZE, Bits
 from .errors import InvalidArgument
 from .factors import ReadElements
 from .header import quote

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from .dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
+
 from .errors import Corrupt
 from .header import METADATA, load_object, quote
 from .layouts import INDEX

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from relex_codec.core.dtypes import ITEMSIZE
+
 from . import format as f
 from .checkpoint import TensorInfo
-from .dtypes import ITEMSIZE
 from .index import Index, Part
 from .windows import BATCH
 

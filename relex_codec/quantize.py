@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .dtypes import F32
+from relex_codec.core.dtypes import F32
+
 from .format import BYTE, NIBBLE, QUINARY, TERNARY, WORD, Packing
 from .packing import Codes
 

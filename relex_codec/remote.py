@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from relex_codec.core.threads import in_parallel
+
 from . import hub
 from .backends import backend_of
 from .backends.contract import EmptyObject, Mark, Replaced
@@ -12,7 +14,6 @@ from .backends.plain import PlainBackend
 from .disk_cache import cache_of, key_of
 from .errors import Corrupt, InvalidArgument, RelexError, Truncated
 from .kept import OBJECTS, KeptObjects
-from .parallel import in_parallel
 from .ranges import FIRST_READ, Range, merge
 from .retry import GaveUp, Passing, unreadable, until_it_passes
 from .settings import Settings

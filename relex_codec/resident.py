@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
+from relex_codec.core.dtypes import F32, Bits, bits_dtype
+from relex_codec.core.threads import ahead
+from relex_codec.core.torch_dtypes import DTYPES, as_tensor
+
 from . import format as f
 from .decoder import Decoder, Read
-from .dtypes import F32, Bits, bits_dtype
 from .errors import InvalidArgument
 from .header import quote
 from .kernels import Decode, Job, Prepare, Window
 from .kernels.device import device_kernel, host_kernel, is_host
 from .modules import Names, Target, check_dtypes, match
-from .parallel import ahead
 from .reading import reading_ahead
 from .tiers import LINEAR, as_step, choose_tier, coefficient
-from .torch_dtypes import DTYPES, as_tensor
 from .upload import AHEAD, Place, bits_of
 from .windows import Box, Index, box_of, copy_window, pieces, windows
 

@@ -8,16 +8,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.threads import IO_THREADS, in_parallel
+
 from . import format as f
 from .atomic import AtomicDirectory
 from .decoder import Decoder
-from .dtypes import ITEMSIZE, Bits
 from .errors import InvalidArgument
 from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
 from .filled import create, fill, flush
 from .layouts import select_steps
 from .outgoing import UploadedDirectory
-from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, is_url
 from .reading import replay_plan
 

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Container
 from typing import Final, TypeVar
 
+from relex_codec.core.cancellation import pause
+
 from .errors import RelexError
 from .paths import one_line
-from .stopping import pause
 
 T = TypeVar("T")
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from relex_codec.core.dtypes import Bits
+
 from .base import BaseReader
 from .check import check_all, check_exact
 from .container import Container
 from .decoder import Decoder, Read
-from .dtypes import Bits
 from .errors import InvalidArgument
 from .export import SideFiles, export, nbytes
 from .file_base import FileBase
@@ -279,8 +280,9 @@ class Run:
         """
         import torch
 
+        from relex_codec.core.torch_dtypes import DTYPES
+
         from .modules import check_dtypes, match
-        from .torch_dtypes import DTYPES
 
         targets = match({name: self.entry(name).shape for name in self.keys()}, module, names, prefix)
         check_dtypes(targets, {name: DTYPES[self.entry(name).dtype] for name in self.keys()})
@@ -393,7 +395,7 @@ class Run:
         return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if progress else True)
 
     def _torch(self, name: str, bits: Bits, shape: tuple[int, ...]) -> torch.Tensor:
-        from .torch_dtypes import as_tensor
+        from relex_codec.core.torch_dtypes import as_tensor
 
         return as_tensor(bits, self.entry(name).dtype, shape).to(self.device)
 

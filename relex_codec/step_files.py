@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
+
 from .export import Shard, index_file, nbytes, shards_of
 from .format import PIECE
 from .kernels import flat

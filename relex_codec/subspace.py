@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .dtypes import F32, Bits, to_float32
+from relex_codec.core.dtypes import F32, Bits, to_float32
 
 F64 = npt.NDArray[np.float64]
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
+from relex_codec.core.threads import IO_THREADS, in_parallel
+
 from .backends import backend_of
 from .errors import InvalidArgument, RelexError
-from .parallel import IO_THREADS, in_parallel
 from .paths import Options, PathLike, normal, options_for, public
 from .retry import GaveUp, said, status_of, until_it_passes
 from .settings import split

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from relex_codec.core.dtypes import Bits, bits_dtype
+
 from .base import BaseReader
 from .decoder import Decoder, Read
-from .dtypes import Bits, bits_dtype
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
 from .reading import reading_ahead
@@ -72,7 +73,7 @@ def read_tensors(
     """Yield each wanted box as a tensor on a device at each of some steps; otherwise as `read_bits`."""
     entries = decoder.container.index.manifest.tensors
     if is_host(device):
-        from .torch_dtypes import as_tensor
+        from relex_codec.core.torch_dtypes import as_tensor
 
         for one, found in zip(wanted, read_bits(decoder, base, wanted, reads), strict=True):
             dtype = entries[decoder.number(one.name)].dtype
@@ -94,7 +95,7 @@ def read_weights(
         for (bits,) in read_bits(decoder, base, wanted, [read]):
             yield bits.reshape(-1).view(np.uint8).data
         return
-    from .torch_dtypes import bytes_of
+    from relex_codec.core.torch_dtypes import bytes_of
 
     for (tensor,) in read_tensors(decoder, base, wanted, [read], device):
         yield bytes_of(tensor.cpu())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 
-from .stopping import SLICE, go_on
+from relex_codec.core.cancellation import SLICE, go_on
 
 
 class Turns:

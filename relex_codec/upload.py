@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
+from relex_codec.core.dtypes import F32, Bits
+from relex_codec.core.threads import ahead
+from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
+
 from .decoder import Decoder, Read
-from .dtypes import F32, Bits
 from .kernels import Direction, Factors, Job, Prepare
 from .packing import Bytes
-from .parallel import ahead
-from .torch_dtypes import DTYPES, as_tensor, signed
 from .windows import windows
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Final
 
 import numpy as np
 
+from relex_codec.core.dtypes import F32
+from relex_codec.core.threads import in_parallel
+
 from .direction import ERROR_FLOOR, Sample, Stored, as_sample
-from .dtypes import F32
 from .format import FLOAT32, PIECE
-from .parallel import in_parallel
 from .quality import Quality
 from .unit import Unit, Vectors
 

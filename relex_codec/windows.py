@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from .dtypes import Bits
+from relex_codec.core.dtypes import Bits
+
 from .errors import InvalidArgument
 from .format import PIECE
 from .header import quote

@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec._version import __version__
+
 from . import format as f
 from .errors import InvalidArgument
 from .header import build
@@ -23,7 +25,6 @@ from .manifest import Manifest
 from .outputs import output_file
 from .packing import Bytes, compress
 from .paths import Options, PathLike
-from .version import __version__
 
 if TYPE_CHECKING:
     from .exact.assemble import Assembly

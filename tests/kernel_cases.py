@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from relex_codec.dtypes import FLOATS, ITEMSIZE
+from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.factors import from_stream
 from relex_codec.format import BLOCK, BYTE, NIBBLE, NONE, PACKINGS, PIECE, TERNARY, Packing
 from relex_codec.kernels import Direction, Factors, Job, Prepare, Window, flat

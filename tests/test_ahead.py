@@ -13,8 +13,8 @@ import pytest
 
 from relex_codec import ahead as ahead_module
 from relex_codec.ahead import AheadSource, ReadAhead, Use
+from relex_codec.core.cancellation import Stop
 from relex_codec.errors import Corrupt, Truncated
-from relex_codec.stopping import Stop
 
 DATA = random.Random(1).randbytes(100_000)
 

@@ -16,9 +16,9 @@ from relex_codec.backends import backend_of
 from relex_codec.backends.azure import AzureBackend
 from relex_codec.backends.gcs import GCSBackend
 from relex_codec.backends.plain import PlainBackend
+from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.errors import InvalidArgument
 from relex_codec.settings import Settings
-from relex_codec.stopping import Stop, Stopped
 from relex_codec.storage import list_directory, open_source
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")

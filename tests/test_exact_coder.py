@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import Array
 
-from relex_codec.dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import Corrupt
 from relex_codec.exact import contexts
 from relex_codec.exact.layout import model_numbers

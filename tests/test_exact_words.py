@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import Array, narrow, widen
 
-from relex_codec.dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.exact.words import from_words, layout_of, to_words
 
 DTYPES = sorted(ITEMSIZE)

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from relex_codec import jit
+from relex_codec.core import jit
 
 CODE = """
 import sys
@@ -26,7 +26,7 @@ def test_a_change_in_another_file_is_noticed(tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
-    shutil.copy(jit.__file__, package / "jit.py")
+    shutil.copy(jit.__file__, package / "core/jit.py")
     outer = "from .jit import compiled\nfrom .other import inner\n@compiled\ndef outer(x):\n    return inner(x) + 1\n"
     (package / "outer.py").write_text(outer)
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
     """What cannot be kept is compiled again the next time."""
     code = """
         import resource, sys
-        from relex_codec.jit import compiled
+        from relex_codec.core.jit import compiled
         import numba
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
         import signal

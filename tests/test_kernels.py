@@ -34,7 +34,7 @@ from kernel_cases import (
     to_be_rounded,
 )  # fmt: skip
 
-from relex_codec.dtypes import FLOATS, ITEMSIZE, NAN, from_float32, to_float32
+from relex_codec.core.dtypes import FLOATS, ITEMSIZE, NAN, from_float32, to_float32
 from relex_codec.errors import Corrupt
 from relex_codec.factors import from_stream
 from relex_codec.format import BYTE, NIBBLE, NONE, PACKINGS, PIECE, QUINARY, TERNARY, Packing

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from helpers import ELSEWHERE
 
-from relex_codec import parallel
-from relex_codec.parallel import in_parallel
+from relex_codec.core import threads
+from relex_codec.core.threads import in_parallel
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2, 16, 1000])
@@ -33,7 +33,7 @@ def test_one_thread_is_the_callers() -> None:
 
 
 def test_calls_inside_calls_do_not_wait_for_each_other() -> None:
-    count = 2 * parallel.HELPERS
+    count = 2 * threads.HELPERS
 
     def inner(x: int) -> int:
         return sum(in_parallel(lambda y: x * y, range(8), 8))
@@ -83,7 +83,7 @@ def test_an_interruption_goes_before_a_failure() -> None:
 
 def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
-    pool, left = parallel._pool, [1]
+    pool, left = threads._pool, [1]
 
     def submit(run: Any) -> Any:
         if not left:
@@ -91,7 +91,7 @@ def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytes
         left.pop()
         return pool.submit(run)
 
-    monkeypatch.setattr(parallel, "_pool", SimpleNamespace(submit=submit))
+    monkeypatch.setattr(threads, "_pool", SimpleNamespace(submit=submit))
     with pytest.raises(RuntimeError, match="can't start"):
         in_parallel(lambda x: (begun.append(x), time.sleep(0.1)), range(100), 4)
     count = len(begun)
@@ -101,7 +101,7 @@ def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytes
 
 FORK = """
 import os
-from relex_codec.parallel import in_parallel
+from relex_codec.core.threads import in_parallel
 in_parallel(str, range(100), 8)
 child = os.fork()
 if child == 0:
@@ -123,8 +123,8 @@ def test_threads_are_made_anew_after_a_fork() -> None:
 
 INTERRUPTED = """
 import os, signal, threading, time
-from relex_codec.parallel import in_parallel
-from relex_codec.stopping import pause
+from relex_codec.core.threads import in_parallel
+from relex_codec.core.cancellation import pause
 
 ended = []
 

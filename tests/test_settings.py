@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from relex_codec.backends.contract import Refused
+from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.kept import KeptObjects
 from relex_codec.retry import GaveUp, Passing, passes, unreadable, until_it_passes
 from relex_codec.settings import Settings, split, without_credentials
-from relex_codec.stopping import Stop, Stopped
 
 
 @pytest.fixture(autouse=True)

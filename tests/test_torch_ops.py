@@ -18,7 +18,7 @@ from kernel_cases import (
     to_be_rounded,
 )
 
-from relex_codec.dtypes import FLOATS
+from relex_codec.core.dtypes import FLOATS
 from relex_codec.format import NONE, PACKINGS, PIECE, Packing
 from relex_codec.kernels import torch_ops
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from relex_codec.stopping import Stop, Stopped
+from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.turns import Plans, Turns
 
 

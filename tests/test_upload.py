@@ -16,8 +16,8 @@ from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
 from relex_codec import InvalidArgument, decoder, upload
+from relex_codec.core.threads import ahead
 from relex_codec.kernels import torch_ops
-from relex_codec.parallel import ahead
 from relex_codec.tensors import whole
 
 Zoo = Callable[..., Path]

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, TypeVar
 
+from relex_codec.core.cancellation import go_on, wait_for
+
 from ..errors import Corrupt
 from ..settings import Settings
-from ..stopping import go_on, wait_for
 
 T = TypeVar("T")
 

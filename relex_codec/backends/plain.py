@@ -8,8 +8,9 @@ from threading import Lock
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from relex_codec.core.cancellation import abandonable
+
 from ..settings import Settings
-from ..stopping import abandonable
 from .contract import Answer, Backend, Mark, protocols, text
 
 _FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()

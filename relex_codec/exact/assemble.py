@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from relex_codec.core.dtypes import Bits
+
 from .. import format as f
-from ..dtypes import Bits
 from ..index import Records
 from .layout import PartInfo, part_digest, step_costs
 from .plan import choose_left

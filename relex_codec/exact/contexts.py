@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..jit import inlined
+from relex_codec.core.jit import inlined
 
 Int: TypeAlias = int | np.int64
 """Integers of compiled code, all of which have 64 bits there."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import Bits
-from ..jit import compiled
+from relex_codec.core.dtypes import Bits
+from relex_codec.core.jit import compiled
+
 from .contexts import (
     ABOVE,
     BELOW,

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from relex_codec.core.dtypes import Bits
+
 from .. import format as f
 from ..base import digest
-from ..dtypes import Bits
 from ..errors import Corrupt
 from ..index import Records
 from ..packing import piece_lengths

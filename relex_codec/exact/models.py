@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.jit import compiled
+
 from ..errors import Corrupt
-from ..jit import compiled
 from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS, Int
 from .rans import COARSE_BITS, SCALE
 

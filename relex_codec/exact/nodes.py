@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import Bits
-from ..jit import compiled
+from relex_codec.core.dtypes import Bits
+from relex_codec.core.jit import compiled
+
 from .contexts import CLASSES, STILL, Int, clipped, scale_class
 from .words import Layout
 

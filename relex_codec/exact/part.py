@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from ..dtypes import ITEMSIZE, Bits
+from relex_codec.core.dtypes import ITEMSIZE, Bits
+
 from ..errors import Corrupt
 from ..format import CODEC_ZSTD
 from ..packing import decompress, from_planes, to_planes

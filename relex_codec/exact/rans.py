@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..jit import compiled, inlined
+from relex_codec.core.jit import compiled, inlined
+
 from .contexts import FAR, Int, number, raw_bits
 
 if TYPE_CHECKING:

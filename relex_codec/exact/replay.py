@@ -11,12 +11,13 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from relex_codec.core.cancellation import Stop, Stopped
+from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.threads import in_parallel, processors
+
 from .. import format as f
 from ..ahead import AHEAD, Use, reading
-from ..dtypes import Bits, bits_dtype
 from ..errors import Corrupt
-from ..parallel import in_parallel, processors
-from ..stopping import Stop, Stopped
 from . import layout
 from .layout import PartInfo
 from .nodes import Node, apply

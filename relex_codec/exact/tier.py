@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from relex_codec.core.dtypes import Bits
+
 from .. import format as f
 from ..container import Container
-from ..dtypes import Bits
 from ..errors import Corrupt
 from ..header import quote
 from ..packing import decompress

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from ..dtypes import ITEMSIZE, Bits
-from ..jit import compiled
+from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.jit import compiled
 
 
 class Layout(NamedTuple):

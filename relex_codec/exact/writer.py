@@ -10,9 +10,10 @@ from typing import IO, Final
 import numpy as np
 import zstandard
 
+from relex_codec.core.dtypes import Bits
+from relex_codec.core.threads import in_parallel
+
 from .. import format as f
-from ..dtypes import Bits
-from ..parallel import in_parallel
 from .layout import Grouping, PartInfo, model_numbers, part_digest
 from .models import fit, prepare, to_bytes
 from .part import Counter, PartEncoder, Symbols, lowest_exponent

@@ -20,13 +20,14 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.torch_dtypes import DTYPES, as_tensor
+
 from ..errors import InvalidArgument
 from ..header import quote
-from ..parallel import IO_THREADS, in_parallel
 from ..paths import Options, PathLike, public
 from ..run import Run
 from ..source import closed_on_error
-from ..torch_dtypes import DTYPES, as_tensor
 
 TOGETHER: Final = 64 << 20
 """Bytes that are decoded at a time, or one slice if that is more: reads of small tensors wait together."""

@@ -18,10 +18,11 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
+from relex_codec.core.threads import IO_THREADS, in_parallel
+
 from ..atomic import AtomicFile
 from ..errors import InvalidArgument
 from ..header import quote
-from ..parallel import IO_THREADS, in_parallel
 from ..paths import KEY, public
 from ..run import Run
 from ..source import closed_on_error

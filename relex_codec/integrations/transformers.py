@@ -160,7 +160,7 @@ class LazyTensor:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype, as of a tensor."""
-        from ..torch_dtypes import DTYPES
+        from relex_codec.core.torch_dtypes import DTYPES
 
         return DTYPES[self._entry.dtype]
 

@@ -21,7 +21,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ..dtypes import F32
+from relex_codec.core.dtypes import F32
+
 from ..format import Packing
 
 TINY: Final = np.float32(1e-45)

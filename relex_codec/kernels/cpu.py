@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.threads import in_parallel, processors
+
 from ..errors import InvalidArgument
 from ..format import PIECE
-from ..parallel import in_parallel, processors
 from . import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window, loops
 from .elements import constants
 

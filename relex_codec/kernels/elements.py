@@ -15,7 +15,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from ..dtypes import NAN
+from relex_codec.core.dtypes import NAN
+
 from ..format import WORD, Packing
 
 I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..jit import compiled
+from relex_codec.core.jit import compiled
+
 from .elements import bits_set, lowest_bit
 
 _ONE = np.uint64(1)

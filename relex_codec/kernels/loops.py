@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from relex_codec.core.jit import compiled
+
 from ..format import BLOCK, BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD
-from ..jit import compiled
 from .elements import digit_factor, load_f32
 from .runs import (
     add_byte,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..dtypes import F32, from_float32, to_float32
+from relex_codec.core.dtypes import F32, from_float32, to_float32
+
 from ..errors import InvalidArgument
 from ..format import FLOAT32, NONE, PIECE
 from ..packing import Bytes, Codes, from_planes, packed_size, unpack_codes

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..dtypes import NAN
+from relex_codec.core.dtypes import NAN
+
 from ..format import BLOCK, FLOAT32, NONE, PIECE, Packing
 from ..packing import packed_size
 from . import Coefficients, Decode, Direction, Factors, Job, Targets, Window

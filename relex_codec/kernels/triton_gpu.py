@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
+
 from ..errors import InvalidArgument
 from ..format import BLOCK
 from . import Coefficients, Decode, Job, Targets

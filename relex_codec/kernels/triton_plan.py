@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE
+
 from ..format import BLOCK, PIECE
 from ..packing import packed_size
 from . import Direction, Job

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
-from .stopping import Stop, Stopped
+from relex_codec.core.cancellation import Stop, Stopped
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .dtypes import Bits
-from .errors import InvalidArgument
+from relex_codec.core.dtypes import Bits
+from relex_codec.errors import InvalidArgument
 
 DTYPES: Final = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,
