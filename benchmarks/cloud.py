@@ -41,9 +41,9 @@ import relex_codec
 from relex_codec import format as f
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.index import Index
-from relex_codec.kept import OBJECTS
 from relex_codec.kernels import flat
 from relex_codec.reading import reading_ahead
+from relex_codec.storage.header_cache import OBJECTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from servers import programs

@@ -7,8 +7,10 @@ from typing import Final
 
 from threadpoolctl import threadpool_limits
 
+from relex_codec.storage.prefetch import AheadSource
+from relex_codec.storage.urls import Options, PathLike
+
 from . import format as f
-from .ahead import AheadSource
 from .checkpoint import Checkpoint
 from .checkpoints import Run as Checkpoints
 from .checkpoints import find_checkpoints
@@ -18,7 +20,6 @@ from .errors import BaseMismatch, InvalidArgument
 from .format import STEP_LIMIT
 from .header import quote
 from .job import Job
-from .paths import Options, PathLike
 from .quality import Quality
 from .run import Run
 from .run import open as open_run

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from relex_codec.core.threads import in_parallel
+from relex_codec.storage.prefetch import reading, remote
 
 from . import format as f
-from .ahead import reading, remote
 from .decoder import Decoder
 from .index import Part
 from .reading import replay_plan

@@ -14,18 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from relex_codec import layouts
 from relex_codec.core.cancellation import Stop
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.threads import in_parallel
+from relex_codec.storage.coalesce import FIRST_READ
+from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.open import Item, list_directory, open_source
+from relex_codec.storage.remote import REQUESTS
+from relex_codec.storage.source import LocalSource, Source
+from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
 
-from . import hub, layouts
 from .errors import CheckpointError
 from .header import WORD, header_length, load_object, parse, quote
-from .paths import Options, PathLike, is_url, join, local_path, public
-from .ranges import FIRST_READ
-from .remote import REQUESTS
-from .source import LocalSource, Source
-from .storage import Item, list_directory, open_source
 
 
 @dataclass(frozen=True, slots=True)

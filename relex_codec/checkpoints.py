@@ -11,8 +11,9 @@ import numpy as np
 
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.urls import Options, options_for
 
-from . import hub
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import TensorInfo as TensorInfo
 from .checkpoint import Tensors
@@ -22,7 +23,6 @@ from .finding import find_checkpoints as find_checkpoints
 from .finding import find_run as find_run
 from .header import quote
 from .layouts import select_steps as select_steps
-from .paths import Options, options_for
 
 
 class Run:

@@ -13,6 +13,8 @@ from typing import Final, TypeVar
 import numpy as np
 
 from relex_codec.core.threads import in_parallel
+from relex_codec.storage.coalesce import FIRST_READ
+from relex_codec.storage.source import Source
 
 from . import format as f
 from . import header, manifest
@@ -20,8 +22,6 @@ from .errors import Corrupt, Truncated, Unsupported
 from .header import Entry, quote
 from .index import Index, Part, check, table
 from .packing import Bytes, decompress
-from .ranges import FIRST_READ
-from .source import Source
 
 COEFFICIENTS_AT_OPEN: Final = 16 << 20
 """Coefficients up to this size come with the index; larger ones are read by the row."""

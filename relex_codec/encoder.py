@@ -10,14 +10,14 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.urls import Options, PathLike
 
 from . import base as base_module
 from . import format as f
-from . import hub
 from .checkpoints import Run, find_run
 from .errors import InvalidArgument
 from .job import Job
-from .paths import Options, PathLike
 from .quality import Quality
 from .writer import Writer
 

@@ -6,8 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from relex_codec.storage.config import without_credentials
+from relex_codec.storage.prefetch import reading, remote
+from relex_codec.storage.urls import Options, PathLike, is_url, normal
+
 from . import format as f
-from .ahead import reading, remote
 from .base import BaseReader, Expected, resolve
 from .checkpoint import Checkpoint
 from .container import Container
@@ -15,8 +18,6 @@ from .errors import CheckpointError, InvalidArgument, RelexError
 from .header import quote
 from .layouts import INDEX
 from .packing import piece_lengths
-from .paths import Options, PathLike, is_url, normal
-from .settings import without_credentials
 from .windows import BATCH
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from relex_codec.storage.source import closed_on_error
+from relex_codec.storage.urls import Options, PathLike
+
 from .errors import InvalidArgument
-from .paths import Options, PathLike
 from .run import Run
-from .source import closed_on_error
 from .windows import Index, box_of, split
 
 _NUMPY: Final = {

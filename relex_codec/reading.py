@@ -1,4 +1,4 @@
-"""Reading ahead for a decoder: the plan of what it will decode (needs.py) put to work (ahead.py)."""
+"""Reading ahead for a decoder: the plan of what it will decode (needs.py) put to work (storage/prefetch.py)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from .ahead import AheadSource, Use, reading, remote
+from relex_codec.storage.coalesce import Range
+from relex_codec.storage.prefetch import AheadSource, Use, reading, remote
+from relex_codec.storage.source import Source
+
 from .base import BaseReader
 from .decoder import Decoder, Read
 from .format import PIECE
 from .kernels import Window
 from .needs import Need, Wanted, holds_origin, needs, reads_base, replay_needs
-from .ranges import Range
-from .source import Source
 from .windows import pieces
 
 if TYPE_CHECKING:

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.storage.hub.paths import refuse_offline
+from relex_codec.storage.open import open_source
+from relex_codec.storage.source import closed_on_error
+from relex_codec.storage.urls import Options, PathLike, options_for
 
 from .base import BaseReader
 from .check import check_all, check_exact
@@ -19,15 +23,11 @@ from .errors import InvalidArgument
 from .export import SideFiles, export, nbytes
 from .file_base import FileBase
 from .header import quote
-from .hub import refuse_offline
 from .kernels import flat
 from .kernels.device import device_kernel, is_host
 from .manifest import TensorEntry
-from .paths import Options, PathLike, options_for
 from .reading import reading_ahead, replay_plan
 from .restore import choose_steps, numbered_steps, restore
-from .source import closed_on_error
-from .storage import open_source
 from .tensors import Wanted, read_bits, read_tensors, read_weights
 from .tiers import as_step, choose_tier
 from .windows import Index, box_of, windows
@@ -411,7 +411,7 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         device: torch device that tensors are decoded on.
         storage_options: for fsspec, for `path` and for `base` if that is given. They are not sent to wherever a file
             says that its base is: credentials go only where the caller points. Under ``relex``: how this package
-            reads, see `relex_codec.settings`.
+            reads, see `relex_codec.storage.config`.
 
     Raises:
         InvalidArgument: no such file or device.

@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec._version import __version__
+from relex_codec.storage.outputs import output_file
+from relex_codec.storage.urls import Options, PathLike
 
 from . import format as f
 from .errors import InvalidArgument
 from .header import build
 from .index import Span
 from .manifest import Manifest
-from .outputs import output_file
 from .packing import Bytes, compress
-from .paths import Options, PathLike
 
 if TYPE_CHECKING:
     from .exact.assemble import Assembly

@@ -20,7 +20,7 @@ from helpers import Tensor, bf16, empty_memory, f16, f32, random_bits, write_che
 from plain import Array
 
 import relex_codec
-from relex_codec.source import Source
+from relex_codec.storage.source import Source
 
 pytest_plugins = ["servers.fixtures", "servers.runs", "hub_server"]
 

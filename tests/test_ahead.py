@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from relex_codec import ahead as ahead_module
-from relex_codec.ahead import AheadSource, ReadAhead, Use
 from relex_codec.core.cancellation import Stop
 from relex_codec.errors import Corrupt, Truncated
+from relex_codec.storage import prefetch as ahead_module
+from relex_codec.storage.prefetch import AheadSource, ReadAhead, Use
 
 DATA = random.Random(1).randbytes(100_000)
 

@@ -231,14 +231,14 @@ def test_a_base_that_has_more(made: Path, tmp_path: Path) -> None:
 def test_a_full_disk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = copy(made, tmp_path)
     before = file.read_bytes()
-    write = relex_codec.atomic.AtomicFile.write  # type: ignore[attr-defined]
+    write = relex_codec.storage.local_writer.AtomicFile.write  # type: ignore[attr-defined]
 
     def full(self: Any, data: Any) -> int:
         if self.tell() > len(before) // 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         return int(write(self, data))
 
-    monkeypatch.setattr(relex_codec.atomic.AtomicFile, "write", full)  # type: ignore[attr-defined]
+    monkeypatch.setattr(relex_codec.storage.local_writer.AtomicFile, "write", full)  # type: ignore[attr-defined]
     with pytest.raises(InvalidArgument, match="No space left"):
         relex_codec.append(file, paths(made, 14))
     assert file.read_bytes() == before

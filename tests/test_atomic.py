@@ -8,9 +8,9 @@ import stat
 
 import pytest
 
-from relex_codec import atomic
-from relex_codec.atomic import AtomicDirectory, AtomicFile
 from relex_codec.errors import InvalidArgument
+from relex_codec.storage import local_writer
+from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
 
 DATA = bytes(range(256)) * 1000
 
@@ -68,7 +68,7 @@ def write_new(path):
 def test_a_full_disk(tmp_path, monkeypatch, call):
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    monkeypatch.setattr(atomic.os, call, full)
+    monkeypatch.setattr(local_writer.os, call, full)
     with pytest.raises(InvalidArgument, match=r"cannot write .*x: No space left on device.*") as caught:
         write_new(path)
     monkeypatch.undo()
@@ -79,7 +79,7 @@ def test_a_full_disk(tmp_path, monkeypatch, call):
 
 def test_partial_writes_are_continued(tmp_path, monkeypatch):
     write = os.write
-    monkeypatch.setattr(atomic.os, "write", lambda fd, data: write(fd, data[:1000]))
+    monkeypatch.setattr(local_writer.os, "write", lambda fd, data: write(fd, data[:1000]))
     with AtomicFile(tmp_path / "x") as file:
         file.write(DATA)
     assert (tmp_path / "x").read_bytes() == DATA
@@ -159,7 +159,7 @@ def test_directories_that_cannot_be_written(tmp_path, monkeypatch):
             pass
     with pytest.raises(InvalidArgument, match="exists and is not empty"):
         write_directory(tmp_path / "out", lambda: write_directory(tmp_path / "out"))
-    monkeypatch.setattr(atomic.os, "write", full)
+    monkeypatch.setattr(local_writer.os, "write", full)
     with pytest.raises(InvalidArgument, match=r"cannot write \S*/new/a: No space left"):
         write_directory(tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["file", "full", "out"]

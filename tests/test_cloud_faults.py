@@ -18,9 +18,9 @@ from servers.fixtures import LIBRARIES, Bucket, bucket_on, web_on
 
 import relex_codec
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexError, Truncated
-from relex_codec.kept import OBJECTS
-from relex_codec.source import Source
-from relex_codec.storage import list_directory, open_source
+from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.open import list_directory, open_source
+from relex_codec.storage.source import Source
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads

@@ -18,8 +18,8 @@ from test_cloud_requests import fetched
 
 import relex_codec
 from relex_codec.needs import needs
-from relex_codec.ranges import FIRST_READ
 from relex_codec.reading import wanted_of
+from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.windows import Index, box_of, windows
 
 pytestmark = [

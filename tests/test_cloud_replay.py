@@ -17,8 +17,8 @@ from servers.runs import uploaded
 from test_cloud_requests import fetched
 
 import relex_codec
-from relex_codec.ahead import AheadSource
 from relex_codec.exact import replay
+from relex_codec.storage.prefetch import AheadSource
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 

@@ -12,14 +12,14 @@ import pytest
 from servers.counting import Answer
 from servers.fixtures import Bucket, bucket_on
 
-from relex_codec.backends import backend_of
-from relex_codec.backends.azure import AzureBackend
-from relex_codec.backends.gcs import GCSBackend
-from relex_codec.backends.plain import PlainBackend
 from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.errors import InvalidArgument
-from relex_codec.settings import Settings
-from relex_codec.storage import list_directory, open_source
+from relex_codec.storage.config import Settings
+from relex_codec.storage.open import list_directory, open_source
+from relex_codec.storage.stores.azure import AzureBackend
+from relex_codec.storage.stores.choose import backend_of
+from relex_codec.storage.stores.fsspec_store import PlainBackend
+from relex_codec.storage.stores.gcs import GCSBackend
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024

@@ -13,9 +13,9 @@ from helpers import bf16, write_checkpoint, write_run
 from servers.fixtures import Bucket
 
 import relex_codec
-from relex_codec.disk_cache import DiskCache, key_of
-from relex_codec.kept import OBJECTS
-from relex_codec.storage import open_source
+from relex_codec.storage.disk_cache import DiskCache, key_of
+from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.open import open_source
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = os.urandom(300_000)

@@ -20,7 +20,7 @@ from plain import Array, File, narrow, read_safetensors
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument, safe_open
 from relex_codec.exact.plan import frames_of
-from relex_codec.source import Source
+from relex_codec.storage.source import Source
 
 SAME, MOVING, SERIES = 0, 1, 2
 IN_BASE, STORED = 0, 1

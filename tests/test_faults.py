@@ -462,7 +462,7 @@ def test_the_file_itself_on_a_full_disk(
 
     if existing:
         (tmp_path / "x.relex").write_bytes(b"what was there")
-    monkeypatch.setattr("relex_codec.atomic.os.write", limited)
+    monkeypatch.setattr("relex_codec.storage.local_writer.os.write", limited)
     with pytest.raises(InvalidArgument, match=r"cannot write .*No space left"):
         relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
     monkeypatch.undo()
@@ -485,7 +485,7 @@ def test_a_full_disk_while_a_step_is_saved(
             left -= len(data)
             return write(fd, data)
 
-        monkeypatch.setattr("relex_codec.atomic.os.write", limited)
+        monkeypatch.setattr("relex_codec.storage.local_writer.os.write", limited)
         with pytest.raises(InvalidArgument, match="No space left"):
             run.save(tmp_path / "out", 5)
     assert os.listdir(tmp_path) == []

@@ -11,7 +11,7 @@ from conftest import Made
 
 import relex_codec
 from relex_codec import CheckpointError, base, file_base
-from relex_codec.paths import Options, PathLike, options_for, public
+from relex_codec.storage.urls import Options, PathLike, options_for, public
 
 
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:

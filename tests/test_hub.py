@@ -15,11 +15,11 @@ from hub_server import Hub, end_sessions
 from test_cli import cli, failed
 
 import relex_codec
-from relex_codec import hub as module
 from relex_codec.base import resolve
 from relex_codec.checkpoints import find_checkpoints, find_run
 from relex_codec.errors import CheckpointError, InvalidArgument
-from relex_codec.hub import Model, branches, parse, pinned
+from relex_codec.storage.hub import paths as module
+from relex_codec.storage.hub.paths import Model, branches, parse, pinned
 
 STEPS = [1, 2, 3, 5]
 BASE = {name: np.random.default_rng(i).standard_normal((24, 32)) * 0.1 for i, name in enumerate("abc")}

@@ -18,16 +18,16 @@ from helpers import bf16, checkpoint_files
 from hub_server import SIGNATURE, Hub, end_sessions
 
 import relex_codec
-from relex_codec import hub_client
-from relex_codec.backends import backend_of
-from relex_codec.backends.hub import HubBackend
 from relex_codec.base import resolve
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.hub import branches, pinned
 from relex_codec.info import summary
-from relex_codec.kept import OBJECTS
-from relex_codec.settings import Settings
-from relex_codec.storage import filesystem_of, list_directory, open_source
+from relex_codec.storage.config import Settings
+from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.hub import client
+from relex_codec.storage.hub.paths import branches, pinned
+from relex_codec.storage.open import filesystem_of, list_directory, open_source
+from relex_codec.storage.stores.choose import backend_of
+from relex_codec.storage.stores.hub import HubBackend
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads
@@ -233,13 +233,13 @@ def test_a_storage_that_has_something_else(hub: Hub, file: str) -> None:
 
 def test_a_server_that_ignores_ranges_is_not_listened_to(hub: Hub, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    inner = hub_client._body
+    inner = client._body
 
     def body(answer: Any) -> bytes:
         read.append(inner(answer))
         return read[-1]
 
-    monkeypatch.setattr(hub_client, "_body", body)
+    monkeypatch.setattr(client, "_body", body)
     hub.server.fail("no_range", 2, lambda method, path: path.startswith("/storage/"))
     with pytest.raises(Corrupt, match="the server ignored the range"):
         open_source(file)
@@ -290,7 +290,7 @@ def test_signed_urls_are_not_shown(hub: Hub, file: str, fault: str) -> None:
 
 def test_clients_that_show_urls_are_not_quoted() -> None:
     url = f"https://cdn.test/x?signature={SIGNATURE}"
-    with pytest.raises(hub_client.StorageFailed) as caught, hub_client._naming_storage(url):
+    with pytest.raises(client.StorageFailed) as caught, client._naming_storage(url):
         raise ConnectionError(f"no answer from {url} (or from /x?signature={SIGNATURE})")
     assert str(caught.value) == "cdn.test: ConnectionError: no answer from https://cdn.test/x (or from /x)"
 

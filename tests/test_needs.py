@@ -14,7 +14,7 @@ from helpers import bf16, write_checkpoint, write_run
 import relex_codec
 from relex_codec.needs import Wanted, needs, reads_base
 from relex_codec.reading import wanted_of
-from relex_codec.source import LocalSource, Source
+from relex_codec.storage.source import LocalSource, Source
 from relex_codec.windows import box_of, windows
 
 PIECE = 1 << 18

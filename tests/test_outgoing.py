@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from faulty import Faulty, waiting
 
-from relex_codec.atomic import AtomicDirectory, AtomicFile
 from relex_codec.errors import InvalidArgument
-from relex_codec.outgoing import UploadedDirectory, UploadedFile
-from relex_codec.outputs import output_directory, output_file
-from relex_codec.paths import options_for
-from relex_codec.target import PART, Target, put_options
+from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
+from relex_codec.storage.outgoing import UploadedDirectory, UploadedFile
+from relex_codec.storage.outputs import output_directory, output_file
+from relex_codec.storage.upload import PART, Target, put_options
+from relex_codec.storage.urls import options_for
 
 pytestmark = pytest.mark.usefixtures("scratch")
 DATA = bytes(range(256)) * 1000
@@ -317,7 +317,7 @@ def test_a_full_temporary_directory_is_named(memory: Any, scratch: Path, monkeyp
     def full(*args: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("relex_codec.atomic.os.write", full)
+    monkeypatch.setattr("relex_codec.storage.local_writer.os.write", full)
     with pytest.raises(InvalidArgument, match=rf"cannot write memory://a/x by way of {scratch}.*No space left"):
         put("memory://a/x")
     with pytest.raises(InvalidArgument, match=rf"cannot write memory://a/x by way of {scratch}.*No space left"):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relex_codec.ranges import Block, blocks
+from relex_codec.storage.coalesce import Block, blocks
 
 RANGES = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 400)).map(lambda t: (t[0], t[0] + t[1])), max_size=30)
 

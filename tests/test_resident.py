@@ -199,8 +199,8 @@ def test_nothing_is_read_again(zoo_file: Zoo, zoo_run: Made, monkeypatch: pytest
     with relex_codec.open(zoo_file("small")) as run:
         expected = run.state_dict(9)
         held = run.resident()
-    monkeypatch.setattr("relex_codec.source.LocalSource.read_many", None)
-    monkeypatch.setattr("relex_codec.source.LocalSource.read_into", None)
+    monkeypatch.setattr("relex_codec.storage.source.LocalSource.read_many", None)
+    monkeypatch.setattr("relex_codec.storage.source.LocalSource.read_into", None)
     same(held.state_dict(9), expected)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from relex_codec.backends.contract import Refused
 from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.kept import KeptObjects
-from relex_codec.retry import GaveUp, Passing, passes, unreadable, until_it_passes
-from relex_codec.settings import Settings, split, without_credentials
+from relex_codec.storage.config import Settings, split, without_credentials
+from relex_codec.storage.header_cache import KeptObjects
+from relex_codec.storage.retry import GaveUp, Passing, passes, unreadable, until_it_passes
+from relex_codec.storage.stores.base import Refused
 
 
 @pytest.fixture(autouse=True)

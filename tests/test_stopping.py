@@ -8,10 +8,10 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from relex_codec.backends.contract import Answer, Backend
 from relex_codec.core.cancellation import Stop, Stopped, abandonable, current, pause, wait_for
 from relex_codec.core.threads import ahead, in_parallel
-from relex_codec.settings import Settings
+from relex_codec.storage.config import Settings
+from relex_codec.storage.stores.base import Answer, Backend
 
 
 def test_without_a_stop_results_and_errors_are_those_of_the_future() -> None:

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, Truncated
-from relex_codec.paths import is_url, join, local_path, normal, public
-from relex_codec.ranges import merge
-from relex_codec.remote import RemoteSource
-from relex_codec.settings import split
-from relex_codec.source import LocalSource
-from relex_codec.storage import Item, list_directory, open_source
+from relex_codec.storage.coalesce import merge
+from relex_codec.storage.config import split
+from relex_codec.storage.open import Item, list_directory, open_source
+from relex_codec.storage.remote import RemoteSource
+from relex_codec.storage.source import LocalSource
+from relex_codec.storage.urls import is_url, join, local_path, normal, public
 
 DATA = bytes(range(256)) * 1000
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..atomic import AtomicDirectory
+from relex_codec.storage.local_writer import AtomicDirectory
+
 from ..layouts import SINGLE
 from . import task
 

@@ -17,7 +17,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from ..atomic import AtomicDirectory
+from relex_codec.storage.local_writer import AtomicDirectory
+
 from . import task
 
 STOP_AT = 0.55

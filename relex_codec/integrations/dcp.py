@@ -22,12 +22,12 @@ from torch.futures import Future
 
 from relex_codec.core.threads import IO_THREADS, in_parallel
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
+from relex_codec.storage.source import closed_on_error
+from relex_codec.storage.urls import Options, PathLike, public
 
 from ..errors import InvalidArgument
 from ..header import quote
-from ..paths import Options, PathLike, public
 from ..run import Run
-from ..source import closed_on_error
 
 TOGETHER: Final = 64 << 20
 """Bytes that are decoded at a time, or one slice if that is more: reads of small tensors wait together."""

@@ -19,13 +19,13 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.storage.local_writer import AtomicFile
+from relex_codec.storage.source import closed_on_error
+from relex_codec.storage.urls import KEY, public
 
-from ..atomic import AtomicFile
 from ..errors import InvalidArgument
 from ..header import quote
-from ..paths import KEY, public
 from ..run import Run
-from ..source import closed_on_error
 from ..step_files import StepFiles
 
 PROTOCOL: Final = "relex"

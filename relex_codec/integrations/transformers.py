@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from relex_codec.storage.urls import Options, PathLike, public
+
 from ..errors import InvalidArgument, RelexError
 from ..header import quote
-from ..paths import Options, PathLike, public
 from ..run import Run
 from ..windows import split
 

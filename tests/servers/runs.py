@@ -10,7 +10,7 @@ from conftest import Made
 from helpers import Tensor, bf16, write_checkpoint, write_run
 
 import relex_codec
-from relex_codec.kept import OBJECTS
+from relex_codec.storage.header_cache import OBJECTS
 
 from .fixtures import Bucket
 

@@ -9,9 +9,8 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from relex_codec.core.cancellation import abandonable
-
-from ..settings import Settings
-from .contract import Answer, Backend, Mark, protocols, text
+from relex_codec.storage.config import Settings
+from relex_codec.storage.stores.base import Answer, Backend, Mark, protocols, text
 
 _FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time each."""

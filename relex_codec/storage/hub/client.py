@@ -15,10 +15,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from relex_codec._version import __version__
 from relex_codec.core.cancellation import abandonable
-
-from .errors import Corrupt
-from .paths import one_line
-from .retry import Passing, passes
+from relex_codec.errors import Corrupt
+from relex_codec.storage.retry import Passing, passes
+from relex_codec.storage.urls import one_line
 
 T = TypeVar("T")
 MAIN: Final = "main"

@@ -1,8 +1,8 @@
 """Opening files and listing directories: local paths, and everything that fsspec reaches.
 
 Reads are absolute ranges and the length of every answer is checked, because servers and caches that ignore a Range
-header return whole files. Nothing here knows about tensors. How reads are planned is in ranges.py, how local and remote
-files are read in source.py and remote.py, what users can set in settings.py, and how files are written in atomic.py.
+header return whole files. Nothing here knows about tensors. How reads are planned is in storage/coalesce.py, how local and remote
+files are read in storage/source.py and storage/remote.py, what users can set in storage/config.py, and how files are written in storage/local_writer.py.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from .ahead import AheadSource
-from .backends import backend_of
-from .backends.contract import protocols
-from .errors import InvalidArgument, RelexError
-from .paths import Options, PathLike, is_url, local_path, normal, one_line, public
-from .remote import RemoteSource, attempts, s3_options
-from .retry import unreadable
-from .settings import Settings, split
-from .source import LocalSource, Source
+from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.storage.config import Settings, split
+from relex_codec.storage.prefetch import AheadSource
+from relex_codec.storage.remote import RemoteSource, attempts, s3_options
+from relex_codec.storage.retry import unreadable
+from relex_codec.storage.source import LocalSource, Source
+from relex_codec.storage.stores.base import protocols
+from relex_codec.storage.stores.choose import backend_of
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, one_line, public
 
 
 class Item(NamedTuple):
@@ -39,7 +39,7 @@ def open_source(
     ----------
     path : str or path
     storage_options : dict, optional
-        For fsspec (credentials, endpoints), and under ``relex`` for this package (see settings.py); not used for local
+        For fsspec (credentials, endpoints), and under ``relex`` for this package (see storage/config.py); not used for local
         paths.
     hold : bool
         Whether a local file stays open between reads.

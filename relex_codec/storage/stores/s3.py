@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..retry import status_of
-from ..settings import Settings
-from .contract import Answer, Backend, Mark, Replaced, raise_for_condition, text, whole_size
+from relex_codec.storage.config import Settings
+from relex_codec.storage.retry import status_of
+from relex_codec.storage.stores.base import Answer, Backend, Mark, Replaced, raise_for_condition, text, whole_size
 
 
 class S3Backend(Backend):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .contract import Answer, Backend, Mark, Replaced, raise_for_condition, whole_size
+from relex_codec.storage.stores.base import Answer, Backend, Mark, Replaced, raise_for_condition, whole_size
 
 _NO_HEAD: Final = frozenset({403, 405, 501})
 """Answers of web servers that may be to the method alone: URLs are signed for one."""

@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import InvalidArgument
-from .paths import KEY, Options
+from relex_codec.errors import InvalidArgument
+from relex_codec.storage.urls import KEY, Options
 
 
 @dataclass(frozen=True, slots=True)

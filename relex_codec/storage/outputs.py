@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .atomic import AtomicDirectory, AtomicFile
-from .outgoing import UploadedDirectory, UploadedFile
-from .paths import Options, PathLike, is_url
+from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
+from relex_codec.storage.outgoing import UploadedDirectory, UploadedFile
+from relex_codec.storage.urls import Options, PathLike, is_url
 
 
 def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | UploadedFile:

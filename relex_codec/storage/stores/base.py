@@ -9,9 +9,8 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 from relex_codec.core.cancellation import go_on, wait_for
-
-from ..errors import Corrupt
-from ..settings import Settings
+from relex_codec.errors import Corrupt
+from relex_codec.storage.config import Settings
 
 T = TypeVar("T")
 

@@ -6,18 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import in_parallel
-
-from . import hub
-from .backends import backend_of
-from .backends.contract import EmptyObject, Mark, Replaced
-from .backends.plain import PlainBackend
-from .disk_cache import cache_of, key_of
-from .errors import Corrupt, InvalidArgument, RelexError, Truncated
-from .kept import OBJECTS, KeptObjects
-from .ranges import FIRST_READ, Range, merge
-from .retry import GaveUp, Passing, unreadable, until_it_passes
-from .settings import Settings
-from .source import Source, changed
+from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
+from relex_codec.storage.coalesce import FIRST_READ, Range, merge
+from relex_codec.storage.config import Settings
+from relex_codec.storage.disk_cache import cache_of, key_of
+from relex_codec.storage.header_cache import OBJECTS, KeptObjects
+from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.retry import GaveUp, Passing, unreadable, until_it_passes
+from relex_codec.storage.source import Source, changed
+from relex_codec.storage.stores.base import EmptyObject, Mark, Replaced
+from relex_codec.storage.stores.choose import backend_of
+from relex_codec.storage.stores.fsspec_store import PlainBackend
 
 T = TypeVar("T")
 REQUESTS: Final = 16

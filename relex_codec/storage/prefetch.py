@@ -16,10 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
 from relex_codec.core.cancellation import Stop, Stopped, go_on, wait_for
-
-from .ranges import MERGED, Range, blocks
-from .remote import REQUESTS, RemoteSource
-from .source import LocalSource, Source
+from relex_codec.storage.coalesce import MERGED, Range, blocks
+from relex_codec.storage.remote import REQUESTS, RemoteSource
+from relex_codec.storage.source import LocalSource, Source
 
 BLOCK: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ..settings import Settings
-from .contract import Answer, Backend, Mark, Refused, Replaced, raise_for_condition, whole_size
+from relex_codec.storage.config import Settings
+from relex_codec.storage.stores.base import Answer, Backend, Mark, Refused, Replaced, raise_for_condition, whole_size
 
 
 def speaks_azure(filesystem: Any) -> bool:

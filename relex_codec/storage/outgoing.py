@@ -1,4 +1,4 @@
-"""Files and directories that are written to fsspec URLs, under the same promise as atomic.py makes for local ones.
+"""Files and directories that are written to fsspec URLs, under the same promise as storage/local_writer.py makes for local ones.
 
 A file is made in a local temporary directory and then uploaded in one piece: object stores show an object when all of
 it is there, and on other file systems it gets a temporary name and is moved. A directory is uploaded file by file, each
@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from .atomic import AtomicFile, unwritable
-from .errors import InvalidArgument, RelexError
-from .paths import Options, PathLike
-from .target import OBJECT_STORES, Target
+from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.storage.local_writer import AtomicFile, unwritable
+from relex_codec.storage.upload import OBJECT_STORES, Target
+from relex_codec.storage.urls import Options, PathLike
 
 
 class UploadedFile:

@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from .errors import InvalidArgument, RelexError, Truncated
-from .paths import PathLike
-from .ranges import Range
-from .retry import unreadable
+from relex_codec.errors import InvalidArgument, RelexError, Truncated
+from relex_codec.storage.coalesce import Range
+from relex_codec.storage.retry import unreadable
+from relex_codec.storage.urls import PathLike
 
 
 class Source(ABC):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from ..errors import Corrupt
-from ..hub import Model, parse
-from ..hub_client import HubClient, Told
-from ..retry import status_of
-from ..settings import Settings
-from .contract import Answer, Backend, Mark, Replaced, protocols, raise_for_condition, whole_size
+from relex_codec.errors import Corrupt
+from relex_codec.storage.config import Settings
+from relex_codec.storage.hub.client import HubClient, Told
+from relex_codec.storage.hub.paths import Model, parse
+from relex_codec.storage.retry import status_of
+from relex_codec.storage.stores.base import Answer, Backend, Mark, Replaced, protocols, raise_for_condition, whole_size
 
 
 class HubBackend(Backend):

@@ -10,7 +10,7 @@ import re
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from .errors import InvalidArgument
+from relex_codec.errors import InvalidArgument
 
 PathLike = str | os.PathLike[str]
 Options = dict[str, Any] | None

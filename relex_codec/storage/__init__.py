@@ -1,0 +1,1 @@
+"""Bytes in and out: URLs, ranged reads, retries, caches, prefetching, uploads. Knows no tensors."""
