@@ -38,9 +38,9 @@ from safetensors.torch import save_file
 from speed import RESULTS, processor
 
 import relex_codec
-from relex_codec import format as f
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.index import Index
+from relex_codec.format import constants as f
+from relex_codec.format.index import Index
 from relex_codec.kernels import flat
 from relex_codec.reading import reading_ahead
 from relex_codec.storage.header_cache import OBJECTS

@@ -22,9 +22,9 @@ import torch
 from exact_source import Bits, Source
 
 import relex_codec
-from relex_codec import format as f
 from relex_codec.exact.assemble import SegmentJob
 from relex_codec.exact.writer import SegmentWriter
+from relex_codec.format import constants as f
 
 NAME = "relex-codec"
 

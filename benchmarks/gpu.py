@@ -31,9 +31,9 @@ import numpy as np
 import torch
 import triton
 
-from relex_codec.format import NIBBLE, PIECE, TERNARY, Packing
+from relex_codec.format.constants import NIBBLE, PIECE, TERNARY, Packing
+from relex_codec.format.packing import packed_size, piece_lengths
 from relex_codec.kernels import Direction, Factors, Job, flat, torch_ops, triton_gpu
-from relex_codec.packing import packed_size, piece_lengths
 
 RESULTS = Path(__file__).parent / "results"
 Shape = tuple[int, ...]

@@ -27,10 +27,10 @@ import torch
 from speed import processor
 
 from relex_codec.core.dtypes import F32
-from relex_codec.factors import from_stream
-from relex_codec.format import BYTE, NIBBLE, NONE, PIECE, QUINARY, TERNARY, Packing
+from relex_codec.format.constants import BYTE, NIBBLE, NONE, PIECE, QUINARY, TERNARY, Packing
+from relex_codec.format.factors import from_stream
+from relex_codec.format.packing import Bytes, packed_size
 from relex_codec.kernels import Direction, Factors, Job, cpu, flat
-from relex_codec.packing import Bytes, packed_size
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = 1 << 12

@@ -22,10 +22,10 @@ import numpy as np
 import zstandard
 
 import relex_codec
-from relex_codec import format as f
-from relex_codec.index import Part
+from relex_codec.format import constants as f
+from relex_codec.format.index import Part
+from relex_codec.format.packing import piece_lengths, unpack_codes
 from relex_codec.info import summary
-from relex_codec.packing import piece_lengths, unpack_codes
 
 QUALITIES = ("raw", "fine", "default", "small", "micro")
 RESULTS = Path(__file__).parent / "results"

@@ -7,23 +7,23 @@ from typing import Final
 
 from threadpoolctl import threadpool_limits
 
+from relex_codec.format import constants as f
+from relex_codec.format.constants import STEP_LIMIT
+from relex_codec.format.safetensors_header import quote
+from relex_codec.format.writer import Writer
 from relex_codec.storage.prefetch import AheadSource
 from relex_codec.storage.urls import Options, PathLike
 
-from . import format as f
 from .checkpoint import Checkpoint
 from .checkpoints import Run as Checkpoints
 from .checkpoints import find_checkpoints
 from .continued import CheckedBase, ContinuedRun, EmbeddedBase
 from .encoder import DEFAULT_MEMORY, new_segment, parse_memory
 from .errors import BaseMismatch, InvalidArgument
-from .format import STEP_LIMIT
-from .header import quote
 from .job import Job
 from .quality import Quality
 from .run import Run
 from .run import open as open_run
-from .writer import Writer
 
 MICRO: Final = "micro"
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from relex_codec.core.threads import in_parallel
+from relex_codec.format import constants as f
+from relex_codec.format.index import Part
 from relex_codec.storage.prefetch import reading, remote
 
-from . import format as f
 from .decoder import Decoder
-from .index import Part
 from .reading import replay_plan
 from .windows import BATCH
 

@@ -18,6 +18,7 @@ from relex_codec import layouts
 from relex_codec.core.cancellation import Stop
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.threads import in_parallel
+from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse, quote
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.open import Item, list_directory, open_source
@@ -26,7 +27,6 @@ from relex_codec.storage.source import LocalSource, Source
 from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
 
 from .errors import CheckpointError
-from .header import WORD, header_length, load_object, parse, quote
 
 
 @dataclass(frozen=True, slots=True)

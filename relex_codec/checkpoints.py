@@ -11,6 +11,7 @@ import numpy as np
 
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, options_for
 
@@ -21,7 +22,6 @@ from .checkpoint import open_checkpoint as open_checkpoint
 from .errors import CheckpointError
 from .finding import find_checkpoints as find_checkpoints
 from .finding import find_run as find_run
-from .header import quote
 from .layouts import select_steps as select_steps
 
 

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.format import constants as f
+from relex_codec.format.manifest import TensorEntry
+from relex_codec.format.safetensors_header import quote
 
-from . import format as f
 from .base import BaseReader
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoints import Run
 from .decoder import Decoder
 from .errors import CheckpointError, InvalidArgument
-from .header import quote
-from .manifest import TensorEntry
 
 FURTHER: Final = "further checkpoints"
 

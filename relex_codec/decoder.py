@@ -13,17 +13,17 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import F32, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.threads import in_parallel
+from relex_codec.format import constants as f
+from relex_codec.format.factors import from_stream
+from relex_codec.format.index import Part
+from relex_codec.format.packing import Bytes, check_codes, from_planes, packed_size
+from relex_codec.format.reader import Container
+from relex_codec.format.safetensors_header import quote
 
-from . import format as f
 from .base import BaseReader, digest
-from .container import Container
 from .errors import Corrupt, InvalidArgument
-from .factors import from_stream
-from .header import quote
-from .index import Part
 from .kernels import Direction, Factors, Job, Prepare, Window, flat
 from .kernels.device import host_kernel
-from .packing import Bytes, check_codes, from_planes, packed_size
 from .tiers import LINEAR, coefficient
 from .turns import Plans
 from .windows import BATCH, copy_window, cut, pieces

@@ -13,12 +13,12 @@ from typing import Final
 import numpy as np
 
 from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
+from relex_codec.format.constants import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
+from relex_codec.format.factors import ReadElements, decompose, rounded, stream
+from relex_codec.format.packing import Bytes, compress, pack_codes, split_planes, to_planes
 
-from .factors import ReadElements, decompose, rounded, stream
-from .format import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
 from .kernels import Direction, Factors
 from .kernels.reference import direction_piece, factor_sum
-from .packing import Bytes, compress, pack_codes, split_planes, to_planes
 from .quality import Quality
 from .quantize import Magnitudes, Quantizer, candidates
 

@@ -10,16 +10,16 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.format import constants as f
+from relex_codec.format.writer import Writer
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike
 
 from . import base as base_module
-from . import format as f
 from .checkpoints import Run, find_run
 from .errors import InvalidArgument
 from .job import Job
 from .quality import Quality
-from .writer import Writer
 
 if TYPE_CHECKING:
     from .exact.assemble import SegmentJob

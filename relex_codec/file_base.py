@@ -6,18 +6,18 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from relex_codec.format import constants as f
+from relex_codec.format.packing import piece_lengths
+from relex_codec.format.reader import Container
+from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import reading, remote
 from relex_codec.storage.urls import Options, PathLike, is_url, normal
 
-from . import format as f
 from .base import BaseReader, Expected, resolve
 from .checkpoint import Checkpoint
-from .container import Container
 from .errors import CheckpointError, InvalidArgument, RelexError
-from .header import quote
 from .layouts import INDEX
-from .packing import piece_lengths
 from .windows import BATCH
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})

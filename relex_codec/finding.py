@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 from relex_codec import layouts
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
 
 from .checkpoint import Tensors, find_files, open_checkpoint
 from .errors import CheckpointError, InvalidArgument, Truncated
-from .format import STEP_LIMIT
 from .layouts import select_steps
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
-
-from . import format as f
-from .container import Container
+from relex_codec.format import constants as f
+from relex_codec.format.reader import Container
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""

@@ -14,22 +14,22 @@ import numpy as np
 from tqdm import tqdm
 
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
+from relex_codec.format import constants as f
+from relex_codec.format.factors import ReadElements
+from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry, file_allowed
+from relex_codec.format.packing import packed_size, piece_lengths, split_planes
+from relex_codec.format.safetensors_header import quote
+from relex_codec.format.writer import PendingSpan, Tables, Writer
 
 from . import base as base_module
-from . import format as f
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoints import Run
 from .direction import Sample, Search, Stored, as_sample, sample_starts
 from .errors import InvalidArgument
-from .factors import ReadElements
-from .header import quote
-from .manifest import FileEntry, Manifest, TensorEntry, file_allowed
-from .packing import packed_size, piece_lengths, split_planes
 from .quality import Quality
 from .subspace import F64, Fit, fit
 from .unit import Origin, Unit, Vectors, digests_of, pieces, step_digests
 from .whole import Whole
-from .writer import PendingSpan, Tables, Writer
 
 if TYPE_CHECKING:
     from .exact.assemble import SegmentJob

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from relex_codec.format.safetensors_header import quote
+
 from .errors import InvalidArgument
-from .header import quote
 from .windows import Box, Index, box_of
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.format import constants as f
+from relex_codec.format.index import Index, Part
 
-from . import format as f
 from .checkpoint import TensorInfo
-from .index import Index, Part
 from .windows import BATCH
 
 if TYPE_CHECKING:

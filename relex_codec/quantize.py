@@ -18,9 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import F32
-
-from .format import BYTE, NIBBLE, QUINARY, TERNARY, WORD, Packing
-from .packing import Codes
+from relex_codec.format.constants import BYTE, NIBBLE, QUINARY, TERNARY, WORD, Packing
+from relex_codec.format.packing import Codes
 
 WIDTHS: Final = np.geomspace(4, 0.04, 72)
 """Widths that are tried, in units of the remainder's root mean square."""

@@ -13,11 +13,11 @@ import torch
 from relex_codec.core.dtypes import F32, Bits, bits_dtype
 from relex_codec.core.threads import ahead
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
+from relex_codec.format import constants as f
+from relex_codec.format.safetensors_header import quote
 
-from . import format as f
 from .decoder import Decoder, Read
 from .errors import InvalidArgument
-from .header import quote
 from .kernels import Decode, Job, Prepare, Window
 from .kernels.device import device_kernel, host_kernel, is_host
 from .modules import Names, Target, check_dtypes, match

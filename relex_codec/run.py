@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.format.manifest import TensorEntry
+from relex_codec.format.reader import Container
+from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.hub.paths import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
@@ -17,15 +20,12 @@ from relex_codec.storage.urls import Options, PathLike, options_for
 
 from .base import BaseReader
 from .check import check_all, check_exact
-from .container import Container
 from .decoder import Decoder, Read
 from .errors import InvalidArgument
 from .export import SideFiles, export, nbytes
 from .file_base import FileBase
-from .header import quote
 from .kernels import flat
 from .kernels.device import device_kernel, is_host
-from .manifest import TensorEntry
 from .reading import reading_ahead, replay_plan
 from .restore import choose_steps, numbered_steps, restore
 from .tensors import Wanted, read_bits, read_tensors, read_weights

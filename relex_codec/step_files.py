@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.format.constants import PIECE
+from relex_codec.format.manifest import TensorEntry
 
 from .export import Shard, index_file, nbytes, shards_of
-from .format import PIECE
 from .kernels import flat
 from .layouts import INDEX
-from .manifest import TensorEntry
 from .reading import reading_ahead
 from .run import Run
 

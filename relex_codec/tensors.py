@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.format.manifest import TensorEntry
 
 from .base import BaseReader
 from .decoder import Decoder, Read
 from .kernels.device import device_kernel, is_host
-from .manifest import TensorEntry
 from .reading import reading_ahead
 from .windows import Box, windows
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from .container import Container
+from relex_codec.format.reader import Container
+from relex_codec.format.safetensors_header import quote
+
 from .errors import InvalidArgument
-from .header import quote
 
 TIERS: Final = ("auto", "line", "track", "exact")
 LINEAR: Final = ("line", "track")

@@ -17,13 +17,13 @@ import numpy as np
 
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.threads import in_parallel
+from relex_codec.format.constants import PIECE
+from relex_codec.format.safetensors_header import quote
 
 from .base import digest
 from .checkpoint import Checkpoint, TensorInfo
 from .checkpoints import Run
 from .errors import CheckpointError
-from .format import PIECE
-from .header import quote
 from .subspace import F64, Fit, deltas, directions, gram_of
 
 GRAM_BLOCK: Final = 1 << 21

@@ -13,10 +13,10 @@ import torch
 from relex_codec.core.dtypes import F32, Bits
 from relex_codec.core.threads import ahead
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
+from relex_codec.format.packing import Bytes
 
 from .decoder import Decoder, Read
 from .kernels import Direction, Factors, Job, Prepare
-from .packing import Bytes
 from .windows import windows
 
 if TYPE_CHECKING:

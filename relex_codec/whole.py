@@ -10,9 +10,9 @@ import numpy as np
 
 from relex_codec.core.dtypes import F32
 from relex_codec.core.threads import in_parallel
+from relex_codec.format.constants import FLOAT32, PIECE
 
 from .direction import ERROR_FLOOR, Sample, Stored, as_sample
-from .format import FLOAT32, PIECE
 from .quality import Quality
 from .unit import Unit, Vectors
 

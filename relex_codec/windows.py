@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.format.constants import PIECE
+from relex_codec.format.safetensors_header import quote
 
 from .errors import InvalidArgument
-from .format import PIECE
-from .header import quote
 from .kernels import Window, flat
 
 BATCH: Final = 64

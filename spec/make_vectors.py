@@ -30,11 +30,11 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from relex_codec import format as layout
-from relex_codec.index import Span
-from relex_codec.manifest import FileEntry, Manifest, TensorEntry
-from relex_codec.packing import pack_codes, packed_size, piece_lengths, split_planes
-from relex_codec.writer import PendingSpan, Tables, Writer
+from relex_codec.format import constants as layout
+from relex_codec.format.index import Span
+from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
+from relex_codec.format.packing import pack_codes, packed_size, piece_lengths, split_planes
+from relex_codec.format.writer import PendingSpan, Tables, Writer
 
 
 def script(name: str) -> ModuleType:

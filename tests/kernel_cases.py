@@ -17,10 +17,10 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from relex_codec.core.dtypes import FLOATS, ITEMSIZE
-from relex_codec.factors import from_stream
-from relex_codec.format import BLOCK, BYTE, NIBBLE, NONE, PACKINGS, PIECE, TERNARY, Packing
+from relex_codec.format.constants import BLOCK, BYTE, NIBBLE, NONE, PACKINGS, PIECE, TERNARY, Packing
+from relex_codec.format.factors import from_stream
+from relex_codec.format.packing import pack_codes, to_planes
 from relex_codec.kernels import Direction, Factors, Job, Prepare, Window, flat
-from relex_codec.packing import pack_codes, to_planes
 
 Array = npt.NDArray[Any]
 

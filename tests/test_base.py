@@ -14,7 +14,7 @@ from helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
 from relex_codec import base as module
 from relex_codec.base import BaseReader, Expected, canonical_uri, digest, resolve
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
-from relex_codec.format import PIECE
+from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import paths as hub_module
 from relex_codec.unit import digests_of
 

@@ -12,7 +12,7 @@ from helpers import WIDTH, checkpoint_files, random_bits, safetensors_bytes, upl
 from relex_codec import checkpoint as module
 from relex_codec.checkpoints import open_checkpoint
 from relex_codec.errors import CheckpointError, Truncated
-from relex_codec.header import build
+from relex_codec.format.safetensors_header import build
 
 TENSORS = {
     "b.weight": random_bits("BF16", (5, 7), 1),

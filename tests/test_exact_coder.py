@@ -36,7 +36,7 @@ from relex_codec.exact.part import (
 from relex_codec.exact.plan import Interval, frames_of, root
 from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
 from relex_codec.exact.words import layout_of, to_words
-from relex_codec.packing import to_planes
+from relex_codec.format.packing import to_planes
 
 CONTEXTS = 1075
 FIRST_NUMBER = 880

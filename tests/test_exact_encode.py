@@ -494,7 +494,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], tuple[rel
     def open_counted(path: Path, base: Path) -> tuple[relex_codec.Run, Counted]:
         source = Counted(path.read_bytes())
         monkeypatch.setattr("relex_codec.run.open_source", lambda path, options: source)
-        monkeypatch.setattr("relex_codec.container.FIRST_READ", 4096)  # less than all of a small file
+        monkeypatch.setattr("relex_codec.format.reader.FIRST_READ", 4096)  # less than all of a small file
         return relex_codec.open("counted.relex", base=base), source
 
     return open_counted

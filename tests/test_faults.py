@@ -430,7 +430,7 @@ def test_scratch_files_on_a_full_disk(
 
     if existing:
         (tmp_path / "x.relex").write_bytes(b"what was there")
-    monkeypatch.setattr("relex_codec.writer.tempfile.TemporaryFile", temporary)
+    monkeypatch.setattr("relex_codec.format.writer.tempfile.TemporaryFile", temporary)
     FullFile.room = room
     with pytest.raises(InvalidArgument, match=r"cannot write .*No space left"):
         relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw", embed_base=True)

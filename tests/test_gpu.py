@@ -22,7 +22,7 @@ from kernel_cases import (
     torch_job,
 )
 
-from relex_codec.format import BYTE, NIBBLE, NONE, PACKINGS
+from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS
 from relex_codec.kernels import Direction, Job, Prepare, flat, torch_ops
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

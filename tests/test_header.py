@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 
 from relex_codec.errors import CheckpointError, Corrupt, RelexError, Truncated
-from relex_codec.header import LIMIT, Entry, build, header_length, load_object, parse, quote
+from relex_codec.format.safetensors_header import LIMIT, Entry, build, header_length, load_object, parse, quote
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 

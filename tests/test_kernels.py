@@ -36,11 +36,11 @@ from kernel_cases import (
 
 from relex_codec.core.dtypes import FLOATS, ITEMSIZE, NAN, from_float32, to_float32
 from relex_codec.errors import Corrupt
-from relex_codec.factors import from_stream
-from relex_codec.format import BYTE, NIBBLE, NONE, PACKINGS, PIECE, QUINARY, TERNARY, Packing
+from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS, PIECE, QUINARY, TERNARY, Packing
+from relex_codec.format.factors import from_stream
+from relex_codec.format.packing import check_codes, pack_codes, packed_size, unpack_codes
 from relex_codec.kernels import Prepare, cpu, flat, reference
 from relex_codec.kernels.device import host_kernel
-from relex_codec.packing import check_codes, pack_codes, packed_size, unpack_codes
 
 ref = load()
 KERNELS = [reference.prepare, cpu.prepare]

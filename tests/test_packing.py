@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import Corrupt
-from relex_codec.format import NONE, PACKINGS, PIECE
-from relex_codec.packing import (
+from relex_codec.format.constants import NONE, PACKINGS, PIECE
+from relex_codec.format.packing import (
     check_codes,
     compress,
     decompress,

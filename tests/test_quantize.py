@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import Array
 
-from relex_codec import InvalidArgument, factors
+from relex_codec import InvalidArgument
 from relex_codec.direction import Sample, Search, sample_starts
-from relex_codec.factors import decompose, from_stream, rounded, stream
-from relex_codec.format import BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD, Packing
+from relex_codec.format import factors
+from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD, Packing
+from relex_codec.format.factors import decompose, from_stream, rounded, stream
 from relex_codec.quality import Quality
 from relex_codec.quantize import Magnitudes, candidates
 

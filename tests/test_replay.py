@@ -21,12 +21,12 @@ from test_run import bits_of
 
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
-from relex_codec import format as f
 from relex_codec.exact import replay
 from relex_codec.exact.part import PartDecoder
 from relex_codec.exact.plan import frames_of
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier import ExactTier, Key
+from relex_codec.format import constants as f
 from relex_codec.info import KINDS, summary, text
 
 STEPS = [*range(1, 12), 15, 16, 20, 21, 22, 30]

@@ -195,7 +195,7 @@ def test_a_module_that_does_not_fit_stays_what_it_was(
 
 def test_nothing_is_read_again(zoo_file: Zoo, zoo_run: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where coefficients are too many to come with the index."""
-    monkeypatch.setattr("relex_codec.container.COEFFICIENTS_AT_OPEN", 0)
+    monkeypatch.setattr("relex_codec.format.reader.COEFFICIENTS_AT_OPEN", 0)
     with relex_codec.open(zoo_file("small")) as run:
         expected = run.state_dict(9)
         held = run.resident()

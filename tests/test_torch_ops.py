@@ -19,7 +19,7 @@ from kernel_cases import (
 )
 
 from relex_codec.core.dtypes import FLOATS
-from relex_codec.format import NONE, PACKINGS, PIECE, Packing
+from relex_codec.format.constants import NONE, PACKINGS, PIECE, Packing
 from relex_codec.kernels import torch_ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from relex_codec import windows as module
 from relex_codec.errors import InvalidArgument
-from relex_codec.format import PIECE
+from relex_codec.format.constants import PIECE
 from relex_codec.kernels import Window
 from relex_codec.windows import box_of, copy_window, cut, flat, pieces, windows
 

@@ -17,7 +17,7 @@ import numba
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
-SHARED: Final = ("core/jit.py", "format.py", "core/dtypes.py")
+SHARED: Final = ("core/jit.py", "format/constants.py", "core/dtypes.py")
 
 
 @lru_cache

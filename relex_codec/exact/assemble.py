@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.format import constants as f
+from relex_codec.format.index import Records
 
-from .. import format as f
-from ..index import Records
 from .layout import PartInfo, part_digest, step_costs
 from .plan import choose_left
 from .tier import ExactTier

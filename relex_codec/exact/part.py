@@ -12,10 +12,10 @@ import numpy.typing as npt
 import zstandard
 
 from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.format.constants import CODEC_ZSTD
+from relex_codec.format.packing import decompress, from_planes, to_planes
 
 from ..errors import Corrupt
-from ..format import CODEC_ZSTD
-from ..packing import decompress, from_planes, to_planes
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
 from .decode_frames import decode_all, decode_list, decode_moved
 from .encode_frames import Records, encode_all, encode_list, encode_moved

@@ -14,9 +14,9 @@ import numpy as np
 from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import in_parallel, processors
+from relex_codec.format import constants as f
 from relex_codec.storage.prefetch import AHEAD, Use, reading
 
-from .. import format as f
 from ..errors import Corrupt
 from . import layout
 from .layout import PartInfo

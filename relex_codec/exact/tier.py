@@ -13,12 +13,12 @@ import numpy.typing as npt
 import zstandard
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.format import constants as f
+from relex_codec.format.packing import decompress
+from relex_codec.format.reader import Container
+from relex_codec.format.safetensors_header import quote
 
-from .. import format as f
-from ..container import Container
 from ..errors import Corrupt
-from ..header import quote
-from ..packing import decompress
 from ..turns import Turns
 from . import models as models_module
 from .layout import PartInfo, check, groups_of, part_digest, parts_of

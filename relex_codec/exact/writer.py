@@ -12,8 +12,8 @@ import zstandard
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import in_parallel
+from relex_codec.format import constants as f
 
-from .. import format as f
 from .layout import Grouping, PartInfo, model_numbers, part_digest
 from .models import fit, prepare, to_bytes
 from .part import Counter, PartEncoder, Symbols, lowest_exponent

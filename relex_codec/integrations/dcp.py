@@ -22,11 +22,11 @@ from torch.futures import Future
 
 from relex_codec.core.threads import IO_THREADS, in_parallel
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
+from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, public
 
 from ..errors import InvalidArgument
-from ..header import quote
 from ..run import Run
 
 TOGETHER: Final = 64 << 20

@@ -19,12 +19,12 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import KEY, public
 
 from ..errors import InvalidArgument
-from ..header import quote
 from ..run import Run
 from ..step_files import StepFiles
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.urls import Options, PathLike, public
 
 from ..errors import InvalidArgument, RelexError
-from ..header import quote
 from ..run import Run
 from ..windows import split
 

@@ -22,8 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from relex_codec.core.dtypes import F32
-
-from ..format import Packing
+from relex_codec.format.constants import Packing
 
 TINY: Final = np.float32(1e-45)
 """The smallest subnormal: on a thread that takes such numbers for zeros, results would be others."""

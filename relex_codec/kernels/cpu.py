@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.threads import in_parallel, processors
+from relex_codec.format.constants import PIECE
 
 from ..errors import InvalidArgument
-from ..format import PIECE
 from . import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window, loops
 from .elements import constants
 

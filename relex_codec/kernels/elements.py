@@ -16,8 +16,7 @@ from llvmlite import ir
 from numba import types
 
 from relex_codec.core.dtypes import NAN
-
-from ..format import WORD, Packing
+from relex_codec.format.constants import WORD, Packing
 
 I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _LLVM: Final = {types.uint8: I8, types.uint16: I16, types.uint32: I32, types.float32: F32}

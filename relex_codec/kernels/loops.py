@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from relex_codec.core.jit import compiled
+from relex_codec.format.constants import BLOCK, BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD
 
-from ..format import BLOCK, BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD
 from .elements import digit_factor, load_f32
 from .runs import (
     add_byte,

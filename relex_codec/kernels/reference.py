@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from relex_codec.core.dtypes import F32, from_float32, to_float32
+from relex_codec.format.constants import FLOAT32, NONE, PIECE
+from relex_codec.format.packing import Bytes, Codes, from_planes, packed_size, unpack_codes
 
 from ..errors import InvalidArgument
-from ..format import FLOAT32, NONE, PIECE
-from ..packing import Bytes, Codes, from_planes, packed_size, unpack_codes
 from . import FLUSHED, TINY, Array, Coefficients, Decode, Direction, Factors, Job, Targets
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from ..format import BYTE, NIBBLE, QUINARY, TERNARY, Packing
+from relex_codec.format.constants import BYTE, NIBBLE, QUINARY, TERNARY, Packing
+
 from .elements import (
     float_of_planes,
     load_f32,

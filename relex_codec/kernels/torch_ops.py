@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from relex_codec.core.dtypes import NAN
+from relex_codec.format.constants import BLOCK, FLOAT32, NONE, PIECE, Packing
+from relex_codec.format.packing import packed_size
 
-from ..format import BLOCK, FLOAT32, NONE, PIECE, Packing
-from ..packing import packed_size
 from . import Coefficients, Decode, Direction, Factors, Job, Targets, Window
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..format import BLOCK as BLOCK_BYTES
-from ..format import PIECE as PIECE_ELEMENTS
+from relex_codec.format.constants import BLOCK as BLOCK_BYTES
+from relex_codec.format.constants import PIECE as PIECE_ELEMENTS
+
 from .triton_plan import SEVERAL, TARGET_WORDS, Field, Part
 
 PIECE = tl.constexpr(PIECE_ELEMENTS)

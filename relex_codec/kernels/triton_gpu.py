@@ -17,9 +17,9 @@ import numpy.typing as npt
 import torch
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.format.constants import BLOCK
 
 from ..errors import InvalidArgument
-from ..format import BLOCK
 from . import Coefficients, Decode, Job, Targets
 from . import triton_plan as plan
 from .triton_plan import TARGET_WORDS

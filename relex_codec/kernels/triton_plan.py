@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.format.constants import BLOCK, PIECE
+from relex_codec.format.packing import packed_size
 
-from ..format import BLOCK, PIECE
-from ..packing import packed_size
 from . import Direction, Job
 
 Int64 = npt.NDArray[np.int64]

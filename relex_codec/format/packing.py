@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from .errors import Corrupt
-from .format import BLOCK, CODEC_FILL, CODEC_STORED, CODEC_ZSTD, PIECE, Packing
+from relex_codec.errors import Corrupt
+from relex_codec.format.constants import BLOCK, CODEC_FILL, CODEC_STORED, CODEC_ZSTD, PIECE, Packing
 
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int32]
@@ -200,7 +200,7 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
         return np.frombuffer(stored, np.uint8)
     if codec == CODEC_ZSTD:
         return _unframe(stored, raw_length)
-    from .kernels.expand import count_flags, expand  # numba is only needed here
+    from relex_codec.format.fill_expand import count_flags, expand  # numba is only needed here
 
     end = 4 + int.from_bytes(stored[:4], "little")
     if len(stored) < end:

@@ -1,6 +1,6 @@
 """Opening a file and reading its chunks: root, header, tables, data (FORMAT.md sections 2, 3 and 6).
 
-Everything read is checked against its checksum before it is used. Structural rules are in index.py.
+Everything read is checked against its checksum before it is used. Structural rules are in format/index.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from typing import Final, TypeVar
 import numpy as np
 
 from relex_codec.core.threads import in_parallel
+from relex_codec.errors import Corrupt, Truncated, Unsupported
+from relex_codec.format import constants as f
+from relex_codec.format import manifest, safetensors_header
+from relex_codec.format.index import Index, Part, check, table
+from relex_codec.format.packing import Bytes, decompress
+from relex_codec.format.safetensors_header import Entry, quote
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.source import Source
-
-from . import format as f
-from . import header, manifest
-from .errors import Corrupt, Truncated, Unsupported
-from .header import Entry, quote
-from .index import Index, Part, check, table
-from .packing import Bytes, decompress
 
 COEFFICIENTS_AT_OPEN: Final = 16 << 20
 """Coefficients up to this size come with the index; larger ones are read by the row."""
@@ -42,10 +41,12 @@ class Container:
     def __init__(self, source: Source) -> None:
         self.source = source
         head = source.read_kept(0, min(source.size, FIRST_READ))
-        length = header.header_length(head, source.size, limit=f.HEADER_LIMIT, error=Corrupt, where=source.path)
-        if len(head) < header.WORD + length:
-            head += source.read_kept(len(head), header.WORD + length)
-        self._data_start = header.WORD + length
+        length = safetensors_header.header_length(
+            head, source.size, limit=f.HEADER_LIMIT, error=Corrupt, where=source.path
+        )
+        if len(head) < safetensors_header.WORD + length:
+            head += source.read_kept(len(head), safetensors_header.WORD + length)
+        self._data_start = safetensors_header.WORD + length
         metadata, entries = self._open_root(head)
         by_name = {entry.name: entry for entry in entries}
         self._check_entries(entries, by_name)
@@ -88,12 +89,18 @@ class Container:
             raise Corrupt(f"{source.path} has {source.size} bytes, expected {int(root['size'])}")
         if zlib.crc32(head[:start]) != int(root["header_crc"]):
             raise Corrupt(f"{source.path}: the checksum of the header does not match its bytes")
-        metadata, entries = header.parse(head[header.WORD : start], source.size, error=Corrupt, where=source.path)
+        metadata, entries = safetensors_header.parse(
+            head[safetensors_header.WORD : start], source.size, error=Corrupt, where=source.path
+        )
         self._check_version(metadata, int(root["version"]))
         rows = np.frombuffer(raw[room : -f.ROOT_TAIL.itemsize], f.ROOT_ROW)
-        listed = list(header.load_object(head[header.WORD : start], error=Corrupt, where=source.path, exact=True))
+        listed = list(
+            safetensors_header.load_object(
+                head[safetensors_header.WORD : start], error=Corrupt, where=source.path, exact=True
+            )
+        )
         names = [entry.name for entry in entries]
-        if [name for name in listed if name != header.METADATA] != names:
+        if [name for name in listed if name != safetensors_header.METADATA] != names:
             raise Corrupt(f"{source.path}: the header does not list its entries in the order of their data")
         if (
             names[:1] != [f.ROOT]

@@ -16,18 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec._version import __version__
+from relex_codec.errors import InvalidArgument
+from relex_codec.format import constants as f
+from relex_codec.format.index import Span
+from relex_codec.format.manifest import Manifest
+from relex_codec.format.packing import Bytes, compress
+from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_file
 from relex_codec.storage.urls import Options, PathLike
 
-from . import format as f
-from .errors import InvalidArgument
-from .header import build
-from .index import Span
-from .manifest import Manifest
-from .packing import Bytes, compress
-
 if TYPE_CHECKING:
-    from .exact.assemble import Assembly
+    from relex_codec.exact.assemble import Assembly
 
 SHARED_BELOW: Final = 16 << 10
 """Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100

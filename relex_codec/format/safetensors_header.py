@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relex_codec.core.dtypes import ITEMSIZE
-
-from .errors import RelexError, Truncated
+from relex_codec.errors import RelexError, Truncated
 
 WORD: Final = 8
 """Bytes of the length word before the header."""

@@ -1,6 +1,6 @@
 """The index of a file: its tables, checked against each other and against the file (FORMAT.md sections 3 to 6).
 
-Pure functions on bytes and arrays; container.py does the reading.
+Pure functions on bytes and arrays; format/reader.py does the reading.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import FLOATS, ITEMSIZE
-
-from . import format as f
-from .errors import Corrupt
-from .header import Entry, quote
-from .manifest import Manifest, TensorEntry
-from .packing import packed_size, piece_lengths
+from relex_codec.errors import Corrupt
+from relex_codec.format import constants as f
+from relex_codec.format.manifest import Manifest, TensorEntry
+from relex_codec.format.packing import packed_size, piece_lengths
+from relex_codec.format.safetensors_header import Entry, quote
 
 Records = npt.NDArray[Any]
 _TABLES: Final = {

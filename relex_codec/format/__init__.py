@@ -1,0 +1,1 @@
+"""FORMAT.md in code: header, manifest, records, chunks, packings; a reader and a writer of files."""
