@@ -7,6 +7,9 @@ from typing import Final
 
 from threadpoolctl import threadpool_limits
 
+from relex_codec.checkpoints.checkpoint import Checkpoint
+from relex_codec.checkpoints.series import Run as Checkpoints
+from relex_codec.checkpoints.series import find_checkpoints
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.safetensors_header import quote
@@ -14,9 +17,6 @@ from relex_codec.format.writer import Writer
 from relex_codec.storage.prefetch import AheadSource
 from relex_codec.storage.urls import Options, PathLike
 
-from .checkpoint import Checkpoint
-from .checkpoints import Run as Checkpoints
-from .checkpoints import find_checkpoints
 from .continued import CheckedBase, ContinuedRun, EmbeddedBase
 from .encoder import DEFAULT_MEMORY, new_segment, parse_memory
 from .errors import BaseMismatch, InvalidArgument

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from relex_codec.checkpoints.base_model import BaseReader
+from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
+from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.safetensors_header import quote
 
-from .base import BaseReader
-from .checkpoint import Checkpoint, TensorInfo
-from .checkpoints import Run
 from .decoder import Decoder
 from .errors import CheckpointError, InvalidArgument
 

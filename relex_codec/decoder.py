@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.checkpoints.base_model import BaseReader, digest
 from relex_codec.core.dtypes import F32, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.threads import in_parallel
 from relex_codec.format import constants as f
@@ -20,7 +21,6 @@ from relex_codec.format.packing import Bytes, check_codes, from_planes, packed_s
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
 
-from .base import BaseReader, digest
 from .errors import Corrupt, InvalidArgument
 from .kernels import Direction, Factors, Job, Prepare, Window, flat
 from .kernels.device import host_kernel

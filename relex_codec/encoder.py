@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from relex_codec.checkpoints import base_model as base_module
+from relex_codec.checkpoints.series import Run, find_run
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
 from relex_codec.format.writer import Writer
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike
 
-from . import base as base_module
-from .checkpoints import Run, find_run
 from .errors import InvalidArgument
 from .job import Job
 from .quality import Quality

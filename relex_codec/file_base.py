@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from relex_codec.checkpoints.base_model import BaseReader, Expected, resolve
+from relex_codec.checkpoints.checkpoint import Checkpoint
+from relex_codec.checkpoints.naming import INDEX
 from relex_codec.format import constants as f
 from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import Container
@@ -14,10 +17,7 @@ from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import reading, remote
 from relex_codec.storage.urls import Options, PathLike, is_url, normal
 
-from .base import BaseReader, Expected, resolve
-from .checkpoint import Checkpoint
 from .errors import CheckpointError, InvalidArgument, RelexError
-from .layouts import INDEX
 from .windows import BATCH
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from relex_codec.checkpoints import base_model as base_module
+from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
+from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
 from relex_codec.format import constants as f
 from relex_codec.format.factors import ReadElements
@@ -21,9 +24,6 @@ from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.safetensors_header import quote
 from relex_codec.format.writer import PendingSpan, Tables, Writer
 
-from . import base as base_module
-from .checkpoint import Checkpoint, TensorInfo
-from .checkpoints import Run
 from .direction import Sample, Search, Stored, as_sample, sample_starts
 from .errors import InvalidArgument
 from .quality import Quality

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index, Part
 
-from .checkpoint import TensorInfo
 from .windows import BATCH
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.coalesce import Range
 from relex_codec.storage.prefetch import AheadSource, Use, reading, remote
 from relex_codec.storage.source import Source
 
-from .base import BaseReader
 from .decoder import Decoder, Read
 from .kernels import Window
 from .needs import Need, Wanted, holds_origin, needs, reads_base, replay_needs

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+from relex_codec.checkpoints.naming import select_steps
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.threads import IO_THREADS, in_parallel
 from relex_codec.format import constants as f
@@ -19,7 +20,6 @@ from relex_codec.storage.urls import Options, PathLike, is_url
 from .decoder import Decoder
 from .errors import InvalidArgument
 from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
-from .layouts import select_steps
 from .reading import replay_plan
 
 FOLDER: Final = "global_step_{}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.reader import Container
@@ -18,7 +19,6 @@ from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, options_for
 
-from .base import BaseReader
 from .check import check_all, check_exact
 from .decoder import Decoder, Read
 from .errors import InvalidArgument

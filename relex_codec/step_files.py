@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from relex_codec.checkpoints.naming import INDEX
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format.constants import PIECE
 from relex_codec.format.manifest import TensorEntry
 
 from .export import Shard, index_file, nbytes, shards_of
 from .kernels import flat
-from .layouts import INDEX
 from .reading import reading_ahead
 from .run import Run
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.format.manifest import TensorEntry
 
-from .base import BaseReader
 from .decoder import Decoder, Read
 from .kernels.device import device_kernel, is_host
 from .reading import reading_ahead

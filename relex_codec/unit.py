@@ -15,14 +15,14 @@ from typing import Final
 
 import numpy as np
 
+from relex_codec.checkpoints.base_model import digest
+from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
+from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.threads import in_parallel
 from relex_codec.format.constants import PIECE
 from relex_codec.format.safetensors_header import quote
 
-from .base import digest
-from .checkpoint import Checkpoint, TensorInfo
-from .checkpoints import Run
 from .errors import CheckpointError
 from .subspace import F64, Fit, deltas, directions, gram_of
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
 
-from relex_codec import base as module
-from relex_codec.base import BaseReader, Expected, canonical_uri, digest, resolve
+from relex_codec.checkpoints import base_model as module
+from relex_codec.checkpoints.base_model import BaseReader, Expected, canonical_uri, digest, resolve
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import paths as hub_module

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import WIDTH, checkpoint_files, random_bits, safetensors_bytes, upload, write_checkpoint
 
-from relex_codec import checkpoint as module
-from relex_codec.checkpoints import open_checkpoint
+from relex_codec.checkpoints import checkpoint as module
+from relex_codec.checkpoints.series import open_checkpoint
 from relex_codec.errors import CheckpointError, Truncated
 from relex_codec.format.safetensors_header import build
 

@@ -14,8 +14,8 @@ from helpers import bf16, random_bits, upload, write_checkpoint, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relex_codec import checkpoint as module
-from relex_codec.checkpoints import Run, find_checkpoints, find_run, select_steps
+from relex_codec.checkpoints import checkpoint as module
+from relex_codec.checkpoints.series import Run, find_checkpoints, find_run, select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -10,14 +10,15 @@ import pytest
 from conftest import Made
 
 import relex_codec
-from relex_codec import CheckpointError, base, file_base
+from relex_codec import CheckpointError, file_base
+from relex_codec.checkpoints import base_model
 from relex_codec.storage.urls import Options, PathLike, options_for, public
 
 
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
-        patch.setattr(base, "canonical_uri", lambda _: uri)
+        patch.setattr(base_model, "canonical_uri", lambda _: uri)
         relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="micro")
     return tmp_path / "x.relex"
 

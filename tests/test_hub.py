@@ -15,8 +15,8 @@ from hub_server import Hub, end_sessions
 from test_cli import cli, failed
 
 import relex_codec
-from relex_codec.base import resolve
-from relex_codec.checkpoints import find_checkpoints, find_run
+from relex_codec.checkpoints.base_model import resolve
+from relex_codec.checkpoints.series import find_checkpoints, find_run
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.storage.hub import paths as module
 from relex_codec.storage.hub.paths import Model, branches, parse, pinned

@@ -18,7 +18,7 @@ from helpers import bf16, checkpoint_files
 from hub_server import SIGNATURE, Hub, end_sessions
 
 import relex_codec
-from relex_codec.base import resolve
+from relex_codec.checkpoints.base_model import resolve
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.info import summary
 from relex_codec.storage.config import Settings

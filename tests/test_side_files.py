@@ -17,7 +17,7 @@ from servers.fixtures import Bucket
 from servers.runs import weights
 
 import relex_codec
-from relex_codec.checkpoint import open_checkpoint
+from relex_codec.checkpoints.checkpoint import open_checkpoint
 from relex_codec.errors import CheckpointError
 from relex_codec.export import SideFiles
 

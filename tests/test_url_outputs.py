@@ -21,7 +21,7 @@ from servers.fixtures import bucket_on
 from test_cli import cli, failed
 
 import relex_codec
-from relex_codec.checkpoints import open_checkpoint
+from relex_codec.checkpoints.series import open_checkpoint
 from relex_codec.errors import CheckpointError, InvalidArgument
 
 pytestmark = pytest.mark.usefixtures("scratch")

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from relex_codec.checkpoints.naming import SINGLE
 from relex_codec.storage.local_writer import AtomicDirectory
 
-from ..layouts import SINGLE
 from . import task
 
 # Measured with the shipped base, 60 steps: twice the questions score the same at 10 times the window (0.749) and take

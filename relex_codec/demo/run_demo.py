@@ -15,8 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from relex_codec.checkpoints.naming import SINGLE
+
 from ..errors import InvalidArgument
-from ..layouts import SINGLE
 
 BASE = Path(__file__).parent / "base"
 STEPS = 60

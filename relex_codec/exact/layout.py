@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from relex_codec.checkpoints.base_model import digest
 from relex_codec.core.dtypes import Bits
 from relex_codec.format import constants as f
 from relex_codec.format.index import Records
 from relex_codec.format.packing import piece_lengths
 
-from ..base import digest
 from ..errors import Corrupt
 from .plan import frame_bound, frame_order, frames_of, root
 from .words import layout_of

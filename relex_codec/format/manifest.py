@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from relex_codec.checkpoints.naming import INDEX
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import Corrupt
 from relex_codec.format.safetensors_header import METADATA, load_object, quote
-from relex_codec.layouts import INDEX
 
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 SIZE_LIMIT: Final = 1 << 48

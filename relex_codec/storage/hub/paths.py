@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
+from relex_codec.checkpoints.naming import CONFIG, INDEX, SINGLE
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
-from relex_codec.layouts import CONFIG, INDEX, SINGLE
 from relex_codec.storage.config import split
 from relex_codec.storage.hub.client import HubClient
 from relex_codec.storage.retry import GaveUp, until_it_passes

@@ -10,15 +10,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import in_parallel
+from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
-
-from .checkpoint import Checkpoint, open_checkpoint
-from .errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 
 DIGEST: Final = 16
 """Bytes of a digest."""

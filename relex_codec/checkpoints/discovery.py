@@ -1,6 +1,6 @@
 """Finding the checkpoints of a run: below one directory, by paths with ``{step}``, or each by its own path.
 
-The rules on names are in layouts.py.
+The rules on names are in checkpoints/naming.py.
 """
 
 from __future__ import annotations
@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from relex_codec import layouts
+from relex_codec.checkpoints import naming
+from relex_codec.checkpoints.checkpoint import Tensors, find_files, open_checkpoint
+from relex_codec.checkpoints.naming import select_steps
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
-
-from .checkpoint import Tensors, find_files, open_checkpoint
-from .errors import CheckpointError, InvalidArgument, Truncated
-from .layouts import select_steps
 
 
 def find_run(
@@ -58,20 +57,20 @@ def find_run(
     InvalidArgument
         `steps` leaves nothing.
     """
-    if layouts.PLACEHOLDER in os.fspath(root):
+    if naming.PLACEHOLDER in os.fspath(root):
         return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
     where = f"run {public(root)}"
     options = options_for(root, storage_options)
     hub.refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
-    complete, incomplete = layouts.step_names(item.name for item in items if item.is_dir)
+    complete, incomplete = naming.step_names(item.name for item in items if item.is_dir)
     numbers = {entry.step for entry in (*complete, *incomplete)}
     chosen = set(select_steps(numbers, steps)) if numbers else set()
-    layouts.one_layout(complete, where)
+    naming.one_layout(complete, where)
     skipped = []
     known: dict[bytes, Tensors] | None = {} if skip_incomplete else None
 
-    def look(entry: layouts.StepName) -> tuple[int, str] | CheckpointError:
+    def look(entry: naming.StepName) -> tuple[int, str] | CheckpointError:
         try:
             return entry.step, _look(join(root, entry.name), options, known)
         except (CheckpointError, Truncated) as e:
@@ -110,7 +109,7 @@ def find_numbered(
     """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
     where, options = f"run {public(template)}", options_for(template, storage_options)
     hub.refuse_offline(template)
-    listed = layouts.listed_steps(steps)
+    listed = naming.listed_steps(steps)
     if listed is None:
         digits = _list_numbered(template, options, where)
     else:
@@ -118,7 +117,7 @@ def find_numbered(
     chosen = select_steps(digits, steps)
     if chosen[-1] > STEP_LIMIT:
         raise CheckpointError(f"{where}: step {chosen[-1]} is above the limit of {STEP_LIMIT}")
-    paths = {step: template.replace(layouts.PLACEHOLDER, digits[step]) for step in chosen}
+    paths = {step: template.replace(naming.PLACEHOLDER, digits[step]) for step in chosen}
     known: dict[bytes, Tensors] | None = {} if skip_incomplete else None
 
     def look(step: int) -> str | CheckpointError:
@@ -142,21 +141,21 @@ def find_numbered(
 def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:
     """Return the digits of each step that there is."""
     model = hub.parse(template)
-    if model is not None and layouts.PLACEHOLDER in (model.revision or ""):
+    if model is not None and naming.PLACEHOLDER in (model.revision or ""):
         names, segment = hub.branches(template, options), str(model.revision)
         what = "branches"
     else:
-        before, _, after = template.partition(layouts.PLACEHOLDER)
+        before, _, after = template.partition(naming.PLACEHOLDER)
         cut = before.rfind("/") + 1
-        above, segment = before[:cut] or ".", before[cut:] + layouts.PLACEHOLDER + after.partition("/")[0]
+        above, segment = before[:cut] or ".", before[cut:] + naming.PLACEHOLDER + after.partition("/")[0]
         if is_url(template) and (above.endswith("://") or "::" in template):
             raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
         names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
         what = f"directories in {public(above).rstrip('/') or above}"
-    found = layouts.match_steps(names, segment, where)
+    found = naming.match_steps(names, segment, where)
     if not found:
         raise CheckpointError(
-            f"{where} has no checkpoints: looked for {what} called {segment}; found {layouts.some(names) or 'nothing'}"
+            f"{where} has no checkpoints: looked for {what} called {segment}; found {naming.some(names) or 'nothing'}"
         )
     return found
 
@@ -218,10 +217,10 @@ def _step_of(path: PathLike) -> int:
     model = hub.parse(path)
     if model is not None and not model.below:
         name = model.revision or ""
-    complete, _ = layouts.step_names([name])
+    complete, _ = naming.step_names([name])
     if not complete:
         raise InvalidArgument(
-            f"{public(path)} does not say which step it is: call it one of {', '.join(layouts.STEPS)}, or pass --step"
+            f"{public(path)} does not say which step it is: call it one of {', '.join(naming.STEPS)}, or pass --step"
         )
     return complete[0].step
 
@@ -237,18 +236,18 @@ def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:
             listings[below] = list_directory(join(path, below), options, error=CheckpointError) if there else []
         return listings[below]
 
-    for below in ("", *layouts.BELOW):
+    for below in ("", *naming.BELOW):
         items = look(below)
-        if any(not i.is_dir and (layouts.is_weights(i.name) or i.name == layouts.INDEX) for i in items):
+        if any(not i.is_dir and (naming.is_weights(i.name) or i.name == naming.INDEX) for i in items):
             return (join(path, below) if below else path), items
     names = [item.name for items in listings.values() for item in items if not item.is_dir]
-    raise CheckpointError(f"checkpoint {public(path)} {layouts.instead(names)}")
+    raise CheckpointError(f"checkpoint {public(path)} {naming.instead(names)}")
 
 
 def _nothing_found(where: str, items: list[Item], skipped: list[str]) -> str:
     if skipped:
         return f"{where} has no complete checkpoint; the first of {len(skipped)} left out: {skipped[0]}"
-    if any(layouts.is_weights(item.name) for item in items):
+    if any(naming.is_weights(item.name) for item in items):
         return f"{where} is itself a checkpoint; give the directory above it, whose checkpoints are the run"
-    found = layouts.some(item.name for item in items) if items else "nothing"
-    return f"{where} has no checkpoints: looked for directories {', '.join(layouts.STEPS)}; found {found}"
+    found = naming.some(item.name for item in items) if items else "nothing"
+    return f"{where} has no checkpoints: looked for directories {', '.join(naming.STEPS)}; found {found}"

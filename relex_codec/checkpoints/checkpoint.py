@@ -1,6 +1,6 @@
 """One checkpoint on disk: its files, its tensors, slices of them.
 
-Only safetensors files are read; nothing is ever unpickled. The rules on names are in layouts.py.
+Only safetensors files are read; nothing is ever unpickled. The rules on names are in checkpoints/naming.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from relex_codec import layouts
+from relex_codec.checkpoints import naming
 from relex_codec.core.cancellation import Stop
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.threads import in_parallel
+from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse, quote
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub import paths as hub
@@ -25,8 +26,6 @@ from relex_codec.storage.open import Item, list_directory, open_source
 from relex_codec.storage.remote import REQUESTS
 from relex_codec.storage.source import LocalSource, Source
 from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
-
-from .errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +223,13 @@ def _open_files(
                     opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
 
         try:
-            likely = [name for name in likely if layouts.SAFE_NAME.fullmatch(name) or name == layouts.INDEX]
+            likely = [name for name in likely if naming.SAFE_NAME.fullmatch(name) or name == naming.INDEX]
             begin(likely)
-            read_index = stop.bound(lambda: _read_all(join(path, layouts.INDEX), options))
-            read = pool.submit(read_index) if layouts.INDEX in likely else None
+            read_index = stop.bound(lambda: _read_all(join(path, naming.INDEX), options))
+            read = pool.submit(read_index) if naming.INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
             names = {item.name for item in items if not item.is_dir}
-            if layouts.INDEX in names:
+            if naming.INDEX in names:
                 read = read or pool.submit(read_index)
                 begin(name for name in names if name.startswith("model"))
             files = find_files(path, options, where, items, read.result if read else None)
@@ -282,22 +281,22 @@ def find_files(
         items = list_directory(path, options, error=CheckpointError)
     sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
-    if layouts.INDEX in sizes:
-        raw = index() if index else _read_all(join(path, layouts.INDEX), options)
-        weight_map = load_object(raw, error=CheckpointError, where=f"{layouts.INDEX} of {where}").get("weight_map")
-        shards = layouts.shards_of_index(weight_map, sizes, where)
+    if naming.INDEX in sizes:
+        raw = index() if index else _read_all(join(path, naming.INDEX), options)
+        weight_map = load_object(raw, error=CheckpointError, where=f"{naming.INDEX} of {where}").get("weight_map")
+        shards = naming.shards_of_index(weight_map, sizes, where)
     else:
-        shards = layouts.shards_without_index(sizes, where)
+        shards = naming.shards_without_index(sizes, where)
     return Files(
         {_safe(name, where): join(path, name) for name in shards},
         weight_map,
-        {name: SideFile(join(path, name), sizes[name]) for name in layouts.side_files(sizes)},
+        {name: SideFile(join(path, name), sizes[name]) for name in naming.side_files(sizes)},
     )
 
 
 def _safe(name: str, where: str) -> str:
-    if not layouts.SAFE_NAME.fullmatch(name):
-        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {layouts.SINGLE}")
+    if not naming.SAFE_NAME.fullmatch(name):
+        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {naming.SINGLE}")
     return name
 
 

@@ -11,10 +11,9 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.safetensors_header import quote
-
-from .errors import CheckpointError, InvalidArgument
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
