@@ -33,7 +33,9 @@ import triton
 
 from relex_codec.format.constants import NIBBLE, PIECE, TERNARY, Packing
 from relex_codec.format.packing import packed_size, piece_lengths
-from relex_codec.kernels import Direction, Factors, Job, flat, torch_ops, triton_gpu
+from relex_codec.kernels import torch_eager
+from relex_codec.kernels.interface import Direction, Factors, Job, flat
+from relex_codec.kernels.triton import launch
 
 RESULTS = Path(__file__).parent / "results"
 Shape = tuple[int, ...]
@@ -106,7 +108,7 @@ class Weights:
                 part = Job(job.origin, window.lo, 0, "BF16", "BF16", job.directions, window, 0, job.size)
                 places = [target[:, window.lo : window.hi] for target in self.targets[i]]
                 found = [torch.zeros_like(place) for place in places]
-                torch_ops.prepare([part])([self.coefficients[i]], [found])
+                torch_eager.prepare([part])([self.coefficients[i]], [found])
                 for expected, got in zip(found, places, strict=True):
                     assert torch.equal(expected, got), f"tensor {i} differs from the torch kernel's"
 
@@ -147,7 +149,7 @@ def figures(work: Work, repeats: int, device: str) -> dict[str, Any]:
     before = copy_rate(copied, repeats, device)
     weights = Weights(work, device)
     start = time.perf_counter()
-    decode = triton_gpu.prepare(weights.jobs)
+    decode = launch.prepare(weights.jobs)
     prepared = (time.perf_counter() - start) * 1e3
     found = milliseconds(lambda: decode(weights.coefficients, weights.targets), repeats, device)
     weights.check()
@@ -175,7 +177,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--small", action="store_true", help="tiny tensors, nothing written")
     args = parser.parse_args()
-    device = "cpu" if triton_gpu.INTERPRETED else "cuda"
+    device = "cpu" if launch.INTERPRETED else "cuda"
     if not args.small and not torch.cuda.is_available():
         parser.error("figures need a GPU; use --small with TRITON_INTERPRET=1")
     big: list[Shape] = [(16384, 16384)] * 4

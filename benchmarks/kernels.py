@@ -30,7 +30,8 @@ from relex_codec.core.dtypes import F32
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PIECE, QUINARY, TERNARY, Packing
 from relex_codec.format.factors import from_stream
 from relex_codec.format.packing import Bytes, packed_size
-from relex_codec.kernels import Direction, Factors, Job, cpu, flat
+from relex_codec.kernels.cpu.launch import launch
+from relex_codec.kernels.interface import Direction, Factors, Job, flat
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = 1 << 12
@@ -90,7 +91,7 @@ def main() -> None:
                 np.float32(step / 4),
             )  # fmt: skip
             bits = origin.view(torch.int16).numpy().view(np.uint16)
-            decode = cpu.prepare([Job(bits, 0, 0, "BF16", "BF16", [direction], flat(0, weights), 0, weights)])
+            decode = launch.prepare([Job(bits, 0, 0, "BF16", "BF16", [direction], flat(0, weights), 0, weights)])
             decode(g, [[target]])  # compiles
             dst.copy_(src)
             before = peak(reset=True)

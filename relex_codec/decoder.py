@@ -20,13 +20,13 @@ from relex_codec.format.index import Part
 from relex_codec.format.packing import Bytes, check_codes, from_planes, packed_size
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
+from relex_codec.kernels.dispatch import host_kernel
+from relex_codec.kernels.interface import Direction, Factors, Job, Prepare, Window, flat
+from relex_codec.kernels.windows import BATCH, copy_window, cut, pieces
 
 from .errors import Corrupt, InvalidArgument
-from .kernels import Direction, Factors, Job, Prepare, Window, flat
-from .kernels.device import host_kernel
 from .tiers import LINEAR, coefficient
 from .turns import Plans
-from .windows import BATCH, copy_window, cut, pieces
 
 if TYPE_CHECKING:
     from .exact.layout import PartInfo

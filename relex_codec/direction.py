@@ -16,8 +16,8 @@ from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
 from relex_codec.format.constants import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
 from relex_codec.format.factors import ReadElements, decompose, rounded, stream
 from relex_codec.format.packing import Bytes, compress, pack_codes, split_planes, to_planes
+from relex_codec.kernels.interface import Direction, Factors
 
-from .kernels import Direction, Factors
 from .kernels.reference import direction_piece, factor_sum
 from .quality import Quality
 from .quantize import Magnitudes, Quantizer, candidates

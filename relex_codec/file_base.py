@@ -13,12 +13,12 @@ from relex_codec.format import constants as f
 from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
+from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import reading, remote
 from relex_codec.storage.urls import Options, PathLike, is_url, normal
 
 from .errors import CheckpointError, InvalidArgument, RelexError
-from .windows import BATCH
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
 """Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""

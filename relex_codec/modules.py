@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from relex_codec.format.safetensors_header import quote
+from relex_codec.kernels.windows import Box, Index, box_of
 
 from .errors import InvalidArgument
-from .windows import Box, Index, box_of
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,7 @@ from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index, Part
-
-from .windows import BATCH
+from relex_codec.kernels.windows import BATCH
 
 if TYPE_CHECKING:
     from .exact.layout import PartInfo

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.format.constants import PIECE
+from relex_codec.kernels.interface import Window
+from relex_codec.kernels.windows import pieces
 from relex_codec.storage.coalesce import Range
 from relex_codec.storage.prefetch import AheadSource, Use, reading, remote
 from relex_codec.storage.source import Source
 
 from .decoder import Decoder, Read
-from .kernels import Window
 from .needs import Need, Wanted, holds_origin, needs, reads_base, replay_needs
-from .windows import pieces
 
 if TYPE_CHECKING:
     from .exact.layout import PartInfo

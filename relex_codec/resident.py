@@ -15,16 +15,16 @@ from relex_codec.core.threads import ahead
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
 from relex_codec.format import constants as f
 from relex_codec.format.safetensors_header import quote
+from relex_codec.kernels.dispatch import device_kernel, host_kernel, is_host
+from relex_codec.kernels.interface import Decode, Job, Prepare, Window
+from relex_codec.kernels.windows import Box, Index, box_of, copy_window, pieces, windows
 
 from .decoder import Decoder, Read
 from .errors import InvalidArgument
-from .kernels import Decode, Job, Prepare, Window
-from .kernels.device import device_kernel, host_kernel, is_host
 from .modules import Names, Target, check_dtypes, match
 from .reading import reading_ahead
 from .tiers import LINEAR, as_step, choose_tier, coefficient
 from .upload import AHEAD, Place, bits_of
-from .windows import Box, Index, box_of, copy_window, pieces, windows
 
 if TYPE_CHECKING:
     from .run import Run
@@ -329,9 +329,9 @@ SERIES_LIMIT: Final = 1 << 20
 
 def _converted(values: torch.Tensor, dtype: str) -> torch.Tensor:
     """FORMAT.md section 8: float32 of the origin, rounded to the tensor's dtype; one NaN."""
-    from .kernels import torch_ops
+    from relex_codec.kernels import torch_eager
 
-    bits: torch.Tensor = torch_ops.from_float32(values.to(torch.float32), dtype)
+    bits: torch.Tensor = torch_eager.from_float32(values.to(torch.float32), dtype)
     return bits.view(DTYPES[dtype])
 
 

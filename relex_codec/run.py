@@ -14,6 +14,9 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
+from relex_codec.kernels.dispatch import device_kernel, is_host
+from relex_codec.kernels.interface import flat
+from relex_codec.kernels.windows import Index, box_of, windows
 from relex_codec.storage.hub.paths import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
@@ -24,13 +27,10 @@ from .decoder import Decoder, Read
 from .errors import InvalidArgument
 from .export import SideFiles, export, nbytes
 from .file_base import FileBase
-from .kernels import flat
-from .kernels.device import device_kernel, is_host
 from .reading import reading_ahead, replay_plan
 from .restore import choose_steps, numbered_steps, restore
 from .tensors import Wanted, read_bits, read_tensors, read_weights
 from .tiers import as_step, choose_tier
-from .windows import Index, box_of, windows
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,11 @@ import numpy as np
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.format.manifest import TensorEntry
+from relex_codec.kernels.dispatch import device_kernel, is_host
+from relex_codec.kernels.windows import Box, windows
 
 from .decoder import Decoder, Read
-from .kernels.device import device_kernel, is_host
 from .reading import reading_ahead
-from .windows import Box, windows
 
 if TYPE_CHECKING:
     import torch

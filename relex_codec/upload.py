@@ -14,10 +14,10 @@ from relex_codec.core.dtypes import F32, Bits
 from relex_codec.core.threads import ahead
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
 from relex_codec.format.packing import Bytes
+from relex_codec.kernels.interface import Direction, Factors, Job, Prepare
+from relex_codec.kernels.windows import windows
 
 from .decoder import Decoder, Read
-from .kernels import Direction, Factors, Job, Prepare
-from .windows import windows
 
 if TYPE_CHECKING:
     from .tensors import Wanted

@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from relex_codec.kernels import triton_kernels
-from relex_codec.kernels.triton_gpu import OPTIONS
-from relex_codec.kernels.triton_plan import Class, GeneralClass, PlanarClass
+from relex_codec.kernels.triton import kernels
+from relex_codec.kernels.triton.launch import OPTIONS
+from relex_codec.kernels.triton.plan import Class, GeneralClass, PlanarClass
 
 DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
 FACTORS = 8
@@ -37,7 +37,7 @@ CLASSES: dict[str, Class] = {
 
 def instructions(chosen: Class, capability: int) -> dict[str, list[str]]:
     """Return the instructions of a kernel, in PTX and in machine code."""
-    kernel = triton_kernels.planar if isinstance(chosen, PlanarClass) else triton_kernels.general
+    kernel = kernels.planar if isinstance(chosen, PlanarClass) else kernels.general
     constants = chosen._asdict()
     signature = {"units": "*i32", "table": "*i64", "call": "*i64", "steps": "i32"}
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants)

@@ -20,7 +20,7 @@ from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.format.constants import BLOCK, BYTE, NIBBLE, NONE, PACKINGS, PIECE, TERNARY, Packing
 from relex_codec.format.factors import from_stream
 from relex_codec.format.packing import pack_codes, to_planes
-from relex_codec.kernels import Direction, Factors, Job, Prepare, Window, flat
+from relex_codec.kernels.interface import Direction, Factors, Job, Prepare, Window, flat
 
 Array = npt.NDArray[Any]
 

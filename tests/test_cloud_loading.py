@@ -17,10 +17,10 @@ from servers.runs import SHAPES, uploaded, weights
 from test_cloud_requests import fetched
 
 import relex_codec
+from relex_codec.kernels.windows import Index, box_of, windows
 from relex_codec.needs import needs
 from relex_codec.reading import wanted_of
 from relex_codec.storage.coalesce import FIRST_READ
-from relex_codec.windows import Index, box_of, windows
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_kept"),

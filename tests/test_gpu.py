@@ -23,7 +23,8 @@ from kernel_cases import (
 )
 
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS
-from relex_codec.kernels import Direction, Job, Prepare, flat, torch_ops
+from relex_codec.kernels import torch_eager
+from relex_codec.kernels.interface import Direction, Job, Prepare, flat
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -31,10 +32,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 @pytest.fixture(scope="module")
 def prepare() -> Prepare:
     pytest.importorskip("triton", reason="triton is not installed")
-    from relex_codec.kernels import triton_gpu
+    from relex_codec.kernels.triton import launch
 
-    assert not triton_gpu.INTERPRETED
-    found: Prepare = triton_gpu.prepare
+    assert not launch.INTERPRETED
+    found: Prepare = launch.prepare
     return found
 
 
@@ -59,7 +60,7 @@ def test_all_packings_over_several_pieces(prepare: Prepare) -> None:
         for rank in (0, 3)
         if packing is not NONE or rank
     ]
-    for kernel in (prepare, torch_ops.prepare):
+    for kernel in (prepare, torch_eager.prepare):
         check_torch(kernel, cases, "cuda")
 
 

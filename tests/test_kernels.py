@@ -39,11 +39,13 @@ from relex_codec.errors import Corrupt
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS, PIECE, QUINARY, TERNARY, Packing
 from relex_codec.format.factors import from_stream
 from relex_codec.format.packing import check_codes, pack_codes, packed_size, unpack_codes
-from relex_codec.kernels import Prepare, cpu, flat, reference
-from relex_codec.kernels.device import host_kernel
+from relex_codec.kernels import reference
+from relex_codec.kernels.cpu.launch import launch
+from relex_codec.kernels.dispatch import host_kernel
+from relex_codec.kernels.interface import Prepare, flat
 
 ref = load()
-KERNELS = [reference.prepare, cpu.prepare]
+KERNELS = [reference.prepare, launch.prepare]
 BOTH = pytest.mark.parametrize("prepare", KERNELS, ids=["reference", "cpu"])
 
 
@@ -153,7 +155,7 @@ def test_small_work_needs_no_compiler() -> None:
         import json, sys
         sys.path.insert(0, TESTS)
         from kernel_cases import random_case
-        from relex_codec.kernels.device import SMALL, host_kernel
+        from relex_codec.kernels.dispatch import SMALL, host_kernel
         from relex_codec.kernels import Job
         case = random_case(0, (20, 20), "BF16", "BF16", 1, 1)
         host_kernel([case.job])

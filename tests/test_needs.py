@@ -12,10 +12,10 @@ from conftest import Made
 from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
+from relex_codec.kernels.windows import box_of, windows
 from relex_codec.needs import Wanted, needs, reads_base
 from relex_codec.reading import wanted_of
 from relex_codec.storage.source import LocalSource, Source
-from relex_codec.windows import box_of, windows
 
 PIECE = 1 << 18
 

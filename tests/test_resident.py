@@ -14,7 +14,7 @@ from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
 from relex_codec import InvalidArgument, Run, resident
-from relex_codec.kernels import torch_ops
+from relex_codec.kernels import torch_eager
 
 Zoo = Callable[..., Path]
 STEPS = [0, 1, 3, 9, 12.5, 23, 40]
@@ -36,7 +36,9 @@ def made_on(monkeypatch: pytest.MonkeyPatch, run: Run, kernel: str, **options: A
     """Resident on the CPU: numpy arrays, or the way of devices, by torch's operations or Triton's interpreter."""
     if kernel != "cpu":
         prepare = (
-            pytest.importorskip("relex_codec.kernels.triton_gpu").prepare if kernel == "triton" else torch_ops.prepare
+            pytest.importorskip("relex_codec.kernels.triton.launch").prepare
+            if kernel == "triton"
+            else torch_eager.prepare
         )
         monkeypatch.setattr(resident, "is_host", lambda _: False)
         monkeypatch.setattr(resident, "device_kernel", lambda _: prepare)

@@ -20,7 +20,7 @@ from plain import Array, File, narrow, read_safetensors, track, widen
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
-from relex_codec.kernels import Job
+from relex_codec.kernels.interface import Job
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import Source
 

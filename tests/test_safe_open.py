@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import relex_codec
 from relex_codec import InvalidArgument
-from relex_codec.kernels import Window, flat
+from relex_codec.kernels.interface import Window, flat
 
 STEP = 6.5
 Pair = tuple[Any, Any]

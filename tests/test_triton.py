@@ -38,7 +38,7 @@ from relex_codec import resident
 from relex_codec.core.dtypes import FLOATS
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, NONE, PACKINGS, QUINARY, TERNARY, WORD, Packing
-from relex_codec.kernels import Prepare, Window, flat
+from relex_codec.kernels.interface import Prepare, Window, flat
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -47,10 +47,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def gpu() -> Any:
     """The module of the kernel."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from relex_codec.kernels import triton_gpu
+    from relex_codec.kernels.triton import launch
 
-    assert (DEVICE == "cpu") == triton_gpu.INTERPRETED
-    return triton_gpu
+    assert (DEVICE == "cpu") == launch.INTERPRETED
+    return launch
 
 
 @pytest.fixture(scope="module")

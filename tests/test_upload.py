@@ -17,7 +17,7 @@ from helpers import bf16, write_checkpoint, write_run
 import relex_codec
 from relex_codec import InvalidArgument, decoder, upload
 from relex_codec.core.threads import ahead
-from relex_codec.kernels import torch_ops
+from relex_codec.kernels import torch_eager
 from relex_codec.tensors import whole
 
 Zoo = Callable[..., Path]
@@ -33,7 +33,7 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
     with relex_codec.open(zoo_file(quality, exact=True)) as run:
         expected = run.state_dicts([0, 3, 9, 40], slices=index)
         monkeypatch.setattr("relex_codec.tensors.is_host", lambda _: False)
-        monkeypatch.setattr("relex_codec.tensors.device_kernel", lambda _: torch_ops.prepare)
+        monkeypatch.setattr("relex_codec.tensors.device_kernel", lambda _: torch_eager.prepare)
         got = run.state_dicts([0, 3, 9, 40], slices=index)
     for one, other in zip(got, expected, strict=True):
         assert list(one) == list(other)
@@ -76,7 +76,7 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
     relex_codec.encode(tmp_path / "run", tmp_path / "run.relex", base=tmp_path / "base", quality="small")
     with relex_codec.open(tmp_path / "run.relex") as run:
         wanted = [whole(run.entry(name)) for name in ("w", "v")]
-        found = list(upload.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_ops.prepare))
+        found = list(upload.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_eager.prepare))
         for (got,), name in zip(found, ("w", "v"), strict=True):
             value = run.tensor(name, 2)
             assert torch.equal(got.view(torch.uint8), value.view(torch.uint8))

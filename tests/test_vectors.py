@@ -24,7 +24,8 @@ from click.testing import CliRunner
 import relex_codec
 from relex_codec.decoder import Decoder
 from relex_codec.errors import RelexError
-from relex_codec.kernels import Coefficients, Decode, Job, Prepare, Targets, cpu
+from relex_codec.kernels.cpu.launch import launch
+from relex_codec.kernels.interface import Coefficients, Decode, Job, Prepare, Targets
 
 SPEC = Path(__file__).parent.parent / "spec"
 VECTORS = SPEC / "vectors"
@@ -174,11 +175,11 @@ def test_valid_by_the_package(entry: dict[str, Any]) -> None:
 
 def by_torch(jobs: Sequence[Job]) -> Decode:
     """torch's operations, for arrays of numpy: the way to a device and back."""
-    from relex_codec.kernels import torch_ops
+    from relex_codec.kernels import torch_eager
     from relex_codec.upload import Place
 
     place = Place("cpu")
-    decode = torch_ops.prepare([place.job(job) for job in jobs])
+    decode = torch_eager.prepare([place.job(job) for job in jobs])
 
     def through(coefficients: Coefficients, targets: Targets) -> None:
         made = [[place(target) for target in of_job] for of_job in targets]
@@ -190,7 +191,7 @@ def by_torch(jobs: Sequence[Job]) -> Decode:
     return through
 
 
-@pytest.mark.parametrize("prepare", [cpu.prepare, by_torch], ids=["cpu", "torch"])
+@pytest.mark.parametrize("prepare", [launch.prepare, by_torch], ids=["cpu", "torch"])
 @pytest.mark.parametrize("entry", VALID, ids=named)
 def test_valid_by_each_kernel(entry: dict[str, Any], prepare: Prepare) -> None:
     """The reference kernel reads them above: they are small."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import F32
-from relex_codec.kernels import Factors
+from relex_codec.kernels.interface import Factors
 
 FULL_SVD: Final = 1 << 20
 """Matrices of at most so many elements are decomposed in full: exact, and as fast there."""

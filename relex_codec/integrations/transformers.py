@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from relex_codec.format.safetensors_header import quote
+from relex_codec.kernels.windows import split
 from relex_codec.storage.urls import Options, PathLike, public
 
 from ..errors import InvalidArgument, RelexError
 from ..run import Run
-from ..windows import split
 
 if TYPE_CHECKING:
     import torch

@@ -12,9 +12,9 @@ import numpy as np
 from relex_codec.core.dtypes import F32, from_float32, to_float32
 from relex_codec.format.constants import FLOAT32, NONE, PIECE
 from relex_codec.format.packing import Bytes, Codes, from_planes, packed_size, unpack_codes
+from relex_codec.kernels.interface import FLUSHED, TINY, Array, Coefficients, Decode, Direction, Factors, Job, Targets
 
 from ..errors import InvalidArgument
-from . import FLUSHED, TINY, Array, Coefficients, Decode, Direction, Factors, Job, Targets
 
 
 def prepare(jobs: Sequence[Job]) -> Decode:

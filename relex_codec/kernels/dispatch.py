@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..errors import InvalidArgument
-from . import Decode, Job, Prepare, reference
+from relex_codec.errors import InvalidArgument
+from relex_codec.kernels import reference
+from relex_codec.kernels.interface import Decode, Job, Prepare
 
 SMALL: Final = 1 << 20
 """Elements up to which nothing is compiled or loaded for decoding: the reference takes 20 ms for so many."""
@@ -21,9 +22,9 @@ def host_kernel(jobs: Sequence[Job]) -> Decode:
     compiling = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
     if not compiling or (elements <= SMALL and f"{__package__}.cpu" not in sys.modules):
         return reference.prepare(jobs)
-    from . import cpu
+    from relex_codec.kernels.cpu.launch import launch
 
-    return cpu.prepare(jobs)
+    return launch.prepare(jobs)
 
 
 def is_host(device: Any) -> bool:
@@ -44,9 +45,9 @@ def device_kernel(device: Any) -> Prepare:
     except (AssertionError, RuntimeError, TypeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from .triton_gpu import prepare as by_triton
+        from relex_codec.kernels.triton.launch import prepare as by_triton
 
         return by_triton
-    from . import torch_ops
+    from relex_codec.kernels import torch_eager
 
-    return torch_ops.prepare
+    return torch_eager.prepare

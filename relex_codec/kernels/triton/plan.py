@@ -12,8 +12,7 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format.constants import BLOCK, PIECE
 from relex_codec.format.packing import packed_size
-
-from . import Direction, Job
+from relex_codec.kernels.interface import Direction, Job
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]

@@ -14,8 +14,7 @@ import torch
 from relex_codec.core.dtypes import NAN
 from relex_codec.format.constants import BLOCK, FLOAT32, NONE, PIECE, Packing
 from relex_codec.format.packing import packed_size
-
-from . import Coefficients, Decode, Direction, Factors, Job, Targets, Window
+from relex_codec.kernels.interface import Coefficients, Decode, Direction, Factors, Job, Targets, Window
 
 
 def prepare(jobs: Sequence[Job]) -> Decode:

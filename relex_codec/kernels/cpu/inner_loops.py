@@ -12,8 +12,7 @@ import numba
 import numpy as np
 
 from relex_codec.format.constants import BYTE, NIBBLE, QUINARY, TERNARY, Packing
-
-from .elements import (
+from relex_codec.kernels.cpu.launch.llvm_ops import (  # fmt: skip
     float_of_planes,
     load_f32,
     load_u8,
@@ -33,7 +32,7 @@ from .elements import (
     widen_f32,
     widen_odd,
     word_value,
-)  # fmt: skip
+)
 
 
 def loop(function: Any) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.threads import in_parallel, processors
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
-
-from ..errors import InvalidArgument
-from . import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window, loops
-from .elements import constants
+from relex_codec.kernels.cpu.launch import loops
+from relex_codec.kernels.cpu.launch.llvm_ops import constants
+from relex_codec.kernels.interface import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window
 
 SHARES: Final = 8
 """Units of work a thread: small enough that threads end together, large enough that handing them out costs nothing."""

@@ -17,17 +17,16 @@ import numpy.typing as npt
 import torch
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import BLOCK
-
-from ..errors import InvalidArgument
-from . import Coefficients, Decode, Job, Targets
-from . import triton_plan as plan
-from .triton_plan import TARGET_WORDS
+from relex_codec.kernels.interface import Coefficients, Decode, Job, Targets
+from relex_codec.kernels.triton import plan
+from relex_codec.kernels.triton.plan import TARGET_WORDS
 
 try:
     import triton
 
-    from . import triton_kernels as kernels
+    from relex_codec.kernels.triton import kernels
 except ImportError as error:
     if error.name is None or error.name.split(".")[0] != "triton":
         raise

@@ -14,11 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.format.safetensors_header import quote
-
-from .errors import InvalidArgument
-from .kernels import Window, flat
+from relex_codec.kernels.interface import Window, flat
 
 BATCH: Final = 64
 """Pieces of a tensor that are read together, and are in memory in packed form at a time."""

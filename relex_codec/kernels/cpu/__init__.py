@@ -1,0 +1,1 @@
+"""The kernel for CPUs, compiled by numba."""
