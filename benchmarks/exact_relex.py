@@ -22,8 +22,8 @@ import torch
 from exact_source import Bits, Source
 
 import relex_codec
-from relex_codec.exact.assemble import SegmentJob
-from relex_codec.exact.writer import SegmentWriter
+from relex_codec.exact.segment_writer import SegmentWriter
+from relex_codec.exact.tier_writer import SegmentJob
 from relex_codec.format import constants as f
 
 NAME = "relex-codec"

@@ -29,8 +29,8 @@ from .tiers import LINEAR, coefficient
 from .turns import Plans
 
 if TYPE_CHECKING:
-    from .exact.layout import PartInfo
-    from .exact.tier import ExactTier
+    from relex_codec.exact.segments import PartInfo
+    from relex_codec.exact.tier_reader import ExactTier
 
 Read = tuple[float, str]
 """A step and the tier that it is read from, as `tiers.choose_tier` returns it."""
@@ -113,7 +113,7 @@ class Decoder:
     @property
     def exact(self) -> ExactTier:
         """The exact tier, opened when it is first needed; the file must have one."""
-        from .exact.tier import ExactTier  # numba is only needed here
+        from relex_codec.exact.tier_reader import ExactTier  # numba is only needed here
 
         with self._lock:
             if self._exact is None:

@@ -22,8 +22,8 @@ from .job import Job
 from .quality import Quality
 
 if TYPE_CHECKING:
-    from .exact.assemble import SegmentJob
-    from .exact.tier import ExactTier
+    from relex_codec.exact.tier_reader import ExactTier
+    from relex_codec.exact.tier_writer import SegmentJob
 
 DEFAULT_MEMORY: Final = "4GB"
 SMALLEST_MEMORY: Final = 64 * 10**6
@@ -118,8 +118,8 @@ def new_segment(writer: Writer, run: Run, budget: int, old: ExactTier | None = N
     Raises:
         InvalidArgument: the budget does not hold a piece over all steps.
     """
-    from .exact.assemble import SegmentJob
-    from .exact.writer import SegmentWriter
+    from relex_codec.exact.segment_writer import SegmentWriter
+    from relex_codec.exact.tier_writer import SegmentJob
 
     widest = max((ITEMSIZE[run.info(name).dtype] * min(run.info(name).size, f.PIECE) for name in run.names), default=0)
     need = 3 * (len(run.steps) + 1) * widest

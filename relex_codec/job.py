@@ -32,7 +32,7 @@ from .unit import Origin, Unit, Vectors, digests_of, pieces, step_digests
 from .whole import Whole
 
 if TYPE_CHECKING:
-    from .exact.assemble import SegmentJob
+    from relex_codec.exact.tier_writer import SegmentJob
 
 
 @dataclass(slots=True)

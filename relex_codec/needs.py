@@ -17,8 +17,8 @@ from relex_codec.format.index import Index, Part
 from relex_codec.kernels.windows import BATCH
 
 if TYPE_CHECKING:
-    from .exact.layout import PartInfo
-    from .exact.tier import ExactTier
+    from relex_codec.exact.segments import PartInfo
+    from relex_codec.exact.tier_reader import ExactTier
 
 
 class Need(NamedTuple):

@@ -18,8 +18,8 @@ from .decoder import Decoder, Read
 from .needs import Need, Wanted, holds_origin, needs, reads_base, replay_needs
 
 if TYPE_CHECKING:
-    from .exact.layout import PartInfo
-    from .exact.tier import Key
+    from relex_codec.exact.segments import PartInfo
+    from relex_codec.exact.tier_reader import Key
 
 
 def reading_ahead(

@@ -159,7 +159,8 @@ def _replay(
     on_bytes: Callable[[int], Any],
 ) -> None:
     """Fill the files of some shards, ``place(step number, name)`` each."""
-    from .exact.layout import PartInfo  # numba is only needed here
+    from relex_codec.exact.segments import PartInfo  # numba is only needed here
+
     from .exact.replay import replay_all
 
     places: dict[int, tuple[str, int]] = {}

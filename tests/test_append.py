@@ -18,8 +18,8 @@ from helpers import ELSEWHERE, Tensor, bf16, f32, random_bits, write_checkpoint,
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
-from relex_codec.exact.layout import step_costs
-from relex_codec.exact.plan import frame_bound
+from relex_codec.exact.bisection import frame_bound
+from relex_codec.exact.segments import step_costs
 from relex_codec.format import constants as f
 
 STEPS = list(range(2, 22, 2))

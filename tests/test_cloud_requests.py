@@ -20,7 +20,7 @@ from servers.fixtures import Bucket, Web
 from servers.runs import SHAPES, STEPS, uploaded
 
 import relex_codec
-from relex_codec.exact.plan import frames_of
+from relex_codec.exact.bisection import frames_of
 from relex_codec.info import summary
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")

@@ -20,10 +20,11 @@ from plain import Array
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import Corrupt
 from relex_codec.exact import contexts
-from relex_codec.exact.layout import model_numbers
-from relex_codec.exact.models import UNUSED, Model, Tables, fit, most_bytes, parse, prepare, to_bytes
-from relex_codec.exact.nodes import Node, apply
-from relex_codec.exact.part import (
+from relex_codec.exact.bisection import Interval, frames_of, root
+from relex_codec.exact.frequency_tables import UNUSED, Model, Tables, fit, most_bytes, parse, prepare, to_bytes
+from relex_codec.exact.interval_lists import Node, apply
+from relex_codec.exact.ordered_words import layout_of, to_words
+from relex_codec.exact.piece_coder import (
     CODED,
     PLAIN,
     Counter,
@@ -33,9 +34,8 @@ from relex_codec.exact.part import (
     Symbols,
     lowest_exponent,
 )
-from relex_codec.exact.plan import Interval, frames_of, root
 from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
-from relex_codec.exact.words import layout_of, to_words
+from relex_codec.exact.segments import model_numbers
 from relex_codec.format.packing import to_planes
 
 CONTEXTS = 1075

@@ -19,7 +19,7 @@ from plain import Array, File, narrow, read_safetensors
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument, safe_open
-from relex_codec.exact.plan import frames_of
+from relex_codec.exact.bisection import frames_of
 from relex_codec.storage.source import Source
 
 SAME, MOVING, SERIES = 0, 1, 2
@@ -395,7 +395,7 @@ def test_files_without_the_tier(zoo_file: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("limit", [1, 500, 1 << 40])
 def test_any_size_of_groups(made: Made, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("relex_codec.exact.writer.group_limit", lambda steps: min(limit, 0xFFFFFFFF))
+    monkeypatch.setattr("relex_codec.exact.segment_writer.group_limit", lambda steps: min(limit, 0xFFFFFFFF))
     path = made.root / f"limit{limit}.relex"
     relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
     file = File(path)
@@ -419,7 +419,7 @@ def test_threads_do_not_change_the_file(made: Made, exact_file: Path, monkeypatc
 
     expected = File(exact_file)
     for way in (backwards, many):
-        monkeypatch.setattr("relex_codec.exact.writer.in_parallel", way)
+        monkeypatch.setattr("relex_codec.exact.segment_writer.in_parallel", way)
         path = made.root / f"{way.__name__}.relex"
         relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
         assert all(File(path).entries[name] == expected.entries[name] for name in EXACT_ENTRIES)
@@ -435,7 +435,7 @@ def test_many_readers_at_once(made: Made, exact_file: Path) -> None:
 
 def test_what_is_kept_in_memory_is_bounded(made: Made, exact_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in (1, 20_000):
-        monkeypatch.setattr("relex_codec.exact.tier.CACHE", limit)
+        monkeypatch.setattr("relex_codec.exact.tier_reader.CACHE", limit)
         with relex_codec.open(exact_file) as run, ThreadPoolExecutor(4) as pool:
             names = [name for name in ("half", "single", "codes", "flags", "counter", "doubles") for _ in range(4)]
             for step in STEPS:
@@ -540,7 +540,7 @@ def blob_ranges(file: File, group: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def test_one_tensor_reads_its_group_only(made: Made, counted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relex_codec.exact.writer.group_limit", lambda steps: 1)
+    monkeypatch.setattr("relex_codec.exact.segment_writer.group_limit", lambda steps: 1)
     path = made.root / "single.relex"
     relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
     file = File(path)

@@ -25,7 +25,7 @@ from plain import COVERED_ELSEWHERE, MAGIC, File
 
 import relex_codec
 from relex_codec import Corrupt, RelexError, Truncated
-from relex_codec.exact.plan import frame_order
+from relex_codec.exact.bisection import frame_order
 
 SEGMENTS, FRAMES, DATA = "relex.exact.segments", "relex.exact.frames", "relex.data.frames"
 STEPS = [2, 3, 7, 9, 12]

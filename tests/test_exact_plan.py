@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from relex_codec import Corrupt
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.exact.layout import PartInfo, Segment, check, groups_of, model_numbers, parts_of, step_costs
-from relex_codec.exact.plan import Interval, choose_left, frame_bound, frame_order, frames_of, path, root
+from relex_codec.exact.bisection import Interval, choose_left, frame_bound, frame_order, frames_of, path, root
+from relex_codec.exact.segments import PartInfo, Segment, check, groups_of, model_numbers, parts_of, step_costs
 from relex_codec.format import constants as f
 from relex_codec.format.constants import PIECE
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plain import Array, narrow, widen
 
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.exact.words import from_words, layout_of, to_words
+from relex_codec.exact.ordered_words import from_words, layout_of, to_words
 
 DTYPES = sorted(ITEMSIZE)
 FLOATS = {"BF16", "F16", "F32", "C64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"}

@@ -22,10 +22,10 @@ from test_run import bits_of
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
 from relex_codec.exact import replay
-from relex_codec.exact.part import PartDecoder
-from relex_codec.exact.plan import frames_of
+from relex_codec.exact.bisection import frames_of
+from relex_codec.exact.piece_coder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
-from relex_codec.exact.tier import ExactTier, Key
+from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f
 from relex_codec.info import KINDS, summary, text
 
@@ -245,7 +245,7 @@ def test_what_fails_stops_the_others(opened: relex_codec.Run, monkeypatch: pytes
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "BATCH_WORDS", f.PIECE)
     monkeypatch.setattr(replay, "processors", lambda: 1)
-    monkeypatch.setattr("relex_codec.exact.tier.CACHE", 0)
+    monkeypatch.setattr("relex_codec.exact.tier_reader.CACHE", 0)
     rng = np.random.default_rng(0)
     start, noise = rng.standard_normal((2, 6, f.PIECE), np.float32)
     peaks = []

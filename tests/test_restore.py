@@ -26,8 +26,8 @@ from test_cli import cli, failed
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.exact import replay
-from relex_codec.exact.plan import frames_of
-from relex_codec.exact.tier import ExactTier, Key
+from relex_codec.exact.bisection import frames_of
+from relex_codec.exact.tier_reader import ExactTier, Key
 
 Zoo = Callable[..., Path]
 

@@ -14,16 +14,16 @@ import numpy as np
 from relex_codec.core.cancellation import Stop, Stopped
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import in_parallel, processors
+from relex_codec.exact import segments
+from relex_codec.exact.bisection import Interval, replay_order, root
+from relex_codec.exact.interval_lists import Node, apply
+from relex_codec.exact.piece_coder import PartDecoder
+from relex_codec.exact.segments import PartInfo
+from relex_codec.exact.tier_reader import Blob, ExactTier, Key, Origin, Streams
 from relex_codec.format import constants as f
 from relex_codec.storage.prefetch import AHEAD, Use, reading
 
 from ..errors import Corrupt
-from . import layout
-from .layout import PartInfo
-from .nodes import Node, apply
-from .part import PartDecoder
-from .plan import Interval, replay_order, root
-from .tier import Blob, ExactTier, Key, Origin, Streams
 
 T = TypeVar("T")
 Plan = Callable[[Sequence[PartInfo]], list[Use]]
@@ -256,7 +256,7 @@ def batches(tier: ExactTier, tensors: Collection[int] | None = None) -> Iterator
     last = len(tier.segments) - 1
     held, _, _ = tier.parts(last)  # a later segment holds what an earlier one does
     longest = max(range(last + 1), key=lambda number: tier.segments[number].count)
-    cuts = layout.groups_of(held, min(int(tier.segment_records[longest]["limit"]), BATCH_WORDS))
+    cuts = segments.groups_of(held, min(int(tier.segment_records[longest]["limit"]), BATCH_WORDS))
     for begin, end in pairwise(cuts):
         if parts := [part for part in held[begin:end] if part.tensor in wanted]:
             yield parts

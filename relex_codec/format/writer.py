@@ -26,7 +26,7 @@ from relex_codec.storage.outputs import output_file
 from relex_codec.storage.urls import Options, PathLike
 
 if TYPE_CHECKING:
-    from relex_codec.exact.assemble import Assembly
+    from relex_codec.exact.tier_writer import Assembly
 
 SHARED_BELOW: Final = 16 << 10
 """Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100

@@ -12,18 +12,17 @@ import numpy.typing as npt
 import zstandard
 
 from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.errors import Corrupt
+from relex_codec.exact.bisection import Interval, path, root
+from relex_codec.exact.contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
+from relex_codec.exact.frame_decoder import decode_all, decode_list, decode_moved
+from relex_codec.exact.frame_encoder import Records, encode_all, encode_list, encode_moved
+from relex_codec.exact.frequency_tables import Counts, Model
+from relex_codec.exact.interval_lists import Node, Ranks, apply, filled, find_moved, order_of, room, shape_of, split
+from relex_codec.exact.ordered_words import Layout, from_words, layout_of, to_words
+from relex_codec.exact.rans import encode_stream, open_stream
 from relex_codec.format.constants import CODEC_ZSTD
 from relex_codec.format.packing import decompress, from_planes, to_planes
-
-from ..errors import Corrupt
-from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .decode_frames import decode_all, decode_list, decode_moved
-from .encode_frames import Records, encode_all, encode_list, encode_moved
-from .models import Counts, Model
-from .nodes import Node, Ranks, apply, filled, find_moved, order_of, room, shape_of, split
-from .plan import Interval, path, root
-from .rans import encode_stream, open_stream
-from .words import Layout, from_words, layout_of, to_words
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""

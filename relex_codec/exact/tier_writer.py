@@ -9,13 +9,12 @@ from typing import Final
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.exact.bisection import choose_left
+from relex_codec.exact.segment_writer import SegmentWriter
+from relex_codec.exact.segments import PartInfo, part_digest, step_costs
+from relex_codec.exact.tier_reader import ExactTier
 from relex_codec.format import constants as f
 from relex_codec.format.index import Records
-
-from .layout import PartInfo, part_digest, step_costs
-from .plan import choose_left
-from .tier import ExactTier
-from .writer import SegmentWriter
 
 COPY: Final = 1 << 22
 """Bytes of earlier segments that are copied at a time."""

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
-
-from .contexts import (
+from relex_codec.exact.contexts import (
     ABOVE,
     BELOW,
     CLASSES,
@@ -31,9 +30,9 @@ from .contexts import (
     scale_class,
     unzigzag,
 )
-from .models import Model
-from .nodes import Longs, Ranks
-from .rans import (
+from relex_codec.exact.frequency_tables import Model
+from relex_codec.exact.interval_lists import Longs, Ranks
+from relex_codec.exact.rans import (
     COARSE_SHIFT,
     LANES,
     LANES_FROM,

@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
-
-from .contexts import (
+from relex_codec.exact.contexts import (
     ABOVE,
     BELOW,
     COUNT,
@@ -25,7 +24,7 @@ from .contexts import (
     wrapped,
     zigzag,
 )
-from .nodes import Longs, Ranks
+from relex_codec.exact.interval_lists import Longs, Ranks
 
 Records = npt.NDArray[np.uint32]
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from relex_codec.checkpoints.base_model import digest
 from relex_codec.core.dtypes import Bits
+from relex_codec.errors import Corrupt
+from relex_codec.exact.bisection import frame_bound, frame_order, frames_of, root
+from relex_codec.exact.ordered_words import layout_of
 from relex_codec.format import constants as f
 from relex_codec.format.index import Records
 from relex_codec.format.packing import piece_lengths
-
-from ..errors import Corrupt
-from .plan import frame_bound, frame_order, frames_of, root
-from .words import layout_of
 
 
 class PartInfo(NamedTuple):

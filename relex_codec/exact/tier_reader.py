@@ -13,18 +13,17 @@ import numpy.typing as npt
 import zstandard
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.errors import Corrupt
+from relex_codec.exact import frequency_tables as models_module
+from relex_codec.exact.bisection import frames_of
+from relex_codec.exact.frequency_tables import Model
+from relex_codec.exact.piece_coder import Frame, PartDecoder
+from relex_codec.exact.segments import PartInfo, check, groups_of, part_digest, parts_of
 from relex_codec.format import constants as f
 from relex_codec.format.packing import decompress
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
-
-from ..errors import Corrupt
-from ..turns import Turns
-from . import models as models_module
-from .layout import PartInfo, check, groups_of, part_digest, parts_of
-from .models import Model
-from .part import Frame, PartDecoder
-from .plan import frames_of
+from relex_codec.turns import Turns
 
 CACHE: Final = 128 << 20
 """Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""

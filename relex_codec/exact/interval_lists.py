@@ -1,8 +1,8 @@
 """Nodes: the words of a part that differ at two known steps (FORMAT.md section 14).
 
-Words are ordered integers (words.py), sorted by class; a *rank* is a place in that order. A *node* is an interval
+Words are ordered integers (exact/ordered_words.py), sorted by class; a *rank* is a place in that order. A *node* is an interval
 between two known steps: the list of the words that differ at its ends, in the order of their ranks. All other words
-are *quiet*. A frame gives the words of a step between the ends (encode_frames.py, decode_frames.py); `split` makes the
+are *quiet*. A frame gives the words of a step between the ends (exact/frame_encoder.py, exact/frame_decoder.py); `split` makes the
 nodes on both sides of it.
 """
 
@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
-
-from .contexts import CLASSES, STILL, Int, clipped, scale_class
-from .words import Layout
+from relex_codec.exact.contexts import CLASSES, STILL, Int, clipped, scale_class
+from relex_codec.exact.ordered_words import Layout
 
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
