@@ -39,10 +39,10 @@ from speed import RESULTS, processor
 
 import relex_codec
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.decoding.reading import reading_ahead
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.kernels.interface import flat
-from relex_codec.reading import reading_ahead
 from relex_codec.storage.header_cache import OBJECTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from relex_codec.core.threads import in_parallel
+from relex_codec.decoding.reading import replay_plan
+from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
 from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.prefetch import reading, remote
-
-from .decoder import Decoder
-from .reading import replay_plan
 
 
 def check_all(decoder: Decoder) -> None:

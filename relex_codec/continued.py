@@ -9,11 +9,11 @@ from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
 from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.safetensors_header import quote
 
-from .decoder import Decoder
 from .errors import CheckpointError, InvalidArgument
 
 FURTHER: Final = "further checkpoints"

@@ -11,16 +11,16 @@ from typing import Any, Final
 from relex_codec.checkpoints.naming import select_steps
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.decoding.reading import replay_plan
+from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
 from relex_codec.storage.filled import create, fill, flush
 from relex_codec.storage.local_writer import AtomicDirectory
 from relex_codec.storage.outgoing import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
-from .decoder import Decoder
 from .errors import InvalidArgument
 from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
-from .reading import replay_plan
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""

@@ -11,6 +11,11 @@ from tqdm import tqdm
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits
+from relex_codec.decoding.base_locator import FileBase
+from relex_codec.decoding.reading import reading_ahead, replay_plan
+from relex_codec.decoding.tensor_decoder import Decoder, Read
+from relex_codec.decoding.tensors import Wanted, read_bits, read_tensors, read_weights
+from relex_codec.decoding.tiers import as_step, choose_tier
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
@@ -23,14 +28,9 @@ from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, options_for
 
 from .check import check_all, check_exact
-from .decoder import Decoder, Read
 from .errors import InvalidArgument
 from .export import SideFiles, export, nbytes
-from .file_base import FileBase
-from .reading import reading_ahead, replay_plan
 from .restore import choose_steps, numbered_steps, restore
-from .tensors import Wanted, read_bits, read_tensors, read_weights
-from .tiers import as_step, choose_tier
 
 if TYPE_CHECKING:
     import torch

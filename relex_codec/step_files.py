@@ -16,12 +16,12 @@ import numpy as np
 
 from relex_codec.checkpoints.naming import INDEX
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.decoding.reading import reading_ahead
 from relex_codec.format.constants import PIECE
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.kernels.interface import flat
 
 from .export import Shard, index_file, nbytes, shards_of
-from .reading import reading_ahead
 from .run import Run
 
 

@@ -17,9 +17,9 @@ from servers.runs import SHAPES, uploaded, weights
 from test_cloud_requests import fetched
 
 import relex_codec
+from relex_codec.decoding.read_plan import needs
+from relex_codec.decoding.reading import wanted_of
 from relex_codec.kernels.windows import Index, box_of, windows
-from relex_codec.needs import needs
-from relex_codec.reading import wanted_of
 from relex_codec.storage.coalesce import FIRST_READ
 
 pytestmark = [

@@ -12,9 +12,9 @@ from conftest import Made
 from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
+from relex_codec.decoding.read_plan import Wanted, needs, reads_base
+from relex_codec.decoding.reading import wanted_of
 from relex_codec.kernels.windows import box_of, windows
-from relex_codec.needs import Wanted, needs, reads_base
-from relex_codec.reading import wanted_of
 from relex_codec.storage.source import LocalSource, Source
 
 PIECE = 1 << 18
@@ -143,8 +143,8 @@ def test_every_kind_of_tensor(
 def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
     long_files: Any, exact: bool, reads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relex_codec.decoder.BATCH", 2, raising=False)
-    monkeypatch.setattr("relex_codec.needs.BATCH", 2)
+    monkeypatch.setattr("relex_codec.decoding.tensor_decoder.BATCH", 2, raising=False)
+    monkeypatch.setattr("relex_codec.decoding.read_plan.BATCH", 2)
     path, base = long_files(exact)
     for part in (everything, lambda size: (size - 700, size - 100), lambda size: (size // 5, size // 2)):
         check(path, base, 2, "exact" if exact else "track", reads, part)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from relex_codec.core.cancellation import Stop, Stopped
-from relex_codec.turns import Plans, Turns
+from relex_codec.decoding.turns import Plans, Turns
 
 
 def test_the_same_key_is_taken_by_one_at_a_time() -> None:

@@ -15,10 +15,11 @@ from conftest import moving
 from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
-from relex_codec import InvalidArgument, decoder, upload
+from relex_codec import InvalidArgument
 from relex_codec.core.threads import ahead
+from relex_codec.decoding import device_transfer, tensor_decoder
+from relex_codec.decoding.tensors import whole
 from relex_codec.kernels import torch_eager
-from relex_codec.tensors import whole
 
 Zoo = Callable[..., Path]
 
@@ -32,8 +33,8 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
     }
     with relex_codec.open(zoo_file(quality, exact=True)) as run:
         expected = run.state_dicts([0, 3, 9, 40], slices=index)
-        monkeypatch.setattr("relex_codec.tensors.is_host", lambda _: False)
-        monkeypatch.setattr("relex_codec.tensors.device_kernel", lambda _: torch_eager.prepare)
+        monkeypatch.setattr("relex_codec.decoding.tensors.is_host", lambda _: False)
+        monkeypatch.setattr("relex_codec.decoding.tensors.device_kernel", lambda _: torch_eager.prepare)
         got = run.state_dicts([0, 3, 9, 40], slices=index)
     for one, other in zip(got, expected, strict=True):
         assert list(one) == list(other)
@@ -44,7 +45,7 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
 
 def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of one tensor; host memory is kept until the events say that the device has read it."""
-    monkeypatch.setattr(decoder, "BATCH", 1)
+    monkeypatch.setattr(tensor_decoder, "BATCH", 1)
     waited: list[int] = []
     made: list[int] = []
 
@@ -59,7 +60,7 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
         def synchronize(self) -> None:
             waited.append(self.number)
 
-    class Place(upload.Place):
+    class Place(device_transfer.Place):
         def queued(self, host: Any) -> None:
             device, self.device = self.device, torch.device("cuda")
             try:
@@ -69,14 +70,14 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "stream")
-    monkeypatch.setattr(upload, "Place", Place)
+    monkeypatch.setattr(device_transfer, "Place", Place)
     movers = {"w": moving((700, 1200), 1, bf16), "v": moving((90,), 2, bf16)}
     write_checkpoint(tmp_path / "base", {name: base for name, (base, _) in movers.items()})
     write_run(tmp_path / "run", [1, 2], lambda step: {name: at(step) for name, (_, at) in movers.items()})
     relex_codec.encode(tmp_path / "run", tmp_path / "run.relex", base=tmp_path / "base", quality="small")
     with relex_codec.open(tmp_path / "run.relex") as run:
         wanted = [whole(run.entry(name)) for name in ("w", "v")]
-        found = list(upload.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_eager.prepare))
+        found = list(device_transfer.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_eager.prepare))
         for (got,), name in zip(found, ("w", "v"), strict=True):
             value = run.tensor(name, 2)
             assert torch.equal(got.view(torch.uint8), value.view(torch.uint8))

@@ -22,7 +22,7 @@ import zstandard
 from click.testing import CliRunner
 
 import relex_codec
-from relex_codec.decoder import Decoder
+from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import RelexError
 from relex_codec.kernels.cpu.launch import launch
 from relex_codec.kernels.interface import Coefficients, Decode, Job, Prepare, Targets
@@ -175,8 +175,8 @@ def test_valid_by_the_package(entry: dict[str, Any]) -> None:
 
 def by_torch(jobs: Sequence[Job]) -> Decode:
     """torch's operations, for arrays of numpy: the way to a device and back."""
+    from relex_codec.decoding.device_transfer import Place
     from relex_codec.kernels import torch_eager
-    from relex_codec.upload import Place
 
     place = Place("cpu")
     decode = torch_eager.prepare([place.job(job) for job in jobs])

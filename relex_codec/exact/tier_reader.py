@@ -13,6 +13,7 @@ import numpy.typing as npt
 import zstandard
 
 from relex_codec.core.dtypes import Bits
+from relex_codec.decoding.turns import Turns
 from relex_codec.errors import Corrupt
 from relex_codec.exact import frequency_tables as models_module
 from relex_codec.exact.bisection import frames_of
@@ -23,7 +24,6 @@ from relex_codec.format import constants as f
 from relex_codec.format.packing import decompress
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
-from relex_codec.turns import Turns
 
 CACHE: Final = 128 << 20
 """Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""

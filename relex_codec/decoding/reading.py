@@ -1,4 +1,4 @@
-"""Reading ahead for a decoder: the plan of what it will decode (needs.py) put to work (storage/prefetch.py)."""
+"""Reading ahead for a decoder: the plan of what it will decode (decoding/read_plan.py) put to work (storage/prefetch.py)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import BaseReader
+from relex_codec.decoding.read_plan import Need, Wanted, holds_origin, needs, reads_base, replay_needs
+from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.format.constants import PIECE
 from relex_codec.kernels.interface import Window
 from relex_codec.kernels.windows import pieces
 from relex_codec.storage.coalesce import Range
 from relex_codec.storage.prefetch import AheadSource, Use, reading, remote
 from relex_codec.storage.source import Source
-
-from .decoder import Decoder, Read
-from .needs import Need, Wanted, holds_origin, needs, reads_base, replay_needs
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
@@ -72,7 +71,7 @@ def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequenc
     Args:
         numbers: of the steps, from 1 on.
     """
-    from .exact.replay import keys_of  # numba is only needed here
+    from relex_codec.exact.replay import keys_of  # numba is only needed here
 
     index, file = decoder.container.index, decoder.container.source
     seen: set[Key] = set()

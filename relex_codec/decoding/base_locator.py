@@ -9,6 +9,7 @@ from typing import Final
 from relex_codec.checkpoints.base_model import BaseReader, Expected, resolve
 from relex_codec.checkpoints.checkpoint import Checkpoint
 from relex_codec.checkpoints.naming import INDEX
+from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import Container
@@ -17,8 +18,6 @@ from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import reading, remote
 from relex_codec.storage.urls import Options, PathLike, is_url, normal
-
-from .errors import CheckpointError, InvalidArgument, RelexError
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
 """Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""

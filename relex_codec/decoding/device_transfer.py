@@ -13,14 +13,13 @@ import torch
 from relex_codec.core.dtypes import F32, Bits
 from relex_codec.core.threads import ahead
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
+from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.format.packing import Bytes
 from relex_codec.kernels.interface import Direction, Factors, Job, Prepare
 from relex_codec.kernels.windows import windows
 
-from .decoder import Decoder, Read
-
 if TYPE_CHECKING:
-    from .tensors import Wanted
+    from relex_codec.decoding.tensors import Wanted
 
 AHEAD: Final = 2
 """Batches that are read before they are needed."""

@@ -9,10 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
-
-from .errors import InvalidArgument
 
 TIERS: Final = ("auto", "line", "track", "exact")
 LINEAR: Final = ("line", "track")

@@ -14,6 +14,9 @@ import numpy.typing as npt
 from relex_codec.checkpoints.base_model import BaseReader, digest
 from relex_codec.core.dtypes import F32, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.threads import in_parallel
+from relex_codec.decoding.tiers import LINEAR, coefficient
+from relex_codec.decoding.turns import Plans
+from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.factors import from_stream
 from relex_codec.format.index import Part
@@ -23,10 +26,6 @@ from relex_codec.format.safetensors_header import quote
 from relex_codec.kernels.dispatch import host_kernel
 from relex_codec.kernels.interface import Direction, Factors, Job, Prepare, Window, flat
 from relex_codec.kernels.windows import BATCH, copy_window, cut, pieces
-
-from .errors import Corrupt, InvalidArgument
-from .tiers import LINEAR, coefficient
-from .turns import Plans
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
