@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 import relex_codec
-from relex_codec.info import summary
+from relex_codec.run.info import summary
 
 RESULTS = Path(__file__).parent / "results"
 

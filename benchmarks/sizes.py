@@ -25,7 +25,7 @@ import relex_codec
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
 from relex_codec.format.packing import piece_lengths, unpack_codes
-from relex_codec.info import summary
+from relex_codec.run.info import summary
 
 QUALITIES = ("raw", "fine", "default", "small", "micro")
 RESULTS = Path(__file__).parent / "results"

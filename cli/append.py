@@ -31,7 +31,7 @@ def command(
     stays whole until the new one replaces it.
     """
     import relex_codec
-    from relex_codec.info import summary
+    from relex_codec.run.info import summary
 
     with relex_codec.open(file) as before:
         steps, size = before.steps, before.container.source.size

@@ -14,7 +14,7 @@ from .output import as_json, print_json
 def command(file: str, tensors: bool, as_json: bool) -> None:
     """Show what FILE holds: base, steps, sizes, and how well a line describes the run."""
     import relex_codec
-    from relex_codec import info
+    from relex_codec.run import info
 
     with relex_codec.open(file) as run:
         document = info.summary(run.container)

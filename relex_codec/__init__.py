@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from relex_codec._version import __version__
+from relex_codec.run.run import Run, open  # noqa: A004 (as in relex_codec.open)
+from relex_codec.run.safe_open import safe_open
 
 from .append import append
 from .encoder import encode
@@ -21,8 +23,6 @@ from .errors import (
     Truncated,
     Unsupported,
 )
-from .handle import safe_open
-from .run import Run, open  # noqa: A004 (as in relex_codec.open)
 
 if TYPE_CHECKING:
     from .integrations.dcp import RelexStorageReader

@@ -14,6 +14,8 @@ from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.safetensors_header import quote
 from relex_codec.format.writer import Writer
+from relex_codec.run.run import Run
+from relex_codec.run.run import open as open_run
 from relex_codec.storage.prefetch import AheadSource
 from relex_codec.storage.urls import Options, PathLike
 
@@ -22,8 +24,6 @@ from .encoder import DEFAULT_MEMORY, new_segment, parse_memory
 from .errors import BaseMismatch, InvalidArgument
 from .job import Job
 from .quality import Quality
-from .run import Run
-from .run import open as open_run
 
 MICRO: Final = "micro"
 

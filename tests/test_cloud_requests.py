@@ -21,7 +21,7 @@ from servers.runs import SHAPES, STEPS, uploaded
 
 import relex_codec
 from relex_codec.exact.bisection import frames_of
-from relex_codec.info import summary
+from relex_codec.run.info import summary
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 MB = 1 << 20

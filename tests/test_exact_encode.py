@@ -493,7 +493,7 @@ class Counted(Source):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], tuple[relex_codec.Run, Counted]]:
     def open_counted(path: Path, base: Path) -> tuple[relex_codec.Run, Counted]:
         source = Counted(path.read_bytes())
-        monkeypatch.setattr("relex_codec.run.open_source", lambda path, options: source)
+        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: source)
         monkeypatch.setattr("relex_codec.format.reader.FIRST_READ", 4096)  # less than all of a small file
         return relex_codec.open("counted.relex", base=base), source
 

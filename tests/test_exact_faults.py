@@ -40,7 +40,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
     """Open bytes as if they were a file."""
 
     def open_bytes(data: bytes | bytearray) -> relex_codec.Run:
-        monkeypatch.setattr("relex_codec.run.open_source", lambda path, options: Held(data))
+        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(data))
         return relex_codec.open("held.relex")
 
     return open_bytes
@@ -92,7 +92,7 @@ def everything(run: relex_codec.Run) -> dict[tuple[str, int], Any]:
 @pytest.fixture(scope="module")
 def good(file: File) -> dict[tuple[str, int], Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relex_codec.run.open_source", lambda path, options: Held(file.data))
+        patch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(file.data))
         found = everything(relex_codec.open("held.relex"))
     assert all(isinstance(value, bytes) for value in found.values())
     return found

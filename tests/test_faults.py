@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., relex_codec.Run]:
     """Open bytes as if they were a file."""
 
     def open_bytes(data: bytes | bytearray, base: Path | None = None) -> relex_codec.Run:
-        monkeypatch.setattr("relex_codec.run.open_source", lambda path, options: Held(data))
+        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(data))
         return relex_codec.open("held.relex", base=base)
 
     return open_bytes

@@ -31,7 +31,7 @@ import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.integrations.filesystem import unchained
-from relex_codec.step_files import StepFiles
+from relex_codec.run.step_files import StepFiles
 
 Zoo = Callable[..., Path]
 STEPS = ["step_1", "step_2", "step_5", "step_9", "step_14", "step_20", "step_23"]

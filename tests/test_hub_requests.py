@@ -20,7 +20,7 @@ from hub_server import SIGNATURE, Hub, end_sessions
 import relex_codec
 from relex_codec.checkpoints.base_model import resolve
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.info import summary
+from relex_codec.run.info import summary
 from relex_codec.storage.config import Settings
 from relex_codec.storage.header_cache import OBJECTS
 from relex_codec.storage.hub import client

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from relex_codec.errors import InvalidArgument
-from relex_codec.modules import check_dtypes, match
+from relex_codec.run.module_targets import check_dtypes, match
 
 SHAPES = {"q": (4, 6), "k": (2, 6), "v": (2, 6), "norm": (6,)}
 

@@ -27,7 +27,7 @@ from relex_codec.exact.piece_coder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f
-from relex_codec.info import KINDS, summary, text
+from relex_codec.run.info import KINDS, summary, text
 
 STEPS = [*range(1, 12), 15, 16, 20, 21, 22, 30]
 Counted = Counter[tuple[int, int, int]]

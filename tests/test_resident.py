@@ -13,8 +13,9 @@ from conftest import Made
 from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
-from relex_codec import InvalidArgument, Run, resident
+from relex_codec import InvalidArgument, Run
 from relex_codec.kernels import torch_eager
+from relex_codec.run import resident
 
 Zoo = Callable[..., Path]
 STEPS = [0, 1, 3, 9, 12.5, 23, 40]
@@ -32,7 +33,9 @@ def bits(value: torch.Tensor) -> torch.Tensor:
     return torch.cat([value.detach().reshape(-1)]).view(torch.uint8)  # in memory of its own
 
 
-def made_on(monkeypatch: pytest.MonkeyPatch, run: Run, kernel: str, **options: Any) -> relex_codec.resident.Resident:
+def made_on(
+    monkeypatch: pytest.MonkeyPatch, run: Run, kernel: str, **options: Any
+) -> relex_codec.run.resident.Resident:
     """Resident on the CPU: numpy arrays, or the way of devices, by torch's operations or Triton's interpreter."""
     if kernel != "cpu":
         prepare = (

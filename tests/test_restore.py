@@ -251,7 +251,7 @@ def test_a_full_disk_leaves_nothing(grown: Made, tmp_path: Path, monkeypatch: py
                 left -= len(part)
             return pwrite(fd, part, at)
 
-        monkeypatch.setattr("relex_codec.restore.os.pwrite", limited)
+        monkeypatch.setattr("relex_codec.run.restore.os.pwrite", limited)
         with pytest.raises(InvalidArgument, match=r"cannot write .*out: No space left.*nothing was changed"):
             run.restore(tmp_path / "out")
     assert os.listdir(tmp_path) == []
@@ -260,18 +260,18 @@ def test_a_full_disk_leaves_nothing(grown: Made, tmp_path: Path, monkeypatch: py
 def test_too_little_room_is_said_at_once(grown: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     with relex_codec.open(grown.root / "x.relex") as run:
-        monkeypatch.setattr("relex_codec.restore.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+        monkeypatch.setattr("relex_codec.run.restore.shutil.disk_usage", lambda path: usage._replace(free=10**6))
         with pytest.raises(InvalidArgument, match=r"the steps have 15,\d{3},\d{3} bytes, 1,000,000 are free"):
             run.restore(tmp_path / "out")
         assert os.listdir(tmp_path) == []
         run.restore(tmp_path / "one", "2")
-        monkeypatch.setattr("relex_codec.restore.shutil.disk_usage", lambda path: usage._replace(total=0, free=0))
+        monkeypatch.setattr("relex_codec.run.restore.shutil.disk_usage", lambda path: usage._replace(total=0, free=0))
         run.restore(tmp_path / "out", "2:4")  # a file system that does not tell
 
 
 SCRIPT = """
 import os, sys, time
-import relex_codec.restore
+import relex_codec.run.restore
 from relex_codec.cli.main import main
 pwrite = os.pwrite
 calls = 0
@@ -283,7 +283,7 @@ def slow(*args):
     if calls > 60:
         time.sleep(0.02)
     return pwrite(*args)
-relex_codec.restore.os.pwrite = slow
+relex_codec.run.restore.os.pwrite = slow
 main()
 """
 

@@ -207,7 +207,7 @@ class Counting(Source):
 def test_a_row_slice_reads_and_decodes_a_part(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = File(large)
     source = Counting(open_source(large))
-    monkeypatch.setattr("relex_codec.run.open_source", lambda path, options: source)
+    monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: source)
     decoded: list[int] = []
     with relex_codec.open(large) as run:
         opening = source.taken()
@@ -241,7 +241,7 @@ def test_one_tensor_reads_only_its_own_bytes(zoo_file: Zoo, monkeypatch: pytest.
     path = zoo_file("raw")
     file = File(path)
     source = Counting(open_source(path))
-    monkeypatch.setattr("relex_codec.run.open_source", lambda path, options: source)
+    monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: source)
     with relex_codec.open(path) as run:
         source.taken()
         run.tensor("frozen", 12)

@@ -19,7 +19,7 @@ from servers.runs import weights
 import relex_codec
 from relex_codec.checkpoints.checkpoint import open_checkpoint
 from relex_codec.errors import CheckpointError
-from relex_codec.export import SideFiles
+from relex_codec.run.export import SideFiles
 
 SHAPES = {"a": (30, 20), "norm": (7,)}
 SIDES = sorted(SIDE)

@@ -34,11 +34,11 @@ from kernel_cases import (
 )
 
 import relex_codec
-from relex_codec import resident
 from relex_codec.core.dtypes import FLOATS
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, NONE, PACKINGS, QUINARY, TERNARY, WORD, Packing
 from relex_codec.kernels.interface import Prepare, Window, flat
+from relex_codec.run import resident
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -151,14 +151,14 @@ def test_little_room_restores_in_lots(made: Path, memory: Any, tmp_path: Path, m
     largest = max(path.stat().st_size for path in (made / "base").glob("*.safetensors"))
     with relex_codec.open(made / "run.relex") as run:
         run.restore(tmp_path / "out")
-        monkeypatch.setattr("relex_codec.restore.shutil.disk_usage", lambda path: usage._replace(free=3 * largest))
+        monkeypatch.setattr("relex_codec.run.restore.shutil.disk_usage", lambda path: usage._replace(free=3 * largest))
         run.restore("memory://out")
         assert contents_of(memory, "/out") == contents(tmp_path / "out")
-        monkeypatch.setattr("relex_codec.restore.shutil.disk_usage", lambda path: usage._replace(free=largest))
+        monkeypatch.setattr("relex_codec.run.restore.shutil.disk_usage", lambda path: usage._replace(free=largest))
         with pytest.raises(InvalidArgument, match=r"are free in .*; set TMPDIR to a place with more room"):
             run.restore("memory://other")
         assert memory.find("/other") == []
-        monkeypatch.setattr("relex_codec.restore.shutil.disk_usage", lambda path: usage._replace(total=0, free=0))
+        monkeypatch.setattr("relex_codec.run.restore.shutil.disk_usage", lambda path: usage._replace(total=0, free=0))
         run.restore("memory://unknown")  # a file system that does not tell
         assert contents_of(memory, "/unknown") == contents(tmp_path / "out")
 

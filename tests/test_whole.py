@@ -13,7 +13,7 @@ from helpers import Array, bf16, write_checkpoint, write_run
 
 import relex_codec
 from relex_codec import InvalidArgument
-from relex_codec.info import summary
+from relex_codec.run.info import summary
 
 SHAPE = (4096, 512)  # eight pieces of 2^18
 STEPS = [1, 2, 3, 4, 5, 6]

@@ -1,7 +1,7 @@
 """The fsspec filesystem ``relex``: every step of a run as the files that decoding would write.
 
 ``relex://step_800/model.safetensors::s3://bucket/run.relex`` reads a range of a step's weights through anything that
-takes an fsspec URL; fsspec finds this class by its entry point. What is served is in step_files.py.
+takes an fsspec URL; fsspec finds this class by its entry point. What is served is in run/step_files.py.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fsspec.utils import isfilelike, tokenize
 
 from relex_codec.core.threads import IO_THREADS, in_parallel
 from relex_codec.format.safetensors_header import quote
+from relex_codec.run.run import Run
+from relex_codec.run.step_files import StepFiles
 from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import KEY, public
 
 from ..errors import InvalidArgument
-from ..run import Run
-from ..step_files import StepFiles
 
 PROTOCOL: Final = "relex"
 _STEP: Final = re.compile(r"step_(-?[0-9]{1,18}(?:\.[0-9]{1,18})?)")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from relex_codec.format.safetensors_header import quote
 from relex_codec.kernels.windows import split
+from relex_codec.run.run import Run
 from relex_codec.storage.urls import Options, PathLike, public
 
 from ..errors import InvalidArgument, RelexError
-from ..run import Run
 
 if TYPE_CHECKING:
     import torch

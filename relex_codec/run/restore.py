@@ -13,14 +13,13 @@ from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.threads import IO_THREADS, in_parallel
 from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
+from relex_codec.run.export import Base, Shard, completing_last, nbytes, other_files, shards_of
 from relex_codec.storage.filled import create, fill, flush
 from relex_codec.storage.local_writer import AtomicDirectory
 from relex_codec.storage.outgoing import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
-
-from .errors import InvalidArgument
-from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
@@ -159,9 +158,8 @@ def _replay(
     on_bytes: Callable[[int], Any],
 ) -> None:
     """Fill the files of some shards, ``place(step number, name)`` each."""
+    from relex_codec.exact.replay import replay_all
     from relex_codec.exact.segments import PartInfo  # numba is only needed here
-
-    from .exact.replay import replay_all
 
     places: dict[int, tuple[str, int]] = {}
     """File of each tensor, and where it begins in it."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.safetensors_header import quote
 from relex_codec.kernels.windows import Box, Index, box_of
-
-from .errors import InvalidArgument
 
 if TYPE_CHECKING:
     import torch

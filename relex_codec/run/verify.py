@@ -34,7 +34,7 @@ def check_exact(decoder: Decoder, count: int, on_bytes: Callable[[int], Any]) ->
     Raises:
         Corrupt, BaseMismatch: as `Decoder.read_window`.
     """
-    from .exact.replay import replay_all  # numba is only needed here
+    from relex_codec.exact.replay import replay_all  # numba is only needed here
 
     numbers = range(1, count + 1)
     replay_all(decoder.exact, numbers, decoder.part_origin, on_bytes=on_bytes, plan=replay_plan(decoder, numbers))

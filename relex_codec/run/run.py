@@ -16,27 +16,26 @@ from relex_codec.decoding.reading import reading_ahead, replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.decoding.tensors import Wanted, read_bits, read_tensors, read_weights
 from relex_codec.decoding.tiers import as_step, choose_tier
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.reader import Container
 from relex_codec.format.safetensors_header import quote
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.kernels.interface import flat
 from relex_codec.kernels.windows import Index, box_of, windows
+from relex_codec.run.export import SideFiles, export, nbytes
+from relex_codec.run.restore import choose_steps, numbered_steps, restore
+from relex_codec.run.verify import check_all, check_exact
 from relex_codec.storage.hub.paths import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, options_for
 
-from .check import check_all, check_exact
-from .errors import InvalidArgument
-from .export import SideFiles, export, nbytes
-from .restore import choose_steps, numbered_steps, restore
-
 if TYPE_CHECKING:
     import torch
 
-    from .modules import Names
-    from .resident import Resident
+    from relex_codec.run.module_targets import Names
+    from relex_codec.run.resident import Resident
 
 
 class Run:
@@ -227,7 +226,7 @@ class Run:
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        from .resident import Resident
+        from relex_codec.run.resident import Resident
 
         return Resident(self, self.device if device is None else device, slices)
 
@@ -251,7 +250,7 @@ class Run:
         return self._iterate(numbered_steps(self._decoder, start, stop))
 
     def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        from .exact.replay import replay_tensors
+        from relex_codec.exact.replay import replay_tensors
 
         entries = self._container.index.manifest.tensors
         plan = replay_plan(self._decoder, numbers)
@@ -281,8 +280,7 @@ class Run:
         import torch
 
         from relex_codec.core.torch_dtypes import DTYPES
-
-        from .modules import check_dtypes, match
+        from relex_codec.run.module_targets import check_dtypes, match
 
         targets = match({name: self.entry(name).shape for name in self.keys()}, module, names, prefix)
         check_dtypes(targets, {name: DTYPES[self.entry(name).dtype] for name in self.keys()})

@@ -17,17 +17,16 @@ from relex_codec.decoding.device_transfer import AHEAD, Place, bits_of
 from relex_codec.decoding.reading import reading_ahead
 from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.decoding.tiers import LINEAR, as_step, choose_tier, coefficient
+from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.safetensors_header import quote
 from relex_codec.kernels.dispatch import device_kernel, host_kernel, is_host
 from relex_codec.kernels.interface import Decode, Job, Prepare, Window
 from relex_codec.kernels.windows import Box, Index, box_of, copy_window, pieces, windows
-
-from .errors import InvalidArgument
-from .modules import Names, Target, check_dtypes, match
+from relex_codec.run.module_targets import Names, Target, check_dtypes, match
 
 if TYPE_CHECKING:
-    from .run import Run
+    from relex_codec.run.run import Run
 
 
 class _Held(NamedTuple):

@@ -1,0 +1,1 @@
+"""What a user holds: a run that is open, its steps as tensors, checkpoints and files."""
