@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from relex_codec._version import __version__
+from relex_codec.encoding.append import append
+from relex_codec.encoding.encode import encode
 from relex_codec.run.run import Run, open  # noqa: A004 (as in relex_codec.open)
 from relex_codec.run.safe_open import safe_open
 
-from .append import append
-from .encoder import encode
 from .errors import (
     BaseMismatch,
     CheckpointError,

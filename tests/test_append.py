@@ -83,7 +83,7 @@ def frames(file: Path) -> bytes:
 def test_several_steps_at_once(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     before = frames(file)
-    size = relex_codec.append(file, paths(made, 14, 18, 16))
+    size = relex_codec.encoding.append(file, paths(made, 14, 18, 16))
     assert size == file.stat().st_size
     check(file, STEPS[:9])
     assert frames(file).startswith(before)  # copied, not coded again
@@ -93,7 +93,7 @@ def test_several_steps_at_once(made: Path, tmp_path: Path) -> None:
 def test_one_after_another(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     for number, step in enumerate(STEPS[6:], 7):
-        relex_codec.append(file, paths(made, step))
+        relex_codec.encoding.append(file, paths(made, step))
         check(file, STEPS[:number])
 
 
@@ -101,13 +101,13 @@ def test_the_old_checkpoints_are_not_needed(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     shutil.copytree(made / "run" / "global_step_14", tmp_path / "run" / "global_step_14")
     shutil.copytree(made / "base", tmp_path / "base")
-    relex_codec.append(file, [tmp_path / "run" / "global_step_14"], base=tmp_path / "base")
+    relex_codec.encoding.append(file, [tmp_path / "run" / "global_step_14"], base=tmp_path / "base")
     check(file, STEPS[:7], base=tmp_path / "base")
 
 
 def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
-    relex_codec.append(file, paths(made, *STEPS[6:]))
+    relex_codec.encoding.append(file, paths(made, *STEPS[6:]))
     whole = tmp_path / "whole.relex"
     relex_codec.encode(made / "run", whole, base=made / "base", exact=True)
     with relex_codec.open(file) as one, relex_codec.open(whole) as other:
@@ -122,7 +122,7 @@ def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: P
 def test_observed_steps_stay_what_they_were(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
     relex_codec.encode(made / "run", file, base=made / "base", steps="2:12", observe=8, exact=True)
-    relex_codec.append(file, paths(made, 14))
+    relex_codec.encoding.append(file, paths(made, 14))
     with relex_codec.open(file) as run:
         assert run.observed_steps == [2, 4, 6, 8]
     check(file, STEPS[:7])
@@ -137,7 +137,7 @@ def test_quality_stays(made: Path, tmp_path: Path, quality: Any) -> None:
     )
     with relex_codec.open(file) as run:
         before = run.container.index
-    relex_codec.append(file, paths(made, 14))
+    relex_codec.encoding.append(file, paths(made, 14))
     with relex_codec.open(file) as run:
         after = run.container.index
     assert (after.manifest.quality, after.manifest.growth) == (before.manifest.quality, before.manifest.growth)
@@ -151,7 +151,7 @@ def test_embedded_base_stays(made: Path, tmp_path: Path) -> None:
     base = shutil.copytree(made / "base", tmp_path / "base")
     relex_codec.encode(made / "run", file, base=base, steps="2:12", embed_base=True, exact=True)
     shutil.rmtree(base)
-    relex_codec.append(file, paths(made, 14, 16))
+    relex_codec.encoding.append(file, paths(made, 14, 16))
     check(file, STEPS[:8])
     with relex_codec.open(file) as run:
         run.save(tmp_path / "out", 0)
@@ -161,14 +161,14 @@ def test_embedded_base_stays(made: Path, tmp_path: Path) -> None:
 def test_small_memory(made: Path, tmp_path: Path) -> None:
     """Tensors whose steps are not held are restored piece by piece; the bits are the same."""
     file = copy(made, tmp_path)
-    relex_codec.append(file, paths(made, 14), memory="64MB")
+    relex_codec.encoding.append(file, paths(made, 14), memory="64MB")
     check(file, STEPS[:7])
 
 
 def test_output_leaves_the_file_as_it_was(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     before = file.read_bytes()
-    relex_codec.append(file, paths(made, 14), output=tmp_path / "more.relex")
+    relex_codec.encoding.append(file, paths(made, 14), output=tmp_path / "more.relex")
     assert file.read_bytes() == before
     check(tmp_path / "more.relex", STEPS[:7])
 
@@ -177,8 +177,8 @@ def test_a_step_by_its_number(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     shutil.copytree(made / "run" / "global_step_14", tmp_path / "final")
     with pytest.raises(InvalidArgument, match="which step"):
-        relex_codec.append(file, [tmp_path / "final"])
-    relex_codec.append(file, [tmp_path / "final"], step=14)
+        relex_codec.encoding.append(file, [tmp_path / "final"])
+    relex_codec.encoding.append(file, [tmp_path / "final"], step=14)
     check(file, STEPS[:7])
 
 
@@ -186,19 +186,19 @@ def test_what_cannot_be_appended(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     before = file.read_bytes()
     with pytest.raises(InvalidArgument, match="step 12 cannot be appended"):
-        relex_codec.append(file, paths(made, 14, 12))
+        relex_codec.encoding.append(file, paths(made, 14, 12))
     with pytest.raises(InvalidArgument, match="both step 14"):
-        relex_codec.append(file, paths(made, 14, 14))
+        relex_codec.encoding.append(file, paths(made, 14, 14))
     with pytest.raises(InvalidArgument, match="no checkpoints"):
-        relex_codec.append(file, [])
+        relex_codec.encoding.append(file, [])
     with pytest.raises(CheckpointError, match="global_step_99"):
-        relex_codec.append(file, paths(made, 99))
+        relex_codec.encoding.append(file, paths(made, 99))
     other = {**tensors(14), "w": bf16(np.zeros((64, 40)))}
     with pytest.raises(CheckpointError, match=r"'w'.* expected BF16"):
-        relex_codec.append(file, [write_checkpoint(tmp_path / "step_14", other)])
+        relex_codec.encoding.append(file, [write_checkpoint(tmp_path / "step_14", other)])
     less = {name: tensor for name, tensor in tensors(14).items() if name != "norm"}
     with pytest.raises(CheckpointError, match="'norm'"):
-        relex_codec.append(file, [write_checkpoint(tmp_path / "less" / "step_14", less)])
+        relex_codec.encoding.append(file, [write_checkpoint(tmp_path / "less" / "step_14", less)])
     assert file.read_bytes() == before
 
 
@@ -206,7 +206,7 @@ def test_a_file_without_the_exact_tier(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
     relex_codec.encode(made / "run", file, base=made / "base", steps="2:12")
     with pytest.raises(InvalidArgument, match=r"no exact tier.*--exact"):
-        relex_codec.append(file, paths(made, 14))
+        relex_codec.encoding.append(file, paths(made, 14))
 
 
 def test_a_wrong_base(made: Path, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_wrong_base(made: Path, tmp_path: Path) -> None:
     wrong["w"] = bf16(np.ones((40, 64)))
     write_checkpoint(tmp_path / "wrong", wrong)
     with pytest.raises(BaseMismatch, match="'w'"):
-        relex_codec.append(file, paths(made, 14), base=tmp_path / "wrong")
+        relex_codec.encoding.append(file, paths(made, 14), base=tmp_path / "wrong")
     assert file.read_bytes() == before
 
 
@@ -225,7 +225,7 @@ def test_a_base_that_has_more(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     write_checkpoint(tmp_path / "more", {**tensors(0), "extra": tensors(2)["extra"]})
     with pytest.raises(BaseMismatch, match="'extra'"):
-        relex_codec.append(file, paths(made, 14), base=tmp_path / "more")
+        relex_codec.encoding.append(file, paths(made, 14), base=tmp_path / "more")
 
 
 def test_a_full_disk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_a_full_disk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(relex_codec.storage.local_writer.AtomicFile, "write", full)  # type: ignore[attr-defined]
     with pytest.raises(InvalidArgument, match="No space left"):
-        relex_codec.append(file, paths(made, 14))
+        relex_codec.encoding.append(file, paths(made, 14))
     assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["run.relex"]
 

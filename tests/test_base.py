@@ -13,10 +13,10 @@ from helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
 
 from relex_codec.checkpoints import base_model as module
 from relex_codec.checkpoints.base_model import BaseReader, Expected, canonical_uri, digest, resolve
+from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import paths as hub_module
-from relex_codec.unit import digests_of
 
 SIZE = 2 * PIECE + 1000
 TENSORS = {

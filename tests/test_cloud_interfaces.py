@@ -29,7 +29,7 @@ def test_functions_that_read_take_storage_options(moto_bucket: Bucket, cloud_exa
     base, steps = moto_bucket.url("base"), "1:8"
     relex_codec.encode(moto_bucket.url("run"), out, base=base, steps=steps, exact=True, storage_options=options)
     checkpoints = [moto_bucket.url(f"run/global_step_{step}") for step in (9, 10)]
-    relex_codec.append(out, checkpoints, base=base, storage_options=options)
+    relex_codec.encoding.append(out, checkpoints, base=base, storage_options=options)
     moto_bucket.put("new.relex", out.read_bytes())
     with (
         relex_codec.safe_open(moto_bucket.url("new.relex"), "np", step=9, base=base, storage_options=options) as f,

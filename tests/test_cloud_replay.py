@@ -110,12 +110,14 @@ def test_appending_reads_the_file_once(moto_bucket: Bucket, cloud_exact_run: Mad
     later = further(made, tmp_path)
     url, options = moto_bucket.url("run.relex"), moto_bucket.options
     moto_bucket.proxy.clear()
-    relex_codec.append(url, [later], base=made.base_path, output=tmp_path / "appended.relex", storage_options=options)
+    relex_codec.encoding.append(
+        url, [later], base=made.base_path, output=tmp_path / "appended.relex", storage_options=options
+    )
     reads = fetched(moto_bucket.proxy)
     size = (made.root / "run.relex").stat().st_size
     assert sum(end - start for _, start, end in reads) <= 1.01 * size + (64 << 10)
     assert len(reads) <= 4
-    relex_codec.append(made.root / "run.relex", [later], base=made.base_path, output=tmp_path / "local.relex")
+    relex_codec.encoding.append(made.root / "run.relex", [later], base=made.base_path, output=tmp_path / "local.relex")
     with relex_codec.open(tmp_path / "appended.relex", base=made.base_path) as run:
         assert run.check_exact() == len(made.steps) + 1
     assert (tmp_path / "appended.relex").stat().st_size == (tmp_path / "local.relex").stat().st_size
@@ -134,7 +136,7 @@ def test_a_full_disk_while_the_file_is_copied_changes_nothing(
 
     monkeypatch.setattr(AheadSource, "copy_to", full)
     with pytest.raises(relex_codec.InvalidArgument, match="No space left on device; nothing was changed"):
-        relex_codec.append(
+        relex_codec.encoding.append(
             moto_bucket.url("run.relex"), [later], base=made.base_path, storage_options=moto_bucket.options
         )
     assert moto_bucket.filesystem.cat_file(f"{moto_bucket.name}/run.relex") == before

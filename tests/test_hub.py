@@ -357,14 +357,14 @@ def test_branches_with_slashes_and_zeros(hub: Hub) -> None:
 def test_a_branch_is_appended(published: Hub, tmp_path: Path) -> None:
     file = tmp_path / "x.relex"
     relex_codec.encode("hf://org/run@step_{step}", file, base="hf://org/base", steps=":3", exact=True)
-    relex_codec.append(file, ["hf://org/run@step_5"])
+    relex_codec.encoding.append(file, ["hf://org/run@step_5"])
     with relex_codec.open(file) as run:
         assert run.steps == STEPS
         for name, (_, bits) in at(5).items():
             assert np.array_equal(run.bits(name, 5, "exact"), bits.reshape(-1))
     published.repositories["org/run"].commit(files(9))
     with pytest.raises(InvalidArgument, match="hf://org/run does not say which step it is"):
-        relex_codec.append(file, ["hf://org/run"])
+        relex_codec.encoding.append(file, ["hf://org/run"])
 
 
 # ---- The commands ----

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from plain import Array
 
 from relex_codec import InvalidArgument
-from relex_codec.direction import Sample, Search, sample_starts
+from relex_codec.encoding.direction_search import Sample, Search, sample_starts
+from relex_codec.encoding.quality import Quality
+from relex_codec.encoding.quantizer import Magnitudes, candidates
 from relex_codec.format import factors
 from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD, Packing
 from relex_codec.format.factors import decompose, from_stream, rounded, stream
-from relex_codec.quality import Quality
-from relex_codec.quantize import Magnitudes, candidates
 
 CODED = (TERNARY, QUINARY, NIBBLE, BYTE)
 
@@ -39,7 +39,7 @@ KINDS = ("gauss", "tails", "clustered", "sparse")
 
 
 def slowly_quantised(x: Array, width: float, bias: float, zero: int) -> Array:
-    """The formula of quantize.py, in float64."""
+    """The formula of encoding/quantizer.py, in float64."""
     q = np.floor(np.abs(x.astype(np.float64)) / width + 0.5 - bias)
     return np.sign(x) * np.minimum(np.maximum(q, 0), zero)
 

@@ -66,7 +66,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Made:
     file = root / "x.relex"
     relex_codec.encode(root / "run", file, base=root / "base", quality="micro", steps="1:7", exact=True)
     for new in ([8, 9], [10], [11], [15, 16], [20, 21, 22], [30]):
-        relex_codec.append(file, [root / "run" / f"global_step_{step}" for step in new])
+        relex_codec.encoding.append(file, [root / "run" / f"global_step_{step}" for step in new])
     return Made(root, STEPS, tensors(0), tensors)
 
 

@@ -72,7 +72,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Made:
     file = root / "x.relex"
     relex_codec.encode(root / "run", file, base=root / "base", quality="micro", steps="2:24", exact=True)
     for group in (range(26, 34, 2), range(34, 42, 2)):
-        relex_codec.append(file, [root / "run" / f"global_step_{step}" for step in group])
+        relex_codec.encoding.append(file, [root / "run" / f"global_step_{step}" for step in group])
     return Made(root, steps, at(0), at)
 
 

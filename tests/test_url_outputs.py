@@ -100,15 +100,19 @@ def test_what_is_at_a_url_is_what_is_on_disk(made: Path, memory: Any, tmp_path: 
     for name in ("decoded", "restored"):
         assert contents_of(memory, f"/{name}") == contents(tmp_path / name)
     assert len(memory.find("/decoded")) == 3 + 1 + len(SIDE)
-    assert relex_codec.append("memory://out/x.relex", ["memory://run/global_step_40"]) == memory.size("/out/x.relex")
-    relex_codec.append(made / "run.relex", [made / "run" / "global_step_40"], output=tmp_path / "appended.relex")
+    assert relex_codec.encoding.append("memory://out/x.relex", ["memory://run/global_step_40"]) == memory.size(
+        "/out/x.relex"
+    )
+    relex_codec.encoding.append(
+        made / "run.relex", [made / "run" / "global_step_40"], output=tmp_path / "appended.relex"
+    )
     with relex_codec.open("memory://out/x.relex") as run, relex_codec.open(tmp_path / "appended.relex") as other:
         assert run.steps == other.steps == STEPS
         run.verify()
         assert run.check_exact() == 4
         for name in tensors(0):
             assert run.bits(name, 33).tobytes() == other.bits(name, 33).tobytes()
-    relex_codec.append(tmp_path / "appended.relex", [made / "run" / "global_step_40"], step=50,
+    relex_codec.encoding.append(tmp_path / "appended.relex", [made / "run" / "global_step_40"], step=50,
                        output="memory://out/y.relex")  # fmt: skip
     assert memory.size("/out/y.relex") > 0
     assert waiting(scratch) == []
@@ -204,7 +208,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(made: Path) -
         with pytest.raises(InvalidArgument, match=f"cannot write {url}"):
             relex_codec.encode("/none", url, base="/none")
         with pytest.raises(InvalidArgument, match=f"cannot write {url}"):
-            relex_codec.append(made / "run.relex", ["/none"], output=url)
+            relex_codec.encoding.append(made / "run.relex", ["/none"], output=url)
     with pytest.raises(InvalidArgument, match=r"loaders take \*\.safetensors"):
         relex_codec.encode("/none", "memory://x.safetensors", base="/none")
 
@@ -219,7 +223,7 @@ def test_other_object_stores(made: Path, store: Any, tmp_path: Path, scratch: Pa
         store.url("run"), file, base=base, exact=True, steps="10:30", storage_options={scheme: options}
     )
     assert (names(store, "files"), store.filesystem.size(f"{store.name}/files/x.relex")) == (["x.relex"], size)
-    relex_codec.append(file, [store.url("run/global_step_40")], storage_options=options)
+    relex_codec.encoding.append(file, [store.url("run/global_step_40")], storage_options=options)
     with relex_codec.open(file, storage_options=options) as run:
         run.save(store.url("decoded"), 15, storage_options=options)
         assert run.restore(store.url("again/"), storage_options=options) == STEPS

@@ -10,6 +10,11 @@ from threadpoolctl import threadpool_limits
 from relex_codec.checkpoints.checkpoint import Checkpoint
 from relex_codec.checkpoints.series import Run as Checkpoints
 from relex_codec.checkpoints.series import find_checkpoints
+from relex_codec.encoding.appended_series import CheckedBase, ContinuedRun, EmbeddedBase
+from relex_codec.encoding.encode import DEFAULT_MEMORY, new_segment, parse_memory
+from relex_codec.encoding.pipeline import Job
+from relex_codec.encoding.quality import Quality
+from relex_codec.errors import BaseMismatch, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.safetensors_header import quote
@@ -18,12 +23,6 @@ from relex_codec.run.run import Run
 from relex_codec.run.run import open as open_run
 from relex_codec.storage.prefetch import AheadSource
 from relex_codec.storage.urls import Options, PathLike
-
-from .continued import CheckedBase, ContinuedRun, EmbeddedBase
-from .encoder import DEFAULT_MEMORY, new_segment, parse_memory
-from .errors import BaseMismatch, InvalidArgument
-from .job import Job
-from .quality import Quality
 
 MICRO: Final = "micro"
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import InvalidArgument
+from relex_codec.errors import InvalidArgument
 
 PRESETS: Final = {"fine": 0.01, "default": 0.05, "small": 0.20}
 LARGEST_GROWTH: Final = 100.0

@@ -10,11 +10,10 @@ import numpy as np
 
 from relex_codec.core.dtypes import F32
 from relex_codec.core.threads import in_parallel
+from relex_codec.encoding.direction_search import ERROR_FLOOR, Sample, Stored, as_sample
+from relex_codec.encoding.quality import Quality
+from relex_codec.encoding.tensor_history import Unit, Vectors
 from relex_codec.format.constants import FLOAT32, PIECE
-
-from .direction import ERROR_FLOOR, Sample, Stored, as_sample
-from .quality import Quality
-from .unit import Unit, Vectors
 
 TIGHTER: Final = (1.0, 0.5, 0.25)
 """Shares of the allowed growth that are tried on the sample until the whole tensor holds the rule."""

@@ -10,11 +10,10 @@ from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
 from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.safetensors_header import quote
-
-from .errors import CheckpointError, InvalidArgument
 
 FURTHER: Final = "further checkpoints"
 
@@ -85,7 +84,7 @@ class ContinuedRun(Run):
         return self._decoder.read(name, float(self.steps[index]), "exact", lo, hi)
 
     def _restore(self, name: str, lo: int, out: Bits) -> None:
-        from .exact.replay import replay_parts
+        from relex_codec.exact.replay import replay_parts
 
         if not out.size:
             return

@@ -20,11 +20,10 @@ from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
 from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.threads import in_parallel
+from relex_codec.encoding.fit import F64, Fit, deltas, directions, gram_of
+from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 from relex_codec.format.safetensors_header import quote
-
-from .errors import CheckpointError
-from .subspace import F64, Fit, deltas, directions, gram_of
 
 GRAM_BLOCK: Final = 1 << 21
 """Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""

@@ -1,6 +1,6 @@
 """The work of encoding a run: one tensor after another, and the tables of the file that result.
 
-What happens to one tensor is in unit.py, subspace.py and direction.py, and in exact/ for the exact tier.
+What happens to one tensor is in encoding/tensor_history.py, encoding/fit.py and encoding/direction_search.py, and in exact/ for the exact tier.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from relex_codec.checkpoints import base_model as base_module
 from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
 from relex_codec.checkpoints.series import Run
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
+from relex_codec.encoding.direction_search import Sample, Search, Stored, as_sample, sample_starts
+from relex_codec.encoding.fit import F64, Fit, fit
+from relex_codec.encoding.full_check import Whole
+from relex_codec.encoding.quality import Quality
+from relex_codec.encoding.tensor_history import Origin, Unit, Vectors, digests_of, pieces, step_digests
+from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.factors import ReadElements
 from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry, file_allowed
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.safetensors_header import quote
 from relex_codec.format.writer import PendingSpan, Tables, Writer
-
-from .direction import Sample, Search, Stored, as_sample, sample_starts
-from .errors import InvalidArgument
-from .quality import Quality
-from .subspace import F64, Fit, fit
-from .unit import Origin, Unit, Vectors, digests_of, pieces, step_digests
-from .whole import Whole
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_writer import SegmentJob

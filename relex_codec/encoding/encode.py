@@ -1,4 +1,4 @@
-"""Encoding a run: arguments, memory, which steps; the work itself is in job.py."""
+"""Encoding a run: arguments, memory, which steps; the work itself is in encoding/pipeline.py."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from tqdm import tqdm
 from relex_codec.checkpoints import base_model as base_module
 from relex_codec.checkpoints.series import Run, find_run
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.encoding.pipeline import Job
+from relex_codec.encoding.quality import Quality
+from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import Writer
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike
-
-from .errors import InvalidArgument
-from .job import Job
-from .quality import Quality
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_reader import ExactTier
