@@ -30,7 +30,7 @@ from servers.fixtures import Bucket
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.format.constants import PIECE
-from relex_codec.integrations.filesystem import unchained
+from relex_codec.integrations.fsspec_filesystem import unchained
 from relex_codec.run.step_files import StepFiles
 
 Zoo = Callable[..., Path]

@@ -19,14 +19,13 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
 from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.safetensors_header import quote
 from relex_codec.run.run import Run
 from relex_codec.run.step_files import StepFiles
 from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import KEY, public
-
-from ..errors import InvalidArgument
 
 PROTOCOL: Final = "relex"
 _STEP: Final = re.compile(r"step_(-?[0-9]{1,18}(?:\.[0-9]{1,18})?)")
