@@ -30,7 +30,7 @@ from relex_codec.core.dtypes import F32
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PIECE, QUINARY, TERNARY, Packing
 from relex_codec.format.factors import from_stream
 from relex_codec.format.packing import Bytes, packed_size
-from relex_codec.kernels.cpu.launch import launch
+from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.interface import Direction, Factors, Job, flat
 
 RESULTS = Path(__file__).parent / "results"

@@ -40,7 +40,7 @@ from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS, PIECE, QU
 from relex_codec.format.factors import from_stream
 from relex_codec.format.packing import check_codes, pack_codes, packed_size, unpack_codes
 from relex_codec.kernels import reference
-from relex_codec.kernels.cpu.launch import launch
+from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.dispatch import host_kernel
 from relex_codec.kernels.interface import Prepare, flat
 

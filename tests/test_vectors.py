@@ -24,7 +24,7 @@ from click.testing import CliRunner
 import relex_codec
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import RelexError
-from relex_codec.kernels.cpu.launch import launch
+from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.interface import Coefficients, Decode, Job, Prepare, Targets
 
 SPEC = Path(__file__).parent.parent / "spec"

@@ -22,7 +22,7 @@ def host_kernel(jobs: Sequence[Job]) -> Decode:
     compiling = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
     if not compiling or (elements <= SMALL and f"{__package__}.cpu" not in sys.modules):
         return reference.prepare(jobs)
-    from relex_codec.kernels.cpu.launch import launch
+    from relex_codec.kernels.cpu import launch
 
     return launch.prepare(jobs)
 

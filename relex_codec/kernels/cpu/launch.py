@@ -13,8 +13,8 @@ import numpy.typing as npt
 from relex_codec.core.threads import in_parallel, processors
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
-from relex_codec.kernels.cpu.launch import loops
-from relex_codec.kernels.cpu.launch.llvm_ops import constants
+from relex_codec.kernels.cpu import loops
+from relex_codec.kernels.cpu.llvm_ops import constants
 from relex_codec.kernels.interface import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window
 
 SHARES: Final = 8
