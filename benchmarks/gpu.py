@@ -32,9 +32,10 @@ import torch
 import triton
 
 from relex_codec.format.constants import NIBBLE, PIECE, TERNARY, Packing
+from relex_codec.format.factors import Factors
 from relex_codec.format.packing import packed_size, piece_lengths
 from relex_codec.kernels import torch_eager
-from relex_codec.kernels.interface import Direction, Factors, Job, flat
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, flat
 from relex_codec.kernels.triton import launch
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,7 +82,7 @@ class Weights:
         codes = sum(len(job.directions[0].packed) for job in self.jobs)
         self.bytes = 2 * self.weights * (1 + steps) + codes
 
-    def _job(self, shape: Shape, packing: Packing, rank: int) -> Job:
+    def _job(self, shape: Shape, packing: Packing, rank: int) -> DecodeJob:
         n = math.prod(shape)
         origin = torch.randn(n, generator=self.generator, dtype=torch.bfloat16, device=self.device).view(torch.int16)
         size = sum(packed_size(length, packing) for length in piece_lengths(n))
@@ -95,8 +96,8 @@ class Weights:
         if rank and len(shape) == 2:
             sides = [torch.randn(1, rank, side, generator=self.generator, device=self.device) for side in shape]
             factors = Factors(*sides)
-        direction = Direction(factors, packing, packed, np.float32(1e-3), np.float32(2e-4))
-        return Job(origin, 0, n, "BF16", "BF16", [direction], flat(0, n), 0, n)
+        direction = PackedDirection(factors, packing, packed, np.float32(1e-3), np.float32(2e-4))
+        return DecodeJob(origin, 0, n, "BF16", "BF16", [direction], flat(0, n), 0, n)
 
     def check(self) -> None:
         """Compare pieces of some tensors with the torch kernel's."""
@@ -105,7 +106,7 @@ class Weights:
             job = self.jobs[i]
             lo = (job.size - 1) // PIECE * PIECE
             for window in (flat(0, min(PIECE, job.size)), flat(lo, job.size)):
-                part = Job(job.origin, window.lo, 0, "BF16", "BF16", job.directions, window, 0, job.size)
+                part = DecodeJob(job.origin, window.lo, 0, "BF16", "BF16", job.directions, window, 0, job.size)
                 places = [target[:, window.lo : window.hi] for target in self.targets[i]]
                 found = [torch.zeros_like(place) for place in places]
                 torch_eager.prepare([part])([self.coefficients[i]], [found])

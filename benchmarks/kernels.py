@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from speed import processor
 
-from relex_codec.core.dtypes import F32
+from relex_codec.core.dtypes import F32, Bytes
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PIECE, QUINARY, TERNARY, Packing
-from relex_codec.format.factors import from_stream
-from relex_codec.format.packing import Bytes, packed_size
+from relex_codec.format.factors import Factors, from_stream
+from relex_codec.format.packing import packed_size
 from relex_codec.kernels.cpu import launch
-from relex_codec.kernels.interface import Direction, Factors, Job, flat
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, flat
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = 1 << 12
@@ -86,12 +86,12 @@ def main() -> None:
     for rank in (0, 8):
         for packing in (TERNARY, NIBBLE, QUINARY, BYTE, *([NONE] if rank else [])):
             step = 0.0 if packing is NONE else 1e-3
-            direction = Direction(
+            direction = PackedDirection(
                 factors(rng, weights // COLUMNS, rank), packing, codes(rng, packing, weights), np.float32(step),
                 np.float32(step / 4),
             )  # fmt: skip
             bits = origin.view(torch.int16).numpy().view(np.uint16)
-            decode = launch.prepare([Job(bits, 0, 0, "BF16", "BF16", [direction], flat(0, weights), 0, weights)])
+            decode = launch.prepare([DecodeJob(bits, 0, 0, "BF16", "BF16", [direction], flat(0, weights), 0, weights)])
             decode(g, [[target]])  # compiles
             dst.copy_(src)
             before = peak(reset=True)

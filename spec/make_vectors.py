@@ -34,7 +34,7 @@ from relex_codec.format import constants as layout
 from relex_codec.format.index import Span
 from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import pack_codes, packed_size, piece_lengths, split_planes
-from relex_codec.format.writer import PendingSpan, Tables, Writer
+from relex_codec.format.writer import FileWriter, PendingSpan, Tables
 
 
 def script(name: str) -> ModuleType:
@@ -161,7 +161,7 @@ class Recipe:
         """The file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "x.relex"
-            with Writer(path) as writer:
+            with FileWriter(path) as writer:
                 pending = [self._store(writer, tensor) for tensor in self.tensors]
                 files = {
                     name: writer.base.add(list(pieces_of(np.frombuffer(data, np.uint8))), len(data), match=True)
@@ -179,7 +179,7 @@ class Recipe:
     def _held(self, tensor: Tensor) -> bool:
         return tensor.origin == "stored" or (tensor.origin == "base" and self.embedded)
 
-    def _store(self, writer: Writer, tensor: Tensor) -> dict[str, Any]:
+    def _store(self, writer: FileWriter, tensor: Tensor) -> dict[str, Any]:
         spans: dict[str, Any] = {"directions": [], "series": {}}
         if self._held(tensor):
             spans["origin"] = writer.base.add(planes_of(tensor.bits), tensor.bits.nbytes)

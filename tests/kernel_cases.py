@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.format.constants import BLOCK, BYTE, NIBBLE, NONE, PACKINGS, PIECE, TERNARY, Packing
-from relex_codec.format.factors import from_stream
+from relex_codec.format.factors import Factors, from_stream
 from relex_codec.format.packing import pack_codes, to_planes
-from relex_codec.kernels.interface import Direction, Factors, Job, Prepare, Window, flat
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare, Window, flat
 
 Array = npt.NDArray[Any]
 
@@ -100,11 +100,11 @@ class Drawn:
         parts = [self.remainder[lo : lo + PIECE] for lo in range(start, stop, PIECE)]
         return [to_planes(x) if self.packing.name == "float32" else pack_codes(x, self.packing) for x in parts]
 
-    def direction(self, shape: tuple[int, ...], start: int, stop: int) -> Direction:
+    def direction(self, shape: tuple[int, ...], start: int, stop: int) -> PackedDirection:
         """What a kernel is given."""
         factors = from_stream(self.factors, shape, self.rank) if self.rank else None
         packed = np.concatenate([np.empty(0, np.uint8), *self.pieces(start, stop)])
-        return Direction(factors, self.packing, packed, self.step, self.shift)
+        return PackedDirection(factors, self.packing, packed, self.step, self.shift)
 
 
 def by_the_reference(
@@ -154,7 +154,7 @@ class Target:
 class Case:
     """A job with arrays of numpy, its coefficients float32 [S, k], and S targets."""
 
-    job: Job
+    job: DecodeJob
     coefficients: npt.NDArray[np.float32]
     targets: list[Target]
 
@@ -243,7 +243,7 @@ def make(
     held = np.concatenate([np.zeros(pad, origin.dtype), held])
     g = np.array([[number(rng) for _ in terms] for _ in range(steps)], np.float32).reshape(steps, len(terms))
     directions = [drawn.direction(shape, first, stop) for drawn in terms]
-    job = Job(held, at + pad, pitch, origin_dtype, dtype, directions, window, first, n)
+    job = DecodeJob(held, at + pad, pitch, origin_dtype, dtype, directions, window, first, n)
     targets = []
     for of_step in g:
         bits = by_the_reference(origin, origin_dtype, dtype, shape, terms, of_step)
@@ -295,7 +295,7 @@ def far(case: Case, before: int) -> Case:
         rows = before // window.width
         window = window._replace(row=window.row + rows, lo=window.lo + before, hi=window.hi + before)
 
-    def longer(direction: Direction) -> Direction:
+    def longer(direction: PackedDirection) -> PackedDirection:
         if direction.factors is None:
             return direction
         a = direction.factors.a
@@ -383,10 +383,10 @@ def to_torch(array: Array, device: str) -> Any:
     return torch.from_numpy(signed.copy()).to(device)
 
 
-def torch_job(job: Job, device: str) -> Job:
+def torch_job(job: DecodeJob, device: str) -> DecodeJob:
     """The job with torch tensors."""
 
-    def moved(direction: Direction) -> Direction:
+    def moved(direction: PackedDirection) -> PackedDirection:
         f = direction.factors
         factors = None if f is None else Factors(to_torch(f.a, device), to_torch(f.b, device))
         return dataclasses.replace(direction, factors=factors, packed=to_torch(direction.packed, device))
@@ -415,7 +415,7 @@ def check_torch(prepare: Prepare, given: Sequence[Case], device: str) -> None:
         assert torch.equal(job.origin, to_torch(case.job.origin, device))
 
 
-def same(got: Array, expected: Array, job: Job) -> None:
+def same(got: Array, expected: Array, job: DecodeJob) -> None:
     """Fail with the first element that differs."""
     wrong = np.flatnonzero(got != expected)
     assert not len(wrong), (

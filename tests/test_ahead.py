@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from relex_codec.core.cancellation import Stop
+from relex_codec.core.cancellation import CancelScope
 from relex_codec.errors import Corrupt, Truncated
 from relex_codec.storage import prefetch as ahead_module
-from relex_codec.storage.prefetch import AheadSource, ReadAhead, Use
+from relex_codec.storage.prefetch import Prefetch, PrefetchingSource, Use
 
 DATA = random.Random(1).randbytes(100_000)
 
@@ -58,15 +58,15 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead_module, "MERGED", 1000)
 
 
-def source() -> tuple[AheadSource, Any]:
+def source() -> tuple[PrefetchingSource, Any]:
     inner = Inner()
-    return AheadSource(inner), inner  # type: ignore[arg-type]
+    return PrefetchingSource(inner), inner  # type: ignore[arg-type]
 
 
 def test_planned_reads_come_from_blocks_and_others_from_the_file() -> None:
     file, inner = source()
     ranges = [(i, i + 300) for i in range(0, 30_000, 300)]
-    with ReadAhead([Use(file, *r) for r in ranges]):
+    with Prefetch([Use(file, *r) for r in ranges]):
         assert file.at_hand(600, 900) and file.at_hand(0, 50) and not file.at_hand(50_000, 50_001)
         for a, b in ranges:
             assert file.read(a, b) == DATA[a:b]
@@ -83,7 +83,7 @@ def test_reads_of_any_shape_and_order_are_right() -> None:
     rng = random.Random(2)
     file, _ = source()
     ranges = [(a, a + rng.randrange(1, 2500)) for a in (rng.randrange(90_000) for _ in range(200))]
-    with ReadAhead([Use(file, *r) for r in ranges], limit=3000):
+    with Prefetch([Use(file, *r) for r in ranges], limit=3000):
         rng.shuffle(ranges)
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda r: file.read_many([r, (5, 5)])[0], ranges[:100]))
@@ -100,7 +100,7 @@ def test_what_waits_is_bounded() -> None:
     file, inner = source()
     ranges = [(i, i + 1000) for i in range(0, 50_000, 1000)]
     inner.gate.clear()
-    with ReadAhead([Use(file, *r) for r in ranges], limit=4000) as ahead:
+    with Prefetch([Use(file, *r) for r in ranges], limit=4000) as ahead:
         assert ahead._held == 4000
         inner.gate.set()
         for i, (a, b) in enumerate(ranges):
@@ -114,7 +114,7 @@ def test_files_are_fetched_in_the_order_of_their_use() -> None:
     first, inner = source()
     second, other = source()
     uses = [use for i in range(0, 20_000, 1000) for use in (Use(first, i, i + 1000), Use(second, i, i + 1000))]
-    with ReadAhead(uses, limit=6000, requests=1):
+    with Prefetch(uses, limit=6000, requests=1):
         for use in uses:
             assert use.source.read(use.start, use.end) == DATA[use.start : use.end]
             assert abs(len(inner.fetched) - len(other.fetched)) <= 1
@@ -124,7 +124,7 @@ def test_files_are_fetched_in_the_order_of_their_use() -> None:
 def test_ranges_that_are_asked_for_twice_are_fetched_once() -> None:
     file, inner = source()
     uses = [Use(file, 0, 500), Use(file, 400, 900), Use(file, 0, 500)]
-    with ReadAhead(uses):
+    with Prefetch(uses):
         for use in uses:
             assert file.read(use.start, use.end) == DATA[use.start : use.end]
     assert inner.fetched == [(0, 900)] and inner.direct == []
@@ -133,7 +133,7 @@ def test_ranges_that_are_asked_for_twice_are_fetched_once() -> None:
 def test_failures_reach_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     file, inner = source()
     inner.error = Corrupt("broken")
-    with ReadAhead([Use(file, i, i + 1000) for i in range(0, 50_000, 1000)]), pytest.raises(Corrupt, match="broken"):
+    with Prefetch([Use(file, i, i + 1000) for i in range(0, 50_000, 1000)]), pytest.raises(Corrupt, match="broken"):
         file.read(0, 10)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("relex-ahead")]
     assert len(inner.fetched) < 50
@@ -142,7 +142,7 @@ def test_failures_reach_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reader_whose_fetching_was_ended_by_another_thread_is_on_its_own() -> None:
     file, inner = source()
     inner.gate.clear()
-    ahead = ReadAhead([Use(file, i, i + 1000) for i in range(0, 5000, 1000)], requests=1)
+    ahead = Prefetch([Use(file, i, i + 1000) for i in range(0, 5000, 1000)], requests=1)
     with ThreadPoolExecutor(2) as pool:
         with ahead:
             waiting = pool.submit(file.read, 3000, 4000)  # its block waits behind others
@@ -160,9 +160,9 @@ def test_who_reads_along_goes_on_when_the_one_who_read_ahead_is_gone(how: str) -
     file, inner = source()
     uses = [Use(file, start, start + 1000) for start in range(0, 40_000, 1000)]
     inner.gate.clear()
-    stop, found = Stop(), []
-    ahead = stop.bound(ReadAhead)(uses)
-    reader = threading.Thread(target=lambda: found.append(Stop().bound(file.read)(39_000, 40_000)), daemon=True)
+    stop, found = CancelScope(), []
+    ahead = stop.bound(Prefetch)(uses)
+    reader = threading.Thread(target=lambda: found.append(CancelScope().bound(file.read)(39_000, 40_000)), daemon=True)
     with ahead:
         reader.start()
         time.sleep(0.2)

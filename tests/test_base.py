@@ -12,7 +12,8 @@ import pytest
 from helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
 
 from relex_codec.checkpoints import base_model as module
-from relex_codec.checkpoints.base_model import BaseReader, Expected, canonical_uri, digest, resolve
+from relex_codec.checkpoints.base_model import BaseReader, Expected, canonical_uri, resolve
+from relex_codec.core.digests import digest
 from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relex_codec.checkpoints import checkpoint as module
-from relex_codec.checkpoints.series import Run, find_checkpoints, find_run, select_steps
+from relex_codec.checkpoints.series import CheckpointSeries, find_checkpoints, find_run, select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -38,7 +38,7 @@ def test_layouts(tmp_path, memory, layout, where):
     prefix = str(root) if where == "local" else "memory://run"
     found = find_run(root if where == "local" else "memory://run")
     assert found == [(step, f"{prefix}/{layout.format(step)}") for step in (3, 20, 100)]
-    run = Run(found)
+    run = CheckpointSeries(found)
     assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (3, 20, 100)])
 
 
@@ -174,7 +174,7 @@ def test_a_tensor_over_all_steps(tmp_path, memory, where, shards):
     steps = list(range(1, 24))
     root = write_run(tmp_path, steps, at_step, shards=shards)
     upload(memory, root, "/run")
-    run = Run(find_run(root if where == "local" else "memory://run"))
+    run = CheckpointSeries(find_run(root if where == "local" else "memory://run"))
     run.check()
     assert run.steps == steps
     assert run.names == ["w", "n"]
@@ -192,7 +192,7 @@ def test_a_tensor_over_all_steps(tmp_path, memory, where, shards):
 
 
 def test_equal_headers_are_parsed_once(tmp_path, monkeypatch):
-    run = Run(find_run(write_run(tmp_path, range(10), at_step)))
+    run = CheckpointSeries(find_run(write_run(tmp_path, range(10), at_step)))
     calls = []
     parse = module.parse
     monkeypatch.setattr(module, "parse", lambda *a, **k: calls.append(1) or parse(*a, **k))
@@ -207,7 +207,7 @@ def test_checkpoints_may_be_laid_out_differently(tmp_path):
     write_checkpoint(tmp_path / "step_1", at_step(1))
     write_checkpoint(tmp_path / "step_2", dict(reversed(at_step(2).items())), shards=2)
     write_checkpoint(tmp_path / "step_3", at_step(3), metadata={"step": "3"})
-    run = Run(find_run(tmp_path))
+    run = CheckpointSeries(find_run(tmp_path))
     run.check()
     for name in ("w", "n"):
         assert np.array_equal(run.read(name), [at_step(s)[name][1].reshape(-1) for s in (1, 2, 3)])
@@ -229,7 +229,7 @@ def test_checkpoints_that_do_not_fit_together(tmp_path, change, message):
             change(found)
         return found
 
-    run = Run(find_run(write_run(tmp_path, [1, 10, 20, 30], tensors)))
+    run = CheckpointSeries(find_run(write_run(tmp_path, [1, 10, 20, 30], tensors)))
     with pytest.raises(CheckpointError, match=message):
         run.check()
     with pytest.raises(CheckpointError, match=message):
@@ -237,22 +237,22 @@ def test_checkpoints_that_do_not_fit_together(tmp_path, change, message):
 
 
 def test_a_checkpoint_that_changes_or_vanishes(tmp_path):
-    run = Run(find_run(write_run(tmp_path, [1, 2, 3], at_step)))
+    run = CheckpointSeries(find_run(write_run(tmp_path, [1, 2, 3], at_step)))
     run.check()
     write_checkpoint(tmp_path / "global_step_2", {"w": bf16(np.zeros((9, 9)))})
     with pytest.raises(CheckpointError, match=r"global_step_2.*changed while"):
         run.read("w")
-    run = Run(run_paths := find_run(tmp_path, steps="1:1"))
+    run = CheckpointSeries(run_paths := find_run(tmp_path, steps="1:1"))
     run.check()
     shutil.rmtree(run_paths[0][1])
     with pytest.raises(CheckpointError, match=r"global_step_1.*does not exist"):
         run.read("n")
     with pytest.raises(CheckpointError, match="at least one"):
-        Run([])
+        CheckpointSeries([])
 
 
 def test_many_shards_need_few_descriptors(tmp_path):
-    run = Run(find_run(write_run(tmp_path, range(40), at_step, shards=2)), threads=4)
+    run = CheckpointSeries(find_run(write_run(tmp_path, range(40), at_step, shards=2)), threads=4)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(int(name) for name in os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 100
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
@@ -279,7 +279,7 @@ def test_paths_with_the_step_in_them(tmp_path, memory, where):
     assert find_run(path, steps="2:") == expected[1:]
     assert find_run(path, steps="20") == expected[1:2]
     assert find_run(path, steps="1:20:19") == expected[:2]
-    run = Run(find_run(path, steps=":20"))
+    run = CheckpointSeries(find_run(path, steps=":20"))
     assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (1, 20)])
     with pytest.raises(CheckpointError, match=rf"^step 2: {root}/m-2/hf .*\(3 of 4 steps cannot be read\); .*skip"):
         find_run(path, steps="1:4")

@@ -17,9 +17,10 @@ from servers.runs import SHAPES, uploaded, weights
 from test_cloud_requests import fetched
 
 import relex_codec
+from relex_codec.core.indexing import TensorIndex, box_of
 from relex_codec.decoding.read_plan import needs
 from relex_codec.decoding.reading import wanted_of
-from relex_codec.kernels.windows import Index, box_of, windows
+from relex_codec.kernels.windows import windows
 from relex_codec.storage.coalesce import FIRST_READ
 
 pytestmark = [
@@ -32,7 +33,7 @@ OPENING = 5
 RANK, RANKS = 1, 4
 
 
-def needed(run: relex_codec.Run, parts: Mapping[str, Index], step: float, tier: str = "auto") -> int:
+def needed(run: relex_codec.Run, parts: Mapping[str, TensorIndex], step: float, tier: str = "auto") -> int:
     """Bytes of file and base that decoding parts of tensors takes, each once."""
     base = run.base_reader().checkpoint.tensors
     wanted = [
@@ -125,7 +126,7 @@ def test_the_slices_of_one_rank(moto_bucket: Bucket, cloud_run: Made, one_of_fou
     """Rows, as FSDP cuts them, and columns of one matrix, of which every piece is read."""
     from torch.distributed.tensor import DTensor, Shard
 
-    parts: dict[str, Index] = {}
+    parts: dict[str, TensorIndex] = {}
     state = {}
     for name, shape in SHAPES.items():
         dim = 1 if name == "c" else 0

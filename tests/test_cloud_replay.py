@@ -18,7 +18,7 @@ from test_cloud_requests import fetched
 
 import relex_codec
 from relex_codec.exact import replay
-from relex_codec.storage.prefetch import AheadSource
+from relex_codec.storage.prefetch import PrefetchingSource
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 
@@ -131,10 +131,10 @@ def test_a_full_disk_while_the_file_is_copied_changes_nothing(
     later = further(made, tmp_path / "later")
     before = moto_bucket.filesystem.cat_file(f"{moto_bucket.name}/run.relex")
 
-    def full(self: AheadSource, file: Any) -> None:
+    def full(self: PrefetchingSource, file: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(AheadSource, "copy_to", full)
+    monkeypatch.setattr(PrefetchingSource, "copy_to", full)
     with pytest.raises(relex_codec.InvalidArgument, match="No space left on device; nothing was changed"):
         relex_codec.encoding.append(
             moto_bucket.url("run.relex"), [later], base=made.base_path, storage_options=moto_bucket.options

@@ -12,14 +12,14 @@ import pytest
 from servers.counting import Answer
 from servers.fixtures import Bucket, bucket_on
 
-from relex_codec.core.cancellation import Stop, Stopped
+from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.config import Settings
 from relex_codec.storage.open import list_directory, open_source
-from relex_codec.storage.stores.azure import AzureBackend
-from relex_codec.storage.stores.choose import backend_of
-from relex_codec.storage.stores.fsspec_store import PlainBackend
-from relex_codec.storage.stores.gcs import GCSBackend
+from relex_codec.storage.stores.azure import AzureStore
+from relex_codec.storage.stores.choose import store_of
+from relex_codec.storage.stores.fsspec_store import FsspecStore
+from relex_codec.storage.stores.gcs import GCSStore
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024
@@ -109,10 +109,10 @@ def test_a_request_that_nobody_waits_for_is_taken_back(bucket: Bucket) -> None:
     bucket.put("x", DATA)
     with open_source(bucket.url("x"), bucket.options) as source:
         bucket.proxy.fail("stall")
-        stop = Stop()
+        stop = CancelScope()
         threading.Timer(0.3, stop.set).start()
         began = time.monotonic()
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             stop.bound(source.read)(100_000, 200_000)
         assert time.monotonic() - began < 10
         assert source.read(100_000, 200_000) == DATA[100_000:200_000]
@@ -139,8 +139,8 @@ def test_releases_that_lack_what_is_needed_are_read_as_any_filesystem(
     bucket = request.getfixturevalue(store)
     bucket.put("x", DATA)
     name = f"{bucket.name}/x"
-    own = GCSBackend if store == "google" else AzureBackend
-    assert type(backend_of(bucket.filesystem, name, Settings())) is own
-    found = backend_of(Like(bucket.filesystem, missing), name, Settings())
-    assert type(found) is PlainBackend and found.patient
+    own = GCSStore if store == "google" else AzureStore
+    assert type(store_of(bucket.filesystem, name, Settings())) is own
+    found = store_of(Like(bucket.filesystem, missing), name, Settings())
+    assert type(found) is FsspecStore and found.patient
     assert found.get(10, 20, None).data == DATA[10:20]

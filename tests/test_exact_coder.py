@@ -22,7 +22,7 @@ from relex_codec.errors import Corrupt
 from relex_codec.exact import contexts
 from relex_codec.exact.bisection import Interval, frames_of, root
 from relex_codec.exact.frequency_tables import UNUSED, Model, Tables, fit, most_bytes, parse, prepare, to_bytes
-from relex_codec.exact.interval_lists import Node, apply
+from relex_codec.exact.interval_lists import IntervalList, apply
 from relex_codec.exact.ordered_words import layout_of, to_words
 from relex_codec.exact.piece_coder import (
     CODED,
@@ -447,7 +447,7 @@ def check_part(part: Part) -> None:
 def replayed(decoder: PartDecoder, start: int, stop: int) -> Iterator[int]:
     """Restore steps one after the other, each frame decoded once, as replay.py does; yields their numbers."""
 
-    def walk(interval: Interval, node: Node) -> Iterator[int]:
+    def walk(interval: Interval, node: IntervalList) -> Iterator[int]:
         if interval.left >= stop:
             return
         if interval.right <= start or not interval.has_middle:

@@ -419,7 +419,7 @@ def test_threads_do_not_change_the_file(made: Made, exact_file: Path, monkeypatc
 
     expected = File(exact_file)
     for way in (backwards, many):
-        monkeypatch.setattr("relex_codec.exact.segment_writer.in_parallel", way)
+        monkeypatch.setattr("relex_codec.exact.segment_writer.parallel_map", way)
         path = made.root / f"{way.__name__}.relex"
         relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
         assert all(File(path).entries[name] == expected.entries[name] for name in EXACT_ENTRIES)

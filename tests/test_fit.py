@@ -95,13 +95,13 @@ def test_a_run_larger_than_the_budget_gives_the_same_fit(tmp_path: Path, monkeyp
     noise = rng.standard_normal((700, 500)) * 2e-3
     write_run(tmp_path / "run", steps, lambda step: {"w": bf16(start + drift * step / 600 + np.roll(noise, 37 * step))})
     held = []
-    original = tensor_history.Unit.__init__
+    original = tensor_history.TensorHistory.__init__
 
-    def spy(self: tensor_history.Unit, *args: Any) -> None:
+    def spy(self: tensor_history.TensorHistory, *args: Any) -> None:
         original(self, *args)
         held.append(self._held is not None)
 
-    monkeypatch.setattr(tensor_history.Unit, "__init__", spy)
+    monkeypatch.setattr(tensor_history.TensorHistory, "__init__", spy)
     files = []
     for memory in ("4GB", "64MB"):
         path = tmp_path / f"{memory}.relex"

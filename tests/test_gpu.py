@@ -24,7 +24,7 @@ from kernel_cases import (
 
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS
 from relex_codec.kernels import torch_eager
-from relex_codec.kernels.interface import Direction, Job, Prepare, flat
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare, flat
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -42,13 +42,13 @@ def prepare() -> Prepare:
 SHAPE = (40, 3000)
 
 
-def weights(seed: int, steps: int) -> tuple[Job, list[np.ndarray], list[np.ndarray]]:
+def weights(seed: int, steps: int) -> tuple[DecodeJob, list[np.ndarray], list[np.ndarray]]:
     """A job with factors and codes, coefficients for some calls of a step, and the bits that they give."""
     rng = np.random.default_rng(seed)
     n = int(np.prod(SHAPE))
     origin = patterns(rng, n, "BF16")
     terms = [Drawn.random(rng, SHAPE, NIBBLE, 2)]
-    job = Job(origin, 0, n, "BF16", "BF16", [terms[0].direction(SHAPE, 0, n)], flat(0, n), 0, n)
+    job = DecodeJob(origin, 0, n, "BF16", "BF16", [terms[0].direction(SHAPE, 0, n)], flat(0, n), 0, n)
     g = [np.array([[number(rng)]], np.float32) for _ in range(steps)]
     return job, g, [by_the_reference(origin, "BF16", "BF16", SHAPE, terms, x[0]) for x in g]
 
@@ -128,8 +128,8 @@ def test_a_tensor_beyond_32_bits(prepare: Prepare) -> None:
     packed = torch.full((n,), 127, dtype=torch.uint8, device="cuda")
     packed[-tail:] = to_torch(drawn.direction((tail,), 0, tail).packed, "cuda")
     g = np.array([[number(rng)]], np.float32)
-    direction = Direction(None, BYTE, packed, drawn.step, drawn.shift)
-    whole = Job(held, 0, n, "BF16", "BF16", [direction], flat(0, n), 0, n)
+    direction = PackedDirection(None, BYTE, packed, drawn.step, drawn.shift)
+    whole = DecodeJob(held, 0, n, "BF16", "BF16", [direction], flat(0, n), 0, n)
     prepare([whole])([g], [[held.view(1, -1)]])  # in place
     expected = by_the_reference(origin, "BF16", "BF16", (tail,), [drawn], g[0])
     same(held[-tail:].cpu().numpy().view("<u2"), expected, whole)

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 
+from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, Corrupt, RelexError, Truncated
-from relex_codec.format.safetensors_header import LIMIT, Entry, build, header_length, load_object, parse, quote
+from relex_codec.format.safetensors_header import LIMIT, Entry, build, header_length, load_object, parse
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 

@@ -26,8 +26,8 @@ from relex_codec.storage.header_cache import OBJECTS
 from relex_codec.storage.hub import client
 from relex_codec.storage.hub.paths import branches, pinned
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
-from relex_codec.storage.stores.choose import backend_of
-from relex_codec.storage.stores.hub import HubBackend
+from relex_codec.storage.stores.choose import store_of
+from relex_codec.storage.stores.hub import HubStore
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads
@@ -176,7 +176,7 @@ def test_listing_is_one_request_a_page(hub: Hub) -> None:
 
 def test_what_is_no_model_is_read_through_its_filesystem(hub: Hub) -> None:
     def backend(url: str) -> bool:
-        return isinstance(backend_of(*filesystem_of(url, None, error=InvalidArgument), Settings()), HubBackend)
+        return isinstance(store_of(*filesystem_of(url, None, error=InvalidArgument), Settings()), HubStore)
 
     assert all(map(backend, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
     assert not any(map(backend, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))

@@ -12,9 +12,10 @@ from conftest import Made
 from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
+from relex_codec.core.indexing import box_of
 from relex_codec.decoding.read_plan import Wanted, needs, reads_base
 from relex_codec.decoding.reading import wanted_of
-from relex_codec.kernels.windows import box_of, windows
+from relex_codec.kernels.windows import windows
 from relex_codec.storage.source import LocalSource, Source
 
 PIECE = 1 << 18

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import Corrupt
+from relex_codec.format.chunks import compress, decompress
 from relex_codec.format.constants import NONE, PACKINGS, PIECE
 from relex_codec.format.packing import (
     check_codes,
-    compress,
-    decompress,
     from_planes,
     pack_codes,
     packed_size,

@@ -13,22 +13,22 @@ import pytest
 from helpers import ELSEWHERE
 
 from relex_codec.core import threads
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.threads import parallel_map
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2, 16, 1000])
 def test_results_are_in_order(threads: int | None) -> None:
-    assert in_parallel(lambda x: x * x, range(100), threads) == [x * x for x in range(100)]
-    assert in_parallel(lambda x: x, [], threads) == []
+    assert parallel_map(lambda x: x * x, range(100), threads) == [x * x for x in range(100)]
+    assert parallel_map(lambda x: x, [], threads) == []
 
 
 def test_as_many_run_at_a_time_as_are_asked_for() -> None:
     together = threading.Barrier(16, timeout=20)
-    in_parallel(lambda _: together.wait(), range(32), 16)
+    parallel_map(lambda _: together.wait(), range(32), 16)
 
 
 def test_one_thread_is_the_callers() -> None:
-    seen = in_parallel(lambda _: (time.sleep(0.01), threading.current_thread())[1], range(8), 4)
+    seen = parallel_map(lambda _: (time.sleep(0.01), threading.current_thread())[1], range(8), 4)
     assert threading.current_thread() in seen and len(set(seen)) <= 4
 
 
@@ -36,9 +36,9 @@ def test_calls_inside_calls_do_not_wait_for_each_other() -> None:
     count = 2 * threads.HELPERS
 
     def inner(x: int) -> int:
-        return sum(in_parallel(lambda y: x * y, range(8), 8))
+        return sum(parallel_map(lambda y: x * y, range(8), 8))
 
-    assert in_parallel(inner, range(count), count) == [28 * x for x in range(count)]
+    assert parallel_map(inner, range(count), count) == [28 * x for x in range(count)]
 
 
 def test_the_first_failure_by_place_is_raised_and_no_more_is_begun() -> None:
@@ -53,7 +53,7 @@ def test_the_first_failure_by_place_is_raised_and_no_more_is_begun() -> None:
         time.sleep(0.01)
 
     with pytest.raises(ValueError, match="number 0"):
-        in_parallel(work, range(1000), 2)
+        parallel_map(work, range(1000), 2)
     assert len(begun) < 10
 
 
@@ -66,7 +66,7 @@ def test_an_interruption_of_the_caller_is_raised() -> None:
         time.sleep(0.01)
 
     with pytest.raises(KeyboardInterrupt):
-        in_parallel(work, range(100), 2)
+        parallel_map(work, range(100), 2)
 
 
 def test_an_interruption_goes_before_a_failure() -> None:
@@ -78,7 +78,7 @@ def test_an_interruption_goes_before_a_failure() -> None:
 
     for _ in range(10):  # the caller has the first place or the second
         with pytest.raises(KeyboardInterrupt):
-            in_parallel(work, range(2), 2)
+            parallel_map(work, range(2), 2)
 
 
 def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytes
 
     monkeypatch.setattr(threads, "_pool", SimpleNamespace(submit=submit))
     with pytest.raises(RuntimeError, match="can't start"):
-        in_parallel(lambda x: (begun.append(x), time.sleep(0.1)), range(100), 4)
+        parallel_map(lambda x: (begun.append(x), time.sleep(0.1)), range(100), 4)
     count = len(begun)
     time.sleep(0.3)
     assert count == len(begun) < 3

@@ -12,11 +12,12 @@ from plain import Array
 
 from relex_codec import InvalidArgument
 from relex_codec.encoding.direction_search import Sample, Search, sample_starts
+from relex_codec.encoding.low_rank import decompose, rounded
 from relex_codec.encoding.quality import Quality
 from relex_codec.encoding.quantizer import Magnitudes, candidates
 from relex_codec.format import factors
 from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD, Packing
-from relex_codec.format.factors import decompose, from_stream, rounded, stream
+from relex_codec.format.factors import from_stream, stream
 
 CODED = (TERNARY, QUINARY, NIBBLE, BYTE)
 

@@ -193,7 +193,7 @@ def test_work_that_is_spread_gives_the_same(opened: relex_codec.Run, monkeypatch
     found = []
     for limit, processors in ((1 << 40, 1), (0, 1), (0, 3)):
         monkeypatch.setattr(replay, "SPREAD_FROM", limit)
-        monkeypatch.setattr(replay, "processors", lambda count=processors: count)
+        monkeypatch.setattr(replay, "cpu_count", lambda count=processors: count)
         states = replay_parts(tier, parts, range(1, 18), opened.decoder.part_origin)
         found.append([(number, [piece.tobytes() for piece in bits]) for number, bits in states])
     assert found[0] == found[1] == found[2]
@@ -229,7 +229,7 @@ def test_batches_have_every_part_once(opened: relex_codec.Run, monkeypatch: pyte
 
 def test_what_fails_stops_the_others(opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "BATCH_WORDS", 1)
-    monkeypatch.setattr(replay, "processors", lambda: 3)
+    monkeypatch.setattr(replay, "cpu_count", lambda: 3)
     calls: list[int] = []
 
     def use(parts: Any, number: int, bits: Any) -> None:
@@ -244,7 +244,7 @@ def test_what_fails_stops_the_others(opened: relex_codec.Run, monkeypatch: pytes
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "BATCH_WORDS", f.PIECE)
-    monkeypatch.setattr(replay, "processors", lambda: 1)
+    monkeypatch.setattr(replay, "cpu_count", lambda: 1)
     monkeypatch.setattr("relex_codec.exact.tier_reader.CACHE", 0)
     rng = np.random.default_rng(0)
     start, noise = rng.standard_normal((2, 6, f.PIECE), np.float32)

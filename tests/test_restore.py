@@ -162,7 +162,7 @@ def test_some_steps_decode_no_more_than_they_need(
 
 def test_small_batches_on_several_threads(grown: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "BATCH_WORDS", 1)
-    monkeypatch.setattr(replay, "processors", lambda: 4)
+    monkeypatch.setattr(replay, "cpu_count", lambda: 4)
     with relex_codec.open(grown.root / "x.relex") as run:
         run.restore(tmp_path / "out")
     check(tmp_path / "out", grown, grown.steps)

@@ -20,7 +20,7 @@ from plain import Array, File, narrow, read_safetensors, track, widen
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
-from relex_codec.kernels.interface import Job
+from relex_codec.kernels.interface import DecodeJob
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import Source
 
@@ -214,7 +214,7 @@ def test_a_row_slice_reads_and_decodes_a_part(large: Path, monkeypatch: pytest.M
         assert len(opening) <= 2
         prepare = run.decoder._prepare
 
-        def counting(jobs: Sequence[Job]) -> Any:
+        def counting(jobs: Sequence[DecodeJob]) -> Any:
             decoded.extend(job.window.hi - job.window.lo for job in jobs)
             return prepare(jobs)
 

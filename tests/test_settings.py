@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from relex_codec.core.cancellation import Stop, Stopped
+from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.storage.config import Settings, split, without_credentials
 from relex_codec.storage.header_cache import KeptObjects
@@ -160,10 +160,10 @@ def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="not this"):
         until_it_passes(attempt, 60)
     assert len(left) == 1
-    stop = Stop()
+    stop = CancelScope()
     stop.set()
     left[:] = [ConnectionResetError()] * 2
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         stop.bound(until_it_passes)(attempt, 60)
     assert len(left) == 1
 

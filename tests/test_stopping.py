@@ -8,10 +8,10 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from relex_codec.core.cancellation import Stop, Stopped, abandonable, current, pause, wait_for
-from relex_codec.core.threads import ahead, in_parallel
+from relex_codec.core.cancellation import Cancelled, CancelScope, current, pause, run_abandonable, wait_for
+from relex_codec.core.threads import parallel_map, prefetched
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.base import Answer, Backend
+from relex_codec.storage.stores.base import Answer, ObjectStore
 
 
 def test_without_a_stop_results_and_errors_are_those_of_the_future() -> None:
@@ -21,23 +21,23 @@ def test_without_a_stop_results_and_errors_are_those_of_the_future() -> None:
     failed: Future[int] = Future()
     failed.set_exception(TimeoutError("its own"))
     with pytest.raises(TimeoutError, match="its own"):
-        Stop().bound(wait_for)(failed)
+        CancelScope().bound(wait_for)(failed)
 
 
 def test_what_waits_under_a_stop_ends_when_it_or_one_above_is_set() -> None:
-    outer = Stop()
-    inner = outer.bound(Stop)()
+    outer = CancelScope()
+    inner = outer.bound(CancelScope)()
     assert outer.bound(current)() is outer and current() is None
     never: Future[int] = Future()
     threading.Timer(0.2, outer.set).start()
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         inner.bound(wait_for)(never)
     assert inner.is_set() and outer.is_set()
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         inner.bound(pause)(60)
-    below = Stop()
+    below = CancelScope()
     below.set()
-    assert not Stop().is_set()
+    assert not CancelScope().is_set()
 
 
 def test_a_pause_without_a_stop_is_a_pause() -> None:
@@ -48,14 +48,14 @@ def test_a_pause_without_a_stop_is_a_pause() -> None:
 
 def test_a_call_is_left_behind_only_where_it_may_be() -> None:
     here = threading.current_thread()
-    assert abandonable(threading.current_thread) is here
-    stop, gate = Stop(), threading.Event()
-    assert stop.bound(abandonable)(threading.current_thread) is not here
+    assert run_abandonable(threading.current_thread) is here
+    stop, gate = CancelScope(), threading.Event()
+    assert stop.bound(run_abandonable)(threading.current_thread) is not here
     with pytest.raises(ZeroDivisionError):
-        stop.bound(abandonable)(lambda: 1 // 0)
+        stop.bound(run_abandonable)(lambda: 1 // 0)
     threading.Timer(0.2, stop.set).start()
-    with pytest.raises(Stopped):
-        stop.bound(abandonable)(gate.wait)
+    with pytest.raises(Cancelled):
+        stop.bound(run_abandonable)(gate.wait)
     gate.set()
 
 
@@ -65,15 +65,15 @@ def test_a_failure_ends_the_waits_of_other_threads_and_is_what_is_raised() -> No
     def work(i: int) -> int:
         if i == 0:
             raise ValueError("this one")
-        return in_parallel(lambda _: wait_for(never), range(2), 2)[0]
+        return parallel_map(lambda _: wait_for(never), range(2), 2)[0]
 
     with pytest.raises(ValueError, match="this one"):
-        in_parallel(work, range(3), 3)
+        parallel_map(work, range(3), 3)
 
 
 def test_values_made_ahead_are_let_go_of_when_the_reader_ends() -> None:
     never: Future[int] = Future()
-    values = ahead((wait_for(never) if i else i for i in range(3)), 2)
+    values = prefetched((wait_for(never) if i else i for i in range(3)), 2)
     assert next(values) == 0
     values.close()  # type: ignore[attr-defined]
 
@@ -82,20 +82,20 @@ def test_a_future_that_is_cancelled_ends_the_wait() -> None:
     cancelled: Future[int] = Future()
     cancelled.cancel()
     with pytest.raises(CancelledError):
-        Stop().bound(wait_for)(cancelled)
+        CancelScope().bound(wait_for)(cancelled)
 
 
 def test_nothing_is_begun_under_a_stop_that_is_set() -> None:
-    stop, begun = Stop(), []
+    stop, begun = CancelScope(), []
     stop.set()
-    with pytest.raises(Stopped):
-        stop.bound(abandonable)(lambda: begun.append(1))
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
+        stop.bound(run_abandonable)(lambda: begun.append(1))
+    with pytest.raises(Cancelled):
         stop.bound(Idle._run)(Idle(None, "x", Settings()), begin, begun)
     assert begun == []
 
 
-class Idle(Backend):
+class Idle(ObjectStore):
     """Has no event loop: nothing may be asked of it."""
 
     def get(self, start: int, end: int, mark: object) -> Answer:

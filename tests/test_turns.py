@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from relex_codec.core.cancellation import Stop, Stopped
-from relex_codec.decoding.turns import Plans, Turns
+from relex_codec.core.cancellation import Cancelled, CancelScope, KeyedLock
+from relex_codec.decoding.reading import Plans
 
 
 def test_the_same_key_is_taken_by_one_at_a_time() -> None:
-    turns, inside, most = Turns(), 0, 0
+    turns, inside, most = KeyedLock(), 0, 0
 
     def take(keys: tuple[int, ...]) -> None:
         nonlocal inside, most
@@ -28,7 +28,7 @@ def test_the_same_key_is_taken_by_one_at_a_time() -> None:
 
 
 def test_other_keys_are_taken_at_the_same_time() -> None:
-    turns, together = Turns(), threading.Barrier(3, timeout=10)
+    turns, together = KeyedLock(), threading.Barrier(3, timeout=10)
 
     def take(key: int) -> None:
         with turns.of([key]):
@@ -39,7 +39,7 @@ def test_other_keys_are_taken_at_the_same_time() -> None:
 
 
 def test_keys_are_given_back_when_work_fails() -> None:
-    turns = Turns()
+    turns = KeyedLock()
     with pytest.raises(ZeroDivisionError), turns.of("ab"):
         raise ZeroDivisionError
     with turns.of("bc"):
@@ -57,7 +57,7 @@ def test_a_plan_counts_as_long_as_anyone_has_it() -> None:
 
 
 def test_who_is_stopped_does_not_wait_for_its_turn() -> None:
-    turns, stop = Turns(), Stop()
+    turns, stop = KeyedLock(), CancelScope()
 
     def wait() -> None:
         with turns.of("ab"):
@@ -65,7 +65,7 @@ def test_who_is_stopped_does_not_wait_for_its_turn() -> None:
 
     with turns.of("b"):
         threading.Timer(0.2, stop.set).start()
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             stop.bound(wait)()
     with turns.of("ab"):
         pass

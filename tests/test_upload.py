@@ -16,7 +16,7 @@ from helpers import bf16, write_checkpoint, write_run
 
 import relex_codec
 from relex_codec import InvalidArgument
-from relex_codec.core.threads import ahead
+from relex_codec.core.threads import prefetched
 from relex_codec.decoding import device_transfer, tensor_decoder
 from relex_codec.decoding.tensors import whole
 from relex_codec.kernels import torch_eager
@@ -96,7 +96,7 @@ def test_ahead_is_in_order_and_bounded() -> None:
             yield i
 
     found = []
-    for value in ahead(values(), 2):
+    for value in prefetched(values(), 2):
         time.sleep(0.005)
         found.append(value)
         assert len(made) <= value + 3
@@ -108,7 +108,7 @@ def test_ahead_passes_errors_on_and_stops() -> None:
         yield 1
         raise InvalidArgument("no more")
 
-    found = ahead(broken(), 3)
+    found = prefetched(broken(), 3)
     assert next(found) == 1
     with pytest.raises(InvalidArgument, match="no more"):
         next(found)
@@ -120,7 +120,7 @@ def test_ahead_passes_errors_on_and_stops() -> None:
             made.append(1)
             yield len(made)
 
-    stopped = ahead(endless(), 2)
+    stopped = prefetched(endless(), 2)
     assert next(stopped) == 1
     stopped.close()
     count = len(made)
@@ -129,5 +129,5 @@ def test_ahead_passes_errors_on_and_stops() -> None:
 
 
 def test_nothing_ahead() -> None:
-    assert list(ahead([], 2)) == []
-    assert np.array_equal(list(ahead(range(3), 1)), [0, 1, 2])
+    assert list(prefetched([], 2)) == []
+    assert np.array_equal(list(prefetched(range(3), 1)), [0, 1, 2])

@@ -25,7 +25,7 @@ import relex_codec
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import RelexError
 from relex_codec.kernels.cpu import launch
-from relex_codec.kernels.interface import Coefficients, Decode, Job, Prepare, Targets
+from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Prepare, Targets
 
 SPEC = Path(__file__).parent.parent / "spec"
 VECTORS = SPEC / "vectors"
@@ -173,7 +173,7 @@ def test_valid_by_the_package(entry: dict[str, Any]) -> None:
                 assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
 
 
-def by_torch(jobs: Sequence[Job]) -> Decode:
+def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
     """torch's operations, for arrays of numpy: the way to a device and back."""
     from relex_codec.decoding.device_transfer import Place
     from relex_codec.kernels import torch_eager

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from relex_codec.core.indexing import box_of
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.kernels import windows as module
 from relex_codec.kernels.interface import Window
-from relex_codec.kernels.windows import box_of, copy_window, cut, flat, pieces, windows
+from relex_codec.kernels.windows import copy_window, cut, flat, pieces, windows
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Iterable
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from relex_codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from relex_codec.core.digests import DIGEST, Digests, digest
 from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
-from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
-
-DIGEST: Final = 16
-"""Bytes of a digest."""
-Digests = npt.NDArray[np.uint8]
-
-
-def digest(piece: Any) -> bytes:
-    """Return the digest of the bytes of a piece: the first 16 bytes of their SHA-256."""
-    return hashlib.sha256(piece).digest()[:DIGEST]
 
 
 def canonical_uri(path: PathLike) -> str:
@@ -133,7 +123,7 @@ class BaseReader:
                 self._check(name, (start + at) // PIECE, part)
 
         if local or check:
-            in_parallel(piece, range(0, bits.size, PIECE))
+            parallel_map(piece, range(0, bits.size, PIECE))
         return bits[lo - start : hi - start]
 
     def _pieces(self, name: str, lo: int, hi: int) -> tuple[int, int]:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from relex_codec.checkpoints import naming
-from relex_codec.core.cancellation import Stop
+from relex_codec.core.cancellation import CancelScope
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.filenames import INDEX, SAFE_NAME, SINGLE
+from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
-from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse, quote
+from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.open import Item, list_directory, open_source
@@ -123,7 +125,7 @@ class Checkpoint:
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
-        return map(self._read_side, names) if self.is_local else in_parallel(self._read_side, names, REQUESTS)
+        return map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, REQUESTS)
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of each of `side_files` by number, without reading them."""
@@ -134,7 +136,7 @@ class Checkpoint:
             with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
                 return source.size
 
-        return dict(zip(self._sides, in_parallel(size, self._sides.values(), REQUESTS), strict=True))
+        return dict(zip(self._sides, parallel_map(size, self._sides.values(), REQUESTS), strict=True))
 
     def _read_side(self, name: str) -> bytes:
         side = self._sides[name]
@@ -213,7 +215,7 @@ def _open_files(
     if not is_url(path) or public(path).endswith(".safetensors"):
         files = find_files(path, options, where)
         return files, [open_shard(target) for target in files.shards.values()]
-    stop = Stop()
+    stop = CancelScope()
     with ThreadPoolExecutor(REQUESTS) as pool:
         opened: dict[str, Future[tuple[Source, bytes]]] = {}
 
@@ -223,13 +225,13 @@ def _open_files(
                     opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
 
         try:
-            likely = [name for name in likely if naming.SAFE_NAME.fullmatch(name) or name == naming.INDEX]
+            likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
             begin(likely)
-            read_index = stop.bound(lambda: _read_all(join(path, naming.INDEX), options))
-            read = pool.submit(read_index) if naming.INDEX in likely else None
+            read_index = stop.bound(lambda: _read_all(join(path, INDEX), options))
+            read = pool.submit(read_index) if INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
             names = {item.name for item in items if not item.is_dir}
-            if naming.INDEX in names:
+            if INDEX in names:
                 read = read or pool.submit(read_index)
                 begin(name for name in names if name.startswith("model"))
             files = find_files(path, options, where, items, read.result if read else None)
@@ -281,9 +283,9 @@ def find_files(
         items = list_directory(path, options, error=CheckpointError)
     sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
-    if naming.INDEX in sizes:
-        raw = index() if index else _read_all(join(path, naming.INDEX), options)
-        weight_map = load_object(raw, error=CheckpointError, where=f"{naming.INDEX} of {where}").get("weight_map")
+    if INDEX in sizes:
+        raw = index() if index else _read_all(join(path, INDEX), options)
+        weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
         shards = naming.shards_of_index(weight_map, sizes, where)
     else:
         shards = naming.shards_without_index(sizes, where)
@@ -295,8 +297,8 @@ def find_files(
 
 
 def _safe(name: str, where: str) -> str:
-    if not naming.SAFE_NAME.fullmatch(name):
-        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {naming.SINGLE}")
+    if not SAFE_NAME.fullmatch(name):
+        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {SINGLE}")
     return name
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from relex_codec.checkpoints import naming
 from relex_codec.checkpoints.checkpoint import Tensors, find_files, open_checkpoint
 from relex_codec.checkpoints.naming import select_steps
-from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.filenames import INDEX
+from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.storage.hub import paths as hub
@@ -86,7 +87,7 @@ def find_run(
                 raise CheckpointError(f"{message}; remove it, or ask to skip incomplete checkpoints")
             skipped.append(message)
     wanted = [entry for entry in complete if entry.step in chosen]
-    for result in in_parallel(look, wanted, IO_THREADS if is_url(root) else 1):
+    for result in parallel_map(look, wanted, IO_THREADS if is_url(root) else 1):
         if isinstance(result, CheckpointError):
             skipped.append(str(result))
         else:
@@ -126,7 +127,7 @@ def find_numbered(
         except (CheckpointError, Truncated) as e:
             return CheckpointError(str(e))
 
-    found = dict(zip(chosen, in_parallel(look, chosen, IO_THREADS if is_url(template) else 1), strict=True))
+    found = dict(zip(chosen, parallel_map(look, chosen, IO_THREADS if is_url(template) else 1), strict=True))
     failed = {step: result for step, result in found.items() if isinstance(result, CheckpointError)}
     if failed and (not skip_incomplete or len(failed) == len(found)):
         step, error = next(iter(failed.items()))
@@ -238,7 +239,7 @@ def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:
 
     for below in ("", *naming.BELOW):
         items = look(below)
-        if any(not i.is_dir and (naming.is_weights(i.name) or i.name == naming.INDEX) for i in items):
+        if any(not i.is_dir and (naming.is_weights(i.name) or i.name == INDEX) for i in items):
             return (join(path, below) if below else path), items
     names = [item.name for items in listings.values() for item in items if not item.is_dir]
     raise CheckpointError(f"checkpoint {public(path)} {naming.instead(names)}")

@@ -11,13 +11,11 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
+from relex_codec.core.filenames import INDEX, PICKLES, SAFE_NAME, SINGLE
+from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format.constants import STEP_LIMIT
-from relex_codec.format.safetensors_header import quote
 
-SINGLE: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
-CONFIG: Final = "config.json"
 STEPS: Final = {
     "global_step_N": r"global_step_([0-9]+)",  # verl
     "checkpoint-N": r"checkpoint-([0-9]+)",  # transformers, TRL
@@ -33,8 +31,6 @@ PLACEHOLDER: Final = "{step}"
 """Stands for the step in the path of a run whose checkpoints are not below one directory: branches of a repository."""
 LISTED_LIMIT: Final = 100_000
 """Steps that are looked for one by one."""
-SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-"""File names that a `.relex` file may hold (FORMAT.md section 4)."""
 
 _STEP: Final = "(?:" + "|".join(pattern.replace("(", "(?:") for pattern in STEPS.values()) + ")"
 _INCOMPLETE: Final = re.compile(
@@ -43,7 +39,6 @@ _INCOMPLETE: Final = re.compile(
 )
 _NUMBERED: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _NOT_WEIGHTS: Final = (".", "adapter", "optimizer", "scheduler", "scaler")
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SIDE_SUFFIXES: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md", ".tiktoken", ".spm", ".vocab")
 _SIDE_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
 _NOT_SIDE: Final = frozenset({INDEX, "trainer_state.json", "latest_checkpointed_iteration.txt"})
@@ -246,7 +241,7 @@ def instead(names: Collection[str]) -> str:
             f"is a torch.distributed checkpoint ({some(distributed, 1)}), expected {SINGLE}; convert it first with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save and save_pretrained"
         )
-    if pickles := sorted(n for n in names if n.endswith(_PICKLES)):
+    if pickles := sorted(n for n in names if n.endswith(PICKLES)):
         how = "load it with the library that wrote it and save it with save_pretrained(..., safe_serialization=True)"
         if any(n.startswith("model_world_size_") for n in pickles):
             how = "merge it with `python -m verl.model_merger merge`"

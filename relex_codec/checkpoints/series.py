@@ -17,14 +17,14 @@ from relex_codec.checkpoints.discovery import find_checkpoints as find_checkpoin
 from relex_codec.checkpoints.discovery import find_run as find_run
 from relex_codec.checkpoints.naming import select_steps as select_steps
 from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.text import quote
+from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError
-from relex_codec.format.safetensors_header import quote
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, options_for
 
 
-class Run:
+class CheckpointSeries:
     """The checkpoints of a run, opened when first needed and each checked against the first one.
 
     Parameters
@@ -82,7 +82,7 @@ class Run:
     def check(self) -> None:
         """Open all checkpoints, so that a run that does not fit together is refused before any work."""
         self.checkpoint(0)
-        in_parallel(self.checkpoint, range(len(self.steps)), self._threads)
+        parallel_map(self.checkpoint, range(len(self.steps)), self._threads)
 
     def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
         """Return the bits of elements `lo` to `hi` (default: all) of a tensor at all steps: an array [T, hi - lo]."""
@@ -101,7 +101,7 @@ class Run:
         self.checkpoint(0)
         # a task for each thread, not for each step: small tensors cost microseconds a step
         workers = min(self._threads, len(out))
-        in_parallel(rows, range(workers), workers)
+        parallel_map(rows, range(workers), workers)
 
     def _compare(self, found: Checkpoint, first: Checkpoint) -> None:
         if found.tensors is first.tensors:

@@ -1,1 +1,1 @@
-"""What every layer uses: dtypes, digests, names of files, indexing, threads, cancellation. No I/O, nothing of the format."""
+"""What every layer uses: dtypes, digests, file names, indexing, threads, cancellation. No I/O, no format."""

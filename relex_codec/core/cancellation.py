@@ -1,8 +1,8 @@
 """Telling threads that nobody waits for them any more.
 
 Only the main thread gets Ctrl-C, while requests are waited for on others: of a pool, which is waited for before the
-interruption goes on. Whoever starts threads makes a `Stop` and runs them under it; whoever waits for a network waits
-with `wait_for`, which ends when the `Stop` it runs under is set, or one that this one was made under.
+interruption goes on. Whoever starts threads makes a `CancelScope` and runs them under it; whoever waits for a network
+waits with `wait_for`, which ends when the `CancelScope` it runs under is set, or one that this one was made under.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
@@ -21,11 +21,11 @@ SLICE: Final = 0.1
 """Seconds after which a thread that waits looks whether anyone still waits for it."""
 
 
-class Stopped(BaseException):
+class Cancelled(BaseException):
     """Nobody waits for the result; not an Exception, so that nothing reports it as a failure."""
 
 
-class Stop:
+class CancelScope:
     """Is set once, for all threads that run under it, and under what was made there."""
 
     def __init__(self) -> None:
@@ -57,12 +57,12 @@ class Stop:
 _HERE: Final = threading.local()
 
 
-def current() -> Stop | None:
+def current() -> CancelScope | None:
     """Return what this thread runs under, if anything."""
     return getattr(_HERE, "stop", None)
 
 
-def go_on() -> None:
+def check_cancelled() -> None:
     """Return if somebody still waits for what this thread does: to be called before something new is begun.
 
     Raises:
@@ -70,7 +70,7 @@ def go_on() -> None:
     """
     stop = current()
     if stop is not None and stop.is_set():
-        raise Stopped
+        raise Cancelled
 
 
 def wait_for(future: Future[T]) -> T:
@@ -84,7 +84,7 @@ def wait_for(future: Future[T]) -> T:
         with suppress(concurrent.futures.TimeoutError):
             return future.result(SLICE)
         if not future.done():
-            go_on()
+            check_cancelled()
     return future.result()
 
 
@@ -96,11 +96,11 @@ def pause(seconds: float) -> None:
     """
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        go_on()
+        check_cancelled()
         time.sleep(left if current() is None else min(left, SLICE))
 
 
-def abandonable(call: Callable[[], T]) -> T:
+def run_abandonable(call: Callable[[], T]) -> T:
     """Return what `call` returns: on a thread of its own, if that is what it takes not to wait for its end.
 
     Raises:
@@ -108,7 +108,7 @@ def abandonable(call: Callable[[], T]) -> T:
     """
     if current() is None:
         return call()
-    go_on()
+    check_cancelled()
     future: Future[T] = Future()
 
     def work() -> None:
@@ -119,3 +119,29 @@ def abandonable(call: Callable[[], T]) -> T:
 
     threading.Thread(target=work, daemon=True).start()
     return wait_for(future)
+
+
+class KeyedLock:
+    """Gives each of several things to one thread at a time, so that the next one finds what the last one has left."""
+
+    def __init__(self) -> None:
+        self._taken: set[Hashable] = set()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, keys: Collection[Hashable]) -> Iterator[None]:
+        """Wait until nobody has any of `keys`, and have them all for the time of the context.
+
+        Raises:
+            Stopped: nobody waits for this thread any more.
+        """
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._taken.isdisjoint(keys), SLICE):
+                check_cancelled()  # who has them may wait for a network as long as it likes
+            self._taken.update(keys)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.difference_update(keys)
+                self._changed.notify_all()

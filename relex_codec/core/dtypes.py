@@ -65,3 +65,6 @@ def from_float32(x: F32, dtype: str) -> Bits:
     if nan.any():
         bits[nan] = NAN[dtype]
     return bits
+
+
+Bytes = npt.NDArray[np.uint8]

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
+from llvmlite import ir
+from numba import types
 from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
-SHARED: Final = ("core/jit.py", "format/constants.py", "core/dtypes.py")
+PACKAGE: Final = Path(__file__).parent.parent
+SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py", "format/packing.py")
 
 
 @lru_cache
 def _sources(folder: Path) -> str:
-    """Return a digest of the modules in a folder, and of those beside this one whose constants they compile in."""
+    """Return a digest of the modules in a folder, and of those elsewhere whose constants they compile in."""
     digest = hashlib.sha256()
-    for path in (*sorted(folder.glob("*.py")), *(Path(__file__).with_name(name) for name in SHARED)):
+    for path in (*sorted(folder.glob("*.py")), *(PACKAGE / name for name in SHARED)):
         if path.exists():
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -61,3 +64,33 @@ def inlined(function: F) -> F:
     decoding a symbol; a function of arrays is `compiled` or written out.
     """
     return cast(F, numba.njit(inline="always")(function))
+
+
+def operation(result: Any, arguments: tuple[Any, ...], build: Callable[..., Any]) -> Any:
+    """Return a function for compiled code whose instructions are made by ``build(builder, *values)``."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return build(builder, *values)
+
+    found = (result(*arguments), generate)
+    # numba wants the parameters one by one
+    typed: dict[int, Callable[..., Any]] = {
+        1: lambda _, a: found,
+        2: lambda _, a, b: found,
+        3: lambda _, a, b, c: found,
+        4: lambda _, a, b, c, d: found,
+        7: lambda _, a, b, c, d, e, f, g: found,
+    }
+    return numba.extending.intrinsic(typed[len(arguments)])
+
+
+def _lowest_bit(b: Any, word: Any) -> Any:
+    return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
+
+
+bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
+"""How many bits of a word are set."""
+
+
+lowest_bit = operation(types.uint64, (types.uint64,), _lowest_bit)
+"""Position of the lowest bit that is set in a word that is not zero."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
-from relex_codec.core.cancellation import Stop, Stopped
+from relex_codec.core.cancellation import Cancelled, CancelScope
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,11 +19,11 @@ R = TypeVar("R")
 IO_THREADS: Final = 8
 """Threads for reads, which wait more than they compute."""
 HELPERS: Final = 64
-"""Threads that are kept for `in_parallel`, at most: making new ones for each call takes longer than many calls."""
+"""Threads that are kept for `parallel_map`, at most: making new ones for each call takes longer than many calls."""
 _pool: ThreadPoolExecutor
 
 
-def processors() -> int:
+def cpu_count() -> int:
     """Return how many processors this process may use; under ``taskset`` or in a container that may not be all."""
     try:
         return len(os.sched_getaffinity(0))
@@ -41,19 +41,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_pool)  # which has none of the threads
 
 
-def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
+def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
     """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor.
 
     The caller's thread is one of them, and takes what the others have not begun: so calls inside calls never wait for
     each other. When one fails, or the caller is interrupted, those that wait for the network end at once.
     """
     values = list(values)
-    workers = min(threads or processors(), len(values))
+    workers = min(threads or cpu_count(), len(values))
     if workers < 2:
         return [function(value) for value in values]
     found: dict[int, R] = {}
     failures: dict[int, BaseException] = {}
-    stop = Stop()
+    stop = CancelScope()
     places = itertools.count()
 
     def lane() -> None:
@@ -80,16 +80,16 @@ def in_parallel(function: Callable[[T], R], values: Iterable[T], threads: int | 
         # interruption of the caller, which is on one of its own, is no failure to recover from
         raise min(failures.items(), key=lambda failure: (_rank(failure[1]), failure[0]))[1]
     if len(found) < len(values):  # a Stop above this one
-        raise Stopped
+        raise Cancelled
     return [found[i] for i in range(len(values))]
 
 
 def _rank(error: BaseException) -> int:
     """Which of several errors is raised: interruptions before failures before what only was stopped by one."""
-    return 2 if isinstance(error, Stopped) else 1 if isinstance(error, Exception) else 0
+    return 2 if isinstance(error, Cancelled) else 1 if isinstance(error, Exception) else 0
 
 
-def ahead(values: Iterable[T], count: int) -> Iterator[T]:
+def prefetched(values: Iterable[T], count: int) -> Iterator[T]:
     """Yield `values`, of which up to `count` are made on a thread before they are asked for.
 
     What making them raises is raised here; when the caller stops early, no more of them are made.
@@ -97,7 +97,7 @@ def ahead(values: Iterable[T], count: int) -> Iterator[T]:
     done = object()
     ready: queue.Queue[Any] = queue.Queue()
     room = threading.Semaphore(count)
-    stop = Stop()
+    stop = CancelScope()
 
     def make() -> None:
         try:

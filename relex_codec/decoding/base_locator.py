@@ -8,12 +8,12 @@ from typing import Final
 
 from relex_codec.checkpoints.base_model import BaseReader, Expected, resolve
 from relex_codec.checkpoints.checkpoint import Checkpoint
-from relex_codec.checkpoints.naming import INDEX
+from relex_codec.core.filenames import INDEX
+from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.packing import piece_lengths
-from relex_codec.format.reader import Container
-from relex_codec.format.safetensors_header import quote
+from relex_codec.format.reader import FileReader
 from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import reading, remote
@@ -31,7 +31,7 @@ class FileBase:
         storage_options: of the caller; only settings of reading go to where the file says.
     """
 
-    def __init__(self, container: Container, given: PathLike | None, storage_options: Options) -> None:
+    def __init__(self, container: FileReader, given: PathLike | None, storage_options: Options) -> None:
         self._container, self._given, self._options = container, given, storage_options
         self._reader: BaseReader | None = None
         self._lock = threading.Lock()

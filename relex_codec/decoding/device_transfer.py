@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from relex_codec.core.dtypes import F32, Bits
-from relex_codec.core.threads import ahead
+from relex_codec.core.dtypes import F32, Bits, Bytes
+from relex_codec.core.threads import prefetched
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
 from relex_codec.decoding.tensor_decoder import Decoder, Read
-from relex_codec.format.packing import Bytes
-from relex_codec.kernels.interface import Direction, Factors, Job, Prepare
+from relex_codec.format.factors import Factors
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare
 from relex_codec.kernels.windows import windows
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Batch(NamedTuple):
 
     wanted: int
     window: int
-    job: Job | None
+    job: DecodeJob | None
     coefficients: F32 | None
     read: int
     bits: Bits | None
@@ -53,10 +53,10 @@ class Place:
         same = signed(array) if array.dtype.kind == "u" and array.dtype.itemsize > 1 else array
         return torch.from_numpy(np.ascontiguousarray(same)).to(self.device, non_blocking=True)
 
-    def job(self, job: Job) -> Job:
+    def job(self, job: DecodeJob) -> DecodeJob:
         """Copy what a job needs to the device."""
 
-        def moved(direction: Direction) -> Direction:
+        def moved(direction: PackedDirection) -> PackedDirection:
             pairs = direction.factors
             known = None if pairs is None else Factors(self(pairs.a), self(pairs.b))
             return replace(direction, factors=known, packed=self(direction.packed))
@@ -90,7 +90,7 @@ def uploaded(
     place = Place(device)
     outs: list[torch.Tensor] = []
     number = -1
-    for batch in ahead(_batches(decoder, wanted, reads, place.allocate), AHEAD):
+    for batch in prefetched(_batches(decoder, wanted, reads, place.allocate), AHEAD):
         if batch.wanted != number:
             if number >= 0:
                 yield outs

@@ -1,8 +1,10 @@
-"""Reading ahead for a decoder: the plan of what it will decode (decoding/read_plan.py) put to work (storage/prefetch.py)."""
+"""Reading ahead for a decoder: the plan of read_plan.py put to work by storage/prefetch.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from relex_codec.format.constants import PIECE
 from relex_codec.kernels.interface import Window
 from relex_codec.kernels.windows import pieces
 from relex_codec.storage.coalesce import Range
-from relex_codec.storage.prefetch import AheadSource, Use, reading, remote
+from relex_codec.storage.prefetch import PrefetchingSource, Use, reading, remote
 from relex_codec.storage.source import Source
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def reading_ahead(
     checkpoint = base().checkpoint if reads_base(index, wanted, decoder.use_embedded) else None
     shards = checkpoint.sources if checkpoint else []
     file = decoder.container.source
-    if not any(isinstance(source, AheadSource) for source in (file, *shards)):
+    if not any(isinstance(source, PrefetchingSource) for source in (file, *shards)):
         return nullcontext()
     planned = needs(
         index,
@@ -81,14 +83,14 @@ def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequenc
         read = [part for part in parts if not holds_origin(index, part.tensor, decoder.use_embedded)]
         checkpoint = decoder.base().checkpoint if read else None
         shards = checkpoint.sources if checkpoint else []
-        if not any(isinstance(source, AheadSource) for source in (file, *shards)):
+        if not any(isinstance(source, PrefetchingSource) for source in (file, *shards)):
             return []
         needed = replay_needs(
             index, parts, use_embedded=decoder.use_embedded, base=checkpoint.tensors if checkpoint else {}
         )
         tier = decoder.exact
         blobs: list[Range] = []
-        if isinstance(file, AheadSource):
+        if isinstance(file, PrefetchingSource):
             keys = [key for key in keys_of(tier, parts, numbers) if key not in seen]
             seen.update(keys)
             blobs = tier.ranges_of(keys)
@@ -108,3 +110,28 @@ def wanted_of(decoder: Decoder, name: str, window: Window, reads: Sequence[Read]
     linear = [read for read in reads if decoder.is_linear(number, read[1])]
     others = [read for read in reads if not decoder.is_linear(number, read[1])]
     return [Wanted(number, step, tier, spans) for step, tier in (*linear[:1], *others)]
+
+
+class Plans:
+    """What is being read ahead, so that nobody plans it again on the way."""
+
+    def __init__(self) -> None:
+        self._planned: Counter[Hashable] = Counter()
+        self._lock = threading.Lock()
+
+    def cover(self, parts: Iterable[Hashable]) -> bool:
+        """Tell whether each of `parts` is planned."""
+        with self._lock:
+            return all(self._planned[part] for part in parts)
+
+    @contextmanager
+    def of(self, parts: Collection[Hashable]) -> Iterator[None]:
+        """Count `parts` as planned for the time of the context."""
+        with self._lock:
+            self._planned.update(parts)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._planned.subtract(parts)
+                self._planned = +self._planned

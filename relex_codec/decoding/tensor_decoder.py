@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.checkpoints.base_model import BaseReader, digest
-from relex_codec.core.dtypes import F32, Bits, bits_dtype, from_float32, to_float32
-from relex_codec.core.threads import in_parallel
+from relex_codec.checkpoints.base_model import BaseReader
+from relex_codec.core.digests import digest
+from relex_codec.core.dtypes import F32, Bits, Bytes, bits_dtype, from_float32, to_float32
+from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
+from relex_codec.decoding.reading import Plans
 from relex_codec.decoding.tiers import LINEAR, coefficient
-from relex_codec.decoding.turns import Plans
 from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.factors import from_stream
+from relex_codec.format.factors import Factors, from_stream
 from relex_codec.format.index import Part
-from relex_codec.format.packing import Bytes, check_codes, from_planes, packed_size
-from relex_codec.format.reader import Container
-from relex_codec.format.safetensors_header import quote
+from relex_codec.format.packing import check_codes, from_planes, packed_size
+from relex_codec.format.reader import FileReader
 from relex_codec.kernels.dispatch import host_kernel
-from relex_codec.kernels.interface import Direction, Factors, Job, Prepare, Window, flat
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare, Window, flat
 from relex_codec.kernels.windows import BATCH, copy_window, cut, pieces
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Decoder:
 
     def __init__(
         self,
-        container: Container,
+        container: FileReader,
         base: Callable[[], BaseReader],
         *,
         use_embedded: bool = True,
@@ -204,7 +205,7 @@ class Decoder:
 
     # -- what a kernel is given ------------------------------------------------------------------------------------
 
-    def jobs(self, number: int, window: Window, allocate: Allocate = _empty) -> Iterator[Job]:
+    def jobs(self, number: int, window: Window, allocate: Allocate = _empty) -> Iterator[DecodeJob]:
         """Yield jobs that together decode a window of a ``moving`` tensor, a batch of pieces each."""
         factors: list[Factors | None] = []
         for start, end in self._batches(number, window):
@@ -220,7 +221,7 @@ class Decoder:
         end: int,
         factors: Sequence[Factors | None] = (),
         allocate: Allocate = _empty,
-    ) -> Job:
+    ) -> DecodeJob:
         """Read what decoding the elements start .. end of a window takes, which are whole pieces; all of it is checked.
 
         Args:
@@ -231,14 +232,14 @@ class Decoder:
         origin = self.origin(number, start, end, allocate=allocate)
         directions = self._directions(number, start, end, factors, allocate)
         at = window.row * window.width + window.column - start
-        return Job(
+        return DecodeJob(
             origin, at, window.width, tensor.origin_dtype, tensor.dtype, directions, cut(window, start, end), start,
             tensor.size,
         )  # fmt: skip
 
     def _directions(
         self, number: int, start: int, end: int, factors: Sequence[Factors | None], allocate: Allocate
-    ) -> list[Direction]:
+    ) -> list[PackedDirection]:
         index = self.container.index
         tensor = index.manifest.tensors[number]
         low, high = start // f.PIECE, -(-end // f.PIECE)
@@ -268,7 +269,7 @@ class Decoder:
             for row, stream in zip(rows, streams, strict=True)
         ]
         return [
-            Direction(pairs, packing, codes, np.float32(row["step"]), np.float32(row["shift"]))
+            PackedDirection(pairs, packing, codes, np.float32(row["step"]), np.float32(row["shift"]))
             for pairs, packing, codes, row in zip(known, packings, packed, rows, strict=True)
         ]
 
@@ -287,7 +288,7 @@ class Decoder:
             width = packed_size(f.PIECE, packing) * packing.planes
             pieces = range(start // f.PIECE, -(-end // f.PIECE)) if len(codes) else ()
             work += [(piece, packing, codes[i * width : (i + 1) * width]) for i, piece in enumerate(pieces)]
-        in_parallel(lambda one: self.check_piece(number, *one), work)
+        parallel_map(lambda one: self.check_piece(number, *one), work)
 
     def check_piece(self, number: int, piece: int, packing: f.Packing, raw: Bytes) -> None:
         """Check the codes of one piece of a tensor; the message names it."""
@@ -350,7 +351,7 @@ class Decoder:
                 self.part_origin(part)  # a BaseMismatch, if it is the base that is wrong
                 raise
 
-        in_parallel(lambda part: copy_window(window, part.piece * f.PIECE, restored(part), out), parts)
+        parallel_map(lambda part: copy_window(window, part.piece * f.PIECE, restored(part), out), parts)
 
     def _elements(self, parts: list[Part], dtype: str, start: int, end: int) -> Bits:
         width = bits_dtype(dtype).itemsize

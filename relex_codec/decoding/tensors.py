@@ -9,11 +9,12 @@ import numpy as np
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.indexing import Box
 from relex_codec.decoding.reading import reading_ahead
 from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.kernels.dispatch import device_kernel, is_host
-from relex_codec.kernels.windows import Box, windows
+from relex_codec.kernels.windows import windows
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
-from relex_codec.format.reader import Container
-from relex_codec.format.safetensors_header import quote
+from relex_codec.format.reader import FileReader
 
 TIERS: Final = ("auto", "line", "track", "exact")
 LINEAR: Final = ("line", "track")
@@ -30,7 +30,7 @@ def as_step(step: object) -> float:
         raise InvalidArgument(f"step is {quote(step, 40)}, expected a finite number") from None
 
 
-def choose_tier(container: Container, step: float, tier: str, *, exact: bool = True) -> str:
+def choose_tier(container: FileReader, step: float, tier: str, *, exact: bool = True) -> str:
     """Return what a step is read from: ``base``, ``line``, ``track`` or ``exact`` (FORMAT.md sections 8 and 13).
 
     Args:

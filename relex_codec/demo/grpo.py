@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from relex_codec.checkpoints.naming import SINGLE
+from relex_codec.core.filenames import SINGLE
 from relex_codec.storage.local_writer import AtomicDirectory
 
 from . import task

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from relex_codec.checkpoints.naming import SINGLE
+from relex_codec.core.filenames import SINGLE
 
 from ..errors import InvalidArgument
 

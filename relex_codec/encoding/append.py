@@ -8,20 +8,20 @@ from typing import Final
 from threadpoolctl import threadpool_limits
 
 from relex_codec.checkpoints.checkpoint import Checkpoint
-from relex_codec.checkpoints.series import Run as Checkpoints
+from relex_codec.checkpoints.series import CheckpointSeries as Checkpoints
 from relex_codec.checkpoints.series import find_checkpoints
-from relex_codec.encoding.appended_series import CheckedBase, ContinuedRun, EmbeddedBase
+from relex_codec.core.text import quote
+from relex_codec.encoding.appended_series import AppendedSeries, CheckedBase, EmbeddedBase
 from relex_codec.encoding.encode import DEFAULT_MEMORY, new_segment, parse_memory
-from relex_codec.encoding.pipeline import Job
+from relex_codec.encoding.pipeline import RunEncoder
 from relex_codec.encoding.quality import Quality
 from relex_codec.errors import BaseMismatch, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
-from relex_codec.format.safetensors_header import quote
-from relex_codec.format.writer import Writer
+from relex_codec.format.writer import FileWriter
 from relex_codec.run.run import Run
 from relex_codec.run.run import open as open_run
-from relex_codec.storage.prefetch import AheadSource
+from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 MICRO: Final = "micro"
@@ -64,7 +64,7 @@ def append(
     """
     budget = parse_memory(memory)
     target = file if output is None else output
-    writer = Writer(target, storage_options)  # refuses now what cannot be written
+    writer = FileWriter(target, storage_options)  # refuses now what cannot be written
     found = find_checkpoints(checkpoints, storage_options, step=step)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
@@ -75,18 +75,18 @@ def append(
                 f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
                 "with --exact if it shall grow"
             )
-        source = ContinuedRun(run.decoder, Checkpoints(found, storage_options))
+        source = AppendedSeries(run.decoder, Checkpoints(found, storage_options))
         source.check()
         observed = index.manifest.observed
         if observed == len(index.steps):
             observed = len(source.steps)
         rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
         with threadpool_limits(1, "blas"), writer:
-            if isinstance(run.container.source, AheadSource):
+            if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
             segment = new_segment(writer, source, budget, run.decoder.exact)
-            job = Job(
+            job = RunEncoder(
                 source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
             )
             return job.write(index.manifest.base_uri, progress)

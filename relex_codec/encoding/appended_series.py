@@ -7,18 +7,18 @@ from typing import Final
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
-from relex_codec.checkpoints.series import Run
+from relex_codec.checkpoints.series import CheckpointSeries
 from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.text import quote
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import TensorEntry
-from relex_codec.format.safetensors_header import quote
 
 FURTHER: Final = "further checkpoints"
 
 
-class ContinuedRun(Run):
+class AppendedSeries(CheckpointSeries):
     """Steps of a file, then those of `further`, with the interface of a run of checkpoints on disk.
 
     Args:
@@ -30,7 +30,7 @@ class ContinuedRun(Run):
         InvalidArgument: their steps do not come after those of the file.
     """
 
-    def __init__(self, decoder: Decoder, further: Run) -> None:
+    def __init__(self, decoder: Decoder, further: CheckpointSeries) -> None:
         index = decoder.container.index
         self._decoder, self._further = decoder, further
         self._old = len(index.steps)
@@ -101,7 +101,7 @@ class ContinuedRun(Run):
 class _Restored(Checkpoint):
     """One step of a file as a checkpoint: only reading tensors works."""
 
-    def __init__(self, run: ContinuedRun, index: int) -> None:
+    def __init__(self, run: AppendedSeries, index: int) -> None:
         self._run, self._index = run, index
         self.step = run.steps[index]
 

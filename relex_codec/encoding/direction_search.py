@@ -12,13 +12,15 @@ from typing import Final
 
 import numpy as np
 
-from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
+from relex_codec.core.dtypes import F32, Bits, Bytes, from_float32, to_float32
+from relex_codec.encoding.low_rank import ReadElements, decompose, rounded
 from relex_codec.encoding.quality import Quality
 from relex_codec.encoding.quantizer import Magnitudes, Quantizer, candidates
+from relex_codec.format.chunks import compress
 from relex_codec.format.constants import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
-from relex_codec.format.factors import ReadElements, decompose, rounded, stream
-from relex_codec.format.packing import Bytes, compress, pack_codes, split_planes, to_planes
-from relex_codec.kernels.interface import Direction, Factors
+from relex_codec.format.factors import Factors, stream
+from relex_codec.format.packing import pack_codes, split_planes, to_planes
+from relex_codec.kernels.interface import PackedDirection
 from relex_codec.kernels.reference import direction_piece, factor_sum
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -145,7 +147,7 @@ class Stored:
     def decoded(self, values: F32, start: int) -> F32:
         """Return the stored direction over the elements of `values`, as every decoder will."""
         packed = self.remainder_piece(values, start) if self.packing is not NONE else np.zeros(0, np.uint8)
-        direction = Direction(self.factors, self.packing, packed, self.step, self.shift)
+        direction = PackedDirection(self.factors, self.packing, packed, self.step, self.shift)
         return direction_piece(direction, packed, start, len(values))
 
 

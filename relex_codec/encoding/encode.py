@@ -10,13 +10,13 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from relex_codec.checkpoints import base_model as base_module
-from relex_codec.checkpoints.series import Run, find_run
+from relex_codec.checkpoints.series import CheckpointSeries, find_run
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.encoding.pipeline import Job
+from relex_codec.encoding.pipeline import RunEncoder
 from relex_codec.encoding.quality import Quality
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.writer import Writer
+from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike
 
@@ -96,22 +96,22 @@ def encode(
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
-    writer = Writer(output, storage_options)  # refuses now what cannot be written
+    writer = FileWriter(output, storage_options)  # refuses now what cannot be written
     reference = hub.pinned(base, storage_options)
     origin_checkpoint = base_module.resolve(reference, storage_options)
     found = find_run(run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip)
     observed = _observed([step for step, _ in found], observe)
-    source = Run(found, storage_options)
+    source = CheckpointSeries(found, storage_options)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
         source.check()
         segment = new_segment(writer, source, budget) if exact else None
-        job = Job(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, segment)
+        job = RunEncoder(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, segment)
         return job.write(base_module.canonical_uri(reference), progress)
 
 
-def new_segment(writer: Writer, run: Run, budget: int, old: ExactTier | None = None) -> SegmentJob:
+def new_segment(writer: FileWriter, run: CheckpointSeries, budget: int, old: ExactTier | None = None) -> SegmentJob:
     """Begin a segment of the exact tier with the steps of `run` that `old` does not have.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from relex_codec.core.dtypes import F32
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.threads import parallel_map
 from relex_codec.encoding.direction_search import ERROR_FLOOR, Sample, Stored, as_sample
 from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.tensor_history import Unit, Vectors
+from relex_codec.encoding.tensor_history import TensorHistory, Vectors
 from relex_codec.format.constants import FLOAT32, PIECE
 
 TIGHTER: Final = (1.0, 0.5, 0.25)
@@ -20,10 +20,10 @@ TIGHTER: Final = (1.0, 0.5, 0.25)
 BATCH: Final = 8
 
 
-class Whole:
+class FullCheck:
     """All pieces of a tensor with one direction: weights of the last observed step are decoded and compared."""
 
-    def __init__(self, unit: Unit, vectors: Vectors) -> None:
+    def __init__(self, unit: TensorHistory, vectors: Vectors) -> None:
         self._unit, self._vectors = unit, vectors
 
     def hold(self, search: Callable[[float], Stored], quality: Quality, coefficient: float) -> Stored:
@@ -49,7 +49,7 @@ class Whole:
 
         delta = line = kept = 0.0
         for works in self._batches():
-            for a, b, c in in_parallel(errors, works):
+            for a, b, c in parallel_map(errors, works):
                 delta, line, kept = delta + a, line + b, kept + c
         norm = delta or 1.0
         return replace(stored, error_line=float(np.sqrt(line / norm)), error_stored=float(np.sqrt(kept / norm)))

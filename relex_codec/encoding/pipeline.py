@@ -1,6 +1,6 @@
 """The work of encoding a run: one tensor after another, and the tables of the file that result.
 
-What happens to one tensor is in encoding/tensor_history.py, encoding/fit.py and encoding/direction_search.py, and in exact/ for the exact tier.
+What happens to one tensor is in tensor_history.py, fit.py and direction_search.py, and in exact/ for the exact tier.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from relex_codec.checkpoints import base_model as base_module
 from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
-from relex_codec.checkpoints.series import Run
+from relex_codec.checkpoints.series import CheckpointSeries
+from relex_codec.core.digests import DIGEST, digest
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
+from relex_codec.core.filenames import file_allowed
+from relex_codec.core.text import quote
 from relex_codec.encoding.direction_search import Sample, Search, Stored, as_sample, sample_starts
 from relex_codec.encoding.fit import F64, Fit, fit
-from relex_codec.encoding.full_check import Whole
+from relex_codec.encoding.full_check import FullCheck
+from relex_codec.encoding.low_rank import ReadElements
 from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.tensor_history import Origin, Unit, Vectors, digests_of, pieces, step_digests
+from relex_codec.encoding.tensor_history import Origin, TensorHistory, Vectors, digests_of, pieces, step_digests
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.factors import ReadElements
-from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry, file_allowed
+from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
-from relex_codec.format.safetensors_header import quote
-from relex_codec.format.writer import PendingSpan, Tables, Writer
+from relex_codec.format.writer import FileWriter, PendingSpan, Tables
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_writer import SegmentJob
@@ -52,7 +53,7 @@ class _Tensor:
 
 
 @dataclass(slots=True)
-class Job:
+class RunEncoder:
     """The work of one encoding.
 
     Attributes:
@@ -64,9 +65,9 @@ class Job:
         segment: of the exact tier, if there is one.
     """
 
-    run: Run
+    run: CheckpointSeries
     base: Checkpoint
-    writer: Writer
+    writer: FileWriter
     observed: int
     quality: Quality
     rank: int
@@ -140,8 +141,8 @@ class Job:
         tensor = _Tensor(entry, f.EXACT_SERIES, f.IN_BASE if in_base else f.NO_ORIGIN, digests=digests)
         if self.embed and in_base:
             tensor.span = self._store_origin(info, self.base)
-        for number, digest in enumerate(per_step):
-            if number and digest == per_step[number - 1]:
+        for number, hashed in enumerate(per_step):
+            if number and hashed == per_step[number - 1]:
                 tensor.series.append(tensor.series[-1])
                 continue
             planes = (plane for piece in pieces(self.run.checkpoint(number), info) for plane in split_planes(piece))
@@ -158,7 +159,7 @@ class Job:
             hi = min(lo + f.PIECE, info.size)
             bits = origin.read(lo, hi)
             if in_base:
-                tensor.digests.append(base_module.digest(bits))
+                tensor.digests.append(digest(bits))
             job.add(piece, bits, self.run.read(info.name, lo, hi))
         tensor.segment = job.segment
         if tensor.segment:
@@ -178,11 +179,11 @@ class Job:
     def _moving(self, info: TensorInfo, entry: TensorEntry, origin: Origin, in_base: bool) -> _Tensor:
         tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
         job = self.segment.tensor(info.name, info.dtype) if self.segment else None
-        unit = Unit(self.run, info, origin, self.observed, self.budget, job.add if job else None)
+        unit = TensorHistory(self.run, info, origin, self.observed, self.budget, job.add if job else None)
 
         def origin_piece(bits: Bits) -> None:
             if in_base:
-                tensor.digests.append(base_module.digest(bits))
+                tensor.digests.append(digest(bits))
 
         gram = unit.gram(origin_piece)
         if self.embed or not in_base:
@@ -204,13 +205,13 @@ class Job:
         sample = as_sample(starts, origins, origin.dtype, targets, info.dtype)
         with unit.vectors(fitted, self.budget // 4, self.writer.directory) as vectors:
             unit.release()
-            whole = Whole(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
+            whole = FullCheck(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
             with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
                 self._store_directions(tensor, fitted, vectors, sample, whole)
         return tensor
 
     def _store_directions(
-        self, tensor: _Tensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: Whole | None
+        self, tensor: _Tensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: FullCheck | None
     ) -> None:
         """Quantise and write the directions one after another; each is measured with the others in place."""
         last = fitted.coefficients[:, self.observed - 1]
@@ -283,7 +284,7 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
         tensors=records,
         directions=np.concatenate(rows) if rows else np.zeros(0, f.DIRECTION_RECORD),
         series=np.array(series, f.SPAN_RECORD),
-        digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, base_module.DIGEST),
+        digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST),
         coefficients=np.array(coefficients, np.float64).reshape(-1, len(steps)),
     )
 

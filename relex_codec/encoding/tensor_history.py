@@ -15,15 +15,15 @@ from typing import Final
 
 import numpy as np
 
-from relex_codec.checkpoints.base_model import digest
 from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
-from relex_codec.checkpoints.series import Run
+from relex_codec.checkpoints.series import CheckpointSeries
+from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
 from relex_codec.encoding.fit import F64, Fit, deltas, directions, gram_of
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
-from relex_codec.format.safetensors_header import quote
 
 GRAM_BLOCK: Final = 1 << 21
 """Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""
@@ -43,7 +43,7 @@ class Origin:
         return cls(info.dtype, lambda lo, hi: base.read(info.name, lo, hi))
 
     @classmethod
-    def in_run(cls, run: Run, info: TensorInfo) -> Origin:
+    def in_run(cls, run: CheckpointSeries, info: TensorInfo) -> Origin:
         """The run's first checkpoint."""
         return cls(info.dtype, lambda lo, hi: run.checkpoint(0).read(info.name, lo, hi))
 
@@ -86,7 +86,7 @@ class Vectors:
             self._file.close()
 
 
-class Unit:
+class TensorHistory:
     """One float tensor of a run with its origin.
 
     Args:
@@ -97,7 +97,13 @@ class Unit:
     """
 
     def __init__(
-        self, run: Run, info: TensorInfo, origin: Origin, observed: int, budget: int, pieces: Pieces | None = None
+        self,
+        run: CheckpointSeries,
+        info: TensorInfo,
+        origin: Origin,
+        observed: int,
+        budget: int,
+        pieces: Pieces | None = None,
     ) -> None:
         self.run, self.info, self.origin, self.observed = run, info, origin, observed
         steps, width = len(run.steps), ITEMSIZE[info.dtype]
@@ -138,7 +144,7 @@ class Unit:
                 last = delta[self.observed - 1].astype(np.float64)
                 self.energies[-1] += float(last @ last)
                 self.moved = self.moved or self._moved(bits, origin[lo - start : hi - start], delta)
-                for part in in_parallel(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
+                for part in parallel_map(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
                     gram += part
         return gram
 
@@ -208,7 +214,7 @@ def as_dtype(bits: Bits, have: str, want: str) -> Bits:
     return bits if have == want else from_float32(to_float32(bits, have), want)
 
 
-def step_digests(run: Run, info: TensorInfo) -> list[bytes]:
+def step_digests(run: CheckpointSeries, info: TensorInfo) -> list[bytes]:
     """Return a SHA-256 of the tensor's bits at each step, in bounded memory."""
     result = []
     for number in range(len(run.steps)):

@@ -1,9 +1,9 @@
-"""Nodes: the words of a part that differ at two known steps (FORMAT.md section 14).
+"""Lists of intervals: the words of a part that differ at two known steps (FORMAT.md section 14).
 
-Words are ordered integers (exact/ordered_words.py), sorted by class; a *rank* is a place in that order. A *node* is an interval
-between two known steps: the list of the words that differ at its ends, in the order of their ranks. All other words
-are *quiet*. A frame gives the words of a step between the ends (exact/frame_encoder.py, exact/frame_decoder.py); `split` makes the
-nodes on both sides of it.
+Words are ordered integers (ordered_words.py), sorted by class; a *rank* is a place in that order. The list of an
+interval holds the words that differ at its two known ends, in the order of their ranks. All other words are *quiet*. A
+frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py); `split` makes the lists on both
+sides of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
 
-class Node(NamedTuple):
+class IntervalList(NamedTuple):
     """Words that differ at the ends of an interval, in the order of their ranks.
 
     Attributes:
@@ -36,16 +36,18 @@ class Node(NamedTuple):
     outer: npt.NDArray[np.uint8]
 
 
-def room(size: int, dtype: Any) -> Node:
+def room(size: int, dtype: Any) -> IntervalList:
     """Return a node of so many words, to be filled."""
-    return Node(np.empty(size, np.uint32), np.empty(size, dtype), np.empty(size, dtype), np.empty(size, np.uint8))
+    return IntervalList(
+        np.empty(size, np.uint32), np.empty(size, dtype), np.empty(size, dtype), np.empty(size, np.uint8)
+    )
 
 
-def filled(node: Node, size: int) -> Node:
+def filled(node: IntervalList, size: int) -> IntervalList:
     """Return the filled part of `room`, copied where much would be kept for little."""
-    part = Node(node.rank[:size], node.left[:size], node.right[:size], node.outer[:size])
+    part = IntervalList(node.rank[:size], node.left[:size], node.right[:size], node.outer[:size])
     if 2 * size < len(node.rank):
-        return Node(part.rank.copy(), part.left.copy(), part.right.copy(), part.outer.copy())
+        return IntervalList(part.rank.copy(), part.left.copy(), part.right.copy(), part.outer.copy())
     return part
 
 
@@ -85,8 +87,8 @@ def split(
     moved_to: Bits,
     keep_low: bool,
     keep_high: bool,
-    low: Node,
-    high: Node,
+    low: IntervalList,
+    high: IntervalList,
 ) -> tuple[int, int]:
     """Make the nodes on both sides of a frame.
 

@@ -18,11 +18,22 @@ from relex_codec.exact.contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
 from relex_codec.exact.frame_decoder import decode_all, decode_list, decode_moved
 from relex_codec.exact.frame_encoder import Records, encode_all, encode_list, encode_moved
 from relex_codec.exact.frequency_tables import Counts, Model
-from relex_codec.exact.interval_lists import Node, Ranks, apply, filled, find_moved, order_of, room, shape_of, split
+from relex_codec.exact.interval_lists import (
+    IntervalList,
+    Ranks,
+    apply,
+    filled,
+    find_moved,
+    order_of,
+    room,
+    shape_of,
+    split,
+)
 from relex_codec.exact.ordered_words import Layout, from_words, layout_of, to_words
 from relex_codec.exact.rans import encode_stream, open_stream
+from relex_codec.format.chunks import decompress
 from relex_codec.format.constants import CODEC_ZSTD
-from relex_codec.format.packing import decompress, from_planes, to_planes
+from relex_codec.format.packing import from_planes, to_planes
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""
@@ -128,7 +139,7 @@ class PartEncoder:
         result = {count: self._first(dense, counter.of(model_of(None)))}
         changed = np.flatnonzero(self.rows[0] != self.rows[-1]).astype(np.uint32)
         left, right = self.rows[0][changed], self.rows[-1][changed]
-        node = Node(changed, left, right, np.full(len(changed), STILL, np.uint8))
+        node = IntervalList(changed, left, right, np.full(len(changed), STILL, np.uint8))
         self._descend(root(count), node, model_of, counter, result)
         return result
 
@@ -145,7 +156,7 @@ class PartEncoder:
     def _descend(
         self,
         interval: Interval,
-        node: Node,
+        node: IntervalList,
         model_of: Callable[[Interval | None], int],
         counter: Counter,
         result: dict[int, Symbols],
@@ -272,7 +283,7 @@ class PartDecoder:
             raise Corrupt("a stream does not decode")
         return _Moved(*(array[:count] for array in found))
 
-    def whole(self) -> Node:
+    def whole(self) -> IntervalList:
         """Decode the first frame: the node of the whole segment."""
         first = int(self.order.bounds[self.dense])
         frame = self.frame(self.count)
@@ -280,7 +291,7 @@ class PartDecoder:
             ranked = self._plain(frame.stream)
             before = self.words[self.order.places]
             ranks = np.flatnonzero(ranked != before).astype(np.uint32)
-            return Node(ranks, before[ranks], ranked[ranks], np.full(len(ranks), STILL, np.uint8))
+            return IntervalList(ranks, before[ranks], ranked[ranks], np.full(len(ranks), STILL, np.uint8))
         stream = self._open(frame, first, 0)
         if stream is None:
             return room(0, self.words.dtype)
@@ -294,7 +305,7 @@ class PartDecoder:
         found.outer[:] = STILL
         return filled(found, size + len(moved.rank))
 
-    def decoded(self, interval: Interval, node: Node) -> tuple[Bits, _Moved]:
+    def decoded(self, interval: Interval, node: IntervalList) -> tuple[Bits, _Moved]:
         """Decode an interval's frame: words of the list, and quiet ones that moved; `words` are at its left end."""
         frame = self.frame(interval.middle)
         dtype = self.words.dtype
@@ -321,7 +332,7 @@ class PartDecoder:
         xored = from_planes(decompress(stream, elements * width, CODEC_ZSTD), np.dtype(f"<u{width}"))
         return to_words(self.bits() ^ xored, self.layout)[self.order.places]
 
-    def half(self, interval: Interval, node: Node, *, high: bool) -> Node:
+    def half(self, interval: Interval, node: IntervalList, *, high: bool) -> IntervalList:
         """One half of an interval; `words` become those of its left end."""
         middle, moved = self.decoded(interval, node)
         half = room(len(node.rank) + len(moved.rank) + 1, self.words.dtype)
@@ -331,7 +342,7 @@ class PartDecoder:
             apply(moved.rank, moved.after, self.order.places, self.words)
         return filled(half, sizes[int(high)])
 
-    def halves(self, interval: Interval, node: Node) -> tuple[Node, Node]:
+    def halves(self, interval: Interval, node: IntervalList) -> tuple[IntervalList, IntervalList]:
         """Both halves of an interval; `words` stay those of its left end."""
         middle, moved = self.decoded(interval, node)
         low, high = (room(len(node.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))

@@ -11,12 +11,12 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from relex_codec.core.cancellation import Stop, Stopped
+from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.threads import in_parallel, processors
+from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.exact import segments
 from relex_codec.exact.bisection import Interval, replay_order, root
-from relex_codec.exact.interval_lists import Node, apply
+from relex_codec.exact.interval_lists import IntervalList, apply
 from relex_codec.exact.piece_coder import PartDecoder
 from relex_codec.exact.segments import PartInfo
 from relex_codec.exact.tier_reader import Blob, ExactTier, Key, Origin, Streams
@@ -33,7 +33,9 @@ SPREAD_FROM: Final = 1 << 22
 """Words from which a frame is spread over threads: with fewer, handing the work over takes longer than the work."""
 LOT: Final = AHEAD
 """Bytes of remote files that are read together: of each frame the blobs of some batches that lie side by side."""
-_NOTHING: Final = Node(np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8))
+_NOTHING: Final = IntervalList(
+    np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)
+)
 
 
 def replay_parts(
@@ -57,7 +59,7 @@ def replay_parts(
     wanted = frozenset(steps)
     needed = _needed(tier, wanted)
     last_use = {tier.segments[number].left: number for number in needed}
-    known = {0: in_parallel(origin, parts, _lanes(parts))}
+    known = {0: parallel_map(origin, parts, _lanes(parts))}
     for number, local in needed.items():
         segment = tier.segments[number]
         left = known[segment.left]
@@ -105,7 +107,7 @@ def _needed(tier: ExactTier, wanted: Iterable[int]) -> dict[int, list[int]]:
 
 def _lanes(parts: Sequence[PartInfo]) -> int:
     """Return on how many threads work on parts is worth spreading."""
-    return processors() if sum(part.words for part in parts) >= SPREAD_FROM else 1
+    return cpu_count() if sum(part.words for part in parts) >= SPREAD_FROM else 1
 
 
 class _Replayed:
@@ -152,7 +154,9 @@ class _Replayed:
             del self._blobs[key]
         return [found[i] for i in range(len(self._parts))]
 
-    def _walk(self, interval: Interval, nodes: list[Node], wanted: list[int], *, through: bool) -> Iterator[int]:
+    def _walk(
+        self, interval: Interval, nodes: list[IntervalList], wanted: list[int], *, through: bool
+    ) -> Iterator[int]:
         """Yield the steps in `wanted`, which are in the interval; `nodes`, its lists, are used up.
 
         Args:
@@ -177,7 +181,9 @@ class _Replayed:
             yield from self._walk(interval.low, lows, low, through=True)
             yield from self._walk(interval.high, highs, high, through=through)
 
-    def _decoded(self, step: int, decode: Callable[[PartDecoder, Node], T], nodes: list[Node] | None = None) -> list[T]:
+    def _decoded(
+        self, step: int, decode: Callable[[PartDecoder, IntervalList], T], nodes: list[IntervalList] | None = None
+    ) -> list[T]:
         """Read the frame of a step and call `decode` for each part; of the frame only the digests are kept."""
         keys = self._keys(step)
         self._blobs |= self._tier.fetch(keys)
@@ -189,7 +195,7 @@ class _Replayed:
                 assert isinstance(blob, Streams)
                 self._blobs[key] = Streams(blob.digests, [])
 
-    def _each(self, call: Callable[[PartDecoder, Node], T], nodes: list[Node]) -> list[T]:
+    def _each(self, call: Callable[[PartDecoder, IntervalList], T], nodes: list[IntervalList]) -> list[T]:
         """Call `call` for each part, with its list, which is let go of as soon as it is used."""
 
         def one(i: int) -> T:
@@ -209,14 +215,14 @@ class _Replayed:
             for i in range(first, len(self._held), self._lanes):
                 found[i] = call(i)
 
-        in_parallel(lane, range(self._lanes), self._lanes)
+        parallel_map(lane, range(self._lanes), self._lanes)
         return [found[i] for i in range(len(self._held))]
 
     def _keys(self, step: int) -> list[Key]:
         return [Key(self._number, step, group) for group in self._groups]
 
 
-def _apply(decoder: PartDecoder, node: Node) -> None:
+def _apply(decoder: PartDecoder, node: IntervalList) -> None:
     apply(node.rank, node.right, decoder.order.places, decoder.words)
 
 
@@ -289,7 +295,7 @@ def replay_all(
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
     """
-    stop, lock = Stop(), threading.Lock()
+    stop, lock = CancelScope(), threading.Lock()
     failures: list[BaseException] = []
 
     def one(parts: list[PartInfo]) -> None:
@@ -306,7 +312,7 @@ def replay_all(
             stop.set()
             raise
 
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             for lot, uses in _lots(batches(tier, tensors), plan):
                 with reading(uses):
@@ -314,7 +320,7 @@ def replay_all(
                         pass
         except BaseException as e:
             stop.set()  # the pool waits for what is under way
-            if isinstance(e, Stopped) and failures:  # results come in order, failures do not
+            if isinstance(e, Cancelled) and failures:  # results come in order, failures do not
                 raise failures[0] from None
             raise
 

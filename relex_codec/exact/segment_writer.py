@@ -10,13 +10,14 @@ from typing import IO, Final
 import numpy as np
 import zstandard
 
+from relex_codec.core.digests import part_digest
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.threads import parallel_map
 from relex_codec.exact.bisection import Interval, frame_order
 from relex_codec.exact.frequency_tables import fit, prepare, to_bytes
 from relex_codec.exact.ordered_words import layout_of, to_words
 from relex_codec.exact.piece_coder import Counter, PartEncoder, Symbols, lowest_exponent
-from relex_codec.exact.segments import Grouping, PartInfo, model_numbers, part_digest
+from relex_codec.exact.segments import Grouping, PartInfo, model_numbers
 from relex_codec.format import constants as f
 
 GROUP_WORDS: Final = 1 << 20
@@ -80,7 +81,7 @@ class SegmentWriter:
         encoder = PartEncoder(bits, layout, group.low)
         if group.dense is None:
             group.dense = encoder.dense()
-        digests = in_parallel(part_digest, bits[1:])
+        digests = parallel_map(part_digest, bits[1:])
         symbols = encoder.encode(self._model, group.dense, group.counter)
         group.parts.append(_Part(info, digests, symbols))
 
@@ -149,7 +150,7 @@ class SegmentWriter:
             digests = b"".join(part.digests[step - 1] for part in group.parts)
             return digests + sizes + b"".join(stream for _, stream in coded)
 
-        blobs += in_parallel(frame, self._blocks[1:])
+        blobs += parallel_map(frame, self._blocks[1:])
         self._blobs.append([(len(blob), zlib.crc32(blob)) for blob in blobs])
         self.scratch.seek(0, 2)
         for blob in blobs:

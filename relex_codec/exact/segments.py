@@ -6,10 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from relex_codec.checkpoints.base_model import digest
-from relex_codec.core.dtypes import Bits
 from relex_codec.errors import Corrupt
 from relex_codec.exact.bisection import frame_bound, frame_order, frames_of, root
 from relex_codec.exact.ordered_words import layout_of
@@ -45,11 +41,6 @@ def parts_of(tensors: Iterable[tuple[int, str, int]]) -> list[PartInfo]:
         for number, dtype, size in tensors
         for piece, elements in enumerate(piece_lengths(size))
     ]
-
-
-def part_digest(bits: Bits) -> bytes:
-    """Return the digest of a part's elements at a step."""
-    return digest(np.ascontiguousarray(bits))[: f.EXACT_DIGEST]
 
 
 class Grouping:

@@ -12,18 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from relex_codec.core.cancellation import KeyedLock
+from relex_codec.core.digests import EXACT_DIGEST, part_digest
 from relex_codec.core.dtypes import Bits
-from relex_codec.decoding.turns import Turns
+from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
 from relex_codec.exact import frequency_tables as models_module
 from relex_codec.exact.bisection import frames_of
 from relex_codec.exact.frequency_tables import Model
 from relex_codec.exact.piece_coder import Frame, PartDecoder
-from relex_codec.exact.segments import PartInfo, check, groups_of, part_digest, parts_of
+from relex_codec.exact.segments import PartInfo, check, groups_of, parts_of
 from relex_codec.format import constants as f
-from relex_codec.format.packing import decompress
-from relex_codec.format.reader import Container
-from relex_codec.format.safetensors_header import quote
+from relex_codec.format.chunks import decompress
+from relex_codec.format.reader import FileReader
 
 CACHE: Final = 128 << 20
 """Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""
@@ -80,7 +81,7 @@ class ExactTier:
         Corrupt: the records break the rules.
     """
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: FileReader) -> None:
         self.container = container
         entries = container.index.entries
         first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
@@ -98,7 +99,7 @@ class ExactTier:
         self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
         self._blobs: OrderedDict[Key, tuple[int, Blob]] = OrderedDict()
         self._held = 0
-        self._lock, self._turns = threading.Lock(), Turns()
+        self._lock, self._turns = threading.Lock(), KeyedLock()
 
     # -- what lies where -------------------------------------------------------------------------------------------
 
@@ -292,7 +293,7 @@ class ExactTier:
         group, place = self.place(number, part)
         streams = blobs[Key(number, step - self.segments[number].first, group)]
         assert isinstance(streams, Streams)
-        found = streams.digests[place * f.EXACT_DIGEST : (place + 1) * f.EXACT_DIGEST]
+        found = streams.digests[place * EXACT_DIGEST : (place + 1) * EXACT_DIGEST]
         if part_digest(bits) != found:
             at = int(self.container.index.steps[step - 1])
             raise Corrupt(f"{self.where(part)} of step {at} differs from its digest")
@@ -342,7 +343,7 @@ def parse_frame(blob: bytes, parts: int) -> Streams:
     Raises:
         Corrupt
     """
-    at = parts * f.EXACT_DIGEST
+    at = parts * EXACT_DIGEST
     sizes = []
     for _ in range(parts):
         value = shift = 0
@@ -364,4 +365,4 @@ def parse_frame(blob: bytes, parts: int) -> Streams:
         at += value >> 1
     if at != len(blob):
         raise Corrupt("the streams of a frame do not fill their blob")
-    return Streams(blob[: parts * f.EXACT_DIGEST], streams)
+    return Streams(blob[: parts * EXACT_DIGEST], streams)

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 
+from relex_codec.core.digests import part_digest
 from relex_codec.core.dtypes import Bits
 from relex_codec.exact.bisection import choose_left
 from relex_codec.exact.segment_writer import SegmentWriter
-from relex_codec.exact.segments import PartInfo, part_digest, step_costs
+from relex_codec.exact.segments import PartInfo, step_costs
 from relex_codec.exact.tier_reader import ExactTier
 from relex_codec.format import constants as f
-from relex_codec.format.index import Records
+from relex_codec.format.writer import ExactEntries
 
 COPY: Final = 1 << 22
 """Bytes of earlier segments that are copied at a time."""
-
-
-@dataclass(slots=True)
-class Assembly:
-    """The exact tier of a file that is being written.
-
-    Attributes:
-        segments, frames: records; positions count from the beginning of ``relex.data.frames``.
-        size: bytes of that entry.
-        data: yields them.
-    """
-
-    segments: Records
-    frames: Records
-    size: int
-    data: Callable[[], Iterator[bytes]]
 
 
 class SegmentJob:
@@ -65,7 +49,7 @@ class SegmentJob:
         """Number of the new segment."""
         return len(self.old.segments) if self.old else 0
 
-    def assemble(self) -> Assembly:
+    def assemble(self) -> ExactEntries:
         """Close the segment and lay out the tier."""
         self.writer.finish()
         old = self.old
@@ -99,7 +83,7 @@ class SegmentJob:
             for _, _, block in self.writer.blocks():
                 yield from block
 
-        return Assembly(segments, frames, at, data)
+        return ExactEntries(segments, frames, at, data)
 
 
 class TensorJob:

@@ -77,8 +77,6 @@ SEGMENT_RECORD: Final = np.dtype([
 ])  # fmt: skip
 FRAME_RECORD: Final = np.dtype([("position", "<u8"), ("length", "<u8"), ("model", "u1"), ("reserved", "u1", 7)])
 BLOB_RECORD: Final = np.dtype([("end", "<u8"), ("crc", "<u4")])
-EXACT_DIGEST: Final = 8
-"""Bytes of the digest of a part at a step."""
 
 
 class Packing(NamedTuple):

@@ -1,96 +1,26 @@
-"""Factors of a direction: truncated singular value decompositions of its matrices, rounded to what is stored.
-
-Large matrices are decomposed by a randomised range finder with power iterations (Halko, Martinsson and Tropp 2011,
-algorithm 4.4), which needs passes over blocks of rows and never the whole matrix at once.
-"""
+"""Factors of a direction as numbers and as the bits of their stream (FORMAT.md section 7). Pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import F32
-from relex_codec.kernels.interface import Factors
-
-FULL_SVD: Final = 1 << 20
-"""Matrices of at most so many elements are decomposed in full: exact, and as fast there."""
-OVERSAMPLING: Final = 8
-POWER_ITERATIONS: Final = 2
-BLOCK_ELEMENTS: Final = 1 << 22
-
-ReadElements = Callable[[int, int], F32]
-"""Elements lo .. hi of a direction, float32."""
 
 
-def decompose(read: ReadElements, shape: tuple[int, ...], rank: int) -> Factors:
-    """Return the first `rank` singular pairs of each matrix of a tensor, unrounded, with balanced magnitudes.
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The factors of a stack of matrices: float32 values of stored BF16.
 
-    Args:
-        read: the direction's elements.
-        shape: of the tensor, [..., m, n'].
-        rank: at most min(m, n').
-
-    Returns:
-        Factors with float32 a [H, rank, m] and b [H, rank, n']: a_j = sqrt(s_j) u_j, b_j = sqrt(s_j) v_j.
+    Attributes:
+        a: float32 [H, r, m]; b: float32 [H, r, n'].
     """
-    m, n = shape[-2:]
-    count = int(np.prod(shape[:-2], dtype=np.int64))
-    a = np.empty((count, rank, m), np.float32)
-    b = np.empty((count, rank, n), np.float32)
-    for h in range(count):
-        start = h * m * n
-        if m * n <= FULL_SVD:
-            u, s, v = np.linalg.svd(read(start, start + m * n).reshape(m, n), full_matrices=False)
-        else:
-            u, s, v = _randomised(read, start, m, n, rank)
-        scale = np.sqrt(s[:rank])
-        a[h] = (u[:, :rank] * scale).T
-        b[h] = v[:rank] * scale[:, None]
-    return Factors(a, b)
 
-
-def _randomised(
-    read: ReadElements, start: int, m: int, n: int, rank: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    step = max(1, BLOCK_ELEMENTS // n)
-    blocks = [(lo, min(lo + step, m)) for lo in range(0, m, step)]
-
-    def block(lo: int, hi: int) -> F32:
-        return read(start + lo * n, start + hi * n).reshape(hi - lo, n)
-
-    def times(right: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([block(lo, hi) @ right for lo, hi in blocks])
-
-    def transposed_times(left: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        total: npt.NDArray[Any] = np.sum([block(lo, hi).T @ left[lo:hi] for lo, hi in blocks], axis=0)
-        return total
-
-    width = min(rank + OVERSAMPLING, m, n)
-    # A fixed seed: the same run gives the same file.
-    basis = np.linalg.qr(times(np.random.default_rng(0).standard_normal((n, width), np.float32)))[0]
-    for _ in range(POWER_ITERATIONS):
-        basis = np.linalg.qr(times(np.linalg.qr(transposed_times(basis))[0]))[0]
-    u, s, v = np.linalg.svd(transposed_times(basis).T, full_matrices=False)
-    return basis @ u, s, v
-
-
-def rounded(factors: Factors, rank: int, mantissa: int) -> Factors:
-    """Keep the first `rank` pairs, rounded to BF16 with only `mantissa` of its 7 explicit mantissa bits in use.
-
-    The other bits are zero, which the planes' entropy coding turns into saved bytes: the factors only have to be good
-    to the share of the direction that they do not explain anyway (RATIONALE.md).
-    """
-    return Factors(*(_round(np.ascontiguousarray(x[:, :rank]), 23 - mantissa) for x in (factors.a, factors.b)))
-
-
-def _round(x: F32, drop: int) -> F32:
-    u = x.view(np.uint32)
-    u = u + np.uint32((1 << (drop - 1)) - 1) + ((u >> np.uint32(drop)) & np.uint32(1))
-    values: F32 = ((u >> np.uint32(drop)) << np.uint32(drop)).view(np.float32)
-    return values
+    a: Any
+    b: Any
 
 
 def stream(factors: Factors) -> npt.NDArray[np.uint16]:

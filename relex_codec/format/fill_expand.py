@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from relex_codec.core.jit import compiled
-from relex_codec.kernels.cpu.llvm_ops import bits_set, lowest_bit
+from relex_codec.core.jit import bits_set, compiled, lowest_bit
 
 _ONE = np.uint64(1)
 

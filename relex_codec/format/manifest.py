@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from relex_codec.checkpoints.naming import INDEX
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.filenames import SAFE_NAME, file_allowed
+from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
-from relex_codec.format.safetensors_header import METADATA, load_object, quote
+from relex_codec.format.safetensors_header import METADATA, load_object
 
-NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 SIZE_LIMIT: Final = 1 << 48
-PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-"""Ends of file names that a file may not bring along: loaders may unpickle them."""
 _WHERE: Final = "relex.manifest"
 
 
@@ -156,7 +153,7 @@ def _check_names(manifest: Manifest) -> None:
     if manifest.files and not manifest.embedded:
         raise Corrupt(f"{_WHERE}: files without an embedded base")
     for shard in manifest.shards:
-        if not (type(shard) is str and NAME.fullmatch(shard) and shard.endswith(".safetensors")):
+        if not (type(shard) is str and SAFE_NAME.fullmatch(shard) and shard.endswith(".safetensors")):
             raise Corrupt(f"{_WHERE}: {quote(shard)} is no name of a shard")
     if manifest.shards != sorted(manifest.shards):
         raise Corrupt(f"{_WHERE}: the shards are not sorted")
@@ -169,9 +166,3 @@ def _check_names(manifest: Manifest) -> None:
     for tensor in manifest.tensors:
         if tensor.shard >= len(manifest.shards):
             raise Corrupt(f"{_WHERE}: tensor {quote(tensor.name)} is in shard {tensor.shard} of {len(manifest.shards)}")
-
-
-def file_allowed(name: str) -> bool:
-    """Tell whether a file of a base may be embedded under this name, and written out again."""
-    lower = name.lower()  # some file systems see no difference
-    return bool(NAME.fullmatch(name)) and not lower.endswith((".safetensors", *PICKLES)) and lower != INDEX

@@ -12,13 +12,16 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.dtypes import Bytes
+from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, Truncated, Unsupported
 from relex_codec.format import constants as f
 from relex_codec.format import manifest, safetensors_header
-from relex_codec.format.index import Index, Part, check, table
-from relex_codec.format.packing import Bytes, decompress
-from relex_codec.format.safetensors_header import Entry, quote
+from relex_codec.format.chunks import decompress
+from relex_codec.format.index import Index, Part, table
+from relex_codec.format.safetensors_header import Entry
+from relex_codec.format.validate import check
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.source import Source
 
@@ -28,7 +31,7 @@ R = TypeVar("R")
 F64 = np.dtype("<f8")
 
 
-class Container:
+class FileReader:
     """A ``.relex`` file opened for reading.
 
     Attributes:
@@ -214,7 +217,7 @@ class Container:
             raw = ready[part.chunk] if part.chunk in ready else self._chunk(part.chunk, stored[part.chunk])
             return use(i, raw[part.offset : part.offset + part.length])
 
-        return in_parallel(one, range(len(parts)))
+        return parallel_map(one, range(len(parts)))
 
     def _chunk(self, number: int, stored: bytes) -> Bytes:
         record = self.index.chunks[number]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.text import quote
 from relex_codec.errors import RelexError, Truncated
 
 WORD: Final = 8
@@ -37,12 +38,6 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-def quote(text: object, limit: int = 120) -> str:
-    """Return `text` quoted for a one-line message: control characters escaped, shortened in the middle."""
-    shown = repr(text)
-    return shown if len(shown) <= limit else f"{shown[: limit // 2]}...{shown[-limit // 4 :]}"
 
 
 def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool = False) -> dict[str, Any]:

@@ -6,27 +6,25 @@ import errno
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from relex_codec._version import __version__
+from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.index import Span
+from relex_codec.format.chunks import compress
+from relex_codec.format.index import Records, Span
 from relex_codec.format.manifest import Manifest
-from relex_codec.format.packing import Bytes, compress
 from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_file
 from relex_codec.storage.urls import Options, PathLike
-
-if TYPE_CHECKING:
-    from relex_codec.exact.tier_writer import Assembly
 
 SHARED_BELOW: Final = 16 << 10
 """Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100
@@ -127,7 +125,23 @@ class Tables:
     coefficients: npt.NDArray[np.float64]
 
 
-class Writer:
+@dataclass(slots=True)
+class ExactEntries:
+    """The exact tier of a file that is being written.
+
+    Attributes:
+        segments, frames: records; positions count from the beginning of ``relex.data.frames``.
+        size: bytes of that entry.
+        data: yields them.
+    """
+
+    segments: Records
+    frames: Records
+    size: int
+    data: Callable[[], Iterator[bytes]]
+
+
+class FileWriter:
     """A ``.relex`` file in the making; a context manager. The file appears under its name when `finish` was called."""
 
     def __init__(self, path: PathLike, storage_options: Options = None) -> None:
@@ -139,7 +153,7 @@ class Writer:
         self.exact: ChunkWriter
         self.base: ChunkWriter
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> FileWriter:
         self._stack.enter_context(self._file)
         self.directory = self._file.scratch
         self.directions, self.exact, self.base = (
@@ -170,7 +184,7 @@ class Writer:
         """Return a further scratch file, which lives as long as the writer."""
         return self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))
 
-    def finish(self, tables: Tables, exact: Assembly | None = None) -> int:
+    def finish(self, tables: Tables, exact: ExactEntries | None = None) -> int:
         """Lay out the file and return its size in bytes; `close_chunks` comes first.
 
         Args:

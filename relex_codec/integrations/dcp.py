@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.text import quote
+from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
-from relex_codec.format.safetensors_header import quote
 from relex_codec.run.run import Run
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, public
@@ -135,7 +135,7 @@ class RelexStorageReader(StorageReader):
 
         with run.ahead(map(place, plan.items), self._step, self._tier):
             for items in batches(plan.items, [_nbytes(item, run, names) for item in plan.items], TOGETHER):
-                for item, value in zip(items, in_parallel(decode, items, IO_THREADS), strict=True):
+                for item, value in zip(items, parallel_map(decode, items, IO_THREADS), strict=True):
                     target = planner.resolve_tensor(item).detach()
                     if target.shape != value.shape:
                         key = quote(item.dest_index.fqn)

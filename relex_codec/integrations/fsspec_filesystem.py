@@ -18,9 +18,9 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
-from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.text import quote
+from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument
-from relex_codec.format.safetensors_header import quote
 from relex_codec.run.run import Run
 from relex_codec.run.step_files import StepFiles
 from relex_codec.storage.local_writer import AtomicFile
@@ -203,7 +203,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
                     return error
                 raise
 
-        return in_parallel(one, zip(paths, starts, ends, strict=True), IO_THREADS)
+        return parallel_map(one, zip(paths, starts, ends, strict=True), IO_THREADS)
 
     def get_file(
         self, rpath: str, lpath: Any, callback: Any = _NO_CALLBACK, outfile: Any = None, **kwargs: Any

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from relex_codec.format.safetensors_header import quote
-from relex_codec.kernels.windows import split
+from relex_codec.core.indexing import split
+from relex_codec.core.text import quote
 from relex_codec.run.run import Run
 from relex_codec.storage.urls import Options, PathLike, public
 

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 from relex_codec.errors import InvalidArgument
 from relex_codec.kernels import reference
-from relex_codec.kernels.interface import Decode, Job, Prepare
+from relex_codec.kernels.interface import Decode, DecodeJob, Prepare
 
 SMALL: Final = 1 << 20
 """Elements up to which nothing is compiled or loaded for decoding: the reference takes 20 ms for so many."""
 
 
-def host_kernel(jobs: Sequence[Job]) -> Decode:
+def host_kernel(jobs: Sequence[DecodeJob]) -> Decode:
     """Prepare jobs over numpy arrays: by the compiled kernel; a little work, where that is not loaded, by numpy."""
     elements = sum(job.window.rows * job.window.columns for job in jobs)
     compiling = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")

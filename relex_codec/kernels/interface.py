@@ -1,10 +1,10 @@
 """Decode kernels: FORMAT.md section 8 over many tensors at once, one interface, the same bits from each.
 
-``reference`` (numpy, slow, one rounded operation a line), ``cpu`` (compiled, fused, on threads), ``triton_gpu`` (a CUDA
-device, codes unpacked on it) and ``torch_ops`` (any other torch device). Each has a function ``prepare(jobs)``, whose
+``reference`` (numpy, slow, one rounded operation a line), ``cpu`` (compiled, fused, on threads), ``triton`` (a CUDA device,
+codes unpacked on it) and ``torch_eager`` (any other torch device). Each has a function ``prepare(jobs)``, whose
 result decodes: ``decode(coefficients, targets)``. What it is told:
 
-- a `Job` is some elements of one tensor (a `Window`), with everything that decoding them takes but the coefficients;
+- a `DecodeJob` is some elements of one tensor (a `Window`), with all that decoding them takes but the coefficients;
 - ``coefficients`` holds for each job g of each step and direction, float32 [S, k];
 - ``targets`` holds for each job S arrays of bits, each of the window's shape, with any strides.
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from relex_codec.core.dtypes import F32
 from relex_codec.format.constants import Packing
+from relex_codec.format.factors import Factors
 
 TINY: Final = np.float32(1e-45)
 """The smallest subnormal: on a thread that takes such numbers for zeros, results would be others."""
@@ -32,19 +33,7 @@ Array = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
-    """The factors of a stack of matrices: float32 values of stored BF16.
-
-    Attributes:
-        a: float32 [H, r, m]; b: float32 [H, r, n'].
-    """
-
-    a: Array
-    b: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Direction:
+class PackedDirection:
     """What is stored of one direction, over whole pieces of a tensor.
 
     Attributes:
@@ -83,7 +72,7 @@ def flat(lo: int, hi: int) -> Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DecodeJob:
     """Some elements of a ``moving`` tensor.
 
     Attributes:
@@ -101,7 +90,7 @@ class Job:
     pitch: int
     origin_dtype: str
     dtype: str
-    directions: Sequence[Direction]
+    directions: Sequence[PackedDirection]
     window: Window
     first: int
     size: int
@@ -112,4 +101,4 @@ Coefficients = Sequence[F32]
 Targets = Sequence[Sequence[Array]]
 """For each job S arrays of bits [rows, columns]."""
 Decode = Callable[[Coefficients, Targets], None]
-Prepare = Callable[[Sequence[Job]], Decode]
+Prepare = Callable[[Sequence[DecodeJob]], Decode]

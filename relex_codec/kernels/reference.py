@@ -9,15 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from relex_codec.core.dtypes import F32, from_float32, to_float32
+from relex_codec.core.dtypes import F32, Bytes, from_float32, to_float32
 from relex_codec.format.constants import FLOAT32, NONE, PIECE
-from relex_codec.format.packing import Bytes, Codes, from_planes, packed_size, unpack_codes
-from relex_codec.kernels.interface import FLUSHED, TINY, Array, Coefficients, Decode, Direction, Factors, Job, Targets
+from relex_codec.format.factors import Factors
+from relex_codec.format.packing import Codes, from_planes, packed_size, unpack_codes
+from relex_codec.kernels.interface import (
+    FLUSHED,
+    TINY,
+    Array,
+    Coefficients,
+    Decode,
+    DecodeJob,
+    PackedDirection,
+    Targets,
+)
 
 from ..errors import InvalidArgument
 
 
-def prepare(jobs: Sequence[Job]) -> Decode:
+def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     """Prepare jobs over numpy arrays; see `relex_codec.kernels` for what they are."""
     jobs = list(jobs)
 
@@ -31,7 +41,7 @@ def prepare(jobs: Sequence[Job]) -> Decode:
     return decode
 
 
-def _decode_piece(job: Job, start: int, end: int, coefficients: F32, outs: Sequence[Array]) -> None:
+def _decode_piece(job: DecodeJob, start: int, end: int, coefficients: F32, outs: Sequence[Array]) -> None:
     """Decode those elements of the piece ``start .. end`` that lie in the job's window."""
     window = job.window
     elements = np.arange(max(start, window.lo), min(end, window.hi))
@@ -55,7 +65,7 @@ def _decode_piece(job: Job, start: int, end: int, coefficients: F32, outs: Seque
             out[row, column] = from_float32(x, job.dtype)
 
 
-def packed_piece(direction: Direction, start: int, count: int) -> Bytes:
+def packed_piece(direction: PackedDirection, start: int, count: int) -> Bytes:
     """Return the bytes of the piece of `count` elements that begins `start` elements after the first packed one."""
     planes = max(direction.packing.planes, 1)
     at = start // PIECE * packed_size(PIECE, direction.packing) * planes
@@ -63,7 +73,7 @@ def packed_piece(direction: Direction, start: int, count: int) -> Bytes:
     return piece
 
 
-def direction_piece(direction: Direction, packed: Bytes, start: int, count: int) -> F32:
+def direction_piece(direction: PackedDirection, packed: Bytes, start: int, count: int) -> F32:
     """Return p of FORMAT.md section 8: the stored direction over one piece, float32 [count]."""
     if direction.factors is None:
         p = np.zeros(count, np.float32)

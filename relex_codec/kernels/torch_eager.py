@@ -13,11 +13,12 @@ import torch
 
 from relex_codec.core.dtypes import NAN
 from relex_codec.format.constants import BLOCK, FLOAT32, NONE, PIECE, Packing
+from relex_codec.format.factors import Factors
 from relex_codec.format.packing import packed_size
-from relex_codec.kernels.interface import Coefficients, Decode, Direction, Factors, Job, Targets, Window
+from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, PackedDirection, Targets, Window
 
 
-def prepare(jobs: Sequence[Job]) -> Decode:
+def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     """Prepare to decode jobs whose arrays are torch tensors on one device, of any kind.
 
     Beside the targets, the result takes memory for a piece, some 30 bytes an element of it and step.
@@ -46,7 +47,7 @@ class _Part(NamedTuple):
     columns: torch.Tensor | slice
 
 
-def _decode(job: Job, g: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
+def _decode(job: DecodeJob, g: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
     """Decode one job; `g` is float32 [S, k]."""
     w = job.window
     if w.columns == w.width == job.pitch and all(target.is_contiguous() for target in targets):
@@ -81,7 +82,7 @@ def _parts(w: Window, device: torch.device) -> Iterator[_Part]:
         yield _Part(start, stop, chosen, (e // w.width - w.row)[chosen], columns[chosen])
 
 
-def _origin(job: Job, part: _Part) -> torch.Tensor:
+def _origin(job: DecodeJob, part: _Part) -> torch.Tensor:
     """The part's elements of the origin as float32."""
     if isinstance(part.columns, slice):
         bits = job.origin[job.at + part.columns.start : job.at + part.columns.stop]
@@ -110,7 +111,7 @@ def from_float32(x: torch.Tensor, dtype: str) -> torch.Tensor:
     return torch.where(torch.isnan(x), torch.tensor(NAN[dtype], dtype=bits.dtype, device=x.device), bits)
 
 
-def _direction(job: Job, direction: Direction, start: int, stop: int) -> torch.Tensor:
+def _direction(job: DecodeJob, direction: PackedDirection, start: int, stop: int) -> torch.Tensor:
     """p of section 8 at elements start .. stop of one piece, float32."""
     device = job.origin.device
     if direction.factors is None:

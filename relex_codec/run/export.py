@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from relex_codec.checkpoints.checkpoint import Checkpoint
-from relex_codec.checkpoints.naming import CONFIG, INDEX
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
 from relex_codec.decoding.tensor_decoder import Decoder
-from relex_codec.format.manifest import Manifest, TensorEntry, file_allowed
+from relex_codec.format.manifest import Manifest, TensorEntry
 from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike

@@ -8,14 +8,14 @@ import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
-from relex_codec.format.reader import Container
+from relex_codec.format.reader import FileReader
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""
 _KINDS = {f.SAME: "same", f.MOVING: "moving", f.EXACT_SERIES: "series"}
 
 
-def stored_bytes(container: Container) -> dict[str, int]:
+def stored_bytes(container: FileReader) -> dict[str, int]:
     """Return the bytes of a file by kind; ``total`` is their sum and the file's size."""
     sizes = {name: entry.end - entry.begin for name, entry in container.index.entries.items()}
     kinds = {
@@ -28,7 +28,7 @@ def stored_bytes(container: Container) -> dict[str, int]:
     return {**kinds, "index": total - sum(kinds.values()), "total": total}
 
 
-def exact_bytes(container: Container) -> int:
+def exact_bytes(container: FileReader) -> int:
     """Return the bytes of the entries of the exact tier; 0 without one."""
     if not container.index.has_exact:
         return 0
@@ -36,7 +36,7 @@ def exact_bytes(container: Container) -> int:
     return sum(entry.end - entry.begin for entry in entries)
 
 
-def summary(container: Container) -> dict[str, Any]:
+def summary(container: FileReader) -> dict[str, Any]:
     """Return everything that ``info --json`` prints.
 
     Errors are relative to the delta of the last observed step; a number that is undefined is None.
@@ -76,7 +76,7 @@ def summary(container: Container) -> dict[str, Any]:
     }
 
 
-def _exact(container: Container, parameters: int) -> dict[str, Any]:
+def _exact(container: FileReader, parameters: int) -> dict[str, Any]:
     steps = len(container.index.steps)
     bits = 8 * exact_bytes(container) / (parameters * steps) if parameters else None
     return {
@@ -86,7 +86,7 @@ def _exact(container: Container, parameters: int) -> dict[str, Any]:
     }
 
 
-def _row(container: Container, number: int) -> dict[str, Any]:
+def _row(container: FileReader, number: int) -> dict[str, Any]:
     index = container.index
     tensor, record = index.manifest.tensors[number], index.tensors[number]
     row: dict[str, Any] = {

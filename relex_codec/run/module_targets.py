@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from relex_codec.core.indexing import Box, TensorIndex, box_of
+from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
-from relex_codec.format.safetensors_header import quote
-from relex_codec.kernels.windows import Box, Index, box_of
 
 if TYPE_CHECKING:
     import torch
 
-Where = str | tuple[str, Index] | None
+Where = str | tuple[str, TensorIndex] | None
 """A parameter, or a part of one as an index of it; None leaves a tensor of the file out."""
 Names = Mapping[str, Where] | Callable[[str], Where] | None
 """Where each tensor of the file goes; a mapping may name only those that go elsewhere than their name says."""

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from relex_codec.core.dtypes import F32, Bits, bits_dtype
-from relex_codec.core.threads import ahead
+from relex_codec.core.indexing import Box, TensorIndex, box_of
+from relex_codec.core.text import quote
+from relex_codec.core.threads import prefetched
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
 from relex_codec.decoding.device_transfer import AHEAD, Place, bits_of
 from relex_codec.decoding.reading import reading_ahead
@@ -19,10 +21,9 @@ from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.decoding.tiers import LINEAR, as_step, choose_tier, coefficient
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.safetensors_header import quote
 from relex_codec.kernels.dispatch import device_kernel, host_kernel, is_host
-from relex_codec.kernels.interface import Decode, Job, Prepare, Window
-from relex_codec.kernels.windows import Box, Index, box_of, copy_window, pieces, windows
+from relex_codec.kernels.interface import Decode, DecodeJob, Prepare, Window
+from relex_codec.kernels.windows import copy_window, pieces, windows
 from relex_codec.run.module_targets import Names, Target, check_dtypes, match
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Held(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     number: int
-    jobs: list[Job]
+    jobs: list[DecodeJob]
     values: list[tuple[float, torch.Tensor]]
     base: torch.Tensor | None = None
 
@@ -61,7 +62,7 @@ class Resident:
         nbytes: bytes that are held there.
     """
 
-    def __init__(self, run: Run, device: Any, slices: Mapping[str, Index] | None = None) -> None:
+    def __init__(self, run: Run, device: Any, slices: Mapping[str, TensorIndex] | None = None) -> None:
         self._host = is_host(device)
         self._prepare: Prepare = host_kernel if self._host else device_kernel(device)
         self.device = torch.empty(0, device=device).device  # with its index, as tensors there have it
@@ -75,7 +76,7 @@ class Resident:
         parts = [(name, windows(run.entry(name).shape, box)) for name, (box, _) in boxes.items()]
         with reading_ahead(run.decoder, run.base_reader, parts, [(0.0, "line")]):
             self._held = {
-                name: self._put(held, place) for name, held in ahead(self._read(run.decoder, boxes, place), AHEAD)
+                name: self._put(held, place) for name, held in prefetched(self._read(run.decoder, boxes, place), AHEAD)
             }
         place.wait()
         self._rows = {
@@ -140,7 +141,7 @@ class Resident:
             return [0.0]
         return [float(step) for step in index.steps]
 
-    def _job(self, decoder: Decoder, number: int, window: Window, place: Place) -> Job:
+    def _job(self, decoder: Decoder, number: int, window: Window, place: Place) -> DecodeJob:
         """Everything that decoding a window takes, in host memory; of the origin no more than the window."""
         runs = list(pieces(window))
         size = decoder.container.index.manifest.tensors[number].size
@@ -334,7 +335,7 @@ def _converted(values: torch.Tensor, dtype: str) -> torch.Tensor:
     return bits.view(DTYPES[dtype])
 
 
-def _has_rows(tensor: torch.Tensor, jobs: Sequence[Job]) -> bool:
+def _has_rows(tensor: torch.Tensor, jobs: Sequence[DecodeJob]) -> bool:
     """Whether a target is rows of its last dimension at even distances, and the windows are made of such rows."""
     try:
         tensor.detach().view(-1, tensor.shape[-1])
@@ -344,7 +345,7 @@ def _has_rows(tensor: torch.Tensor, jobs: Sequence[Job]) -> bool:
     return all((w.rows == 1 or w.columns == last) and w.rows * w.columns % last == 0 for w in (j.window for j in jobs))
 
 
-def _by_rows(job: Job, width: int) -> Job:
+def _by_rows(job: DecodeJob, width: int) -> DecodeJob:
     """Return a job of one long row as one of rows of `width` elements, for a target whose rows lie apart."""
     window = job.window
     rows = window.columns // width

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from relex_codec.checkpoints.naming import select_steps
 from relex_codec.core.dtypes import ITEMSIZE, Bits
-from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import InvalidArgument
@@ -120,7 +120,7 @@ def _restore_to_disk(
             for number in folders:
                 create(place(number, name), data, len(data))
     with directory.reported():
-        in_parallel(flush, [place(number, "") for number in folders], IO_THREADS)
+        parallel_map(flush, [place(number, "") for number in folders], IO_THREADS)
 
 
 def _restore_to_url(

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits
+from relex_codec.core.indexing import TensorIndex, box_of
+from relex_codec.core.text import quote
 from relex_codec.decoding.base_locator import FileBase
 from relex_codec.decoding.reading import reading_ahead, replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder, Read
@@ -18,11 +20,10 @@ from relex_codec.decoding.tensors import Wanted, read_bits, read_tensors, read_w
 from relex_codec.decoding.tiers import as_step, choose_tier
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.manifest import TensorEntry
-from relex_codec.format.reader import Container
-from relex_codec.format.safetensors_header import quote
+from relex_codec.format.reader import FileReader
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.kernels.interface import flat
-from relex_codec.kernels.windows import Index, box_of, windows
+from relex_codec.kernels.windows import windows
 from relex_codec.run.export import SideFiles, export, nbytes
 from relex_codec.run.restore import choose_steps, numbered_steps, restore
 from relex_codec.run.verify import check_all, check_exact
@@ -59,7 +60,7 @@ class Run:
         refuse_offline(path, InvalidArgument)
         self._source = open_source(path, options_for(path, storage_options))
         with closed_on_error(self._source):
-            self._container = Container(self._source)
+            self._container = FileReader(self._source)
         self.path = self._source.path
         self._options = storage_options
         self._base = FileBase(self._container, base, storage_options)
@@ -81,7 +82,7 @@ class Run:
         self._source.close()
 
     @property
-    def container(self) -> Container:
+    def container(self) -> FileReader:
         """The open file with its checked tables."""
         return self._container
 
@@ -145,7 +146,7 @@ class Run:
             return self._decoder.read_window(name, [read], window)[0].reshape(-1)
 
     def ahead(
-        self, wanted: Iterable[tuple[str, Index]], step: float, tier: str = "auto"
+        self, wanted: Iterable[tuple[str, TensorIndex]], step: float, tier: str = "auto"
     ) -> AbstractContextManager[Any]:
         """Return a context in which these parts of tensors, asked for in about this order, are read ahead."""
         parts = []
@@ -154,7 +155,7 @@ class Run:
             parts.append((name, windows(shape, box_of(shape, index)[0])))
         return reading_ahead(self._decoder, self.base_reader, parts, [(float(step), self.tier(step, tier))])
 
-    def box(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> Bits:
+    def box(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> Bits:
         """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
 
         Only the pieces that the box touches are read and decoded.
@@ -166,7 +167,7 @@ class Run:
         ((bits,),) = read_bits(self._decoder, self.base_reader, wanted, [(float(step), self.tier(step, tier))])
         return bits
 
-    def tensor(self, name: str, step: float, tier: str = "auto", index: Index = ...) -> torch.Tensor:
+    def tensor(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> torch.Tensor:
         """Return one tensor at a step, on the run's device; reads only what that needs.
 
         Args:
@@ -185,7 +186,7 @@ class Run:
         return self._tensors({name: index}, [step], tier)[0][name]
 
     def state_dict(
-        self, step: float, tier: str = "auto", *, slices: Mapping[str, Index] | None = None
+        self, step: float, tier: str = "auto", *, slices: Mapping[str, TensorIndex] | None = None
     ) -> dict[str, torch.Tensor]:
         """Return all tensors at a step: ``{name: tensor}``; steps and tiers are those of `tensor`.
 
@@ -195,7 +196,7 @@ class Run:
         return self.state_dicts([step], tier, slices=slices)[0]
 
     def state_dicts(
-        self, steps: Sequence[float], tier: str = "auto", *, slices: Mapping[str, Index] | None = None
+        self, steps: Sequence[float], tier: str = "auto", *, slices: Mapping[str, TensorIndex] | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """Return all tensors at each of some steps; base and codes are read once for all of them."""
         chosen = dict(slices or {})
@@ -203,7 +204,9 @@ class Run:
             self.entry(name)
         return self._tensors({name: chosen.get(name, ...) for name in self.keys()}, steps, tier)
 
-    def _tensors(self, wanted: Mapping[str, Index], steps: Sequence[float], tier: str) -> list[dict[str, torch.Tensor]]:
+    def _tensors(
+        self, wanted: Mapping[str, TensorIndex], steps: Sequence[float], tier: str
+    ) -> list[dict[str, torch.Tensor]]:
         """Decode boxes of some tensors at some steps, on the run's device."""
         reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
         boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
@@ -214,7 +217,7 @@ class Run:
                 state[name] = value
         return states
 
-    def resident(self, device: Any = None, *, slices: Mapping[str, Index] | None = None) -> Resident:
+    def resident(self, device: Any = None, *, slices: Mapping[str, TensorIndex] | None = None) -> Resident:
         """Hold base and packed directions on a device, from where any step is decoded without disk or network.
 
         Args:

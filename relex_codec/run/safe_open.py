@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from relex_codec.core.indexing import TensorIndex, box_of, split
 from relex_codec.errors import InvalidArgument
-from relex_codec.kernels.windows import Index, box_of, split
 from relex_codec.run.run import Run
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike
@@ -87,7 +87,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         """Return a lazy view; indexing it decodes what it needs."""
         return Slice(self, name)
 
-    def _part(self, name: str, index: Index) -> Any:
+    def _part(self, name: str, index: TensorIndex) -> Any:
         """Return what ``tensor[index]`` is, decoding nothing else."""
         entry = self._run.entry(name)
         if self._framework == "pt":

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from relex_codec.checkpoints.naming import INDEX
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.filenames import INDEX
 from relex_codec.decoding.reading import reading_ahead
 from relex_codec.format.constants import PIECE
 from relex_codec.format.manifest import TensorEntry

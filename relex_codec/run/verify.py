@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.threads import parallel_map
 from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
@@ -79,7 +79,7 @@ def _check_direction(decoder: Decoder, number: int, direction: int) -> None:
     _check_parts(decoder, factors)
     for i in range(0, len(parts), BATCH * planes or 1):
         raw = decoder.pieces_of(parts[i : i + BATCH * planes], planes)
-        in_parallel(lambda one: decoder.check_piece(number, one[0], packing, one[1]), enumerate(raw, i // planes))
+        parallel_map(lambda one: decoder.check_piece(number, one[0], packing, one[1]), enumerate(raw, i // planes))
 
 
 def _check_origin(decoder: Decoder, number: int) -> None:

@@ -1,8 +1,8 @@
 """Opening files and listing directories: local paths, and everything that fsspec reaches.
 
 Reads are absolute ranges and the length of every answer is checked, because servers and caches that ignore a Range
-header return whole files. Nothing here knows about tensors. How reads are planned is in storage/coalesce.py, how local and remote
-files are read in storage/source.py and storage/remote.py, what users can set in storage/config.py, and how files are written in storage/local_writer.py.
+header return whole files. How reads are planned is in coalesce.py, how local and remote files are read in source.py and
+remote.py, what users can set in config.py, and how files are written in local_writer.py.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.storage.config import Settings, split
-from relex_codec.storage.prefetch import AheadSource
+from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.remote import RemoteSource, attempts, s3_options
 from relex_codec.storage.retry import unreadable
 from relex_codec.storage.source import LocalSource, Source
 from relex_codec.storage.stores.base import protocols
-from relex_codec.storage.stores.choose import backend_of
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, one_line, public
+from relex_codec.storage.stores.choose import store_of
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, public
 
 
 class Item(NamedTuple):
@@ -39,7 +40,7 @@ def open_source(
     ----------
     path : str or path
     storage_options : dict, optional
-        For fsspec (credentials, endpoints), and under ``relex`` for this package (see storage/config.py); not used for local
+        For fsspec (credentials, endpoints), and under ``relex`` for this package (see config.py); not used for local
         paths.
     hold : bool
         Whether a local file stays open between reads.
@@ -49,7 +50,7 @@ def open_source(
     if not is_url(path):
         return LocalSource(local_path(path), hold=hold, error=error)
     filesystem, name, settings = _for_reading(path, storage_options, error)
-    return AheadSource(RemoteSource(filesystem, name, shown=public(path), error=error, settings=settings))
+    return PrefetchingSource(RemoteSource(filesystem, name, shown=public(path), error=error, settings=settings))
 
 
 def _for_reading(url: PathLike, options: Options, error: type[RelexError]) -> tuple[Any, str, Settings]:
@@ -104,7 +105,7 @@ def list_directory(
             raise unreadable(folder, e, error) from None
         return sorted(items, key=_by_name)
     filesystem, name, settings = _for_reading(path, storage_options, error)
-    backend = backend_of(filesystem, name, settings)
+    backend = store_of(filesystem, name, settings)
 
     def listed() -> Any:
         own = backend.listing()

@@ -1,4 +1,4 @@
-"""Files and directories that are written to fsspec URLs, under the same promise as storage/local_writer.py makes for local ones.
+"""Files and directories written to fsspec URLs, under the same promise as local_writer.py makes for local ones.
 
 A file is made in a local temporary directory and then uploaded in one piece: object stores show an object when all of
 it is there, and on other file systems it gets a temporary name and is moved. A directory is uploaded file by file, each

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
-from relex_codec.core.cancellation import Stop, Stopped, go_on, wait_for
+from relex_codec.core.cancellation import Cancelled, CancelScope, check_cancelled, wait_for
 from relex_codec.storage.coalesce import MERGED, Range, blocks
 from relex_codec.storage.remote import REQUESTS, RemoteSource
 from relex_codec.storage.source import LocalSource, Source
@@ -29,7 +29,7 @@ AHEAD: Final = 24 * BLOCK
 class Use(NamedTuple):
     """A range that will be read."""
 
-    source: AheadSource
+    source: PrefetchingSource
     start: int
     end: int
 
@@ -39,21 +39,21 @@ def remote(ranges: Iterable[tuple[Source, int, int]]) -> list[Use]:
     return [
         Use(source, start, end)
         for source, start, end in ranges
-        if isinstance(source, AheadSource) and not source.at_hand(start, end)
+        if isinstance(source, PrefetchingSource) and not source.at_hand(start, end)
     ]
 
 
 def reading(uses: Sequence[Use]) -> AbstractContextManager[Any]:
     """Return a context in which these ranges, asked for in about this order, are read ahead."""
-    return ReadAhead(uses) if uses else nullcontext()
+    return Prefetch(uses) if uses else nullcontext()
 
 
-class AheadSource(Source):
+class PrefetchingSource(Source):
     """A remote file, parts of which may have been read ahead."""
 
     def __init__(self, inner: RemoteSource) -> None:
         self.inner, self.path, self.size = inner, inner.path, inner.size
-        self._running: tuple[ReadAhead, ...] = ()
+        self._running: tuple[Prefetch, ...] = ()
         self._lock = threading.Lock()
         self._copy: LocalSource | None = None
 
@@ -113,12 +113,12 @@ class AheadSource(Source):
             return True
         return any(ahead.covers(self, start, end) for ahead in self._running)
 
-    def attach(self, ahead: ReadAhead) -> None:
+    def attach(self, ahead: Prefetch) -> None:
         """Serve reads from `ahead` from now on."""
         with self._lock:
             self._running = (*self._running, ahead)
 
-    def detach(self, ahead: ReadAhead) -> None:
+    def detach(self, ahead: Prefetch) -> None:
         """No longer do so."""
         with self._lock:
             self._running = tuple(other for other in self._running if other is not ahead)
@@ -134,12 +134,12 @@ class AheadSource(Source):
 class _Block:
     """One read, and how much of it is still to be used."""
 
-    def __init__(self, source: AheadSource, start: int, end: int, used: int) -> None:
+    def __init__(self, source: PrefetchingSource, start: int, end: int, used: int) -> None:
         self.source, self.start, self.end, self.left = source, start, end, used
         self.data: Future[bytes] | None = None
 
 
-class ReadAhead:
+class Prefetch:
     """Fetches planned ranges ahead of their use; a context manager.
 
     Args:
@@ -153,12 +153,12 @@ class ReadAhead:
         self._limit = limit
         self._held = self._next = 0
         self._lock = threading.Lock()
-        self._stop, self._ended = Stop(), False
-        by_source: dict[AheadSource, list[int]] = {}
+        self._stop, self._ended = CancelScope(), False
+        by_source: dict[PrefetchingSource, list[int]] = {}
         for i, use in enumerate(uses):
             by_source.setdefault(use.source, []).append(i)
         ordered: list[tuple[int, _Block]] = []
-        self._blocks: dict[AheadSource, list[_Block]] = {}
+        self._blocks: dict[PrefetchingSource, list[_Block]] = {}
         for source, numbers in by_source.items():
             ranges = [(uses[i].start, uses[i].end) for i in numbers]
             alone = sum(end - start for start, end in ranges) <= MERGED  # one request, as for one tensor of usual size
@@ -170,7 +170,7 @@ class ReadAhead:
         self._order = [block for _, block in sorted(ordered, key=lambda pair: pair[0])]
         self._pool = ThreadPoolExecutor(requests, "relex-ahead")
 
-    def __enter__(self) -> ReadAhead:
+    def __enter__(self) -> Prefetch:
         for source in self._blocks:
             source.attach(self)
         with self._lock:
@@ -185,12 +185,12 @@ class ReadAhead:
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def covers(self, source: AheadSource, start: int, end: int) -> bool:
+    def covers(self, source: PrefetchingSource, start: int, end: int) -> bool:
         """Tell whether a range is planned and not used up."""
         with self._lock:
             return self._find(source, start, end) is not None
 
-    def take(self, source: AheadSource, start: int, end: int) -> list[memoryview] | None:
+    def take(self, source: PrefetchingSource, start: int, end: int) -> list[memoryview] | None:
         """Return bytes `start` to `end` in parts, waiting for them; None if they are not planned, or used up.
 
         None also where reading ahead was ended meanwhile, by another thread: then the reader is on its own.
@@ -204,8 +204,8 @@ class ReadAhead:
         for block, data in zip(found, waiting, strict=True):
             try:
                 view = memoryview(wait_for(data))
-            except (Exception, Stopped):
-                go_on()
+            except (Exception, Cancelled):
+                check_cancelled()
                 if self._ended or self._stop.is_set():
                     return None
                 raise
@@ -219,7 +219,7 @@ class ReadAhead:
             self._pump()
         return views
 
-    def _find(self, source: AheadSource, start: int, end: int) -> list[_Block] | None:
+    def _find(self, source: PrefetchingSource, start: int, end: int) -> list[_Block] | None:
         """Blocks that together have a range, or None; the lock is held."""
         found: list[_Block] = []
         at = bisect_right(self._starts.get(source, ()), start) - 1

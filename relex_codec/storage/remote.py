@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from relex_codec.core.threads import in_parallel
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 from relex_codec.storage.coalesce import FIRST_READ, Range, merge
 from relex_codec.storage.config import Settings
@@ -14,9 +14,9 @@ from relex_codec.storage.header_cache import OBJECTS, KeptObjects
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.retry import GaveUp, Passing, unreadable, until_it_passes
 from relex_codec.storage.source import Source, changed
-from relex_codec.storage.stores.base import EmptyObject, Mark, Replaced
-from relex_codec.storage.stores.choose import backend_of
-from relex_codec.storage.stores.fsspec_store import PlainBackend
+from relex_codec.storage.stores.base import EmptyObject, ObjectVersion, Replaced
+from relex_codec.storage.stores.choose import store_of
+from relex_codec.storage.stores.fsspec_store import FsspecStore
 
 T = TypeVar("T")
 REQUESTS: Final = 16
@@ -56,8 +56,8 @@ class RemoteSource(Source):
         self._error = error
         self._closed = False
         self._settings = settings or Settings()
-        self._backend = backend_of(filesystem, path, self._settings)
-        self._fixed = isinstance(self._backend, PlainBackend) and self._backend.fixed
+        self._backend = store_of(filesystem, path, self._settings)
+        self._fixed = isinstance(self._backend, FsspecStore) and self._backend.fixed
         self._key = (shown, path, self._backend.identity)
         first = b""
         known = self._known_mark() if OBJECTS.knows(self._key) or not self._backend.tells else None
@@ -79,7 +79,7 @@ class RemoteSource(Source):
         found = [self._find_kept(*span) for span in ranges]
         rest = [i for i, data in enumerate(found) if data is None]
         plan = merge([ranges[i] for i in rest])
-        fetched = in_parallel(lambda m: self.fetch(m.start, m.end), plan, REQUESTS)
+        fetched = parallel_map(lambda m: self.fetch(m.start, m.end), plan, REQUESTS)
         for (start, end, members), data in zip(plan, fetched, strict=True):
             for member in members:
                 a, b = ranges[rest[member]]
@@ -135,8 +135,8 @@ class RemoteSource(Source):
                 raise Replaced
         return bytes(data)
 
-    def _first_request(self) -> tuple[Mark, bytes]:
-        def attempt() -> tuple[Mark, bytes]:
+    def _first_request(self) -> tuple[ObjectVersion, bytes]:
+        def attempt() -> tuple[ObjectVersion, bytes]:
             data, mark = self._backend.get(0, FIRST_READ, None)
             assert mark is not None
             if len(data) != min(FIRST_READ, mark.size):
@@ -148,11 +148,11 @@ class RemoteSource(Source):
         except EmptyObject:
             return self._head(), b""
 
-    def _known_mark(self) -> Mark | None:
+    def _known_mark(self) -> ObjectVersion | None:
         """Ask for the version alone; None where the server does not answer that, as for URLs signed for reading."""
         return self._attempts(self._backend.head) if self._backend.tells else self._head()
 
-    def _head(self) -> Mark:
+    def _head(self) -> ObjectVersion:
         mark = self._attempts(self._backend.head)
         if mark is None:
             raise self._error(f"{self.path} is not a file of known size")

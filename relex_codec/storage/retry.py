@@ -12,8 +12,8 @@ from collections.abc import Callable, Container
 from typing import Final, TypeVar
 
 from relex_codec.core.cancellation import pause
+from relex_codec.core.text import one_line
 from relex_codec.errors import RelexError
-from relex_codec.storage.urls import one_line
 
 T = TypeVar("T")
 

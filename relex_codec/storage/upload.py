@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
-from relex_codec.core.threads import IO_THREADS, in_parallel
+from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.storage.config import split
 from relex_codec.storage.open import filesystem_of
 from relex_codec.storage.retry import GaveUp, said, status_of, until_it_passes
-from relex_codec.storage.stores.choose import backend_of
+from relex_codec.storage.stores.choose import store_of
 from relex_codec.storage.urls import Options, PathLike, normal, options_for, public
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class Target:
 
     def _listed(self) -> Any:
         # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
-        backend = backend_of(self.filesystem, self.name, self._settings)
+        backend = store_of(self.filesystem, self.name, self._settings)
         found = self._again(backend.listing)
         if found is None:
             self.filesystem.invalidate_cache(self.name)
@@ -163,7 +163,7 @@ class Target:
             with suppress(Exception):
                 self._remove(name)
 
-        in_parallel(one, names, IO_THREADS)
+        parallel_map(one, names, IO_THREADS)
         for folder in sorted(folders, key=len, reverse=True):
             with suppress(Exception):
                 self.filesystem.rmdir(folder)

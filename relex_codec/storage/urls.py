@@ -87,10 +87,3 @@ def options_for(path: PathLike, options: Options) -> Options:
     same = next((names for names in _ALIASES if protocol in names), (protocol,))
     own = {key: value for name in same for key, value in others.get(name, {}).items()}
     return {**own, KEY: options[KEY]} if KEY in options else own
-
-
-def one_line(e: BaseException) -> str:
-    """Return the message of any exception as one line."""
-    text = e.strerror if isinstance(e, OSError) and e.strerror else f"{type(e).__name__}: {e}"
-    text = " ".join(str(text).split())
-    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -10,18 +10,27 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.threads import in_parallel, processors
+from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.kernels.cpu import loops
 from relex_codec.kernels.cpu.llvm_ops import constants
-from relex_codec.kernels.interface import FLUSHED, TINY, Coefficients, Decode, Direction, Job, Targets, Window
+from relex_codec.kernels.interface import (
+    FLUSHED,
+    TINY,
+    Coefficients,
+    Decode,
+    DecodeJob,
+    PackedDirection,
+    Targets,
+    Window,
+)
 
 SHARES: Final = 8
 """Units of work a thread: small enough that threads end together, large enough that handing them out costs nothing."""
 
 
-def prepare(jobs: Sequence[Job]) -> Decode:
+def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     """Prepare jobs over numpy arrays; see `relex_codec.kernels` for what they are.
 
     Decoding raises:
@@ -45,13 +54,13 @@ def prepare(jobs: Sequence[Job]) -> Decode:
         def some(items: npt.NDArray[np.int64]) -> bool:
             return loops.decode(table, rows, known, places.reshape(len(jobs), -1, 3), g, items, TINY)
 
-        if not all(in_parallel(some, work)):
+        if not all(parallel_map(some, work)):
             raise InvalidArgument(FLUSHED)
 
     return decode
 
 
-def _by_rows(job: Job) -> Job:
+def _by_rows(job: DecodeJob) -> DecodeJob:
     """Return a job with factors row by row of its matrices, also where its window is one long row."""
     window, factors = job.window, job.directions[0].factors
     if window.rows != 1 or factors is None:
@@ -64,7 +73,7 @@ def _by_rows(job: Job) -> Job:
     return replace(job, at=job.at + row * width - begin, pitch=width, window=rows)
 
 
-def _row(job: Job, start: int) -> tuple[int, ...]:
+def _row(job: DecodeJob, start: int) -> tuple[int, ...]:
     window = job.window
     return (
         job.origin.ctypes.data, job.at, job.pitch, window.width, window.row, window.rows, window.column,
@@ -73,7 +82,7 @@ def _row(job: Job, start: int) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def _direction_row(direction: Direction) -> tuple[int, ...]:
+def _direction_row(direction: PackedDirection) -> tuple[int, ...]:
     factors = direction.factors
     a, b, rank, m, n, pitch = 0, 0, 0, 1, 1, 1
     if factors is not None:
@@ -82,7 +91,7 @@ def _direction_row(direction: Direction) -> tuple[int, ...]:
     return direction.packed.ctypes.data, direction.packing.id, rank, a, b, m, n, pitch
 
 
-def _target(target: npt.NDArray[Any], job: Job, rowed: Job) -> tuple[int, ...]:
+def _target(target: npt.NDArray[Any], job: DecodeJob, rowed: DecodeJob) -> tuple[int, ...]:
     size = target.itemsize
     row, column = target.strides[0] // size, target.strides[1] // size
     if rowed is job:
@@ -91,7 +100,7 @@ def _target(target: npt.NDArray[Any], job: Job, rowed: Job) -> tuple[int, ...]:
     return target.ctypes.data + shift * target.strides[1], rowed.window.width * column, column
 
 
-def _shares(jobs: Sequence[Job]) -> list[npt.NDArray[np.int64]]:
+def _shares(jobs: Sequence[DecodeJob]) -> list[npt.NDArray[np.int64]]:
     """Cut the jobs into units of work of about the same number of elements, at the ends of pieces."""
     pieces = []
     for number, job in enumerate(jobs):
@@ -99,7 +108,7 @@ def _shares(jobs: Sequence[Job]) -> list[npt.NDArray[np.int64]]:
         ends = [*range((lo // PIECE + 1) * PIECE, hi, PIECE), hi]
         pieces += [(number, begin, end) for begin, end in pairwise([lo, *ends]) if begin < end]
     sizes = np.cumsum([0, *(end - begin for _, begin, end in pieces)])
-    count = min(len(pieces), SHARES * processors() if sizes[-1] > PIECE else 1)
+    count = min(len(pieces), SHARES * cpu_count() if sizes[-1] > PIECE else 1)
     cuts = np.searchsorted(sizes, np.linspace(0, sizes[-1], count + 1)) if count else np.zeros(1, np.int64)
     shares = [np.array(pieces[a:b], np.int64) for a, b in pairwise(cuts) if a < b]
     return shares

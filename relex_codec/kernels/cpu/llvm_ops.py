@@ -7,15 +7,14 @@ none may be contracted with its neighbour, as none carries a fast-math flag.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-import numba  # which brings llvmlite along, in the release that it needs
 import numpy as np
 from llvmlite import ir
 from numba import types
 
 from relex_codec.core.dtypes import NAN
+from relex_codec.core.jit import operation
 from relex_codec.format.constants import WORD, Packing
 
 I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -23,24 +22,6 @@ _LLVM: Final = {types.uint8: I8, types.uint16: I16, types.uint32: I32, types.flo
 _NONE: Final = np.float32(0)
 CHAINED: Final = (3, 5)
 """Radices of which the value of a digit is looked up, by comparing."""
-
-
-def _operation(result: Any, arguments: tuple[Any, ...], build: Callable[..., Any]) -> Any:
-    """Return a function for compiled code whose instructions are made by ``build(builder, *values)``."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return build(builder, *values)
-
-    found = (result(*arguments), generate)
-    # numba wants the parameters one by one
-    typed: dict[int, Callable[..., Any]] = {
-        1: lambda _, a: found,
-        2: lambda _, a, b: found,
-        3: lambda _, a, b, c: found,
-        4: lambda _, a, b, c, d: found,
-        7: lambda _, a, b, c, d, e, f, g: found,
-    }
-    return numba.extending.intrinsic(typed[len(arguments)])
 
 
 def _i32(value: int) -> Any:
@@ -54,7 +35,7 @@ def _pointer(b: Any, address: Any, index: Any, kind: Any) -> Any:
 
 def _load(kind: Any) -> Any:
     """``load(address, i)``: element i of an array at an address."""
-    return _operation(kind, (types.int64, types.int64), lambda b, a, i: b.load(_pointer(b, a, i, kind), align=1))
+    return operation(kind, (types.int64, types.int64), lambda b, a, i: b.load(_pointer(b, a, i, kind), align=1))
 
 
 def _store(kind: Any) -> Any:
@@ -64,21 +45,11 @@ def _store(kind: Any) -> Any:
         b.store(value, _pointer(b, address, index, kind), align=1)
         return ir.Constant(ir.IntType(1), 0)
 
-    return _operation(types.boolean, (types.int64, types.int64, kind), build)
+    return operation(types.boolean, (types.int64, types.int64, kind), build)
 
 
 load_u8, load_u16, load_u32, load_f32 = map(_load, (types.uint8, types.uint16, types.uint32, types.float32))
 store_u16, store_u32, store_f32 = map(_store, (types.uint16, types.uint32, types.float32))
-
-
-def _lowest_bit(b: Any, word: Any) -> Any:
-    return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
-
-
-bits_set = _operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
-"""How many bits of a word are set."""
-lowest_bit = _operation(types.uint64, (types.uint64,), _lowest_bit)
-"""Position of the lowest bit that is set in a word that is not zero."""
 
 
 def _widen_bf16(b: Any, h: Any) -> Any:
@@ -130,25 +101,25 @@ def _narrow_f32(b: Any, x: Any) -> Any:
     return _or_nan(b, x, b.bitcast(x, I32), NAN["F32"])
 
 
-widen_bf16 = _operation(types.float32, (types.uint16,), _widen_bf16)
-widen_f16 = _operation(types.float32, (types.uint16,), _widen_f16)
-widen_f32 = _operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(u, F32))
-narrow_bf16 = _operation(types.uint16, (types.float32,), _narrow_bf16)
-narrow_f16 = _operation(types.uint16, (types.float32,), _narrow_f16)
-narrow_f32 = _operation(types.uint32, (types.float32,), _narrow_f32)
+widen_bf16 = operation(types.float32, (types.uint16,), _widen_bf16)
+widen_f16 = operation(types.float32, (types.uint16,), _widen_f16)
+widen_f32 = operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(u, F32))
+narrow_bf16 = operation(types.uint16, (types.float32,), _narrow_bf16)
+narrow_f16 = operation(types.uint16, (types.float32,), _narrow_f16)
+narrow_f32 = operation(types.uint32, (types.float32,), _narrow_f32)
 
 
 # BF16 elements two at a time: the even one in the lower half of a word, the odd one in the upper, as in memory. They
 # are widened and narrowed in place, which takes a third of the shuffles that one at a time would.
-widen_even = _operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(b.shl(u, _i32(16)), F32))
-widen_odd = _operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(b.and_(u, _i32(0xFFFF0000)), F32))
+widen_even = operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(b.shl(u, _i32(16)), F32))
+widen_odd = operation(types.float32, (types.uint32,), lambda b, u: b.bitcast(b.and_(u, _i32(0xFFFF0000)), F32))
 
 
 def _narrow_pair(b: Any, even: Any, odd: Any) -> Any:
     return b.or_(b.lshr(_rounded_bf16(b, even), _i32(16)), b.and_(_rounded_bf16(b, odd), _i32(0xFFFF0000)))
 
 
-narrow_pair = _operation(types.uint32, (types.float32, types.float32), _narrow_pair)
+narrow_pair = operation(types.uint32, (types.float32, types.float32), _narrow_pair)
 
 
 def digit_factor(packing: Packing, j: int) -> int:
@@ -190,7 +161,7 @@ def remainder(packing: Packing, j: int, place: int) -> Any:
         number = b.and_(b.lshr(wide, _i32(8 * place + bits * j)), _i32(packing.radix - 1))
         return _value(b, number, packing.zero, *known[:2])
 
-    return _operation(types.float32, (types.uint16, types.uint32, *[types.float32] * 5), build)
+    return operation(types.float32, (types.uint16, types.uint32, *[types.float32] * 5), build)
 
 
 def _value(b: Any, number: Any, zero: int, step: Any, shift: Any) -> Any:
@@ -208,7 +179,7 @@ def _word_value(b: Any, low: Any, high: Any, step: Any, shift: Any) -> Any:
     return _value(b, b.or_(b.zext(low, I32), b.shl(b.zext(high, I32), _i32(8))), WORD.zero, step, shift)
 
 
-word_value = _operation(types.float32, (types.uint8, types.uint8, types.float32, types.float32), _word_value)
+word_value = operation(types.float32, (types.uint8, types.uint8, types.float32, types.float32), _word_value)
 """The same for packing ``word``, from the two bytes of its digit."""
 
 
@@ -219,5 +190,5 @@ def _float_of_planes(b: Any, *planes: Any) -> Any:
     return b.bitcast(u, F32)
 
 
-float_of_planes = _operation(types.float32, (types.uint8,) * 4, _float_of_planes)
+float_of_planes = operation(types.float32, (types.uint8,) * 4, _float_of_planes)
 """A float32 from its four bytes, the lowest first."""

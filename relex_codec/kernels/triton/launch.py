@@ -19,7 +19,7 @@ import torch
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import BLOCK
-from relex_codec.kernels.interface import Coefficients, Decode, Job, Targets
+from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Targets
 from relex_codec.kernels.triton import plan
 from relex_codec.kernels.triton.plan import TARGET_WORDS
 
@@ -50,7 +50,7 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
 
 
-def prepare(jobs: Sequence[Job]) -> Decode:
+def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     """Prepare to decode jobs whose arrays are torch tensors on one CUDA device.
 
     The result enqueues on the current stream and does not wait. The first call compiles. It may be called again at
@@ -72,7 +72,7 @@ def _nothing(coefficients: Coefficients, targets: Targets) -> None:
 class Prepared:
     """Jobs with their table on the device. Keeps their tensors alive."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[DecodeJob]) -> None:
         self.jobs = tuple(jobs)
         self.device = _device_of(jobs)
         addresses = [_addresses(job) for job in jobs]
@@ -171,7 +171,7 @@ class Prepared:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else np.errstate(all="ignore")
 
 
-def _addresses(job: Job) -> plan.Addresses:
+def _addresses(job: DecodeJob) -> plan.Addresses:
     parts = [
         (d.packed.data_ptr(), *((0, 0) if d.factors is None else (d.factors.a.data_ptr(), d.factors.b.data_ptr())))
         for d in job.directions
@@ -179,7 +179,7 @@ def _addresses(job: Job) -> plan.Addresses:
     return plan.Addresses(job.origin.data_ptr(), parts)
 
 
-def _device_of(jobs: Sequence[Job]) -> torch.device:
+def _device_of(jobs: Sequence[DecodeJob]) -> torch.device:
     """Return the device of all arrays, which the kernels read as flat memory."""
     arrays: list[torch.Tensor] = [job.origin for job in jobs]
     for direction in (direction for job in jobs for direction in job.directions):

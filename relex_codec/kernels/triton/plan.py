@@ -12,7 +12,7 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format.constants import BLOCK, PIECE
 from relex_codec.format.packing import packed_size
-from relex_codec.kernels.interface import Direction, Job
+from relex_codec.kernels.interface import DecodeJob, PackedDirection
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
@@ -21,8 +21,9 @@ Int32 = npt.NDArray[np.int32]
 class Field(IntEnum):
     """What a job's row of the table begins with; a row of `Part` for each direction follows.
 
-    ``START`` to ``PITCH`` are of the window: its first element, rows and columns as in `Job`. In ``planar`` the address
-    of the origin is that of element 0 of the tensor, wherever that would be, in ``general`` that of the window's first.
+    ``START`` to ``PITCH`` are of the window: its first element, rows and columns as in `DecodeJob`. In ``planar`` the
+    address of the origin is that of element 0 of the tensor, wherever that would be, in ``general`` that of the
+    window's first.
     """
 
     ELEMENT_0 = 0
@@ -118,7 +119,7 @@ class Addresses(NamedTuple):
     """Of each direction: packed, a, b; 0 where there is none."""
 
 
-def extent(job: Job) -> tuple[int, int]:
+def extent(job: DecodeJob) -> tuple[int, int]:
     """Return the elements lo .. hi of a flat window that are decoded; lo = hi if there are none."""
     w = job.window
     start = w.row * w.width + w.column
@@ -126,18 +127,18 @@ def extent(job: Job) -> tuple[int, int]:
     return lo, max(lo, min(start + w.rows * w.columns, w.hi))
 
 
-def element_0(job: Job, address: int) -> int:
+def element_0(job: DecodeJob, address: int) -> int:
     """Return where element 0 of the tensor would be if the window's first were at `address`, all contiguous."""
     return address - (job.window.row * job.window.width + job.window.column) * ITEMSIZE[job.origin_dtype]
 
 
-def digits(job: Job) -> int | None:
+def digits(job: DecodeJob) -> int | None:
     """Return how many digits a byte of the job's codes has, 1 if it has none in bytes; None if directions differ."""
     found = {d.packing.per_byte for d in job.directions if d.packing.per_byte > 1}
     return None if len(found) > 1 else max(found, default=1)
 
 
-def static_form(job: Job, addresses: Addresses) -> int:
+def static_form(job: DecodeJob, addresses: Addresses) -> int:
     """Return the best form of the job that its targets may have."""
     w = job.window
     if not (w.rows <= 1 or (w.columns == w.width == job.pitch)):
@@ -150,7 +151,7 @@ def static_form(job: Job, addresses: Addresses) -> int:
     return FLAT if any(start % ALIGNMENT for start in starts) else ALIGNED
 
 
-def describe(job: Job, addresses: Addresses, call: int) -> list[int]:
+def describe(job: DecodeJob, addresses: Addresses, call: int) -> list[int]:
     """Return the job's row of the table, `Field` and `Part`.
 
     Args:
@@ -175,7 +176,7 @@ def _bits(value: np.float32) -> int:
     return int(np.float32(value).view(np.uint32))
 
 
-def units(job: Job, form: int, row: int) -> list[tuple[Class, Int32]]:
+def units(job: DecodeJob, form: int, row: int) -> list[tuple[Class, Int32]]:
     """Return the units of work of a job by class: int32 [units, 2], `row` and the number of a block or tile.
 
     Args:
@@ -190,7 +191,7 @@ def units(job: Job, form: int, row: int) -> list[tuple[Class, Int32]]:
     ]
 
 
-def _general(job: Job) -> list[tuple[Class, Int64]]:
+def _general(job: DecodeJob) -> list[tuple[Class, Int64]]:
     count = job.window.rows * job.window.columns
     if count == 0:
         return []
@@ -203,7 +204,7 @@ def _general(job: Job) -> list[tuple[Class, Int64]]:
     return [(of_class, np.arange(-(-count // GENERAL_TILE)))]
 
 
-def _planar(job: Job, form: int) -> list[tuple[Class, Int64]]:
+def _planar(job: DecodeJob, form: int) -> list[tuple[Class, Int64]]:
     k = digits(job)
     assert k is not None
     lo, hi = extent(job)
@@ -234,7 +235,7 @@ def _planar(job: Job, form: int) -> list[tuple[Class, Int64]]:
     return [(fast, numbers[whole]), (fast._replace(TILE=SHORT_TILE, ALIGNED=False), numbers[~whole])]
 
 
-def _flags(direction: Direction) -> int:
+def _flags(direction: PackedDirection) -> int:
     return direction.packing.id + FACTORS_FLAG * (direction.factors is not None)
 
 

@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 from relex_codec._version import __version__
-from relex_codec.core.cancellation import abandonable
+from relex_codec.core.cancellation import run_abandonable
+from relex_codec.core.text import one_line
 from relex_codec.errors import Corrupt
 from relex_codec.storage.retry import Passing, passes
-from relex_codec.storage.urls import one_line
 
 T = TypeVar("T")
 MAIN: Final = "main"
@@ -123,7 +123,7 @@ class HubClient:
         own = _tools().build_hf_headers(token=self.token, library_name="relex-codec", library_version=__version__)
         # a compressed answer would be a range of something else
         every = {**own, "Accept-Encoding": "identity", **headers}
-        return abandonable(lambda: self._follow(session, method, url, every, look))
+        return run_abandonable(lambda: self._follow(session, method, url, every, look))
 
     def _follow(
         self, session: Any, method: str, url: str, headers: dict[str, str], look: Callable[[Told], T]

@@ -8,16 +8,24 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.base import Answer, Backend, Mark, Refused, Replaced, raise_for_condition, whole_size
+from relex_codec.storage.stores.base import (
+    Answer,
+    ObjectStore,
+    ObjectVersion,
+    Refused,
+    Replaced,
+    raise_for_condition,
+    whole_size,
+)
 
 
 def speaks_azure(filesystem: Any) -> bool:
-    """Tell whether this release of adlfs, and of the client below it, has what `AzureBackend` goes through."""
+    """Tell whether this release of adlfs, and of the client below it, has what `AzureStore` goes through."""
     client = getattr(filesystem, "service_client", None)
     return all(hasattr(client, name) for name in ("_pipeline", "api_version", "get_blob_client"))
 
 
-class AzureBackend(Backend):
+class AzureStore(ObjectStore):
     """A blob in Azure, through the pipeline (credentials, signatures, connections) of adlfs's client.
 
     Not through ``download_blob``, which asks three times for what breaks off, with a second in between, and cuts what
@@ -37,12 +45,12 @@ class AzureBackend(Backend):
         own = {"connection_timeout": self.settings.timeout, "read_timeout": self.settings.timeout}
         return {"retry_total": 0, **{name: given.get(name, seconds) for name, seconds in own.items()}}
 
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         if not self._blob:
             raise IsADirectoryError("a container is not a file")
         return self._run(self._get, start, end, mark)
 
-    async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    async def _get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         condition = {"If-Match": mark.etag} if mark and mark.etag else {}
         # not "Range": the client leaves that out of its signatures, which servers do not
         async with self._answer("GET", {"x-ms-range": f"bytes={start}-{end - 1}", **condition}) as answer:
@@ -53,10 +61,10 @@ class AzureBackend(Backend):
                 raise Replaced
             return Answer(await answer.read(), found)
 
-    def head(self) -> Mark | None:
+    def head(self) -> ObjectVersion | None:
         return self._run(self._head) if self._blob else None
 
-    async def _head(self) -> Mark | None:
+    async def _head(self) -> ObjectVersion | None:
         async with self._answer("HEAD", {}) as answer:
             length = _length(answer.headers)
             return None if length is None else _mark_of(length, answer.headers)
@@ -118,5 +126,5 @@ def _length(headers: Mapping[str, str]) -> int | None:
     return int(length) if length.isdigit() else None
 
 
-def _mark_of(size: int, headers: Mapping[str, str]) -> Mark:
-    return Mark(size, headers.get("ETag") or None, headers.get("Last-Modified") or None)
+def _mark_of(size: int, headers: Mapping[str, str]) -> ObjectVersion:
+    return ObjectVersion(size, headers.get("ETag") or None, headers.get("Last-Modified") or None)

@@ -8,14 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, TypeVar
 
-from relex_codec.core.cancellation import go_on, wait_for
+from relex_codec.core.cancellation import check_cancelled, wait_for
 from relex_codec.errors import Corrupt
 from relex_codec.storage.config import Settings
 
 T = TypeVar("T")
 
 
-class Mark(NamedTuple):
+class ObjectVersion(NamedTuple):
     """What a version of an object is known by."""
 
     size: int
@@ -28,7 +28,7 @@ class Mark(NamedTuple):
         told = self.etag or self.modified
         return f"{told} {self.size}" if told else None
 
-    def same(self, other: Mark) -> bool:
+    def same(self, other: ObjectVersion) -> bool:
         """Tell whether both can be of one version; an ETag is not outvoted by clocks of servers that differ."""
         if self.etag and other.etag:
             return (self.etag, self.size) == (other.etag, other.size)
@@ -55,10 +55,10 @@ class Answer(NamedTuple):
     """Bytes, and the object that they are of (None: the backend does not tell)."""
 
     data: bytes
-    mark: Mark | None
+    mark: ObjectVersion | None
 
 
-class Backend(ABC):
+class ObjectStore(ABC):
     """One object on a filesystem of fsspec. Methods make one attempt, and raise what the filesystem raises.
 
     Attributes:
@@ -78,7 +78,7 @@ class Backend(ABC):
         return hash(self.filesystem)
 
     @abstractmethod
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         """Return bytes `start` to `end`, of the version `mark` if that is given.
 
         Raises:
@@ -88,7 +88,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def head(self) -> Mark | None:
+    def head(self) -> ObjectVersion | None:
         """Return size and version of the object; None for what is no file of known size, or does not say so."""
 
     def listing(self) -> list[dict[str, Any]] | None:
@@ -97,7 +97,7 @@ class Backend(ABC):
 
     def _run(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         """Run a coroutine on the filesystem's event loop; who is interrupted takes it back."""
-        go_on()
+        check_cancelled()
         future = asyncio.run_coroutine_threadsafe(coroutine(*arguments), self.filesystem.loop)
         try:
             return wait_for(future)

@@ -1,7 +1,7 @@
-"""Single requests to storage: one attempt each, with what the answer tells of the object (see storage/remote.py for the rest).
+"""Single requests to storage: one attempt each, with what the answer tells of the object (see remote.py for the rest).
 
 S3, HTTP, Google Cloud Storage and Azure are asked through the connections of s3fs, of fsspec's HTTP filesystem, of
-gcsfs and of adlfs, models on the Hub through the session of huggingface_hub (see storage/hub/client.py), but without their
+gcsfs and of adlfs, models on the Hub through the session of huggingface_hub (see hub/client.py), but without their
 ``cat_ranges``: that gives bytes only, while an answer also tells size and version of the object and can be made to
 depend on them. So opening needs no request for metadata, and an object that was replaced is noticed. All other
 filesystems are read through their ``cat_ranges`` and looked at before and after.
@@ -12,27 +12,27 @@ from __future__ import annotations
 from typing import Any
 
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.azure import AzureBackend, speaks_azure
-from relex_codec.storage.stores.base import Backend, protocols
-from relex_codec.storage.stores.fsspec_store import PlainBackend
-from relex_codec.storage.stores.gcs import GCSBackend, speaks_gcs
-from relex_codec.storage.stores.http import HTTPBackend
-from relex_codec.storage.stores.hub import HubBackend, model_of
-from relex_codec.storage.stores.s3 import S3Backend
+from relex_codec.storage.stores.azure import AzureStore, speaks_azure
+from relex_codec.storage.stores.base import ObjectStore, protocols
+from relex_codec.storage.stores.fsspec_store import FsspecStore
+from relex_codec.storage.stores.gcs import GCSStore, speaks_gcs
+from relex_codec.storage.stores.http import HTTPStore
+from relex_codec.storage.stores.hub import HubStore, model_of
+from relex_codec.storage.stores.s3 import S3Store
 
 
-def backend_of(filesystem: Any, name: str, settings: Settings) -> Backend:
+def store_of(filesystem: Any, name: str, settings: Settings) -> ObjectStore:
     """Return what reads `name` on `filesystem`."""
     names = protocols(filesystem)
     if "s3" in names and hasattr(filesystem, "_call_s3"):
-        return S3Backend(filesystem, name, settings)
+        return S3Store(filesystem, name, settings)
     if "https" in names and hasattr(filesystem, "encode_url"):
-        return HTTPBackend(filesystem, name, settings)
+        return HTTPStore(filesystem, name, settings)
     if "gs" in names and speaks_gcs(filesystem):
-        return GCSBackend(filesystem, name, settings)
+        return GCSStore(filesystem, name, settings)
     if "abfs" in names and speaks_azure(filesystem):
-        return AzureBackend(filesystem, name, settings)
+        return AzureStore(filesystem, name, settings)
     model = model_of(filesystem, name)
     if model is not None:
-        return HubBackend(filesystem, name, settings, model)
-    return PlainBackend(filesystem, name, settings)
+        return HubStore(filesystem, name, settings, model)
+    return FsspecStore(filesystem, name, settings)

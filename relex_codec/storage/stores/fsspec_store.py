@@ -8,9 +8,9 @@ from threading import Lock
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from relex_codec.core.cancellation import abandonable
+from relex_codec.core.cancellation import run_abandonable
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.base import Answer, Backend, Mark, protocols, text
+from relex_codec.storage.stores.base import Answer, ObjectStore, ObjectVersion, protocols, text
 
 _FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time each."""
@@ -24,7 +24,7 @@ _MARKS: Final = (
 """What filesystems call that by which a version of an object is known; the first that is there counts."""
 
 
-class PlainBackend(Backend):
+class FsspecStore(ObjectStore):
     """A file on any other filesystem."""
 
     def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
@@ -36,7 +36,7 @@ class PlainBackend(Backend):
             self._turn = _FILE_CACHES.setdefault(filesystem, Lock()) if self._cached else nullcontext()
         self.patient = tries_again(filesystem)
 
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         # hf:// reads through open(), whose default cache fetches 5 MB ahead of what was asked
         plain = {"cache_type": "none"} if self._hub else {}
 
@@ -44,20 +44,20 @@ class PlainBackend(Backend):
             with self._turn:
                 return list(self.filesystem.cat_ranges([self.name], [start], [end], on_error="raise", **plain))
 
-        answers = abandonable(ask)
+        answers = run_abandonable(ask)
         if len(answers) != 1:
             raise ValueError(f"{len(answers)} answers to 1 range")
         if isinstance(answers[0], Exception):  # some releases of fsspec return them all the same
             raise answers[0]
         return Answer(answers[0], None)
 
-    def head(self) -> Mark | None:
-        details = abandonable(self._details)
+    def head(self) -> ObjectVersion | None:
+        details = run_abandonable(self._details)
         size = details.get("size")
         if details.get("type") == "directory" or type(size) is not int:
             return None
         told = next((details[name] for name in _MARKS if details.get(name)), None)
-        return Mark(size, None, text(told))
+        return ObjectVersion(size, None, text(told))
 
     def _details(self) -> dict[str, Any]:
         if self.fixed:

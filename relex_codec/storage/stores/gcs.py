@@ -11,8 +11,8 @@ from urllib.parse import quote
 from relex_codec.storage.config import Settings
 from relex_codec.storage.stores.base import (
     Answer,
-    Backend,
-    Mark,
+    ObjectStore,
+    ObjectVersion,
     Refused,
     Replaced,
     raise_for_condition,
@@ -25,11 +25,11 @@ _NEEDED: Final = ("_set_session", "_get_params", "_get_headers", "url", "base", 
 
 
 def speaks_gcs(filesystem: Any) -> bool:
-    """Tell whether this release of gcsfs has what `GCSBackend` goes through."""
+    """Tell whether this release of gcsfs has what `GCSStore` goes through."""
     return all(hasattr(filesystem, name) for name in _NEEDED)
 
 
-class GCSBackend(Backend):
+class GCSStore(ObjectStore):
     """An object in Google Cloud Storage, through session and credentials of gcsfs.
 
     The version of an object is its generation, which every answer tells and every request can be made to depend on.
@@ -41,30 +41,30 @@ class GCSBackend(Backend):
         super().__init__(filesystem, name, settings)
         self._bucket, self._key, self._generation = filesystem.split_path(name)
 
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         if not self._key:
             raise IsADirectoryError("a bucket is not a file")
         return self._run(self._get, start, end, mark)
 
-    async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    async def _get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         # an object that was stored compressed would be a range of something else
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         condition = {"ifGenerationMatch": mark.etag if mark else None}
         async with self._answer(self.filesystem.url(self.name), condition, headers) as answer:
             size = whole_size(answer.headers.get("Content-Range"), answer.status, answer.content_length, start, end)
-            found = Mark(size, answer.headers.get("X-Goog-Generation"), answer.headers.get("Last-Modified"))
+            found = ObjectVersion(size, answer.headers.get("X-Goog-Generation"), answer.headers.get("Last-Modified"))
             if mark is not None and not mark.same(found):
                 raise Replaced
             return Answer(await answer.read(), found)
 
-    def head(self) -> Mark | None:
+    def head(self) -> ObjectVersion | None:
         return self._run(self._head) if self._key else None
 
-    async def _head(self) -> Mark:
+    async def _head(self) -> ObjectVersion:
         found = await self._json(
             f"/o/{quote(self._key, safe='')}", {"generation": self._generation, "fields": "size,generation"}
         )
-        return Mark(int(found["size"]), text(found.get("generation")))
+        return ObjectVersion(int(found["size"]), text(found.get("generation")))
 
     def listing(self) -> list[dict[str, Any]] | None:
         return self._run(self._list) if self._bucket else None

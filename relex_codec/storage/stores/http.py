@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from relex_codec.storage.stores.base import Answer, Backend, Mark, Replaced, raise_for_condition, whole_size
+from relex_codec.storage.stores.base import (
+    Answer,
+    ObjectStore,
+    ObjectVersion,
+    Replaced,
+    raise_for_condition,
+    whole_size,
+)
 
 _NO_HEAD: Final = frozenset({403, 405, 501})
 """Answers of web servers that may be to the method alone: URLs are signed for one."""
 
 
-class HTTPBackend(Backend):
+class HTTPStore(ObjectStore):
     """A file on a web server, through the session of fsspec's HTTP filesystem."""
 
     tells = True
 
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         return self._run(self._get, start, end, mark)
 
     def _arguments(self, headers: Mapping[str, str]) -> dict[str, Any]:
@@ -30,7 +37,7 @@ class HTTPBackend(Backend):
             plain["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
         return {**plain, "headers": own}
 
-    async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    async def _get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         headers = {"Range": f"bytes={start}-{end - 1}", **_conditions(mark)}
         session = await self.filesystem.set_session()
         url = self.filesystem.encode_url(self.name)
@@ -43,10 +50,10 @@ class HTTPBackend(Backend):
                 raise Replaced
             return Answer(await answer.read(), found)
 
-    def head(self) -> Mark | None:
+    def head(self) -> ObjectVersion | None:
         return self._run(self._head)
 
-    async def _head(self) -> Mark | None:
+    async def _head(self) -> ObjectVersion | None:
         session = await self.filesystem.set_session()
         arguments = {"allow_redirects": True, **self._arguments({})}
         async with session.head(self.filesystem.encode_url(self.name), **arguments) as answer:
@@ -57,7 +64,7 @@ class HTTPBackend(Backend):
             return _mark_of(int(length), answer.headers) if length.isdigit() else None
 
 
-def _conditions(mark: Mark | None) -> dict[str, str]:
+def _conditions(mark: ObjectVersion | None) -> dict[str, str]:
     """Headers that let a request fail if the object is another one; a weak ETag never matches in them."""
     if mark is None:
         return {}
@@ -66,5 +73,5 @@ def _conditions(mark: Mark | None) -> dict[str, str]:
     return {"If-Unmodified-Since": mark.modified} if mark.modified else {}
 
 
-def _mark_of(size: int, headers: Mapping[str, str]) -> Mark:
-    return Mark(size, headers.get("ETag") or None, headers.get("Last-Modified") or None)
+def _mark_of(size: int, headers: Mapping[str, str]) -> ObjectVersion:
+    return ObjectVersion(size, headers.get("ETag") or None, headers.get("Last-Modified") or None)

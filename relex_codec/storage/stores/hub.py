@@ -10,10 +10,18 @@ from relex_codec.storage.config import Settings
 from relex_codec.storage.hub.client import HubClient, Told
 from relex_codec.storage.hub.paths import Model, parse
 from relex_codec.storage.retry import status_of
-from relex_codec.storage.stores.base import Answer, Backend, Mark, Replaced, protocols, raise_for_condition, whole_size
+from relex_codec.storage.stores.base import (
+    Answer,
+    ObjectStore,
+    ObjectVersion,
+    Replaced,
+    protocols,
+    raise_for_condition,
+    whole_size,
+)
 
 
-class HubBackend(Backend):
+class HubStore(ObjectStore):
     """A file of a model, by the address that the Hub gives it.
 
     The first answer says which commit its revision is. What is asked later is asked of that commit, so that the file
@@ -37,11 +45,11 @@ class HubBackend(Backend):
         root = self.name.rstrip("/")
         return [{**entry, "name": f"{root}/{entry['path'].rpartition('/')[2]}"} for entry in found]
 
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         if not self._model.below:
             raise IsADirectoryError("a model is not a file")
 
-        def look(told: Told) -> tuple[Mark, Told]:
+        def look(told: Told) -> tuple[ObjectVersion, Told]:
             size = whole_size(told.headers.get("Content-Range"), told.status, told.length, start, end)
             found = _mark_of(size, told)
             if mark is not None and not mark.same(found):
@@ -61,15 +69,15 @@ class HubBackend(Backend):
             raise
         return Answer(data, found)
 
-    def head(self) -> Mark | None:
+    def head(self) -> ObjectVersion | None:
         if not self._model.below:
             return None
 
-        def look(told: Told) -> tuple[Mark | None, Told]:
+        def look(told: Told) -> tuple[ObjectVersion | None, Told]:
             size = told.length if told.linked_size is None else told.linked_size
             return None if size is None else _mark_of(size, told), told
 
-        mark: Mark | None = self._ask("HEAD", {}, look)[0]
+        mark: ObjectVersion | None = self._ask("HEAD", {}, look)[0]
         return mark
 
     def _ask(self, method: str, headers: dict[str, str], look: Any) -> Any:
@@ -82,8 +90,8 @@ class HubBackend(Backend):
         return found, data
 
 
-def _mark_of(size: int, told: Told) -> Mark:
-    return Mark(size, told.etag or told.commit)
+def _mark_of(size: int, told: Told) -> ObjectVersion:
+    return ObjectVersion(size, told.etag or told.commit)
 
 
 def model_of(filesystem: Any, name: str) -> Model | None:

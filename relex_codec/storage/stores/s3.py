@@ -6,10 +6,18 @@ from typing import Any
 
 from relex_codec.storage.config import Settings
 from relex_codec.storage.retry import status_of
-from relex_codec.storage.stores.base import Answer, Backend, Mark, Replaced, raise_for_condition, text, whole_size
+from relex_codec.storage.stores.base import (
+    Answer,
+    ObjectStore,
+    ObjectVersion,
+    Replaced,
+    raise_for_condition,
+    text,
+    whole_size,
+)
 
 
-class S3Backend(Backend):
+class S3Store(ObjectStore):
     """An object in S3 or what speaks like it, through the client of s3fs."""
 
     tells = True
@@ -23,12 +31,12 @@ class S3Backend(Backend):
         plain = {"Bucket": self._bucket, "Key": self._key}
         return {**plain, "VersionId": self._version_id} if self._version_id else plain
 
-    def get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         if not self._key:
             raise IsADirectoryError("a bucket is not a file")
         return self._run(self._get, start, end, mark)
 
-    async def _get(self, start: int, end: int, mark: Mark | None) -> Answer:
+    async def _get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
         condition = {"IfMatch": mark.etag} if mark and mark.etag else {}
         try:
             answer = await self.filesystem._call_s3(
@@ -41,16 +49,16 @@ class S3Backend(Backend):
         try:
             status = answer["ResponseMetadata"]["HTTPStatusCode"]
             size = whole_size(answer.get("ContentRange"), status, answer.get("ContentLength"), start, end)
-            found = Mark(size, answer.get("ETag") or None, text(answer.get("LastModified")))
+            found = ObjectVersion(size, answer.get("ETag") or None, text(answer.get("LastModified")))
             if mark is not None and not mark.same(found):
                 raise Replaced
             return Answer(await body.read(), found)
         finally:
             body.close()
 
-    def head(self) -> Mark | None:
+    def head(self) -> ObjectVersion | None:
         return self._run(self._head) if self._key else None
 
-    async def _head(self) -> Mark:
+    async def _head(self) -> ObjectVersion:
         answer = await self.filesystem._call_s3("head_object", **self._object)
-        return Mark(int(answer["ContentLength"]), answer.get("ETag") or None, text(answer.get("LastModified")))
+        return ObjectVersion(int(answer["ContentLength"]), answer.get("ETag") or None, text(answer.get("LastModified")))

@@ -1,0 +1,110 @@
+"""Chunks: compressed one by one (FORMAT.md section 6). Pure functions on arrays."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple
+
+import numpy as np
+import zstandard
+
+from relex_codec.core.dtypes import Bytes
+from relex_codec.errors import Corrupt
+from relex_codec.format.constants import CODEC_FILL, CODEC_STORED, CODEC_ZSTD
+from relex_codec.format.fill_expand import count_flags, expand
+
+_MATCH_FREE = zstandard.ZstdCompressionParameters(
+    strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17, write_content_size=True
+)
+_MATCHING = zstandard.ZstdCompressionParameters.from_level(9, window_log=21, write_content_size=True)
+FILL_FROM: Final = 0.4
+"""Share of the most frequent byte from which coding it apart is tried."""
+WINDOW_LIMIT: Final = 1 << 23
+"""What every zstd decoder supports (RFC 8878 recommends 8 MB)."""
+
+
+# zstandard's (de)compressor objects are not safe to share between threads.
+_local = threading.local()
+
+
+class Stored(NamedTuple):
+    """A chunk as it is stored."""
+
+    codec: int
+    fill: int
+    data: bytes
+
+
+def compress(raw: Bytes, *, match: bool = False) -> Stored:
+    """Compress one chunk in whichever way is smallest; never larger than storing it.
+
+    Args:
+        raw: flat uint8, 1 to ``CHUNK_LIMIT`` long.
+        match: let zstd look for repetitions. Off for codes and planes of noise, where matching costs up to 30 % of
+            the size and decodes several times slower (RATIONALE.md); on for text and exact series.
+
+    The way ``CODEC_FILL`` codes which bytes differ from the most frequent one, and those bytes, each with a Huffman
+    code of its own: a Huffman code spends at least one bit on a byte, so it wastes where one byte is most of a chunk.
+    """
+    options = [Stored(CODEC_STORED, 0, raw.tobytes()), Stored(CODEC_ZSTD, 0, _frame(raw, match))]
+    counts = np.bincount(raw, minlength=256)
+    fill = int(counts.argmax())
+    if not match and counts[fill] > FILL_FROM * len(raw):
+        others = raw != fill
+        flags = _frame(np.packbits(others, bitorder="little"), match)
+        rest = _frame(raw[others], match) if others.any() else b""
+        options.append(Stored(CODEC_FILL, fill, len(flags).to_bytes(4, "little") + flags + rest))
+    return min(options, key=lambda option: len(option.data))
+
+
+def _frame(raw: Bytes, match: bool) -> bytes:
+    name = "matching" if match else "match_free"
+    if not hasattr(_local, name):
+        setattr(_local, name, zstandard.ZstdCompressor(compression_params=_MATCHING if match else _MATCH_FREE))
+    frame: bytes = getattr(_local, name).compress(np.ascontiguousarray(raw).data)
+    return frame
+
+
+def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Bytes:
+    """Inverse of `compress`; allocates a small multiple of `raw_length` and no more.
+
+    Raises:
+        Corrupt: not zstd frames of exactly the content sizes that `raw_length` calls for.
+    """
+    if codec == CODEC_STORED:
+        return np.frombuffer(stored, np.uint8)
+    if codec == CODEC_ZSTD:
+        return _unframe(stored, raw_length)
+
+    end = 4 + int.from_bytes(stored[:4], "little")
+    if len(stored) < end:
+        raise Corrupt("the flags of a chunk end early")
+    packed = _unframe(stored[4:end], -(-raw_length // 8))
+    if raw_length % 8 and packed[-1] >> (raw_length % 8):
+        raise Corrupt("the flags of a chunk go on beyond its end")
+    words = np.zeros(-(-len(packed) // 8), np.uint64)
+    words.view(np.uint8)[: len(packed)] = packed
+    count = count_flags(words)
+    rest = _unframe(stored[end:], count) if count else np.frombuffer(stored[end:], np.uint8)
+    if len(rest) != count or (rest == fill).any():
+        raise Corrupt(f"a chunk has {count} flags set and {len(rest)} bytes, or one that should have no flag")
+    raw = np.full(raw_length, fill, np.uint8)
+    expand(words, rest, raw)
+    return raw
+
+
+def _unframe(stored: bytes, raw_length: int) -> Bytes:
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor()
+    try:
+        parameters = zstandard.get_frame_parameters(stored)
+        if parameters.content_size != raw_length or parameters.dict_id:
+            raise Corrupt(f"a zstd frame says {parameters.content_size} bytes, its chunk {raw_length}")
+        if parameters.window_size > WINDOW_LIMIT:
+            raise Corrupt(f"a zstd frame needs a window of {parameters.window_size} bytes, limit {WINDOW_LIMIT}")
+        raw = _local.decompressor.decompress(stored, max_output_size=raw_length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd frame cannot be decoded ({error})") from None
+    if len(raw) != raw_length:
+        raise Corrupt(f"a zstd frame gave {len(raw)} bytes, its chunk says {raw_length}")
+    return np.frombuffer(raw, np.uint8)
