@@ -46,8 +46,8 @@ from relex_codec.kernels.interface import flat
 from relex_codec.storage.header_cache import OBJECTS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from servers import programs
-from servers.counting import CountingServer, proxy_of
+from support.servers import programs
+from support.servers.counting import CountingServer, proxy_of
 
 SIDE = 2048
 SHARD = 16

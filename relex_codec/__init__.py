@@ -8,12 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from relex_codec._version import __version__
-from relex_codec.encoding.append import append
-from relex_codec.encoding.encode import encode
-from relex_codec.run.run import Run, open  # noqa: A004 (as in relex_codec.open)
-from relex_codec.run.safe_open import safe_open
-
+from ._version import __version__
+from .encoding.append import append
+from .encoding.encode import encode
 from .errors import (
     BaseMismatch,
     CheckpointError,
@@ -23,6 +20,8 @@ from .errors import (
     Truncated,
     Unsupported,
 )
+from .run.run import Run, open  # noqa: A004 (as in relex_codec.open)
+from .run.safe_open import safe_open
 
 if TYPE_CHECKING:
     from .integrations.dcp import RelexStorageReader

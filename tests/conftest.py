@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faulty import Faulty
-from helpers import Tensor, bf16, empty_memory, f16, f32, random_bits, write_checkpoint, write_run
-from plain import Array
 
 import relex_codec
 from relex_codec.storage.source import Source
+from support.faulty import Faulty
+from support.helpers import Tensor, bf16, empty_memory, f16, f32, random_bits, write_checkpoint, write_run
+from support.plain import Array
 
-pytest_plugins = ["servers.fixtures", "servers.runs", "hub_server"]
+pytest_plugins = ["support.servers.fixtures", "support.servers.runs", "support.hub_server"]
 
 
 def pytest_configure() -> None:

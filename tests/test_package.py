@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ELSEWHERE
 
 import relex_codec
+from support.helpers import ELSEWHERE
 
 REPOSITORY = Path(__file__).parent.parent
 

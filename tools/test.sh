@@ -8,5 +8,6 @@ make_venv .venv test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/lint-imports
 # `pytest`, not `python -m pytest`: the checkout stays off the import path, so the wheel is what is tested.
 .venv/bin/pytest "$@"

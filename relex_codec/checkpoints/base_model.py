@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from relex_codec.core.digests import DIGEST, Digests, digest
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.text import quote
@@ -17,6 +16,8 @@ from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
+
+from .checkpoint import Checkpoint, open_checkpoint
 
 
 def canonical_uri(path: PathLike) -> str:

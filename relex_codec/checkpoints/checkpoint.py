@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from relex_codec.checkpoints import naming
 from relex_codec.core.cancellation import CancelScope
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.filenames import INDEX, SAFE_NAME, SINGLE
@@ -28,6 +27,8 @@ from relex_codec.storage.open import Item, list_directory, open_source
 from relex_codec.storage.remote import REQUESTS
 from relex_codec.storage.source import LocalSource, Source
 from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
+
+from . import naming
 
 
 @dataclass(frozen=True, slots=True)

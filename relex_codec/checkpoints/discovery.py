@@ -8,9 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from relex_codec.checkpoints import naming
-from relex_codec.checkpoints.checkpoint import Tensors, find_files, open_checkpoint
-from relex_codec.checkpoints.naming import select_steps
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
@@ -18,6 +15,10 @@ from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
+
+from . import naming
+from .checkpoint import Tensors, find_files, open_checkpoint
+from .naming import select_steps
 
 
 def find_run(

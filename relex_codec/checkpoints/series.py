@@ -9,19 +9,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import Checkpoint as Checkpoint
-from relex_codec.checkpoints.checkpoint import TensorInfo as TensorInfo
-from relex_codec.checkpoints.checkpoint import Tensors
-from relex_codec.checkpoints.checkpoint import open_checkpoint as open_checkpoint
-from relex_codec.checkpoints.discovery import find_checkpoints as find_checkpoints
-from relex_codec.checkpoints.discovery import find_run as find_run
-from relex_codec.checkpoints.naming import select_steps as select_steps
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, options_for
+
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import TensorInfo as TensorInfo
+from .checkpoint import Tensors
+from .checkpoint import open_checkpoint as open_checkpoint
+from .discovery import find_checkpoints as find_checkpoints
+from .discovery import find_run as find_run
+from .naming import select_steps as select_steps
 
 
 class CheckpointSeries:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.dtypes import Bits
+from .dtypes import Bits
 
 DIGEST: Final = 16
 """Bytes of a digest."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from types import EllipsisType
 from typing import Any
 
-from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
+
+from .text import quote
 
 TensorIndex = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 """What chooses a box of a tensor: as in ``tensor[index]``, with steps of 1."""

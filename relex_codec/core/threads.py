@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
-from relex_codec.core.cancellation import Cancelled, CancelScope
+from .cancellation import Cancelled, CancelScope
 
 T = TypeVar("T")
 R = TypeVar("R")

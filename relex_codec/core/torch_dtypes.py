@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from relex_codec.core.dtypes import Bits
 from relex_codec.errors import InvalidArgument
+
+from .dtypes import Bits
 
 DTYPES: Final = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16, "I16": torch.int16,

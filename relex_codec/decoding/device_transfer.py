@@ -13,13 +13,14 @@ import torch
 from relex_codec.core.dtypes import F32, Bits, Bytes
 from relex_codec.core.threads import prefetched
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
-from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.format.factors import Factors
 from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare
 from relex_codec.kernels.windows import windows
 
+from .tensor_decoder import Decoder, Read
+
 if TYPE_CHECKING:
-    from relex_codec.decoding.tensors import Wanted
+    from .tensors import Wanted
 
 AHEAD: Final = 2
 """Batches that are read before they are needed."""

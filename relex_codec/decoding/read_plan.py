@@ -5,7 +5,10 @@ Pure functions on the tables of a file. Only the exact tier reads a little for i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -153,3 +156,28 @@ def _chunks(index: Index, parts: Iterable[Part]) -> Iterator[Need]:
     for number in dict.fromkeys(part.chunk for part in parts):
         record = index.chunks[number]
         yield Need(None, int(record["position"]), int(record["position"]) + int(record["stored"]))
+
+
+class Plans:
+    """What is being read ahead, so that nobody plans it again on the way."""
+
+    def __init__(self) -> None:
+        self._planned: Counter[Hashable] = Counter()
+        self._lock = threading.Lock()
+
+    def cover(self, parts: Iterable[Hashable]) -> bool:
+        """Tell whether each of `parts` is planned."""
+        with self._lock:
+            return all(self._planned[part] for part in parts)
+
+    @contextmanager
+    def of(self, parts: Collection[Hashable]) -> Iterator[None]:
+        """Count `parts` as planned for the time of the context."""
+        with self._lock:
+            self._planned.update(parts)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._planned.subtract(parts)
+                self._planned = +self._planned

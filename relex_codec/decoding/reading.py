@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import BaseReader
-from relex_codec.decoding.read_plan import Need, Wanted, holds_origin, needs, reads_base, replay_needs
-from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.format.constants import PIECE
 from relex_codec.kernels.interface import Window
 from relex_codec.kernels.windows import pieces
 from relex_codec.storage.coalesce import Range
 from relex_codec.storage.prefetch import PrefetchingSource, Use, reading, remote
 from relex_codec.storage.source import Source
+
+from .read_plan import Need, Wanted, holds_origin, needs, reads_base, replay_needs
+from .tensor_decoder import Decoder, Read
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
@@ -110,28 +109,3 @@ def wanted_of(decoder: Decoder, name: str, window: Window, reads: Sequence[Read]
     linear = [read for read in reads if decoder.is_linear(number, read[1])]
     others = [read for read in reads if not decoder.is_linear(number, read[1])]
     return [Wanted(number, step, tier, spans) for step, tier in (*linear[:1], *others)]
-
-
-class Plans:
-    """What is being read ahead, so that nobody plans it again on the way."""
-
-    def __init__(self) -> None:
-        self._planned: Counter[Hashable] = Counter()
-        self._lock = threading.Lock()
-
-    def cover(self, parts: Iterable[Hashable]) -> bool:
-        """Tell whether each of `parts` is planned."""
-        with self._lock:
-            return all(self._planned[part] for part in parts)
-
-    @contextmanager
-    def of(self, parts: Collection[Hashable]) -> Iterator[None]:
-        """Count `parts` as planned for the time of the context."""
-        with self._lock:
-            self._planned.update(parts)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._planned.subtract(parts)
-                self._planned = +self._planned

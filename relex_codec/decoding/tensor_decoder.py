@@ -16,8 +16,6 @@ from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, Bits, Bytes, bits_dtype, from_float32, to_float32
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
-from relex_codec.decoding.reading import Plans
-from relex_codec.decoding.tiers import LINEAR, coefficient
 from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.factors import Factors, from_stream
@@ -27,6 +25,9 @@ from relex_codec.format.reader import FileReader
 from relex_codec.kernels.dispatch import host_kernel
 from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare, Window, flat
 from relex_codec.kernels.windows import BATCH, copy_window, cut, pieces
+
+from .read_plan import Plans
+from .tiers import LINEAR, coefficient
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo

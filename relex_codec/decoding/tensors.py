@@ -10,11 +10,12 @@ import numpy as np
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.indexing import Box
-from relex_codec.decoding.reading import reading_ahead
-from relex_codec.decoding.tensor_decoder import Decoder, Read
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.kernels.windows import windows
+
+from .reading import reading_ahead
+from .tensor_decoder import Decoder, Read
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ def read_tensors(
             dtype = entries[decoder.number(one.name)].dtype
             yield [as_tensor(bits.reshape(-1), dtype, one.shape) for bits in found]
         return
-    from relex_codec.decoding.device_transfer import uploaded
+    from .device_transfer import uploaded
 
     parts = [(name, windows(entries[decoder.number(name)].shape, box)) for name, box, _ in wanted]
     with reading_ahead(decoder, base, parts, reads):

@@ -16,8 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from relex_codec.core.filenames import SINGLE
-
-from ..errors import InvalidArgument
+from relex_codec.errors import InvalidArgument
 
 BASE = Path(__file__).parent / "base"
 STEPS = 60

@@ -11,10 +11,6 @@ from relex_codec.checkpoints.checkpoint import Checkpoint
 from relex_codec.checkpoints.series import CheckpointSeries as Checkpoints
 from relex_codec.checkpoints.series import find_checkpoints
 from relex_codec.core.text import quote
-from relex_codec.encoding.appended_series import AppendedSeries, CheckedBase, EmbeddedBase
-from relex_codec.encoding.encode import DEFAULT_MEMORY, new_segment, parse_memory
-from relex_codec.encoding.pipeline import RunEncoder
-from relex_codec.encoding.quality import Quality
 from relex_codec.errors import BaseMismatch, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
@@ -23,6 +19,11 @@ from relex_codec.run.run import Run
 from relex_codec.run.run import open as open_run
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
+
+from .appended_series import AppendedSeries, CheckedBase, EmbeddedBase
+from .encode import DEFAULT_MEMORY, new_segment, parse_memory
+from .pipeline import RunEncoder
+from .quality import Quality
 
 MICRO: Final = "micro"
 

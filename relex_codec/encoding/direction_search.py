@@ -13,15 +13,16 @@ from typing import Final
 import numpy as np
 
 from relex_codec.core.dtypes import F32, Bits, Bytes, from_float32, to_float32
-from relex_codec.encoding.low_rank import ReadElements, decompose, rounded
-from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.quantizer import Magnitudes, Quantizer, candidates
 from relex_codec.format.chunks import compress
 from relex_codec.format.constants import FLOAT32, NONE, PIECE, TERNARY, WORD, Packing
 from relex_codec.format.factors import Factors, stream
 from relex_codec.format.packing import pack_codes, split_planes, to_planes
 from relex_codec.kernels.interface import PackedDirection
 from relex_codec.kernels.reference import direction_piece, factor_sum
+
+from .low_rank import ReadElements, decompose, rounded
+from .quality import Quality
+from .quantizer import Magnitudes, Quantizer, candidates
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Factor ranks that are tried beside none."""

@@ -12,13 +12,14 @@ from tqdm import tqdm
 from relex_codec.checkpoints import base_model as base_module
 from relex_codec.checkpoints.series import CheckpointSeries, find_run
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.encoding.pipeline import RunEncoder
-from relex_codec.encoding.quality import Quality
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike
+
+from .pipeline import RunEncoder
+from .quality import Quality
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_reader import ExactTier

@@ -10,10 +10,11 @@ import numpy as np
 
 from relex_codec.core.dtypes import F32
 from relex_codec.core.threads import parallel_map
-from relex_codec.encoding.direction_search import ERROR_FLOOR, Sample, Stored, as_sample
-from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.tensor_history import TensorHistory, Vectors
 from relex_codec.format.constants import FLOAT32, PIECE
+
+from .direction_search import ERROR_FLOOR, Sample, Stored, as_sample
+from .quality import Quality
+from .tensor_history import TensorHistory, Vectors
 
 TIGHTER: Final = (1.0, 0.5, 0.25)
 """Shares of the allowed growth that are tried on the sample until the whole tensor holds the rule."""

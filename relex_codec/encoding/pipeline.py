@@ -19,17 +19,18 @@ from relex_codec.core.digests import DIGEST, digest
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
 from relex_codec.core.filenames import file_allowed
 from relex_codec.core.text import quote
-from relex_codec.encoding.direction_search import Sample, Search, Stored, as_sample, sample_starts
-from relex_codec.encoding.fit import F64, Fit, fit
-from relex_codec.encoding.full_check import FullCheck
-from relex_codec.encoding.low_rank import ReadElements
-from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.tensor_history import Origin, TensorHistory, Vectors, digests_of, pieces, step_digests
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan, Tables
+
+from .direction_search import Sample, Search, Stored, as_sample, sample_starts
+from .fit import F64, Fit, fit
+from .full_check import FullCheck
+from .low_rank import ReadElements
+from .quality import Quality
+from .tensor_history import Origin, TensorHistory, Vectors, digests_of, pieces, step_digests
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_writer import SegmentJob

@@ -21,9 +21,10 @@ from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
-from relex_codec.encoding.fit import F64, Fit, deltas, directions, gram_of
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
+
+from .fit import F64, Fit, deltas, directions, gram_of
 
 GRAM_BLOCK: Final = 1 << 21
 """Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
-from relex_codec.exact.contexts import (
+
+from .contexts import (
     ABOVE,
     BELOW,
     CLASSES,
@@ -30,9 +31,9 @@ from relex_codec.exact.contexts import (
     scale_class,
     unzigzag,
 )
-from relex_codec.exact.frequency_tables import Model
-from relex_codec.exact.interval_lists import Longs, Ranks
-from relex_codec.exact.rans import (
+from .frequency_tables import Model
+from .interval_lists import Longs, Ranks
+from .rans import (
     COARSE_SHIFT,
     LANES,
     LANES_FROM,

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
-from relex_codec.exact.contexts import (
+
+from .contexts import (
     ABOVE,
     BELOW,
     COUNT,
@@ -24,7 +25,7 @@ from relex_codec.exact.contexts import (
     wrapped,
     zigzag,
 )
-from relex_codec.exact.interval_lists import Longs, Ranks
+from .interval_lists import Longs, Ranks
 
 Records = npt.NDArray[np.uint32]
 

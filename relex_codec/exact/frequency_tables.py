@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from relex_codec.core.jit import compiled
 from relex_codec.errors import Corrupt
-from relex_codec.exact.contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS, Int
-from relex_codec.exact.rans import COARSE_BITS, SCALE
+
+from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS, Int
+from .rans import COARSE_BITS, SCALE
 
 UNUSED: Final = 255
 """Table number of a context that does not occur."""

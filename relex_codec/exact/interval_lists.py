@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
-from relex_codec.exact.contexts import CLASSES, STILL, Int, clipped, scale_class
-from relex_codec.exact.ordered_words import Layout
+
+from .contexts import CLASSES, STILL, Int, clipped, scale_class
+from .ordered_words import Layout
 
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]

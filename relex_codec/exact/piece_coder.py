@@ -13,27 +13,18 @@ import zstandard
 
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.errors import Corrupt
-from relex_codec.exact.bisection import Interval, path, root
-from relex_codec.exact.contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from relex_codec.exact.frame_decoder import decode_all, decode_list, decode_moved
-from relex_codec.exact.frame_encoder import Records, encode_all, encode_list, encode_moved
-from relex_codec.exact.frequency_tables import Counts, Model
-from relex_codec.exact.interval_lists import (
-    IntervalList,
-    Ranks,
-    apply,
-    filled,
-    find_moved,
-    order_of,
-    room,
-    shape_of,
-    split,
-)
-from relex_codec.exact.ordered_words import Layout, from_words, layout_of, to_words
-from relex_codec.exact.rans import encode_stream, open_stream
 from relex_codec.format.chunks import decompress
 from relex_codec.format.constants import CODEC_ZSTD
 from relex_codec.format.packing import from_planes, to_planes
+
+from .bisection import Interval, path, root
+from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
+from .frame_decoder import decode_all, decode_list, decode_moved
+from .frame_encoder import Records, encode_all, encode_list, encode_moved
+from .frequency_tables import Counts, Model
+from .interval_lists import IntervalList, Ranks, apply, filled, find_moved, order_of, room, shape_of, split
+from .ordered_words import Layout, from_words, layout_of, to_words
+from .rans import encode_stream, open_stream
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""

@@ -19,7 +19,7 @@ from relex_codec.core.jit import compiled, inlined
 from .contexts import FAR, Int, number, raw_bits
 
 if TYPE_CHECKING:
-    from relex_codec.exact.frequency_tables import Model
+    from .frequency_tables import Model
 
 Words: TypeAlias = npt.NDArray[np.uint32]
 """Words of a stream."""

@@ -14,16 +14,16 @@ import numpy as np
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import cpu_count, parallel_map
-from relex_codec.exact import segments
-from relex_codec.exact.bisection import Interval, replay_order, root
-from relex_codec.exact.interval_lists import IntervalList, apply
-from relex_codec.exact.piece_coder import PartDecoder
-from relex_codec.exact.segments import PartInfo
-from relex_codec.exact.tier_reader import Blob, ExactTier, Key, Origin, Streams
+from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
 from relex_codec.storage.prefetch import AHEAD, Use, reading
 
-from ..errors import Corrupt
+from . import segments
+from .bisection import Interval, replay_order, root
+from .interval_lists import IntervalList, apply
+from .piece_coder import PartDecoder
+from .segments import PartInfo
+from .tier_reader import Blob, ExactTier, Key, Origin, Streams
 
 T = TypeVar("T")
 Plan = Callable[[Sequence[PartInfo]], list[Use]]

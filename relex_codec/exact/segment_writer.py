@@ -13,12 +13,13 @@ import zstandard
 from relex_codec.core.digests import part_digest
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import parallel_map
-from relex_codec.exact.bisection import Interval, frame_order
-from relex_codec.exact.frequency_tables import fit, prepare, to_bytes
-from relex_codec.exact.ordered_words import layout_of, to_words
-from relex_codec.exact.piece_coder import Counter, PartEncoder, Symbols, lowest_exponent
-from relex_codec.exact.segments import Grouping, PartInfo, model_numbers
 from relex_codec.format import constants as f
+
+from .bisection import Interval, frame_order
+from .frequency_tables import fit, prepare, to_bytes
+from .ordered_words import layout_of, to_words
+from .piece_coder import Counter, PartEncoder, Symbols, lowest_exponent
+from .segments import Grouping, PartInfo, model_numbers
 
 GROUP_WORDS: Final = 1 << 20
 """Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""

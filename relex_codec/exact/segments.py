@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from relex_codec.errors import Corrupt
-from relex_codec.exact.bisection import frame_bound, frame_order, frames_of, root
-from relex_codec.exact.ordered_words import layout_of
 from relex_codec.format import constants as f
 from relex_codec.format.index import Records
 from relex_codec.format.packing import piece_lengths
+
+from .bisection import frame_bound, frame_order, frames_of, root
+from .ordered_words import layout_of
 
 
 class PartInfo(NamedTuple):

@@ -17,14 +17,15 @@ from relex_codec.core.digests import EXACT_DIGEST, part_digest
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
-from relex_codec.exact import frequency_tables as models_module
-from relex_codec.exact.bisection import frames_of
-from relex_codec.exact.frequency_tables import Model
-from relex_codec.exact.piece_coder import Frame, PartDecoder
-from relex_codec.exact.segments import PartInfo, check, groups_of, parts_of
 from relex_codec.format import constants as f
 from relex_codec.format.chunks import decompress
 from relex_codec.format.reader import FileReader
+
+from . import frequency_tables as models_module
+from .bisection import frames_of
+from .frequency_tables import Model
+from .piece_coder import Frame, PartDecoder
+from .segments import PartInfo, check, groups_of, parts_of
 
 CACHE: Final = 128 << 20
 """Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""

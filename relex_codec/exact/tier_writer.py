@@ -9,12 +9,13 @@ import numpy as np
 
 from relex_codec.core.digests import part_digest
 from relex_codec.core.dtypes import Bits
-from relex_codec.exact.bisection import choose_left
-from relex_codec.exact.segment_writer import SegmentWriter
-from relex_codec.exact.segments import PartInfo, step_costs
-from relex_codec.exact.tier_reader import ExactTier
 from relex_codec.format import constants as f
 from relex_codec.format.writer import ExactEntries
+
+from .bisection import choose_left
+from .segment_writer import SegmentWriter
+from .segments import PartInfo, step_costs
+from .tier_reader import ExactTier
 
 COPY: Final = 1 << 22
 """Bytes of earlier segments that are copied at a time."""

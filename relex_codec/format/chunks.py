@@ -10,8 +10,8 @@ import zstandard
 
 from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import Corrupt
-from relex_codec.format.constants import CODEC_FILL, CODEC_STORED, CODEC_ZSTD
-from relex_codec.format.fill_expand import count_flags, expand
+
+from .constants import CODEC_FILL, CODEC_STORED, CODEC_ZSTD
 
 _MATCH_FREE = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17, write_content_size=True
@@ -75,6 +75,8 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
         return np.frombuffer(stored, np.uint8)
     if codec == CODEC_ZSTD:
         return _unframe(stored, raw_length)
+
+    from .fill_expand import count_flags, expand  # numba is only needed here
 
     end = 4 + int.from_bytes(stored[:4], "little")
     if len(stored) < end:

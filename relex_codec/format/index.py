@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import Corrupt
-from relex_codec.format import constants as f
-from relex_codec.format.manifest import Manifest, TensorEntry
-from relex_codec.format.packing import packed_size, piece_lengths
-from relex_codec.format.safetensors_header import Entry
+
+from . import constants as f
+from .manifest import Manifest, TensorEntry
+from .packing import packed_size, piece_lengths
+from .safetensors_header import Entry
 
 Records = npt.NDArray[Any]
 _TABLES: Final = {

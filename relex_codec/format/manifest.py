@@ -11,7 +11,8 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import SAFE_NAME, file_allowed
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
-from relex_codec.format.safetensors_header import METADATA, load_object
+
+from .safetensors_header import METADATA, load_object
 
 SIZE_LIMIT: Final = 1 << 48
 _WHERE: Final = "relex.manifest"

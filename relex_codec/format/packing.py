@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import Corrupt
-from relex_codec.format.constants import BLOCK, PIECE, Packing
+
+from .constants import BLOCK, PIECE, Packing
 
 Codes = npt.NDArray[np.int32]
 

@@ -16,14 +16,15 @@ from relex_codec.core.dtypes import Bytes
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, Truncated, Unsupported
-from relex_codec.format import constants as f
-from relex_codec.format import manifest, safetensors_header
-from relex_codec.format.chunks import decompress
-from relex_codec.format.index import Index, Part, table
-from relex_codec.format.safetensors_header import Entry
-from relex_codec.format.validate import check
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.source import Source
+
+from . import constants as f
+from . import manifest, safetensors_header
+from .chunks import decompress
+from .index import Index, Part, table
+from .safetensors_header import Entry
+from .validate import check
 
 COEFFICIENTS_AT_OPEN: Final = 16 << 20
 """Coefficients up to this size come with the index; larger ones are read by the row."""

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import FLOATS
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
-from relex_codec.format import constants as f
-from relex_codec.format.index import Index, _span
+
+from . import constants as f
+from .index import Index, _span
 
 
 def check(index: Index, file_size: int) -> None:

@@ -18,13 +18,14 @@ import numpy.typing as npt
 from relex_codec._version import __version__
 from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import InvalidArgument
-from relex_codec.format import constants as f
-from relex_codec.format.chunks import compress
-from relex_codec.format.index import Records, Span
-from relex_codec.format.manifest import Manifest
-from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_file
 from relex_codec.storage.urls import Options, PathLike
+
+from . import constants as f
+from .chunks import compress
+from .index import Records, Span
+from .manifest import Manifest
+from .safetensors_header import build
 
 SHARED_BELOW: Final = 16 << 10
 """Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100

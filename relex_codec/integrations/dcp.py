@@ -23,11 +23,10 @@ from torch.futures import Future
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
+from relex_codec.errors import InvalidArgument
 from relex_codec.run.run import Run
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, public
-
-from ..errors import InvalidArgument
 
 TOGETHER: Final = 64 << 20
 """Bytes that are decoded at a time, or one slice if that is more: reads of small tensors wait together."""

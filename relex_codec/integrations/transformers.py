@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from relex_codec.core.indexing import split
 from relex_codec.core.text import quote
+from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.run.run import Run
 from relex_codec.storage.urls import Options, PathLike, public
-
-from ..errors import InvalidArgument, RelexError
 
 if TYPE_CHECKING:
     import torch

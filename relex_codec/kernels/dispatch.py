@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from relex_codec.errors import InvalidArgument
-from relex_codec.kernels import reference
-from relex_codec.kernels.interface import Decode, DecodeJob, Prepare
+
+from . import reference
+from .interface import Decode, DecodeJob, Prepare
 
 SMALL: Final = 1 << 20
 """Elements up to which nothing is compiled or loaded for decoding: the reference takes 20 ms for so many."""
@@ -22,7 +23,7 @@ def host_kernel(jobs: Sequence[DecodeJob]) -> Decode:
     compiling = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
     if not compiling or (elements <= SMALL and f"{__package__}.cpu" not in sys.modules):
         return reference.prepare(jobs)
-    from relex_codec.kernels.cpu import launch
+    from .cpu import launch
 
     return launch.prepare(jobs)
 
@@ -45,9 +46,9 @@ def device_kernel(device: Any) -> Prepare:
     except (AssertionError, RuntimeError, TypeError) as error:
         raise InvalidArgument(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from relex_codec.kernels.triton.launch import prepare as by_triton
+        from .triton.launch import prepare as by_triton
 
         return by_triton
-    from relex_codec.kernels import torch_eager
+    from . import torch_eager
 
     return torch_eager.prepare

@@ -1,7 +1,7 @@
 """Decode kernels: FORMAT.md section 8 over many tensors at once, one interface, the same bits from each.
 
-``reference`` (numpy, slow, one rounded operation a line), ``cpu`` (compiled, fused, on threads), ``triton`` (a CUDA device,
-codes unpacked on it) and ``torch_eager`` (any other torch device). Each has a function ``prepare(jobs)``, whose
+``reference`` (numpy, slow, one rounded operation a line), ``cpu`` (compiled, fused, on threads), ``triton`` (a CUDA
+device, codes unpacked on it) and ``torch_eager`` (any other torch device). Each has a function ``prepare(jobs)``, whose
 result decodes: ``decode(coefficients, targets)``. What it is told:
 
 - a `DecodeJob` is some elements of one tensor (a `Window`), with all that decoding them takes but the coefficients;

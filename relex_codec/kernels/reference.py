@@ -10,21 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from relex_codec.core.dtypes import F32, Bytes, from_float32, to_float32
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import FLOAT32, NONE, PIECE
 from relex_codec.format.factors import Factors
 from relex_codec.format.packing import Codes, from_planes, packed_size, unpack_codes
-from relex_codec.kernels.interface import (
-    FLUSHED,
-    TINY,
-    Array,
-    Coefficients,
-    Decode,
-    DecodeJob,
-    PackedDirection,
-    Targets,
-)
 
-from ..errors import InvalidArgument
+from .interface import FLUSHED, TINY, Array, Coefficients, Decode, DecodeJob, PackedDirection, Targets
 
 
 def prepare(jobs: Sequence[DecodeJob]) -> Decode:

@@ -15,7 +15,8 @@ from relex_codec.core.dtypes import NAN
 from relex_codec.format.constants import BLOCK, FLOAT32, NONE, PIECE, Packing
 from relex_codec.format.factors import Factors
 from relex_codec.format.packing import packed_size
-from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, PackedDirection, Targets, Window
+
+from .interface import Coefficients, Decode, DecodeJob, PackedDirection, Targets, Window
 
 
 def prepare(jobs: Sequence[DecodeJob]) -> Decode:

@@ -15,7 +15,8 @@ import numpy as np
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.indexing import Box
 from relex_codec.format.constants import PIECE
-from relex_codec.kernels.interface import Window, flat
+
+from .interface import Window, flat
 
 BATCH: Final = 64
 """Pieces of a tensor that are read together, and are in memory in packed form at a time."""

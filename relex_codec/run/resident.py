@@ -24,10 +24,11 @@ from relex_codec.format import constants as f
 from relex_codec.kernels.dispatch import device_kernel, host_kernel, is_host
 from relex_codec.kernels.interface import Decode, DecodeJob, Prepare, Window
 from relex_codec.kernels.windows import copy_window, pieces, windows
-from relex_codec.run.module_targets import Names, Target, check_dtypes, match
+
+from .module_targets import Names, Target, check_dtypes, match
 
 if TYPE_CHECKING:
-    from relex_codec.run.run import Run
+    from .run import Run
 
 
 class _Held(NamedTuple):

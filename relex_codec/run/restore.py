@@ -15,11 +15,12 @@ from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.run.export import Base, Shard, completing_last, nbytes, other_files, shards_of
 from relex_codec.storage.filled import create, fill, flush
 from relex_codec.storage.local_writer import AtomicDirectory
 from relex_codec.storage.outgoing import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
+
+from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""

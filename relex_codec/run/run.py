@@ -24,19 +24,20 @@ from relex_codec.format.reader import FileReader
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.kernels.interface import flat
 from relex_codec.kernels.windows import windows
-from relex_codec.run.export import SideFiles, export, nbytes
-from relex_codec.run.restore import choose_steps, numbered_steps, restore
-from relex_codec.run.verify import check_all, check_exact
 from relex_codec.storage.hub.paths import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, options_for
 
+from .export import SideFiles, export, nbytes
+from .restore import choose_steps, numbered_steps, restore
+from .verify import check_all, check_exact
+
 if TYPE_CHECKING:
     import torch
 
-    from relex_codec.run.module_targets import Names
-    from relex_codec.run.resident import Resident
+    from .module_targets import Names
+    from .resident import Resident
 
 
 class Run:
@@ -229,7 +230,7 @@ class Run:
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        from relex_codec.run.resident import Resident
+        from .resident import Resident
 
         return Resident(self, self.device if device is None else device, slices)
 
@@ -283,7 +284,8 @@ class Run:
         import torch
 
         from relex_codec.core.torch_dtypes import DTYPES
-        from relex_codec.run.module_targets import check_dtypes, match
+
+        from .module_targets import check_dtypes, match
 
         targets = match({name: self.entry(name).shape for name in self.keys()}, module, names, prefix)
         check_dtypes(targets, {name: DTYPES[self.entry(name).dtype] for name in self.keys()})

@@ -9,9 +9,10 @@ import numpy as np
 
 from relex_codec.core.indexing import TensorIndex, box_of, split
 from relex_codec.errors import InvalidArgument
-from relex_codec.run.run import Run
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike
+
+from .run import Run
 
 _NUMPY: Final = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4",

@@ -20,8 +20,9 @@ from relex_codec.decoding.reading import reading_ahead
 from relex_codec.format.constants import PIECE
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.kernels.interface import flat
-from relex_codec.run.export import Shard, index_file, nbytes, shards_of
-from relex_codec.run.run import Run
+
+from .export import Shard, index_file, nbytes, shards_of
+from .run import Run
 
 
 class Part(NamedTuple):

@@ -26,7 +26,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.urls import KEY, Options
+
+from .urls import KEY, Options
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from relex_codec.storage.config import Settings
+from .config import Settings
 
 DIGEST: Final = 16
 """Bytes of an entry's digest."""

@@ -17,7 +17,8 @@ from typing import Final
 
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.urls import PathLike, is_url, local_path, public
+
+from .urls import PathLike, is_url, local_path, public
 
 _NAME_LIMIT: Final = 150
 """Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""

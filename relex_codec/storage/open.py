@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.storage.config import Settings, split
-from relex_codec.storage.prefetch import PrefetchingSource
-from relex_codec.storage.remote import RemoteSource, attempts, s3_options
-from relex_codec.storage.retry import unreadable
-from relex_codec.storage.source import LocalSource, Source
-from relex_codec.storage.stores.base import protocols
-from relex_codec.storage.stores.choose import store_of
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, public
+
+from .config import Settings, split
+from .prefetch import PrefetchingSource
+from .remote import RemoteSource, attempts, s3_options
+from .retry import unreadable
+from .source import LocalSource, Source
+from .stores.base import protocols
+from .stores.choose import store_of
+from .urls import Options, PathLike, is_url, local_path, normal, public
 
 
 class Item(NamedTuple):

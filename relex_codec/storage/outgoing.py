@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.storage.local_writer import AtomicFile, unwritable
-from relex_codec.storage.upload import OBJECT_STORES, Target
-from relex_codec.storage.urls import Options, PathLike
+
+from .local_writer import AtomicFile, unwritable
+from .upload import OBJECT_STORES, Target
+from .urls import Options, PathLike
 
 
 class UploadedFile:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
-from relex_codec.storage.outgoing import UploadedDirectory, UploadedFile
-from relex_codec.storage.urls import Options, PathLike, is_url
+from .local_writer import AtomicDirectory, AtomicFile
+from .outgoing import UploadedDirectory, UploadedFile
+from .urls import Options, PathLike, is_url
 
 
 def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | UploadedFile:

@@ -16,9 +16,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, check_cancelled, wait_for
-from relex_codec.storage.coalesce import MERGED, Range, blocks
-from relex_codec.storage.remote import REQUESTS, RemoteSource
-from relex_codec.storage.source import LocalSource, Source
+
+from .coalesce import MERGED, Range, blocks
+from .remote import REQUESTS, RemoteSource
+from .source import LocalSource, Source
 
 BLOCK: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""

@@ -7,16 +7,17 @@ from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
-from relex_codec.storage.coalesce import FIRST_READ, Range, merge
-from relex_codec.storage.config import Settings
-from relex_codec.storage.disk_cache import cache_of, key_of
-from relex_codec.storage.header_cache import OBJECTS, KeptObjects
-from relex_codec.storage.hub import paths as hub
-from relex_codec.storage.retry import GaveUp, Passing, unreadable, until_it_passes
-from relex_codec.storage.source import Source, changed
-from relex_codec.storage.stores.base import EmptyObject, ObjectVersion, Replaced
-from relex_codec.storage.stores.choose import store_of
-from relex_codec.storage.stores.fsspec_store import FsspecStore
+
+from .coalesce import FIRST_READ, Range, merge
+from .config import Settings
+from .disk_cache import cache_of, key_of
+from .header_cache import OBJECTS, KeptObjects
+from .hub import paths as hub
+from .retry import GaveUp, Passing, unreadable, until_it_passes
+from .source import Source, changed
+from .stores.base import EmptyObject, ObjectVersion, Replaced
+from .stores.choose import store_of
+from .stores.fsspec_store import FsspecStore
 
 T = TypeVar("T")
 REQUESTS: Final = 16

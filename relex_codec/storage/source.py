@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from relex_codec.errors import InvalidArgument, RelexError, Truncated
-from relex_codec.storage.coalesce import Range
-from relex_codec.storage.retry import unreadable
-from relex_codec.storage.urls import PathLike
+
+from .coalesce import Range
+from .retry import unreadable
+from .urls import PathLike
 
 
 class Source(ABC):

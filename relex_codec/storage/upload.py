@@ -13,11 +13,12 @@ from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.storage.config import split
-from relex_codec.storage.open import filesystem_of
-from relex_codec.storage.retry import GaveUp, said, status_of, until_it_passes
-from relex_codec.storage.stores.choose import store_of
-from relex_codec.storage.urls import Options, PathLike, normal, options_for, public
+
+from .config import split
+from .open import filesystem_of
+from .retry import GaveUp, said, status_of, until_it_passes
+from .stores.choose import store_of
+from .urls import Options, PathLike, normal, options_for, public
 
 T = TypeVar("T")
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})

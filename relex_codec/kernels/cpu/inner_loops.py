@@ -12,7 +12,8 @@ import numba
 import numpy as np
 
 from relex_codec.format.constants import BYTE, NIBBLE, QUINARY, TERNARY, Packing
-from relex_codec.kernels.cpu.llvm_ops import (  # fmt: skip
+
+from .llvm_ops import (
     float_of_planes,
     load_f32,
     load_u8,

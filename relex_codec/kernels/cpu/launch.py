@@ -13,8 +13,6 @@ import numpy.typing as npt
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
-from relex_codec.kernels.cpu import loops
-from relex_codec.kernels.cpu.llvm_ops import constants
 from relex_codec.kernels.interface import (
     FLUSHED,
     TINY,
@@ -25,6 +23,9 @@ from relex_codec.kernels.interface import (
     Targets,
     Window,
 )
+
+from . import loops
+from .llvm_ops import constants
 
 SHARES: Final = 8
 """Units of work a thread: small enough that threads end together, large enough that handing them out costs nothing."""

@@ -13,7 +13,8 @@ import numpy as np
 
 from relex_codec.core.jit import compiled
 from relex_codec.format.constants import BLOCK, BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD
-from relex_codec.kernels.cpu.inner_loops import (  # fmt: skip
+
+from .inner_loops import (
     add_byte,
     add_eight,
     add_floats,
@@ -50,7 +51,7 @@ from relex_codec.kernels.cpu.inner_loops import (  # fmt: skip
     summed_ternary,
     zero,
 )
-from relex_codec.kernels.cpu.llvm_ops import digit_factor, load_f32
+from .llvm_ops import digit_factor, load_f32
 
 RUN: Final = 4096
 """Elements that are decoded at a time: those of a digit of a block, and buffers that fit the first cache."""

@@ -12,7 +12,8 @@ import triton.language as tl
 
 from relex_codec.format.constants import BLOCK as BLOCK_BYTES
 from relex_codec.format.constants import PIECE as PIECE_ELEMENTS
-from relex_codec.kernels.triton.plan import SEVERAL, TARGET_WORDS, Field, Part
+
+from .plan import SEVERAL, TARGET_WORDS, Field, Part
 
 PIECE = tl.constexpr(PIECE_ELEMENTS)
 BLOCK = tl.constexpr(BLOCK_BYTES)

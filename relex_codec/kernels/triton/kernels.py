@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from relex_codec.kernels.triton.device import (
+from .device import (
     ANY,
     BLOCK,
     F_CALL,

@@ -20,13 +20,14 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import BLOCK
 from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Targets
-from relex_codec.kernels.triton import plan
-from relex_codec.kernels.triton.plan import TARGET_WORDS
+
+from . import plan
+from .plan import TARGET_WORDS
 
 try:
     import triton
 
-    from relex_codec.kernels.triton import kernels
+    from . import kernels
 except ImportError as error:
     if error.name is None or error.name.split(".")[0] != "triton":
         raise

@@ -14,9 +14,10 @@ from relex_codec.core.filenames import CONFIG, INDEX, SINGLE
 from relex_codec.core.text import one_line
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.storage.config import split
-from relex_codec.storage.hub.client import HubClient
 from relex_codec.storage.retry import GaveUp, until_it_passes
 from relex_codec.storage.urls import Options, PathLike, join, normal, options_for
+
+from .client import HubClient
 
 T = TypeVar("T")
 SCHEME: Final = "hf://"

@@ -8,15 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.base import (
-    Answer,
-    ObjectStore,
-    ObjectVersion,
-    Refused,
-    Replaced,
-    raise_for_condition,
-    whole_size,
-)
+
+from .base import Answer, ObjectStore, ObjectVersion, Refused, Replaced, raise_for_condition, whole_size
 
 
 def speaks_azure(filesystem: Any) -> bool:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.azure import AzureStore, speaks_azure
-from relex_codec.storage.stores.base import ObjectStore, protocols
-from relex_codec.storage.stores.fsspec_store import FsspecStore
-from relex_codec.storage.stores.gcs import GCSStore, speaks_gcs
-from relex_codec.storage.stores.http import HTTPStore
-from relex_codec.storage.stores.hub import HubStore, model_of
-from relex_codec.storage.stores.s3 import S3Store
+
+from .azure import AzureStore, speaks_azure
+from .base import ObjectStore, protocols
+from .fsspec_store import FsspecStore
+from .gcs import GCSStore, speaks_gcs
+from .http import HTTPStore
+from .hub import HubStore, model_of
+from .s3 import S3Store
 
 
 def store_of(filesystem: Any, name: str, settings: Settings) -> ObjectStore:

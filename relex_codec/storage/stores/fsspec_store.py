@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 from relex_codec.core.cancellation import run_abandonable
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.base import Answer, ObjectStore, ObjectVersion, protocols, text
+
+from .base import Answer, ObjectStore, ObjectVersion, protocols, text
 
 _FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time each."""

@@ -9,16 +9,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from relex_codec.storage.config import Settings
-from relex_codec.storage.stores.base import (
-    Answer,
-    ObjectStore,
-    ObjectVersion,
-    Refused,
-    Replaced,
-    raise_for_condition,
-    text,
-    whole_size,
-)
+
+from .base import Answer, ObjectStore, ObjectVersion, Refused, Replaced, raise_for_condition, text, whole_size
 
 _NEEDED: Final = ("_set_session", "_get_params", "_get_headers", "url", "base", "split_path")
 """What gcsfs sends its own requests with; its ``_request`` tries each of them up to six times."""

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from relex_codec.storage.stores.base import (
-    Answer,
-    ObjectStore,
-    ObjectVersion,
-    Replaced,
-    raise_for_condition,
-    whole_size,
-)
+from .base import Answer, ObjectStore, ObjectVersion, Replaced, raise_for_condition, whole_size
 
 _NO_HEAD: Final = frozenset({403, 405, 501})
 """Answers of web servers that may be to the method alone: URLs are signed for one."""

@@ -10,15 +10,8 @@ from relex_codec.storage.config import Settings
 from relex_codec.storage.hub.client import HubClient, Told
 from relex_codec.storage.hub.paths import Model, parse
 from relex_codec.storage.retry import status_of
-from relex_codec.storage.stores.base import (
-    Answer,
-    ObjectStore,
-    ObjectVersion,
-    Replaced,
-    protocols,
-    raise_for_condition,
-    whole_size,
-)
+
+from .base import Answer, ObjectStore, ObjectVersion, Replaced, protocols, raise_for_condition, whole_size
 
 
 class HubStore(ObjectStore):

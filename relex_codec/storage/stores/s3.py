@@ -6,15 +6,8 @@ from typing import Any
 
 from relex_codec.storage.config import Settings
 from relex_codec.storage.retry import status_of
-from relex_codec.storage.stores.base import (
-    Answer,
-    ObjectStore,
-    ObjectVersion,
-    Replaced,
-    raise_for_condition,
-    text,
-    whole_size,
-)
+
+from .base import Answer, ObjectStore, ObjectVersion, Replaced, raise_for_condition, text, whole_size
 
 
 class S3Store(ObjectStore):

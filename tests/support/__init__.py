@@ -1,0 +1,1 @@
+"""What several test modules use: plain re-implementations, runs on disk, servers, faulty files."""

@@ -1,0 +1,23 @@
+"""The command line in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .helpers import ELSEWHERE
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    code = "from relex_codec.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
+
+
+def failed(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("Error: ")
+    assert all(word in lines[0] for word in words), lines[0]
