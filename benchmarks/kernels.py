@@ -85,10 +85,10 @@ def main() -> None:
     rows = []
     for rank in (0, 8):
         for packing in (TERNARY, NIBBLE, QUINARY, BYTE, *([NONE] if rank else [])):
-            step = 0.0 if packing is NONE else 1e-3
+            scale = 0.0 if packing is NONE else 1e-3
             direction = PackedDirection(
-                factors(rng, weights // COLUMNS, rank), packing, codes(rng, packing, weights), np.float32(step),
-                np.float32(step / 4),
+                factors(rng, weights // COLUMNS, rank), packing, codes(rng, packing, weights), np.float32(scale),
+                np.float32(scale / 4),
             )  # fmt: skip
             bits = origin.view(torch.int16).numpy().view(np.uint16)
             decode = launch.prepare([DecodeJob(bits, 0, 0, "BF16", "BF16", [direction], flat(0, weights), 0, weights)])

@@ -20,7 +20,8 @@ from numba.core.caching import FunctionCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 PACKAGE: Final = Path(__file__).parent.parent
-SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py", "format/packing.py")
+SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py")
+"""Files that compiled code of other folders takes constants or functions in from; a test compares this with imports."""
 
 
 @lru_cache

@@ -1,7 +1,12 @@
-"""Choosing how one direction is stored: factor rank, packing, step and shift under the quality rule.
+"""Choosing how one direction is stored: factor rank, packing, scale and shift under the quality rule.
 
 The rule: the weights decoded at the last observed step, rounded to the checkpoint's dtype, may miss the checkpoint by
-at most ``1 + growth`` times what they miss it by when the direction is not quantised. Both are measured by decoding.
+at most ``1 + growth`` times what they miss it by when the direction is not quantised. Both are measured by decoding:
+
+    error of a direction p = sum over the sample of (round(w0 + others + p * g) - w)^2
+
+A `DirectionSearch` estimates which factor ranks are worth it from the entropy of the remainder, tries quantisers for
+these under a bound on the direction's own error, and moves that bound until the rule is just held.
 """
 
 from __future__ import annotations
@@ -20,9 +25,9 @@ from relex_codec.format.packing import pack_codes, split_planes, to_planes
 from relex_codec.kernels.interface import PackedDirection
 from relex_codec.kernels.reference import direction_piece, factor_sum
 
-from .low_rank import ReadElements, decompose, rounded
+from .low_rank import ReadElements, decompose, round_factors
 from .quality import Quality
-from .quantizer import Magnitudes, Quantizer, candidates
+from .quantizer import Magnitudes, Quantizer, cheapest_quantizers
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Factor ranks that are tried beside none."""
@@ -97,14 +102,15 @@ def sample_starts(energies: Sequence[float]) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredDirection:
     """How a direction is stored, and what that does to the weights of the last observed step.
 
     Attributes:
         factors: rounded factors, or None.
         packing: of the remainder.
         quantizer: for packings 2 to 6, or None.
-        error_line, error_stored: relative error of the weights with the direction unquantised, and as stored.
+        error_line: relative error of the weights with the direction as it is, not quantised.
+        error_stored: the same with the direction as it is stored.
     """
 
     factors: Factors | None
@@ -119,9 +125,9 @@ class Stored:
         return 0 if self.factors is None else self.factors.a.shape[1]
 
     @property
-    def step(self) -> np.float32:
-        """Step of the quantiser; 0 where there is none."""
-        return np.float32(0) if self.quantizer is None else self.quantizer.step
+    def scale(self) -> np.float32:
+        """Scale of the quantiser; 0 where there is none."""
+        return np.float32(0) if self.quantizer is None else self.quantizer.scale
 
     @property
     def shift(self) -> np.float32:
@@ -148,11 +154,11 @@ class Stored:
     def decoded(self, values: F32, start: int) -> F32:
         """Return the stored direction over the elements of `values`, as every decoder will."""
         packed = self.remainder_piece(values, start) if self.packing is not NONE else np.zeros(0, np.uint8)
-        direction = PackedDirection(self.factors, self.packing, packed, self.step, self.shift)
+        direction = PackedDirection(self.factors, self.packing, packed, self.scale, self.shift)
         return direction_piece(direction, packed, start, len(values))
 
 
-class Search:
+class DirectionSearch:
     """The search for one direction.
 
     Args:
@@ -190,18 +196,18 @@ class Search:
             1 + ((1 + (quality.growth or 0.0)) ** 2 - 1) * share
         )
 
-    def run(self) -> Stored:
-        """Return the cheapest way found."""
+    def run(self) -> StoredDirection:
+        """Return the cheapest way found that holds the rule; as float32 if none does."""
         matrix = len(self.shape) >= 2 and min(self.shape[-2:]) >= SMALLEST_SIDE
         if self.quality.growth is None:
             return self._stored(None, FLOAT32, None)
         if self.quality.factor_rank is not None and matrix:
             rank = min(self.quality.factor_rank, max(1, min(self.shape[-2:]) // 2))
-            return self._stored(rounded(decompose(self.read, self.shape, rank), rank, MANTISSA_ALONE), NONE, None)
+            return self._stored(round_factors(decompose(self.read, self.shape, rank), rank, MANTISSA_ALONE), NONE, None)
         ranks = [r for r in RANKS if r <= min(self.shape[-2:]) // 6] if matrix else []
         pairs = decompose(self.read, self.shape, ranks[-1]) if ranks else None
         bound = self._bound()
-        best: tuple[float, Stored] | None = None
+        best: tuple[float, StoredDirection] | None = None
         for factors in self._likely(pairs, ranks, bound):
             for trial in self._trials(factors, bound):
                 if best is None or trial[0] < best[0]:
@@ -214,7 +220,7 @@ class Search:
         """Return the factors, or None for none, with which a remainder is estimated to be cheapest: two choices."""
 
         def of_rank(rank: int) -> Factors | None:
-            return rounded(pairs, rank, MANTISSA) if pairs is not None and rank else None
+            return round_factors(pairs, rank, MANTISSA) if pairs is not None and rank else None
 
         options: list[tuple[float, int]] = []
         for rank in (0, *ranks):
@@ -224,14 +230,14 @@ class Search:
         return [of_rank(rank) for _, rank in sorted(options)[:2]]
 
     def _factors_alone(
-        self, pairs: Factors, ranks: list[int], best: tuple[float, Stored] | None
-    ) -> tuple[float, Stored] | None:
+        self, pairs: Factors, ranks: list[int], best: tuple[float, StoredDirection] | None
+    ) -> tuple[float, StoredDirection] | None:
         """Return `best`, or the fewest factors that hold the rule without a remainder, if they are cheaper.
 
         What factors leave out of a direction is to a large part the rounding of the checkpoints, which is no loss.
         """
         for rank in ranks:
-            factors = rounded(pairs, rank, MANTISSA_ALONE)
+            factors = round_factors(pairs, rank, MANTISSA_ALONE)
             cost = _factor_bytes(factors)
             if best is not None and cost >= best[0]:
                 break
@@ -263,10 +269,10 @@ class Search:
 
     def _estimate(self, factors: Factors | None, bound: float) -> float:
         """Bytes by entropy, infinite where no quantiser holds the bound."""
-        bits = [q.bits for q in candidates(Magnitudes(self._rest(factors)), bound)]
+        bits = [q.bits for q in cheapest_quantizers(Magnitudes(self._rest(factors)), bound)]
         return _factor_bytes(factors) + (min(bits) * self.size / 8 if bits else np.inf)
 
-    def _trials(self, factors: Factors | None, bound: float) -> Iterator[tuple[float, Stored]]:
+    def _trials(self, factors: Factors | None, bound: float) -> Iterator[tuple[float, StoredDirection]]:
         """Yield (bytes, how) of trials that hold the rule, moving the bound to where the rule is just held."""
         magnitudes = Magnitudes(self._rest(factors))
         relax, held, trial = 1.0, False, 0
@@ -288,12 +294,14 @@ class Search:
             else:
                 relax *= min(max(ratio, 0.5), 0.95)
 
-    def _cheapest(self, factors: Factors | None, magnitudes: Magnitudes, bound: float) -> tuple[float, Stored] | None:
+    def _cheapest(
+        self, factors: Factors | None, magnitudes: Magnitudes, bound: float
+    ) -> tuple[float, StoredDirection] | None:
         """Measure the packings whose entropy comes close to the best, in real bytes of the sample."""
         if magnitudes.energy == 0 or magnitudes.energy <= bound * self.count * 1e-6:
             zero = Quantizer(TERNARY, 1.0, 0.0, np.float32(0), np.float32(0), 0.0, 0.0)
             return _factor_bytes(factors), self._stored(factors, TERNARY, zero)
-        found = list(candidates(magnitudes, bound)) or list(candidates(magnitudes, bound, (WORD,)))
+        found = list(cheapest_quantizers(magnitudes, bound)) or list(cheapest_quantizers(magnitudes, bound, (WORD,)))
         if not found:
             return None
         least = min(q.bits for q in found)
@@ -311,12 +319,12 @@ class Search:
         cost, _, quantizer = min(measured)
         return cost + _factor_bytes(factors), self._stored(factors, quantizer.packing, quantizer)
 
-    def _stored(self, factors: Factors | None, packing: Packing, quantizer: Quantizer | None) -> Stored:
-        draft = Stored(factors, packing, quantizer, 0.0, 0.0)
+    def _stored(self, factors: Factors | None, packing: Packing, quantizer: Quantizer | None) -> StoredDirection:
+        draft = StoredDirection(factors, packing, quantizer, 0.0, 0.0)
         decoded = [draft.decoded(v, lo) for v, lo in zip(self.values, self.sample.starts, strict=True)]
         norm = self.delta or 1.0
         line, stored = (float(np.sqrt(e / norm)) for e in (self.unquantised, self._error(decoded)))
-        return Stored(factors, packing, quantizer, line, stored)
+        return StoredDirection(factors, packing, quantizer, line, stored)
 
     def _error(self, values: Sequence[F32]) -> float:
         return self.sample.error([other + v * self.g for other, v in zip(self.others, values, strict=True)])
@@ -333,8 +341,16 @@ def _factor_planes(factors: Factors | None) -> list[Bytes]:
     return [plane for lo in range(0, len(bits), PIECE) for plane in split_planes(bits[lo : lo + PIECE])]
 
 
-def as_sample(starts: list[int], origins: list[Bits], origin_dtype: str, targets: list[Bits], dtype: str) -> Sample:
-    """Make a `Sample` from bits."""
+def sample_from_bits(
+    starts: list[int], origins: list[Bits], origin_dtype: str, targets: list[Bits], dtype: str
+) -> Sample:
+    """Return a `Sample` of pieces whose elements are given as bits.
+
+    Args:
+        starts: first element of each piece.
+        origins: bits of each piece at the origin, in `origin_dtype`.
+        targets: bits of each piece at the last observed step, in `dtype`.
+    """
     return Sample(
         starts, [to_float32(b, origin_dtype) for b in origins], [to_float32(b, dtype) for b in targets], dtype
     )

@@ -1,4 +1,4 @@
-"""Floating-point analysis: Gram matrix, directions, coefficients and lines of one tensor (DESIGN words in FORMAT.md 1).
+"""Fitting one tensor: the Gram matrix of its deltas, and from it directions, coefficients, lines (FORMAT.md section 1).
 
 The directions are the first right singular vectors of the T x d matrix of deltas of the observed steps. As T is far
 smaller than d they come from the T x T Gram matrix, which is accumulated in float64 over slices of d, so that the
@@ -63,12 +63,14 @@ def gram_of(delta: F32) -> F64:
     return wide @ wide.T  # numpy sees A @ A.T and calls BLAS syrk: half the work
 
 
-def fit(gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int) -> Fit:
+def fit_directions(gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int) -> Fit:
     """Find up to `rank` directions from the Gram matrix of all steps, fitted on the first `observed` ones.
 
     Args:
         gram: float64 [T, T], inner products of the deltas.
         steps: int64 [T].
+        observed: K, how many steps from the first on are fitted on.
+        rank: number of directions that are wanted.
 
     Returns:
         A `Fit` of at most `rank` directions: one always, and further ones only where the deltas have that rank.
@@ -84,7 +86,7 @@ def fit(gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int) -> Fi
     total = float(np.trace(inner))
     explained = eigenvalues[:count] / total if total > 0 else np.zeros(count)
     coefficients = weights @ gram[:observed, :]
-    lines = [line(steps[:observed], row[:observed]) for row in coefficients]
+    lines = [fit_line(steps[:observed], row[:observed]) for row in coefficients]
     slope, intercept, r2 = (np.array(column, np.float64) for column in zip(*lines, strict=True))
     # The sign of a singular vector is free: the line rises; a level one is made positive at the last observed step.
     sign = np.where((slope < 0) | ((slope == 0) & (coefficients[:, observed - 1] < 0)), -1.0, 1.0)
@@ -93,11 +95,17 @@ def fit(gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int) -> Fi
     )  # fmt: skip
 
 
-def line(steps: npt.NDArray[np.int64], values: F64) -> tuple[float, float, float]:
-    """Return (slope, intercept, R^2) of the ordinary least squares of `values` on `steps`, both [K].
+def fit_line(steps: npt.NDArray[np.int64], values: F64) -> tuple[float, float, float]:
+    """Fit a line by ordinary least squares: slope = cov(t, c) / var(t), intercept = mean(c) - slope * mean(t).
 
     One step alone does not make a line: then it goes through the base, which has coefficient 0 at step 0.
-    R^2 is NaN where it is undefined (one step, or equal values).
+
+    Args:
+        steps: t, int64 [K].
+        values: c, float64 [K].
+
+    Returns:
+        (slope, intercept, R^2); R^2 is NaN where it is undefined (one step, or equal values).
     """
     t = steps.astype(np.float64)
     if len(t) == 1:
@@ -110,7 +118,7 @@ def line(steps: npt.NDArray[np.int64], values: F64) -> tuple[float, float, float
     return slope, intercept, 1 - rest / spread if spread > 0 and np.ptp(values) > 0 else float("nan")
 
 
-def directions(weights: F64, delta: npt.NDArray[Any]) -> F32:
+def directions_from_deltas(weights: F64, delta: npt.NDArray[Any]) -> F32:
     """Return a slice of the directions, float32 [k, x], from `weights` [k, K] and the observed deltas [K, x]."""
     result: F32 = (weights @ delta.astype(np.float64)).astype(np.float32)
     return result

@@ -12,7 +12,7 @@ from relex_codec.core.dtypes import F32
 from relex_codec.core.threads import parallel_map
 from relex_codec.format.constants import FLOAT32, PIECE
 
-from .direction_search import ERROR_FLOOR, Sample, Stored, as_sample
+from .direction_search import ERROR_FLOOR, Sample, StoredDirection, sample_from_bits
 from .quality import Quality
 from .tensor_history import TensorHistory, Vectors
 
@@ -22,25 +22,35 @@ BATCH: Final = 8
 
 
 class FullCheck:
-    """All pieces of a tensor with one direction: weights of the last observed step are decoded and compared."""
+    """All pieces of a tensor with one direction: weights of the last observed step are decoded and compared.
 
-    def __init__(self, unit: TensorHistory, vectors: Vectors) -> None:
-        self._unit, self._vectors = unit, vectors
+    Args:
+        history: of the tensor: its weights at all steps.
+        vectors: its directions, not quantised.
+    """
 
-    def hold(self, search: Callable[[float], Stored], quality: Quality, coefficient: float) -> Stored:
+    def __init__(self, history: TensorHistory, vectors: Vectors) -> None:
+        self._history, self._vectors = history, vectors
+
+    def hold(self, search: Callable[[float], StoredDirection], quality: Quality, coefficient: float) -> StoredDirection:
         """Return what `search` finds with the largest share for which the whole tensor holds the rule.
 
         Its errors are those of the whole tensor. Float32 where no share does; a direction that has no bound (``raw``,
         factors alone by request) is only measured.
+
+        Args:
+            search: returns the way to store the direction when so large a share of the allowed growth may be used.
+            quality: what was asked.
+            coefficient: of the direction at the last observed step.
         """
         for share in TIGHTER:
             stored = self._measured(search(share), coefficient)
             allowed = max(stored.error_line, ERROR_FLOOR**0.5) * (1 + (quality.growth or 0.0))
             if quality.growth is None or quality.factor_rank is not None or stored.error_stored <= allowed:
                 return stored
-        return self._measured(Stored(None, FLOAT32, None, 0.0, 0.0), coefficient)
+        return self._measured(StoredDirection(None, FLOAT32, None, 0.0, 0.0), coefficient)
 
-    def _measured(self, stored: Stored, coefficient: float) -> Stored:
+    def _measured(self, stored: StoredDirection, coefficient: float) -> StoredDirection:
         g = np.float32(coefficient)
 
         def errors(work: tuple[Sample, F32]) -> tuple[float, float, float]:
@@ -56,12 +66,12 @@ class FullCheck:
         return replace(stored, error_line=float(np.sqrt(line / norm)), error_stored=float(np.sqrt(kept / norm)))
 
     def _batches(self) -> Iterator[list[tuple[Sample, F32]]]:
-        info, origin = self._unit.info, self._unit.origin
+        info, origin = self._history.info, self._history.origin
         works: list[tuple[Sample, F32]] = []
         for lo in range(0, info.size, PIECE):
             hi = min(lo + PIECE, info.size)
-            bits = [origin.read(lo, hi)], origin.dtype, [self._unit.at_last_observed(lo, hi)], info.dtype
-            works.append((as_sample([lo], *bits), self._vectors.read(0, lo, hi)))
+            bits = [origin.read(lo, hi)], origin.dtype, [self._history.at_last_observed(lo, hi)], info.dtype
+            works.append((sample_from_bits([lo], *bits), self._vectors.read(0, lo, hi)))
             if len(works) == BATCH:
                 yield works
                 works = []

@@ -1,7 +1,8 @@
 """Factors of a direction: truncated singular value decompositions of its matrices, rounded to what is stored.
 
-Large matrices are decomposed by a randomised range finder with power iterations (Halko, Martinsson and Tropp 2011,
-algorithm 4.4), which needs passes over blocks of rows and never the whole matrix at once.
+Large matrices are decomposed by a randomised range finder with power iterations, which needs passes over blocks of rows
+and never the whole matrix at once. Source: N. Halko, P. G. Martinsson and J. A. Tropp, "Finding Structure with
+Randomness" (2011), algorithm 4.4, and 5.1 for the decomposition.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ def decompose(read: ReadElements, shape: tuple[int, ...], rank: int) -> Factors:
 
     Returns:
         Factors with float32 a [H, rank, m] and b [H, rank, n']: a_j = sqrt(s_j) u_j, b_j = sqrt(s_j) v_j.
+
+    Example:
+        >>> matrix = np.outer(np.arange(1, 4), np.arange(4)).astype(np.float32)
+        >>> factors = decompose(lambda lo, hi: matrix.reshape(-1)[lo:hi], matrix.shape, rank=1)
+        >>> bool(np.allclose(np.outer(factors.a[0, 0], factors.b[0, 0]), matrix, atol=1e-5))
+        True
     """
     m, n = shape[-2:]
     count = int(np.prod(shape[:-2], dtype=np.int64))
@@ -54,8 +61,8 @@ def decompose(read: ReadElements, shape: tuple[int, ...], rank: int) -> Factors:
 def _randomised(
     read: ReadElements, start: int, m: int, n: int, rank: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    step = max(1, BLOCK_ELEMENTS // n)
-    blocks = [(lo, min(lo + step, m)) for lo in range(0, m, step)]
+    rows = max(1, BLOCK_ELEMENTS // n)
+    blocks = [(lo, min(lo + rows, m)) for lo in range(0, m, rows)]
 
     def block(lo: int, hi: int) -> F32:
         return read(start + lo * n, start + hi * n).reshape(hi - lo, n)
@@ -76,11 +83,16 @@ def _randomised(
     return basis @ u, s, v
 
 
-def rounded(factors: Factors, rank: int, mantissa: int) -> Factors:
-    """Keep the first `rank` pairs, rounded to BF16 with only `mantissa` of its 7 explicit mantissa bits in use.
+def round_factors(factors: Factors, rank: int, mantissa: int) -> Factors:
+    """Return the first `rank` pairs, rounded to BF16 with only `mantissa` of its 7 explicit mantissa bits in use.
 
     The other bits are zero, which the planes' entropy coding turns into saved bytes: the factors only have to be good
     to the share of the direction that they do not explain anyway (RATIONALE.md).
+
+    Args:
+        factors: as `decompose` returns them.
+        rank: at most theirs.
+        mantissa: 0 to 7.
     """
     return Factors(*(_round(np.ascontiguousarray(x[:, :rank]), 23 - mantissa) for x in (factors.a, factors.b)))
 

@@ -25,8 +25,8 @@ from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan, Tables
 
-from .direction_search import Sample, Search, Stored, as_sample, sample_starts
-from .fit import F64, Fit, fit
+from .direction_search import DirectionSearch, Sample, StoredDirection, sample_from_bits, sample_starts
+from .fit import F64, Fit, fit_directions
 from .full_check import FullCheck
 from .low_rank import ReadElements
 from .quality import Quality
@@ -198,12 +198,12 @@ class RunEncoder:
         if not unit.moved:
             return tensor  # it did not move while it was observed
         tensor.kind = f.MOVING
-        fitted = fit(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
+        fitted = fit_directions(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
         starts = sample_starts(unit.energies)
         ends = [min(start + f.PIECE, info.size) for start in starts]
         origins = [origin.read(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
         targets = [unit.at_last_observed(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
-        sample = as_sample(starts, origins, origin.dtype, targets, info.dtype)
+        sample = sample_from_bits(starts, origins, origin.dtype, targets, info.dtype)
         with unit.vectors(fitted, self.budget // 4, self.writer.directory) as vectors:
             unit.release()
             whole = FullCheck(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
@@ -218,7 +218,7 @@ class RunEncoder:
         last = fitted.coefficients[:, self.observed - 1]
         count, size = len(last), tensor.entry.size
 
-        def product(j: int, stored: Stored | None) -> list[F32]:
+        def product(j: int, stored: StoredDirection | None) -> list[F32]:
             values = [vectors.read(j, lo, lo + len(t)) for lo, t in zip(sample.starts, sample.targets, strict=True)]
             if stored is not None:
                 values = [stored.decoded(v, lo) for v, lo in zip(values, sample.starts, strict=True)]
@@ -235,9 +235,11 @@ class RunEncoder:
             def read(lo: int, hi: int, j: int = j) -> F32:
                 return vectors.read(j, lo, hi)
 
-            def search(share: float, j: int = j, read: ReadElements = read, others: list[F32] = others) -> Stored:
+            def search(
+                share: float, j: int = j, read: ReadElements = read, others: list[F32] = others
+            ) -> StoredDirection:
                 g, shape = float(last[j]), tensor.entry.shape
-                return Search(read, shape, sample, others, g, self.quality, share, unquantised).run()
+                return DirectionSearch(read, shape, sample, others, g, self.quality, share, unquantised).run()
 
             stored = search((j + 1) / count) if whole is None else whole.hold(search, self.quality, float(last[j]))
             factors, packing = stored.factor_pieces(), stored.packing
@@ -290,12 +292,12 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
     )
 
 
-def _direction_record(fitted: Fit, j: int, stored: Stored) -> Any:
+def _direction_record(fitted: Fit, j: int, stored: StoredDirection) -> Any:
     """The record of a direction, but for its spans, which are known when all chunks are written."""
     record = np.zeros(1, f.DIRECTION_RECORD)
     row = record[0]
     row["slope"], row["intercept"] = fitted.slope[j], fitted.intercept[j]
-    row["step"], row["shift"] = stored.step, stored.shift
+    row["step"], row["shift"] = stored.scale, stored.shift
     row["rank"], row["packing"] = stored.rank, stored.packing.id
     row["coefficients_crc"] = zlib.crc32(fitted.coefficients[j].astype("<f8").tobytes())
     row["explained"], row["r2"] = fitted.explained[j], fitted.r2[j]

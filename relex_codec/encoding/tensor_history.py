@@ -24,7 +24,7 @@ from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
-from .fit import F64, Fit, deltas, directions, gram_of
+from .fit import F64, Fit, deltas, directions_from_deltas, gram_of
 
 GRAM_BLOCK: Final = 1 << 21
 """Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""
@@ -155,7 +155,8 @@ class TensorHistory:
         for start, origin in self._origin_pieces():
             for lo, hi in self._slices(start, start + len(origin)):
                 bits = self._held[: self.observed, lo:hi] if self._held is not None else self._read_observed(lo, hi)
-                vectors.write(lo, directions(fit.weights, self._delta(bits, origin[lo - start : hi - start])))
+                delta = self._delta(bits, origin[lo - start : hi - start])
+                vectors.write(lo, directions_from_deltas(fit.weights, delta))
         return vectors
 
     def at_last_observed(self, lo: int, hi: int) -> Bits:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 
 class Interval(NamedTuple):
-    """A node of the tree: a frame gives its middle from its ends.
+    """An interval of the bisection: its frame gives the step in the middle, given those at both ends.
 
     Attributes:
-        left, right: its ends.
+        left: step at its left end.
+        right: step at its right end.
         level: 1 for the whole segment, one more for each halving.
         near_is_right: the end that was a middle itself, and whose other side is known, is the right one.
     """
@@ -31,7 +32,7 @@ class Interval(NamedTuple):
 
     @property
     def share(self) -> tuple[int, int]:
-        """The middle's distance from the near end, and the length of the interval."""
+        """Steps from the near end to the middle, and steps from end to end."""
         near = self.right - self.middle if self.near_is_right else self.middle - self.left
         return near, self.right - self.left
 
@@ -51,14 +52,14 @@ class Interval(NamedTuple):
         return self.right - self.left > 1
 
 
-def root(count: int) -> Interval:
-    """Return the interval of a segment of `count` steps."""
+def whole_segment(count: int) -> Interval:
+    """Return the interval that is a whole segment of `count` steps: 0 .. count."""
     return Interval(0, count, 1, False)
 
 
 def frame_order(count: int) -> list[int]:
     """Return the steps of a segment in the order of their frames: level by level, each from left to right."""
-    order, level = [count], [root(count)]
+    order, level = [count], [whole_segment(count)]
     while level:
         level = [interval for interval in level if interval.has_middle]
         order += [interval.middle for interval in level]
@@ -66,9 +67,9 @@ def frame_order(count: int) -> list[int]:
     return order
 
 
-def path(step: int, count: int) -> Iterator[Interval]:
+def intervals_to(step: int, count: int) -> Iterator[Interval]:
     """Yield the intervals whose frames lead to a step, from the whole segment on; none for the last step."""
-    interval = root(count)
+    interval = whole_segment(count)
     while step not in (interval.left, interval.right):
         yield interval
         interval = interval.low if step <= interval.middle else interval.high
@@ -76,7 +77,7 @@ def path(step: int, count: int) -> Iterator[Interval]:
 
 def frames_of(step: int, count: int) -> list[int]:
     """Return the steps whose frames restoring a step decodes, in order; none for 0."""
-    return [count, *(interval.middle for interval in path(step, count))] if step else []
+    return [count, *(interval.middle for interval in intervals_to(step, count))] if step else []
 
 
 def replay_order(wanted: Sequence[int], count: int) -> Iterator[int]:
@@ -87,7 +88,7 @@ def replay_order(wanted: Sequence[int], count: int) -> Iterator[int]:
     """
     if wanted:
         yield count
-        yield from _middles(root(count), wanted)
+        yield from _middles(whole_segment(count), wanted)
 
 
 def _middles(interval: Interval, wanted: Sequence[int]) -> Iterator[int]:

@@ -31,7 +31,6 @@ from .contexts import (
     scale_class,
     unzigzag,
 )
-from .frequency_tables import Model
 from .interval_lists import Longs, Ranks
 from .rans import (
     COARSE_SHIFT,
@@ -41,6 +40,7 @@ from .rans import (
     LOW,
     ONE,
     SYMBOL_SHIFT,
+    CoderTables,
     Words,
     after_symbol,
     is_beyond,
@@ -63,25 +63,28 @@ def decode_list(
     right: Bits,
     outer: npt.NDArray[np.uint8],
     near_is_right: bool,
-    part: int,
-    whole: int,
+    from_near: int,
+    length: int,
     shape: Longs,
-    model: Model,
+    tables: CoderTables,
     states: Lanes,
     words: Words,
     middle: Bits,
 ) -> int:
-    """Decode the words of a node's list into `middle`; the inverse of `encode_list`.
+    """Decode the words of an interval's list into `middle`: the inverse of `encode_list`.
 
     Args:
-        model: of the frame, see `models.Model`.
+        rank, left, right, outer: the list, see `interval_lists.IntervalList`.
+        near_is_right, from_near, length, shape: as of `encode_list`.
+        tables: of the frame.
         states, words: see `rans.open_stream`; states are changed.
+        middle: filled.
 
     Returns:
         Number of words used.
     """
     mantissa, half, low = shape[0], shape[1], shape[2]
-    tables, lookup, entries = model
+    table_of, lookup, entries = tables
     size = len(rank)
     mask = 2 * half - 1
     many = len(words)
@@ -107,7 +110,7 @@ def decode_list(
             context: Int = np.int64(contexts[key])
         else:
             context = far_context(d, scale)
-        t = tables[context]
+        t = table_of[context]
         slot = slot_of(x0)
         v = np.uint64(lookup[(t << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
         entry = entries[(t << SYMBOL_SHIFT) | v]
@@ -128,9 +131,9 @@ def decode_list(
                 if x0 < LOW and at < many:
                     x0 = refilled(x0, words[at])
                     at += 1
-            u = d * part // whole + unzigzag(number(u, raw))
+            u = d * from_near // length + unzigzag(number(u, raw))
         elif u > d:
-            beyond, x0, at = take_number(x0, BELOW if u == d + 1 else ABOVE, model, words, at)
+            beyond, x0, at = take_number(x0, BELOW if u == d + 1 else ABOVE, tables, words, at)
             u = -1 - beyond if u == d + 1 else d + 1 + beyond
         middle[i] = (near + sign * u) & mask
     states[0] = x0
@@ -144,7 +147,7 @@ def decode_all(
     first: int,
     half: Int,
     bounds: Longs,
-    model: Model,
+    tables: CoderTables,
     states: Lanes,
     words: Words,
     rank: Ranks,
@@ -160,7 +163,7 @@ def decode_all(
     Returns:
         Their number and the number of words used.
     """
-    tables, lookup, entries = model
+    table_of, lookup, entries = tables
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     mask = 2 * half - 1
     many = len(words)
@@ -170,7 +173,7 @@ def decode_all(
         while i >= bounds[scale + 1]:
             scale += 1
         stop = min(bounds[scale + 1], first)
-        t = tables[DENSE + scale]
+        t = table_of[DENSE + scale]
         base, row = t << LOOKUP_SHIFT, t << SYMBOL_SHIFT
         while i < stop:
             # with four lanes, the lane in turn is always kept in x0
@@ -214,7 +217,7 @@ def decode_moved(
     first: int,
     half: Int,
     bounds: Longs,
-    model: Model,
+    tables: CoderTables,
     states: Lanes,
     words: Words,
     at: int,
@@ -236,7 +239,7 @@ def decode_moved(
     """
     size = len(order)
     x = states[0]
-    count, x, at = take_number(x, COUNT, model, words, at)
+    count, x, at = take_number(x, COUNT, tables, words, at)
     if count > size - first - len(rank):
         return BAD_STREAM
     mask = 2 * half - 1
@@ -247,7 +250,7 @@ def decode_moved(
             scale += 1
         if scale == CLASSES:
             return BAD_STREAM
-        gap, x, at = take_number(x, GAP + scale, model, words, at)
+        gap, x, at = take_number(x, GAP + scale, tables, words, at)
         r = begin + gap
         while passed < len(rank) and rank[passed] <= r:
             r += 1
@@ -256,7 +259,7 @@ def decode_moved(
             return BAD_STREAM
         while r >= bounds[scale + 1]:
             scale += 1
-        move, x, at = take_number(x, MOVE + scale, model, words, at)
+        move, x, at = take_number(x, MOVE + scale, tables, words, at)
         was = np.int64(current[order[r]])
         here = (was + unzigzag(move + 1)) & mask
         moved[found], before[found], after[found] = r, was, here

@@ -60,18 +60,21 @@ def encode_list(
     outer: npt.NDArray[np.uint8],
     middle: Bits,
     near_is_right: bool,
-    part: int,
-    whole: int,
+    from_near: int,
+    length: int,
     shape: Longs,
     counts: Longs,
     records: Records,
     raws: Records,
 ) -> tuple[int, int]:
-    """Symbols of the words of a node's list.
+    """Turn the words of an interval's list into symbols.
 
     Args:
+        rank, left, right, outer: the list, see `interval_lists.IntervalList`.
         middle: words of the list at the middle step.
-        part, whole: the expected share of the way from the near end, as a fraction of steps.
+        near_is_right: whether the near end is the right one.
+        from_near: steps from the near end to the middle.
+        length: steps from end to end; a word is expected to have gone ``from_near / length`` of its way.
         shape: int64 [3]: bits of mantissa, half of the range of words, lowest exponent.
         counts: int64 [contexts, 64], added to.
         records, raws: filled; at least 2 per word.
@@ -100,7 +103,7 @@ def encode_list(
             context = far_context(distance, scale)
         u = (np.int64(middle[i]) - near) * sign
         if distance >= 8:
-            rest = zigzag(wrapped(u - distance * part // whole, half))
+            rest = zigzag(wrapped(u - distance * from_near // length, half))
             at, raw_at = _record(records, raws, counts, at, raw_at, context, rest, True)
         elif u < 0:
             at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 1, False)
@@ -117,7 +120,7 @@ def encode_list(
 def encode_all(
     before: Bits, after: Bits, first: int, half: Int, bounds: Longs, counts: Longs, records: Records, raws: Records
 ) -> tuple[int, int]:
-    """Symbols of the words of the first classes, up to rank `first`, of a first frame; as `encode_list`."""
+    """Turn the words of the first classes of a first frame, up to rank `first`, into symbols; see `encode_list`."""
     at = 0
     raw_at = 0
     scale = 0
@@ -144,12 +147,12 @@ def encode_moved(
     at: int,
     raw_at: int,
 ) -> tuple[int, int]:
-    """Symbols of the quiet words that moved.
+    """Turn the quiet words that moved into symbols.
 
     Args:
         moved: their ranks, in order, none below `first`.
         before, after: words at the left end and at the middle, by rank.
-        rank: ranks of the node's list.
+        rank: ranks of the interval's list.
         at, raw_at: ends of records and raws, which are appended to.
     """
     at, raw_at = _record(records, raws, counts, at, raw_at, COUNT, len(moved), True)

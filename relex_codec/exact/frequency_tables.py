@@ -1,4 +1,8 @@
-"""Models: the tables of frequencies of a group, which contexts share one, and their bytes (FORMAT.md section 14)."""
+"""Frequency tables: which contexts share one, with which frequencies, and their bytes (FORMAT.md sections 13 and 14).
+
+A group of parts has one or more *table sets*, numbered from 0; each frame says which of them it is coded with. A table
+set (`FrequencyTables`) gives every context that occurs one of up to 254 tables of 64 frequencies that add up to 4096.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from relex_codec.core.jit import compiled
 from relex_codec.errors import Corrupt
 
 from .contexts import CLASSES, CONTEXTS, FAMILIES, SYMBOLS, Int
-from .rans import COARSE_BITS, SCALE
+from .rans import COARSE_BITS, SCALE, CoderTables
 
 UNUSED: Final = 255
 """Table number of a context that does not occur."""
@@ -23,24 +27,11 @@ SYMBOL_COST: Final = 14.0
 Counts = npt.NDArray[np.int64]
 
 
-class Model(NamedTuple):
-    """What frames are decoded with.
+class FrequencyTables(NamedTuple):
+    """One table set as it is stored.
 
     Attributes:
-        tables: uint64 [CONTEXTS], the table of each context; unused ones have a further one that only knows symbol 0.
-        lookup: uint8 [256 tables], the symbol of each 16th slot of each table; those between have it or one after it.
-        entries: uint32 [64 tables], how many slots a symbol has, and the first of them << 16.
-    """
-
-    tables: npt.NDArray[np.uint64]
-    lookup: npt.NDArray[np.uint8]
-    entries: npt.NDArray[np.uint32]
-
-
-class Tables(NamedTuple):
-    """A model as it is stored: `dense` classes of a first frame are coded word by word.
-
-    Attributes:
+        dense: so many classes of a first frame are coded word by word.
         contexts: uint8 [CONTEXTS], the table of each context or UNUSED.
         frequency: uint16 [tables, 64], each row with sum 4096.
     """
@@ -50,11 +41,15 @@ class Tables(NamedTuple):
     frequency: npt.NDArray[np.uint16]
 
 
-def fit(counts: Counts, dense: int) -> Tables:
+def fit_tables(counts: Counts, dense: int) -> FrequencyTables:
     """Choose which contexts share tables, and the tables' frequencies.
 
     Args:
         counts: int64 [CONTEXTS, 64], how often each symbol occurs in each context.
+        dense: see `FrequencyTables`.
+
+    Returns:
+        A table set in which every symbol that occurs has a frequency of at least 1.
     """
     contexts = np.full(CONTEXTS, UNUSED, np.uint8)
     sums = np.zeros((MOST_TABLES, SYMBOLS), np.int64)
@@ -63,7 +58,7 @@ def fit(counts: Counts, dense: int) -> Tables:
     for number, (low, high) in enumerate(FAMILIES):
         most = MOST_TABLES - (len(FAMILIES) - 1 - number)
         used = _cluster(counts, low, high, contexts, sums, logs, used, most, SYMBOL_COST)
-    return Tables(dense, contexts, _frequencies(sums[:used]))
+    return FrequencyTables(dense, contexts, _frequencies(sums[:used]))
 
 
 @compiled
@@ -129,14 +124,14 @@ def _frequencies(sums: Counts) -> npt.NDArray[np.uint16]:
     return frequency
 
 
-def to_bytes(models: Sequence[Tables]) -> bytes:
-    """Return the models of a group as bytes, not yet compressed: all contexts, then all sizes, then all frequencies."""
-    tables = [[row[: np.flatnonzero(row)[-1] + 1] for row in model.frequency] for model in models]
+def tables_to_bytes(sets: Sequence[FrequencyTables]) -> bytes:
+    """Return the table sets of a group as bytes, not yet compressed: all contexts, then all sizes, then frequencies."""
+    tables = [[row[: np.flatnonzero(row)[-1] + 1] for row in one.frequency] for one in sets]
     frequencies = np.concatenate([np.zeros(0, np.uint16), *(row for rows in tables for row in rows)])
     return b"".join(
         [
-            b"".join(bytes([model.dense, len(model.frequency)]) for model in models),
-            b"".join(model.contexts.tobytes() for model in models),
+            b"".join(bytes([one.dense, len(one.frequency)]) for one in sets),
+            b"".join(one.contexts.tobytes() for one in sets),
             bytes(len(row) for rows in tables for row in rows),
             (frequencies & 0xFF).astype(np.uint8).tobytes(),
             (frequencies >> 8).astype(np.uint8).tobytes(),
@@ -144,14 +139,18 @@ def to_bytes(models: Sequence[Tables]) -> bytes:
     )
 
 
-def parse(data: bytes, count: int) -> list[Tables]:
-    """Read what `to_bytes` wrote.
+def tables_from_bytes(data: bytes, count: int) -> list[FrequencyTables]:
+    """Read the table sets that `tables_to_bytes` wrote.
+
+    Args:
+        data: their bytes, no more.
+        count: how many sets there are.
 
     Raises:
-        Corrupt: it breaks the rules.
+        Corrupt: too short or too long, or a table does not add up, or a context has a table that is not there.
     """
     if len(data) < count * (2 + CONTEXTS):
-        raise Corrupt("the models of a group end early")
+        raise Corrupt("the frequency tables of a group end early")
     heads = np.frombuffer(data, np.uint8, 2 * count).reshape(count, 2)
     at = 2 * count
     contexts = np.frombuffer(data, np.uint8, count * CONTEXTS, at).reshape(count, CONTEXTS)
@@ -161,40 +160,42 @@ def parse(data: bytes, count: int) -> list[Tables]:
     at += tables
     values = int(sizes.sum())
     if len(sizes) != tables or len(data) != at + 2 * values or (sizes < 1).any() or (sizes > SYMBOLS).any():
-        raise Corrupt("the models of a group have the wrong length")
+        raise Corrupt("the frequency tables of a group have the wrong length")
     flat = np.frombuffer(data, np.uint8, values, at).astype(np.uint16)
     flat |= np.frombuffer(data, np.uint8, values, at + values).astype(np.uint16) << np.uint16(8)
     frequency = np.zeros((tables, SYMBOLS), np.uint16)
     frequency[np.arange(SYMBOLS) < sizes[:, None]] = flat
     last = frequency[np.arange(tables), sizes - 1] if tables else np.zeros(0)
     if (frequency.sum(axis=1, dtype=np.int64) != SCALE).any() or (last == 0).any():
-        raise Corrupt("a table of frequencies does not add up to 4096")
+        raise Corrupt("a frequency table does not add up to 4096")
     result, first = [], 0
     for (dense, used), row in zip(heads.tolist(), contexts, strict=True):
         if dense > CLASSES or used > MOST_TABLES or (row[row != UNUSED] >= used).any():
-            raise Corrupt("a model is out of bounds")
-        result.append(Tables(dense, row, frequency[first : first + used]))
+            raise Corrupt("a table set is out of bounds")
+        result.append(FrequencyTables(dense, row, frequency[first : first + used]))
         first += used
     return result
 
 
-def most_bytes(count: int) -> int:
-    """Return the largest size of the models of a group, as `to_bytes` lays them out."""
+def most_table_bytes(count: int) -> int:
+    """Return the largest size in bytes that `tables_to_bytes` gives for so many table sets."""
     return count * (2 + CONTEXTS + MOST_TABLES * (1 + 2 * SYMBOLS))
 
 
-def prepare(tables: Tables) -> Model:
-    """Return a model as decoding uses it. A context that is not used decodes to symbol 0."""
+def lay_out(tables: FrequencyTables) -> CoderTables:
+    """Return a table set as coding and decoding use it. A context that is not used decodes to symbol 0."""
     used = len(tables.frequency)
     lookup = np.empty((used + 1) * (SCALE >> COARSE_BITS), np.uint8)
     entries = np.zeros((used + 1) * SYMBOLS, np.uint32)
-    _lay_out(tables.frequency, lookup, entries)
+    _fill_tables(tables.frequency, lookup, entries)
     contexts = np.where(tables.contexts == UNUSED, used, tables.contexts).astype(np.uint64)
-    return Model(contexts, lookup, entries)
+    return CoderTables(contexts, lookup, entries)
 
 
 @compiled
-def _lay_out(frequency: npt.NDArray[np.uint16], lookup: npt.NDArray[np.uint8], entries: npt.NDArray[np.uint32]) -> None:
+def _fill_tables(
+    frequency: npt.NDArray[np.uint16], lookup: npt.NDArray[np.uint8], entries: npt.NDArray[np.uint32]
+) -> None:
     """Fill lookup and entries of tables, and of one more that only knows symbol 0."""
     step = 1 << COARSE_BITS
     at = 0

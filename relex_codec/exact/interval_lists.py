@@ -2,8 +2,8 @@
 
 Words are ordered integers (ordered_words.py), sorted by class; a *rank* is a place in that order. The list of an
 interval holds the words that differ at its two known ends, in the order of their ranks. All other words are *quiet*. A
-frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py); `split` makes the lists on both
-sides of it.
+frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py); `split_list` makes the lists on
+both sides of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
 from .contexts import CLASSES, STILL, Int, clipped, scale_class
-from .ordered_words import Layout
+from .ordered_words import WordLayout
 
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
@@ -27,8 +27,10 @@ class IntervalList(NamedTuple):
     """Words that differ at the ends of an interval, in the order of their ranks.
 
     Attributes:
-        left, right: at its ends.
-        outer: outer movement (contexts.py).
+        rank: uint32, their ranks.
+        left: words at the left end.
+        right: words at the right end.
+        outer: uint8, their outer movements, `clipped`: outside of the left end, and << 4 outside of the right one.
     """
 
     rank: Ranks
@@ -37,23 +39,23 @@ class IntervalList(NamedTuple):
     outer: npt.NDArray[np.uint8]
 
 
-def room(size: int, dtype: Any) -> IntervalList:
-    """Return a node of so many words, to be filled."""
+def empty_list(size: int, dtype: Any) -> IntervalList:
+    """Return a list of so many words, to be filled; `dtype` is that of words."""
     return IntervalList(
         np.empty(size, np.uint32), np.empty(size, dtype), np.empty(size, dtype), np.empty(size, np.uint8)
     )
 
 
-def filled(node: IntervalList, size: int) -> IntervalList:
-    """Return the filled part of `room`, copied where much would be kept for little."""
-    part = IntervalList(node.rank[:size], node.left[:size], node.right[:size], node.outer[:size])
-    if 2 * size < len(node.rank):
-        return IntervalList(part.rank.copy(), part.left.copy(), part.right.copy(), part.outer.copy())
-    return part
+def trimmed(listed: IntervalList, size: int) -> IntervalList:
+    """Return the first `size` words of a list, copied where much memory would be kept for little."""
+    first = IntervalList(listed.rank[:size], listed.left[:size], listed.right[:size], listed.outer[:size])
+    if 2 * size < len(listed.rank):
+        return IntervalList(first.rank.copy(), first.left.copy(), first.right.copy(), first.outer.copy())
+    return first
 
 
-def shape_of(layout: Layout, low: int) -> Longs:
-    """Return what compiled code needs to know of words: mantissa, half of their range, lowest exponent."""
+def word_shape(layout: WordLayout, low: int) -> Longs:
+    """Return what compiled code needs to know of words: int64 [mantissa bits, half of their range, lowest exponent]."""
     return np.array([layout.mantissa, layout.half, low], np.int64)
 
 
@@ -77,7 +79,7 @@ def order_of(words: Bits, shape: Longs) -> Order:
 
 
 @compiled
-def split(
+def split_list(
     rank: Ranks,
     left: Bits,
     right: Bits,
@@ -91,14 +93,15 @@ def split(
     low: IntervalList,
     high: IntervalList,
 ) -> tuple[int, int]:
-    """Make the nodes on both sides of a frame.
+    """Make the lists on both sides of a frame.
 
     Args:
-        rank, left, right, outer, middle: the node's list and its words in the frame.
+        rank, left, right, outer: the interval's list.
+        middle: its words in the frame.
         moved, moved_from, moved_to: ranks of the quiet words that moved, and their words at the left end and in the
             frame.
         keep_low, keep_high: which sides are wanted.
-        low, high: both sides, filled; room for one more than list and moved words.
+        low, high: both sides, filled; with room for one word more than list and moved words together.
 
     Returns:
         Lengths of both lists.
@@ -142,7 +145,7 @@ def find_moved(before: Bits, after: Bits, rank: Ranks, first: int, moved: Ranks)
 
     Args:
         before, after: words by rank at the left end and at the middle.
-        rank: ranks of the node's list.
+        rank: ranks of the interval's list.
         moved: filled.
     """
     found = 0
@@ -161,7 +164,7 @@ def find_moved(before: Bits, after: Bits, rank: Ranks, first: int, moved: Ranks)
 
 
 @compiled
-def apply(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
+def write_words(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
     """Write words of a list, or of those that moved, into the tensor, which is in its own order."""
     for i in range(len(rank)):
         current[order[rank[i]]] = words[i]

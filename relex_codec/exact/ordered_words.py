@@ -10,8 +10,8 @@ from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.jit import compiled
 
 
-class Layout(NamedTuple):
-    """How the elements of a dtype become words.
+class WordLayout(NamedTuple):
+    """How the elements of a dtype become ordered words.
 
     Attributes:
         width: bytes of a word.
@@ -36,16 +36,16 @@ _FLOATS: Final = {
 }  # fmt: skip
 
 
-def layout_of(dtype: str) -> Layout:
+def layout_of(dtype: str) -> WordLayout:
     """Return the layout of a safetensors dtype."""
     size = ITEMSIZE[dtype]
     width = min(size, 4)
     if dtype in _FLOATS:
-        return Layout(width, size // width, _FLOATS[dtype], "float")
-    return Layout(width, size // width, 8 * width, "two" if dtype in ("I8", "I16", "I32") else "none")
+        return WordLayout(width, size // width, _FLOATS[dtype], "float")
+    return WordLayout(width, size // width, 8 * width, "two" if dtype in ("I8", "I16", "I32") else "none")
 
 
-def to_words(bits: Bits, layout: Layout) -> Bits:
+def to_words(bits: Bits, layout: WordLayout) -> Bits:
     """Return the ordered words of elements: a new array."""
     source = np.ascontiguousarray(bits).view(f"<u{layout.width}")
     words = np.empty_like(source)
@@ -54,7 +54,7 @@ def to_words(bits: Bits, layout: Layout) -> Bits:
     return words
 
 
-def from_words(words: Bits, layout: Layout, dtype: str) -> Bits:
+def from_words(words: Bits, layout: WordLayout, dtype: str) -> Bits:
     """Return the elements of ordered words: the inverse of `to_words`."""
     bits = np.empty(words.shape, words.dtype)
     top = 0 if layout.sign == "none" else layout.half

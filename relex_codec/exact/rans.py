@@ -1,15 +1,21 @@
 """Entropy coding: rANS with static tables, one or four interleaved lanes (FORMAT.md section 14).
 
 A lane is a number x < 2^64. Coding a symbol of frequency f (of 4096) multiplies it by about 4096 / f; when it would
-leave 64 bits, its low 32 bits are written as a word. A single lane begins at 1, so a short stream is only as long as
-what it says; four lanes share their words, so each begins at 2^32, from where on its size tells when it has written
-one.
-J. Duda, "Asymmetric numeral systems", arXiv 1311.2540.
+leave 64 bits, its low 32 bits are written as a word of the stream. A single lane begins at 1, so a short stream is only
+as long as what it says; four lanes share their words, so each begins at 2^32, from where on its size tells when it has
+written one.
+
+With F the frequency of a symbol and C the sum of those below it, decoding takes ``slot = x mod 4096``, finds the symbol
+with ``C <= slot < C + F``, and goes on with ``x = F (x // 4096) + slot - C``. Encoding is the inverse of that, the last
+symbol first.
+
+Source: J. Duda, "Asymmetric numeral systems", arXiv 1311.2540; lanes as in F. Giesen, "Interleaved entropy coders",
+arXiv 1402.3392.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +23,6 @@ import numpy.typing as npt
 from relex_codec.core.jit import compiled, inlined
 
 from .contexts import FAR, Int, number, raw_bits
-
-if TYPE_CHECKING:
-    from .frequency_tables import Model
 
 Words: TypeAlias = npt.NDArray[np.uint32]
 """Words of a stream."""
@@ -45,6 +48,21 @@ _HALF: Final = np.uint64(0xFFFF)
 _SIXTYFOUR: Final = np.uint64(64)
 ONE: Final = np.uint64(1)
 _EIGHT: Final = np.uint64(8)
+
+
+class CoderTables(NamedTuple):
+    """One set of frequency tables as coding and decoding use it; `frequency_tables.lay_out` makes it.
+
+    Attributes:
+        table_of: uint64 [contexts], the table of each context; unused ones have a further table, which only knows
+            symbol 0.
+        lookup: uint8 [256 tables], the symbol of each 16th slot of each table; those between have it or one after it.
+        entries: uint32 [64 tables], how many slots a symbol has, and the first of them << 16.
+    """
+
+    table_of: npt.NDArray[np.uint64]
+    lookup: npt.NDArray[np.uint8]
+    entries: npt.NDArray[np.uint32]
 
 
 @inlined
@@ -86,18 +104,20 @@ def without_raw(x: np.uint64, bits: Int) -> np.uint64:
 
 
 @compiled
-def take_number(x: np.uint64, context: Int, model: Model, words: Words, at: int) -> tuple[Int, np.uint64, int]:
+def take_number(x: np.uint64, context: Int, tables: CoderTables, words: Words, at: int) -> tuple[Int, np.uint64, int]:
     """Take a number from a lane.
 
     Args:
-        model: (tables, lookup, entries), see `models.Model`.
+        x: the lane.
+        context: of the number's symbol.
+        tables: of the frame.
         words: uint32, the words of the stream; `at` of them are used.
 
     Returns:
         (number, lane, words used).
     """
-    tables, lookup, entries = model
-    table = tables[context]
+    table_of, lookup, entries = tables
+    table = table_of[context]
     slot = slot_of(x)
     symbol = np.uint64(lookup[(table << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
     while is_beyond(slot, entries[(table << SYMBOL_SHIFT) | symbol]):
@@ -111,7 +131,7 @@ def take_number(x: np.uint64, context: Int, model: Model, words: Words, at: int)
 
 @compiled
 def take_rest(symbol: Int, x: np.uint64, words: Words, at: int) -> tuple[Int, np.uint64, int]:
-    """Take the raw bits of a number whose symbol is known; as `take_number`."""
+    """Take the raw bits of a number whose symbol is known, and return what `take_number` does."""
     bits = raw_bits(symbol)
     if bits == 0:
         return number(symbol, 0), x, at
@@ -159,7 +179,7 @@ def encode_stream(
     records: npt.NDArray[np.uint32],
     raws: npt.NDArray[np.uint32],
     dense: int,
-    tables: npt.NDArray[np.uint64],
+    table_of: npt.NDArray[np.uint64],
     entries: npt.NDArray[np.uint32],
     out: npt.NDArray[np.uint8],
 ) -> int:
@@ -169,8 +189,8 @@ def encode_stream(
         records: uint32: symbol, and context << 6.
         raws: uint32, the raw bits of the records that have some, in order.
         dense: so many records at the beginning are dense words, which take turns at the lanes; others are in the first.
-        tables: table of each context.
-        entries: uint32, see `models.Model`.
+        table_of: as in `CoderTables`.
+        entries: as in `CoderTables`.
         out: uint8 buffer, filled from its end.
 
     Returns:
@@ -195,7 +215,7 @@ def encode_stream(
                     at = _put_word(out, at, x)
                     x >>= _WORD
                 x = (x << k) | np.uint64(raws[raw_at])
-        entry = np.uint64(entries[(tables[context] << SYMBOL_SHIFT) | np.uint64(symbol)])
+        entry = np.uint64(entries[(table_of[context] << SYMBOL_SHIFT) | np.uint64(symbol)])
         f = entry & _HALF
         if x >> _LIMIT >= f:
             at = _put_word(out, at, x)

@@ -19,9 +19,9 @@ from relex_codec.format import constants as f
 from relex_codec.storage.prefetch import AHEAD, Use, reading
 
 from . import segments
-from .bisection import Interval, replay_order, root
-from .interval_lists import IntervalList, apply
-from .piece_coder import PartDecoder
+from .bisection import Interval, replay_order, whole_segment
+from .interval_lists import IntervalList, write_words
+from .part_coder import PartDecoder
 from .segments import PartInfo
 from .tier_reader import Blob, ExactTier, Key, Origin, Streams
 
@@ -124,7 +124,7 @@ class _Replayed:
         self._still = {i: left[i] for i, part in enumerate(parts) if not tier.holds(number, part.tensor)}
         self._groups = sorted({tier.place(number, parts[i])[0] for i in held})
         self._blobs: dict[Key, Blob] = {}
-        """Models, the frame that is being decoded, and digests of those whose steps are still to come."""
+        """Tables, the frame that is being decoded, and digests of those whose steps are still to come."""
         self._blobs |= tier.fetch([Key(number, 0, group) for group in self._groups])
         self._held = held
         self._lanes = _lanes(parts)
@@ -136,8 +136,8 @@ class _Replayed:
             yield from wanted
             return
         count = self._segment.count
-        with_first = self._decoded(count, lambda decoder, _: decoder.whole())
-        yield from self._walk(root(count), with_first, wanted, through=False)
+        with_first = self._decoded(count, lambda decoder, _: decoder.first_list())
+        yield from self._walk(whole_segment(count), with_first, wanted, through=False)
 
     def bits(self, step: int, *, check: bool) -> list[Bits]:
         """Return the elements of each part at the step that was yielded last."""
@@ -155,53 +155,53 @@ class _Replayed:
         return [found[i] for i in range(len(self._parts))]
 
     def _walk(
-        self, interval: Interval, nodes: list[IntervalList], wanted: list[int], *, through: bool
+        self, interval: Interval, lists: list[IntervalList], wanted: list[int], *, through: bool
     ) -> Iterator[int]:
-        """Yield the steps in `wanted`, which are in the interval; `nodes`, its lists, are used up.
+        """Yield the steps in `wanted`, which are in the interval; `lists`, one for each part, are used up.
 
         Args:
             through: whether the words must be those of the right end afterwards.
         """
         if not wanted or wanted[0] == interval.right:
-            self._each(_apply, nodes)
+            self._each(_apply, lists)
             yield from wanted
             return
         cut = bisect_right(wanted, interval.middle)
         low, high = wanted[:cut], wanted[cut:]
         if not high and not through:
-            halved = self._decoded(interval.middle, lambda d, node: d.half(interval, node, high=False), nodes)
+            halved = self._decoded(interval.middle, lambda d, listed: d.half(interval, listed, high=False), lists)
             yield from self._walk(interval.low, halved, low, through=False)
         elif not low:
-            halved = self._decoded(interval.middle, lambda d, node: d.half(interval, node, high=True), nodes)
+            halved = self._decoded(interval.middle, lambda d, listed: d.half(interval, listed, high=True), lists)
             yield from self._walk(interval.high, halved, high, through=through)
         else:
-            both = self._decoded(interval.middle, lambda d, node: d.halves(interval, node), nodes)
+            both = self._decoded(interval.middle, lambda d, listed: d.halves(interval, listed), lists)
             lows, highs = [pair[0] for pair in both], [pair[1] for pair in both]
             del both
             yield from self._walk(interval.low, lows, low, through=True)
             yield from self._walk(interval.high, highs, high, through=through)
 
     def _decoded(
-        self, step: int, decode: Callable[[PartDecoder, IntervalList], T], nodes: list[IntervalList] | None = None
+        self, step: int, decode: Callable[[PartDecoder, IntervalList], T], lists: list[IntervalList] | None = None
     ) -> list[T]:
         """Read the frame of a step and call `decode` for each part; of the frame only the digests are kept."""
         keys = self._keys(step)
         self._blobs |= self._tier.fetch(keys)
         try:
-            return self._each(decode, nodes if nodes is not None else [_NOTHING] * len(self._held))
+            return self._each(decode, lists if lists is not None else [_NOTHING] * len(self._held))
         finally:
             for key in keys:
                 blob = self._blobs[key]
                 assert isinstance(blob, Streams)
                 self._blobs[key] = Streams(blob.digests, [])
 
-    def _each(self, call: Callable[[PartDecoder, IntervalList], T], nodes: list[IntervalList]) -> list[T]:
+    def _each(self, call: Callable[[PartDecoder, IntervalList], T], lists: list[IntervalList]) -> list[T]:
         """Call `call` for each part, with its list, which is let go of as soon as it is used."""
 
         def one(i: int) -> T:
-            node, nodes[i] = nodes[i], _NOTHING
+            listed, lists[i] = lists[i], _NOTHING
             try:
-                return call(self._decoders[i], node)
+                return call(self._decoders[i], listed)
             except Corrupt as error:
                 raise Corrupt(f"{self._tier.where(self._parts[self._held[i]])}: {error}") from None
 
@@ -222,8 +222,8 @@ class _Replayed:
         return [Key(self._number, step, group) for group in self._groups]
 
 
-def _apply(decoder: PartDecoder, node: IntervalList) -> None:
-    apply(node.rank, node.right, decoder.order.places, decoder.words)
+def _apply(decoder: PartDecoder, listed: IntervalList) -> None:
+    write_words(listed.rank, listed.right, decoder.order.places, decoder.words)
 
 
 def replay_tensors(

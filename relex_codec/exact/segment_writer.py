@@ -16,17 +16,17 @@ from relex_codec.core.threads import parallel_map
 from relex_codec.format import constants as f
 
 from .bisection import Interval, frame_order
-from .frequency_tables import fit, prepare, to_bytes
+from .frequency_tables import fit_tables, lay_out, tables_to_bytes
 from .ordered_words import layout_of, to_words
-from .piece_coder import Counter, PartEncoder, Symbols, lowest_exponent
-from .segments import Grouping, PartInfo, model_numbers
+from .part_coder import PartEncoder, SymbolCounter, Symbols, lowest_exponent
+from .segments import Grouping, PartInfo, table_set_numbers
 
 GROUP_WORDS: Final = 1 << 20
 """Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""
 SYMBOL_MEMORY: Final = 256 << 20
 """Groups are smaller where their symbols would need more memory than this, at a tenth of the words a step."""
-MODELS_LEVEL: Final = 9
-"""zstd level of the blob of models."""
+TABLES_LEVEL: Final = 9
+"""zstd level of the blobs of tables."""
 
 
 def group_limit(steps: int) -> int:
@@ -36,7 +36,7 @@ def group_limit(steps: int) -> int:
 
 @dataclass(slots=True)
 class _Part:
-    """What is known of a part until its group is complete."""
+    """What is known of a part until its group is complete; no symbols if it never moves."""
 
     info: PartInfo
     digests: list[bytes]
@@ -46,7 +46,7 @@ class _Part:
 @dataclass(slots=True)
 class _Group:
     parts: list[_Part] = field(default_factory=list)
-    counter: Counter = field(default_factory=Counter)
+    counter: SymbolCounter = field(default_factory=SymbolCounter)
     low: int | None = None
     dense: int | None = None
 
@@ -61,9 +61,9 @@ class SegmentWriter:
 
     def __init__(self, scratch: IO[bytes], count: int) -> None:
         self.scratch, self.count, self.limit = scratch, count, group_limit(count)
-        self.models = model_numbers(count)
+        self.table_sets = table_set_numbers(count)
         self._blocks = [0, *frame_order(count)]
-        """Steps of the blocks in the order of the file; 0 is that of the models."""
+        """Steps of the blocks in the order of the file; 0 stands for the block of tables."""
         self._grouping = Grouping(self.limit)
         self._group = _Group()
         self._blobs: list[list[tuple[int, int]]] = []
@@ -83,11 +83,11 @@ class SegmentWriter:
         if group.dense is None:
             group.dense = encoder.dense()
         digests = parallel_map(part_digest, bits[1:])
-        symbols = encoder.encode(self._model, group.dense, group.counter)
+        symbols = encoder.encode(self._table_set, group.dense, group.counter)
         group.parts.append(_Part(info, digests, symbols))
 
     def add_still(self, info: PartInfo, digest: bytes) -> None:
-        """Code a part that is the same at the left end and at every step."""
+        """Code a part that is the same at the left end and at every step, and has this digest."""
         self._next(info).parts.append(_Part(info, [digest] * self.count))
 
     def finish(self) -> None:
@@ -101,7 +101,7 @@ class SegmentWriter:
         return len(self._blobs)
 
     def blocks(self) -> Iterator[tuple[int, int, Iterator[bytes]]]:
-        """Yield (step, length, data) of each block, in the order of the file; step 0 stands for the models."""
+        """Yield (step, length, data) of each block, in the order of the file; step 0 stands for the tables."""
         begins = np.concatenate([[0], np.cumsum([sum(n for n, _ in blobs) for blobs in self._blobs])]).astype(np.int64)
         offsets = [
             np.concatenate([[0], np.cumsum([n for n, _ in blobs])]).astype(np.int64) + begin
@@ -122,8 +122,8 @@ class SegmentWriter:
                 self.scratch.seek(at)
                 yield self.scratch.read(length)
 
-    def _model(self, interval: Interval | None) -> int:
-        return self.models[(self.count if interval is None else interval.middle) - 1]
+    def _table_set(self, interval: Interval | None) -> int:
+        return self.table_sets[(self.count if interval is None else interval.middle) - 1]
 
     def _next(self, info: PartInfo) -> _Group:
         if self._grouping.begins_group(info) and self._group.parts:
@@ -133,18 +133,18 @@ class SegmentWriter:
     def _close(self) -> None:
         """Fit the tables of a group and write its blobs."""
         group, self._group = self._group, _Group()
-        first = self._model(None)
+        first = self._table_set(None)
         tables = [
-            fit(group.counter.of(model), (group.dense or 0) if model == first else 0)
-            for model in range(max(self.models) + 1)
+            fit_tables(group.counter.of(number), (group.dense or 0) if number == first else 0)
+            for number in range(max(self.table_sets) + 1)
         ]
-        models = [prepare(table) for table in tables]
-        head = bytes([group.low or 0]) + to_bytes(tables)
-        blobs = [zstandard.ZstdCompressor(MODELS_LEVEL).compress(head)]
+        coders = [lay_out(one) for one in tables]
+        head = bytes([group.low or 0]) + tables_to_bytes(tables)
+        blobs = [zstandard.ZstdCompressor(TABLES_LEVEL).compress(head)]
 
         def frame(step: int) -> bytes:
             coded = [
-                part.symbols[step].encode(models[self.models[step - 1]]) if part.symbols else (0, b"")
+                part.symbols[step].encode(coders[self.table_sets[step - 1]]) if part.symbols else (0, b"")
                 for part in group.parts
             ]
             sizes = b"".join(_varint(2 * len(stream) + coding) for coding, stream in coded)

@@ -11,7 +11,7 @@ from relex_codec.format import constants as f
 from relex_codec.format.index import Records
 from relex_codec.format.packing import piece_lengths
 
-from .bisection import frame_bound, frame_order, frames_of, root
+from .bisection import frame_bound, frame_order, frames_of, whole_segment
 from .ordered_words import layout_of
 
 
@@ -66,13 +66,13 @@ def groups_of(parts: Sequence[PartInfo], limit: int) -> list[int]:
     return [i for i, part in enumerate(parts) if grouping.begins_group(part)] + [len(parts)]
 
 
-def model_numbers(count: int) -> list[int]:
-    """Return the model of each step of a segment, 1 .. n, as this encoder chooses: by level and place of the middle.
+def table_set_numbers(count: int) -> list[int]:
+    """Return the table set of each step of a segment, 1 .. n, as this encoder chooses it: by the level of its interval.
 
-    In a short interval of odd length the middle lies nearer to one end; such frames have tables of their own.
+    In a short interval of odd length the middle lies nearer to one end; such frames have a table set of their own.
     """
     keys = {count: (0, 0)}
-    level = [root(count)]
+    level = [whole_segment(count)]
     while level:
         level = [interval for interval in level if interval.has_middle]
         for interval in level:
@@ -102,15 +102,18 @@ def step_costs(segments: Sequence[Segment]) -> list[int]:
     return costs
 
 
-def check(segments: Records, frames: Records, steps: int, begin: int, end: int) -> list[Segment]:
+def check_segments(segments: Records, frames: Records, steps: int, begin: int, end: int) -> list[Segment]:
     """Check the records of the exact tier against each other and return the segments.
 
     Args:
+        segments: records of `SEGMENT_RECORD`.
+        frames: records of `FRAME_RECORD`, of all segments.
         steps: T.
         begin, end: where ``relex.data.frames`` lies in the file.
 
     Raises:
-        Corrupt
+        Corrupt: a number is out of bounds, segments or blocks do not follow each other, or a step needs more frames
+            than `frame_bound` allows.
     """
     found: list[Segment] = []
     at = begin
@@ -130,7 +133,7 @@ def check(segments: Records, frames: Records, steps: int, begin: int, end: int) 
         for step in frame_order(segment.count):
             frame = frames[segment.first + step - 1]
             if frame["model"] >= record["models"]:
-                raise Corrupt(f"{f.FRAMES}: a frame has a model that its segment lacks")
+                raise Corrupt(f"{f.FRAMES}: a frame has a table set that its segment lacks")
             blocks.append((int(frame["position"]), int(frame["length"])))
         for position, length in blocks:
             if position != at or length < index or (length and not index):

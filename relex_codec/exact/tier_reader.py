@@ -21,22 +21,22 @@ from relex_codec.format import constants as f
 from relex_codec.format.chunks import decompress
 from relex_codec.format.reader import FileReader
 
-from . import frequency_tables as models_module
 from .bisection import frames_of
-from .frequency_tables import Model
-from .piece_coder import Frame, PartDecoder
-from .segments import PartInfo, check, groups_of, parts_of
+from .frequency_tables import FrequencyTables, lay_out, most_table_bytes, tables_from_bytes
+from .part_coder import Frame, PartDecoder
+from .rans import CoderTables
+from .segments import PartInfo, check_segments, groups_of, parts_of
 
 CACHE: Final = 128 << 20
 """Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""
-MODELS_WEIGHT: Final = 32
-"""How much larger models are in memory than in the file, about."""
+TABLES_WEIGHT: Final = 32
+"""How much larger tables are in memory than in the file, about."""
 Origin = Callable[[PartInfo], Bits]
 """Gives the elements of a part that the origin has, in the tensor's dtype."""
 
 
 class Key(NamedTuple):
-    """A blob: of the models (step 0) or of a frame of a segment, and its group."""
+    """A blob of a group: its tables in a segment (step 0), or its streams in the frame of a step, counted from 1."""
 
     segment: int
     step: int
@@ -50,25 +50,30 @@ class Streams(NamedTuple):
     streams: list[tuple[int, bytes]]
 
 
-class Models:
-    """The models of a group; each is prepared when a frame needs it."""
+class GroupTables:
+    """The table sets of a group; each is laid out when a frame needs it.
 
-    def __init__(self, low: int, tables: list[models_module.Tables]) -> None:
-        self.low, self.tables = low, tables
-        self._ready: dict[int, Model] = {}
+    Args:
+        low: lowest exponent of the group.
+        sets: as they are stored.
+    """
 
-    def dense(self, model: int) -> int:
-        """Classes of a first frame that are coded word by word."""
-        return self.tables[model].dense
+    def __init__(self, low: int, sets: list[FrequencyTables]) -> None:
+        self.low, self.sets = low, sets
+        self._ready: dict[int, CoderTables] = {}
 
-    def model(self, number: int) -> Model:
-        """One model, ready for decoding."""
+    def dense(self, number: int) -> int:
+        """Classes of a first frame with this table set that are coded word by word."""
+        return self.sets[number].dense
+
+    def coder(self, number: int) -> CoderTables:
+        """One table set, laid out for decoding."""
         if number not in self._ready:
-            self._ready[number] = models_module.prepare(self.tables[number])
+            self._ready[number] = lay_out(self.sets[number])
         return self._ready[number]
 
 
-Blob = Streams | Models
+Blob = Streams | GroupTables
 Blobs = Mapping[Key, Blob]
 
 
@@ -94,7 +99,7 @@ class ExactTier:
             records.append(np.frombuffer(part, dtype))
         self.segment_records, self.frame_records = records
         steps = len(container.index.steps)
-        self.segments = check(records[0], records[1], steps, data.begin, data.end)
+        self.segments = check_segments(records[0], records[1], steps, data.begin, data.end)
         self._number = np.repeat(np.arange(len(self.segments)), [segment.count for segment in self.segments])
         self._parts: dict[int, tuple[list[PartInfo], list[int], dict[int, int]]] = {}
         self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
@@ -179,7 +184,7 @@ class ExactTier:
                 found[key] = self._parse(key, raw)
             except Corrupt as error:
                 raise Corrupt(f"{self.container.source.path}: {f.DATA_FRAMES}, byte {begin}: {error}") from None
-            sizes[key] = len(raw) * (1 if key.step else MODELS_WEIGHT)
+            sizes[key] = len(raw) * (1 if key.step else TABLES_WEIGHT)
         with self._lock:
             for key, size in sizes.items():
                 if key not in self._blobs:
@@ -198,7 +203,7 @@ class ExactTier:
 
     def _parse(self, key: Key, raw: bytes) -> Blob:
         if not key.step:
-            return Models(*parse_models(raw, int(self.segment_records[key.segment]["models"])))
+            return GroupTables(*parse_group_tables(raw, int(self.segment_records[key.segment]["models"])))
         _, groups, _ = self.parts(key.segment)
         return parse_frame(raw, groups[key.group + 1] - groups[key.group])
 
@@ -241,13 +246,13 @@ class ExactTier:
         """
         group, place = self.place(segment, part)
         found = blobs[Key(segment, 0, group)]
-        assert isinstance(found, Models)
+        assert isinstance(found, GroupTables)
         first, count = self.segments[segment].first, self.segments[segment].count
 
         def frame(step: int) -> Frame:
             streams = blobs[Key(segment, step, group)]
             assert isinstance(streams, Streams)
-            return Frame(*streams.streams[place], found.model(int(self.frame_records[first + step - 1]["model"])))
+            return Frame(*streams.streams[place], found.coder(int(self.frame_records[first + step - 1]["model"])))
 
         dense = found.dense(int(self.frame_records[first + count - 1]["model"]))
         return PartDecoder(left, part.dtype, found.low, count, dense, frame)
@@ -320,29 +325,29 @@ class ExactTier:
                 yield [Key(number, step, group) for group in range(len(groups) - 1)]
 
 
-def parse_models(blob: bytes, count: int) -> tuple[int, list[models_module.Tables]]:
-    """Read the blob of models of a group: its lowest exponent, and the models.
+def parse_group_tables(blob: bytes, count: int) -> tuple[int, list[FrequencyTables]]:
+    """Read a group's blob of tables: its lowest exponent, and `count` table sets.
 
     Raises:
-        Corrupt
+        Corrupt: it is no zstd frame of a possible size, or the tables break the rules.
     """
     try:
         size = zstandard.get_frame_parameters(blob).content_size
     except zstandard.ZstdError as error:
-        raise Corrupt(f"a blob of models cannot be decoded ({error})") from None
-    if size > 1 + models_module.most_bytes(count):
-        raise Corrupt(f"a blob of models says {size} bytes")
+        raise Corrupt(f"a blob of tables cannot be decoded ({error})") from None
+    if size > 1 + most_table_bytes(count):
+        raise Corrupt(f"a blob of tables says {size} bytes")
     raw = decompress(blob, size, f.CODEC_ZSTD).tobytes()
     if not raw:
-        raise Corrupt("a blob of models is empty")
-    return raw[0], models_module.parse(raw[1:], count)
+        raise Corrupt("a blob of tables is empty")
+    return raw[0], tables_from_bytes(raw[1:], count)
 
 
 def parse_frame(blob: bytes, parts: int) -> Streams:
-    """Cut the blob of a frame into digests and streams.
+    """Cut the blob of a frame into digests and streams, one of each for each of `parts` parts.
 
     Raises:
-        Corrupt
+        Corrupt: the lengths of the streams are malformed or do not add up to the blob's.
     """
     at = parts * EXACT_DIGEST
     sizes = []

@@ -73,9 +73,9 @@ class SegmentJob:
                 segments[-1]["position"], segments[-1]["length"] = at, length
             at += length
         segments[-1]["first"], segments[-1]["count"], segments[-1]["left"] = self.first, self.writer.count, self.left
-        segments[-1]["models"], segments[-1]["groups"] = max(self.writer.models) + 1, self.writer.groups
+        segments[-1]["models"], segments[-1]["groups"] = max(self.writer.table_sets) + 1, self.writer.groups
         segments[-1]["limit"] = self.writer.limit
-        frames["model"][self.first :] = self.writer.models
+        frames["model"][self.first :] = self.writer.table_sets
 
         def data() -> Iterator[bytes]:
             if old is not None:

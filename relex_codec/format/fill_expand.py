@@ -1,4 +1,4 @@
-"""The compiled loop that puts the bytes of a filled chunk to their places (FORMAT.md section 6)."""
+"""The compiled loop that puts the bytes of a chunk of codec 2 to their places (FORMAT.md section 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ONE = np.uint64(1)
 
 @compiled
 def count_flags(flags: Any) -> int:
-    """Return how many flags are set; `flags` as those of `expand`."""
+    """Return how many flags are set, of `flags` as `expand` takes them."""
     count = 0
     for word in flags:
         count += int(bits_set(word))
@@ -24,7 +24,7 @@ def count_flags(flags: Any) -> int:
 def expand(flags: Any, rest: Any, out: Any) -> None:
     """Put the bytes of `rest`, one after another, to where a flag is set; other bytes of `out` stay what they are.
 
-    One step for each flag that is set, found by its position in a word: three times as fast as making a list of places
+    One turn for each flag that is set, found by its position in a word: three times as fast as making a list of places
     and indexing with it.
 
     Args:

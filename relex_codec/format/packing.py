@@ -1,6 +1,7 @@
-"""Codes and elements to bytes and back: planes, radix blocks, zstd as a Huffman coder (FORMAT.md sections 6 and 7).
+"""Codes and elements to raw bytes and back: planes and radix blocks (FORMAT.md sections 6 and 7).
 
-Pure functions on arrays: no I/O. The layouts are those of one *piece* (at most ``PIECE`` elements).
+Pure functions on arrays: no I/O. The layouts are those of one *piece* (at most ``PIECE`` elements). Raw bytes become
+chunks in chunks.py.
 """
 
 from __future__ import annotations
@@ -19,13 +20,23 @@ Codes = npt.NDArray[np.int32]
 
 
 def piece_lengths(count: int) -> list[int]:
-    """Return the lengths, in elements, of the pieces of a stream of `count` elements."""
+    """Return the lengths, in elements, of the pieces of `count` elements: ``PIECE`` each, but for the last one."""
     full, rest = divmod(count, PIECE)
     return [PIECE] * full + ([rest] if rest else [])
 
 
 def packed_size(count: int, packing: Packing) -> int:
-    """Return the bytes of one plane, or of the blocks, of a piece of `count` elements of a remainder in `packing`."""
+    """Return how many bytes one plane, or all blocks, of a piece of a remainder take.
+
+    Args:
+        count: elements of the piece.
+        packing: of the remainder.
+
+    Example:
+        >>> from relex_codec.format.constants import TERNARY
+        >>> packed_size(1000, TERNARY)  # five codes in a byte
+        200
+    """
     if packing.per_byte:
         full, rest = divmod(count, BLOCK * packing.per_byte)
         return full * BLOCK + -(-rest // packing.per_byte)
@@ -33,7 +44,15 @@ def packed_size(count: int, packing: Packing) -> int:
 
 
 def to_planes(bits: npt.NDArray[Any]) -> Bytes:
-    """Split elements of w bytes into w planes, the lowest byte first; returns a flat uint8 array."""
+    """Split elements of w bytes into w planes, the lowest byte first.
+
+    Returns:
+        uint8, flat: the planes one after another.
+
+    Example:
+        >>> to_planes(np.array([0x1122, 0x3344], np.uint16)).tobytes().hex(" ")
+        '22 44 11 33'
+    """
     little = np.ascontiguousarray(bits).astype(bits.dtype.newbyteorder("<"), copy=False)
     width = little.dtype.itemsize
     return np.ascontiguousarray(little.view(np.uint8).reshape(-1, width).T).ravel()
@@ -45,16 +64,35 @@ def split_planes(bits: npt.NDArray[Any]) -> list[Bytes]:
 
 
 def from_planes(raw: Bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Inverse of `to_planes`: a flat array of little-endian `dtype`."""
+    """Join planes to elements: the inverse of `to_planes`.
+
+    Returns:
+        Flat, of little-endian `dtype`.
+    """
     target = np.dtype(dtype).newbyteorder("<")
     return np.ascontiguousarray(raw.reshape(target.itemsize, -1).T).reshape(-1).view(target)
 
 
 def pack_codes(codes: Codes, packing: Packing) -> Bytes:
-    """Pack one piece of codes, each in ``-zero .. zero`` of `packing`, as FORMAT.md section 7 says.
+    """Pack one piece of codes as FORMAT.md section 7 says.
+
+    K digits q + zero share a byte as ``d_0 + d_1 * radix + ... + d_(K-1) * radix^(K-1)``: digit j of a byte is from the
+    j-th of K stretches of a block, so that a kernel reads and writes elements side by side.
 
     Args:
-        codes: flat int32, at most ``PIECE`` long; the caller guarantees the range.
+        codes: flat int32, at most ``PIECE`` long, in ``-zero .. zero`` of `packing`; the caller guarantees the range.
+        packing: one of the five for codes.
+
+    Returns:
+        uint8, flat.
+
+    Example:
+        >>> from relex_codec.format.constants import TERNARY
+        >>> packed = pack_codes(np.array([-1, 0, 1, 1, 0, -1], np.int32), TERNARY)
+        >>> packed.tolist()
+        [123, 115]
+        >>> unpack_codes(packed, 6, TERNARY).tolist()
+        [-1, 0, 1, 1, 0, -1]
     """
     if packing.name == "word":
         return to_planes((codes + packing.zero).astype("<u2"))
@@ -81,7 +119,12 @@ def _pack_blocks(digits: Bytes, packing: Packing) -> Bytes:
 
 
 def unpack_codes(raw: Bytes, count: int, packing: Packing) -> Codes:
-    """Inverse of `pack_codes` for a piece of `count` codes, which `check_codes` accepts.
+    """Unpack a piece of codes that `check_codes` accepts: the inverse of `pack_codes`.
+
+    Args:
+        raw: uint8, flat.
+        count: codes of the piece.
+        packing: of the remainder.
 
     Returns:
         int32 codes, flat.
@@ -94,7 +137,12 @@ def unpack_codes(raw: Bytes, count: int, packing: Packing) -> Codes:
 
 
 def check_codes(raw: Bytes, count: int, packing: Packing) -> None:
-    """Check the raw bytes of a piece of `count` elements of a remainder.
+    """Check the raw bytes of a piece of a remainder; float32 has nothing to check.
+
+    Args:
+        raw: uint8, flat, of the length that `packed_size` says.
+        count: elements of the piece.
+        packing: of the remainder.
 
     Raises:
         Corrupt: a digit outside the packing's range, or padding that is not the zero code.

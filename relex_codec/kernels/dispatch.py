@@ -18,7 +18,11 @@ SMALL: Final = 1 << 20
 
 
 def host_kernel(jobs: Sequence[DecodeJob]) -> Decode:
-    """Prepare jobs over numpy arrays: by the compiled kernel; a little work, where that is not loaded, by numpy."""
+    """Prepare jobs over numpy arrays: for the compiled kernel or, for little work where that is not loaded, for numpy.
+
+    Returns:
+        What decodes them; see `relex_codec.kernels.interface`.
+    """
     elements = sum(job.window.rows * job.window.columns for job in jobs)
     compiling = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
     if not compiling or (elements <= SMALL and f"{__package__}.cpu" not in sys.modules):

@@ -1,12 +1,20 @@
-"""Decode kernels: FORMAT.md section 8 over many tensors at once, one interface, the same bits from each.
+"""What a kernel is told and what it gives: the one interface of all of them.
 
-``reference`` (numpy, slow, one rounded operation a line), ``cpu`` (compiled, fused, on threads), ``triton`` (a CUDA
-device, codes unpacked on it) and ``torch_eager`` (any other torch device). Each has a function ``prepare(jobs)``, whose
-result decodes: ``decode(coefficients, targets)``. What it is told:
+A kernel is a function ``prepare(jobs)`` (`Prepare`) whose result decodes: ``decode(coefficients, targets)`` (`Decode`).
 
-- a `DecodeJob` is some elements of one tensor (a `Window`), with all that decoding them takes but the coefficients;
-- ``coefficients`` holds for each job g of each step and direction, float32 [S, k];
-- ``targets`` holds for each job S arrays of bits, each of the window's shape, with any strides.
+- A `DecodeJob` is some elements of one tensor (a `Window`), with all that decoding them takes but the coefficients.
+- ``coefficients`` holds for each job g of each step and direction, float32 [S, k].
+- ``targets`` holds for each job S arrays of bits, each of the window's shape, with any strides; they are written.
+
+For every element and step, in this order and with each operation rounded to float32 (FORMAT.md section 8):
+
+    x = w0                                        # the origin's element
+    for each direction:
+        p = +0
+        for j = 1 .. r:  p = p + a_j[row] * b_j[column]
+        p = p + (q * scale - sign(q) * shift)     # packing float32: p + value; packing none: nothing
+        x = x + p * g
+    target = x, rounded to the tensor's dtype
 
 Arrays are numpy's for ``reference`` and ``cpu`` (bits unsigned), torch's on one device for the others (bits signed,
 int16 or int32, as torch has no operations on unsigned ones). Codes are packed as they are in the raw pieces of a file
@@ -40,13 +48,13 @@ class PackedDirection:
         factors: of the whole tensor, or None.
         packing: of the remainder.
         packed: uint8, flat: the raw pieces one after another, checked; empty for packing ``none``.
-        step, shift: of the quantiser.
+        scale, shift: of the quantiser: code q stands for ``q * scale - sign(q) * shift``; 0 where there are no codes.
     """
 
     factors: Factors | None
     packing: Packing
     packed: Array
-    step: np.float32
+    scale: np.float32
     shift: np.float32
 
 
@@ -55,6 +63,12 @@ class Window(NamedTuple):
 
     Element (i, j) of the window is element ``e = (row + i) * width + column + j`` of the tensor in row-major order.
     Only those with ``lo <= e < hi`` are decoded; of the others neither origin nor target is touched.
+
+    Attributes:
+        width: columns of the tensor as a matrix.
+        row, column: of the window's first element in it.
+        rows, columns: how many the window has.
+        lo, hi: numbers of the elements where it is cut off.
     """
 
     width: int
@@ -67,7 +81,12 @@ class Window(NamedTuple):
 
 
 def flat(lo: int, hi: int) -> Window:
-    """Return the window of the elements lo .. hi of a tensor, as one row."""
+    """Return the window of the elements lo .. hi of a tensor, as one row.
+
+    Example:
+        >>> flat(10, 14)
+        Window(width=14, row=0, rows=1, column=10, columns=4, lo=10, hi=14)
+    """
     return Window(max(hi, 1), 0, 1, lo, hi - lo, lo, hi)
 
 

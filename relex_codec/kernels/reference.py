@@ -19,7 +19,7 @@ from .interface import FLUSHED, TINY, Array, Coefficients, Decode, DecodeJob, Pa
 
 
 def prepare(jobs: Sequence[DecodeJob]) -> Decode:
-    """Prepare jobs over numpy arrays; see `relex_codec.kernels` for what they are."""
+    """Prepare jobs over numpy arrays; see `relex_codec.kernels.interface` for what they are."""
     jobs = list(jobs)
 
     def decode(coefficients: Coefficients, targets: Targets) -> None:
@@ -65,7 +65,16 @@ def packed_piece(direction: PackedDirection, start: int, count: int) -> Bytes:
 
 
 def direction_piece(direction: PackedDirection, packed: Bytes, start: int, count: int) -> F32:
-    """Return p of FORMAT.md section 8: the stored direction over one piece, float32 [count]."""
+    """Return the stored direction over one piece, float32 [count]: p of FORMAT.md section 8.
+
+    ``p = sum over j of a_j[row] * b_j[column]``, and then plus the value (packing ``float32``) or plus `remainder`.
+
+    Args:
+        direction: what is stored of it, but for its `packed`.
+        packed: uint8, the raw piece.
+        start: the piece's first element in the tensor.
+        count: number of its elements.
+    """
     if direction.factors is None:
         p = np.zeros(count, np.float32)
     else:
@@ -73,22 +82,25 @@ def direction_piece(direction: PackedDirection, packed: Bytes, start: int, count
     if direction.packing is FLOAT32:
         p += from_planes(packed, np.float32)
     elif direction.packing is not NONE:
-        p += remainder(unpack_codes(packed, count, direction.packing), direction.step, direction.shift)
+        p += remainder(unpack_codes(packed, count, direction.packing), direction.scale, direction.shift)
     return p
 
 
-def remainder(codes: Codes, step: np.float32, shift: np.float32) -> F32:
-    """Return ``q * step - sign(q) * shift`` in float32."""
+def remainder(codes: Codes, scale: np.float32, shift: np.float32) -> F32:
+    """Return ``q * scale - sign(q) * shift`` for codes q, float32: two rounded products, their difference rounded."""
     values = codes.astype(np.float32)
     signs = np.sign(values)
-    values *= step
+    values *= scale
     signs *= shift
     values -= signs
     return values
 
 
 def factor_sum(factors: Factors, lo: int, hi: int) -> F32:
-    """Return the sum of the factors' outer products over the elements ``lo .. hi``, float32 [hi - lo]."""
+    """Return ``sum over j of a_j[row] * b_j[column]`` over the elements ``lo .. hi``, float32 [hi - lo].
+
+    The sum begins with +0 and goes in the order of j; each product and each sum is rounded.
+    """
     _, r, m = factors.a.shape
     columns = factors.b.shape[2]
     rows = np.arange(lo // columns, -(-hi // columns))

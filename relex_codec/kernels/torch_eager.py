@@ -1,5 +1,6 @@
 """The torch kernel: FORMAT.md section 8 through torch operations, on any device, a piece at a time.
 
+``x = w0 + p_1 * g_1 + ... + p_k * g_k``, p being ``a_1 * b_1 + ... + (q * scale - sign(q) * shift)``: see `interface`.
 Each line is one operation that rounds its result, so nothing can be contracted into a fused multiply-add.
 """
 
@@ -33,8 +34,8 @@ def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     return decode
 
 
-class _Part(NamedTuple):
-    """Elements start .. stop of a tensor, of one piece, that a window has some of.
+class _Stretch(NamedTuple):
+    """Elements start .. stop of a tensor, all of one piece, of which a window has some.
 
     Attributes:
         chosen: which of them, as offsets from `start`.
@@ -54,18 +55,18 @@ def _decode(job: DecodeJob, g: torch.Tensor, targets: Sequence[torch.Tensor]) ->
     if w.columns == w.width == job.pitch and all(target.is_contiguous() for target in targets):
         w = Window(w.width * (w.row + w.rows), 0, 1, w.row * w.width, w.rows * w.columns, w.lo, w.hi)
         targets = [target.view(1, -1) for target in targets]
-    for part in _parts(w, job.origin.device):
-        x = [_origin(job, part)] * len(targets)
+    for stretch in _stretches(w, job.origin.device):
+        x = [_origin(job, stretch)] * len(targets)
         for d, direction in enumerate(job.directions):
-            p = _direction(job, direction, part.start, part.stop)
-            p = p[part.chosen]
+            p = _direction(job, direction, stretch.start, stretch.stop)
+            p = p[stretch.chosen]
             x = [so_far + p * g[s, d] for s, so_far in enumerate(x)]
         for target, found in zip(targets, x, strict=True):
-            target[part.rows, part.columns] = from_float32(found, job.dtype)
+            target[stretch.rows, stretch.columns] = from_float32(found, job.dtype)
 
 
-def _parts(w: Window, device: torch.device) -> Iterator[_Part]:
-    """Yield the parts of a window, of a piece each."""
+def _stretches(w: Window, device: torch.device) -> Iterator[_Stretch]:
+    """Yield the elements of a window piece by piece."""
     first = w.row * w.width + w.column
     lo, hi = max(first, w.lo), min(first + (w.rows - 1) * w.width + w.columns, w.hi)
     if w.columns == 0 or w.rows == 0:
@@ -75,20 +76,20 @@ def _parts(w: Window, device: torch.device) -> Iterator[_Part]:
         if start >= stop:
             continue
         if w.rows == 1:
-            yield _Part(start, stop, slice(None), 0, slice(start - first, stop - first))
+            yield _Stretch(start, stop, slice(None), 0, slice(start - first, stop - first))
             continue
         e = torch.arange(start, stop, device=device)
         columns = e % w.width - w.column
         chosen = torch.nonzero((columns >= 0) & (columns < w.columns)).view(-1)
-        yield _Part(start, stop, chosen, (e // w.width - w.row)[chosen], columns[chosen])
+        yield _Stretch(start, stop, chosen, (e // w.width - w.row)[chosen], columns[chosen])
 
 
-def _origin(job: DecodeJob, part: _Part) -> torch.Tensor:
-    """The part's elements of the origin as float32."""
-    if isinstance(part.columns, slice):
-        bits = job.origin[job.at + part.columns.start : job.at + part.columns.stop]
+def _origin(job: DecodeJob, stretch: _Stretch) -> torch.Tensor:
+    """The stretch's elements of the origin as float32."""
+    if isinstance(stretch.columns, slice):
+        bits = job.origin[job.at + stretch.columns.start : job.at + stretch.columns.stop]
     else:
-        bits = job.origin[part.rows * job.pitch + part.columns + job.at]
+        bits = job.origin[stretch.rows * job.pitch + stretch.columns + job.at]
     return _to_float32(bits, job.origin_dtype)
 
 
@@ -130,9 +131,9 @@ def _direction(job: DecodeJob, direction: PackedDirection, start: int, stop: int
     if packing is FLOAT32:
         return p + _join(raw.view(4, -1)[:, within]).view(torch.float32)
     codes = _unpack(raw, length, packing)[within].to(torch.float32)
-    step = torch.tensor(float(direction.step), dtype=torch.float32, device=device)
+    scale = torch.tensor(float(direction.scale), dtype=torch.float32, device=device)
     shift = torch.tensor(float(direction.shift), dtype=torch.float32, device=device)
-    scaled, offset = codes * step, torch.sign(codes) * shift
+    scaled, offset = codes * scale, torch.sign(codes) * shift
     return p + (scaled - offset)
 
 
@@ -171,12 +172,12 @@ def _unpack(packed: torch.Tensor, count: int, packing: Packing) -> torch.Tensor:
         return _join(packed.view(2, -1)) - packing.zero
     k = packing.per_byte
     full = count // (BLOCK * k) * BLOCK
-    parts = []
+    joined = []
     for block in (packed[:full].view(-1, BLOCK), packed[full:].view(1, -1)):
         rest, planes = block.to(torch.int32), []
         for _ in range(k):
             planes.append(rest % packing.radix)
             rest = rest // packing.radix
-        parts.append(torch.stack(planes, 1).reshape(-1))
-    codes: torch.Tensor = torch.cat(parts)[:count] - packing.zero
+        joined.append(torch.stack(planes, 1).reshape(-1))
+    codes: torch.Tensor = torch.cat(joined)[:count] - packing.zero
     return codes

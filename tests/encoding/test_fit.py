@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import relex_codec
 from relex_codec.encoding import tensor_history
-from relex_codec.encoding.fit import deltas, directions, fit, gram_of, line
+from relex_codec.encoding.fit import deltas, directions_from_deltas, fit_directions, fit_line, gram_of
 from support import plain
 from support.helpers import bf16, f32, write_checkpoint, write_run
 from support.plain import Array, File
@@ -135,7 +135,7 @@ def test_fit_equals_a_full_decomposition(count: int, size: int, seed: int, rank:
     delta = delta.astype(np.float32).astype(np.float64)
     vectors, coefficients, lines = plain.fit(delta, [int(s) for s in steps], observed, rank)
     sigma = np.linalg.svd(delta[:observed], compute_uv=False)
-    found = fit(delta @ delta.T, steps.astype(np.int64), observed, rank)
+    found = fit_directions(delta @ delta.T, steps.astype(np.int64), observed, rank)
     assert len(found.weights) == min(rank, observed, size)
     for j in range(len(found.weights)):
         near = np.abs(np.delete(sigma, j) / sigma[j] - 1)
@@ -157,7 +157,7 @@ def test_fit_equals_a_full_decomposition(count: int, size: int, seed: int, rank:
 def test_line_is_least_squares(steps: list[int], seed: int) -> None:
     t = np.array(sorted(steps), np.int64)
     c = np.random.default_rng(seed).standard_normal(len(t)) + t / t[-1]
-    slope, intercept, r2 = line(t, c)
+    slope, intercept, r2 = fit_line(t, c)
     expected = np.polynomial.Polynomial.fit(t.astype(float), c, 1).convert().coef
     assert slope == pytest.approx(expected[1], rel=1e-6, abs=1e-9 * np.abs(c).max() / t[-1])
     assert intercept == pytest.approx(expected[0], rel=1e-6, abs=1e-8 * np.abs(c).max())
@@ -167,7 +167,7 @@ def test_line_is_least_squares(steps: list[int], seed: int) -> None:
 
 
 def test_line_of_equal_values_has_no_r2() -> None:
-    slope, intercept, r2 = line(np.array([1, 5, 9]), np.full(3, 0.1))
+    slope, intercept, r2 = fit_line(np.array([1, 5, 9]), np.full(3, 0.1))
     assert slope == 0 and intercept == pytest.approx(0.1) and np.isnan(r2)
 
 
@@ -178,7 +178,9 @@ def test_slices_add_up() -> None:
     parts = gram_of(delta[:, :333]) + gram_of(delta[:, 333:])
     np.testing.assert_allclose(parts, whole, rtol=1e-12)
     weights = np.random.default_rng(1).standard_normal((2, 5))
-    found = np.concatenate([directions(weights, delta[:, :7]), directions(weights, delta[:, 7:])], axis=1)
+    found = np.concatenate(
+        [directions_from_deltas(weights, delta[:, :7]), directions_from_deltas(weights, delta[:, 7:])], axis=1
+    )
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, weights @ wide, rtol=1e-6, atol=1e-6)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from relex_codec import InvalidArgument
 from relex_codec.encoding import low_rank
-from relex_codec.encoding.direction_search import Sample, Search, sample_starts
-from relex_codec.encoding.low_rank import decompose, rounded
+from relex_codec.encoding.direction_search import DirectionSearch, Sample, sample_starts
+from relex_codec.encoding.low_rank import decompose, round_factors
 from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.quantizer import Magnitudes, candidates
+from relex_codec.encoding.quantizer import Magnitudes, cheapest_quantizers
 from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD, Packing
 from relex_codec.format.factors import from_stream, stream
 from support.plain import Array
@@ -61,13 +61,13 @@ def test_error_and_bits_are_those_of_the_codes(
     assert found is not None
     codes = found.codes(x)
     assert (codes != q).mean() < 2e-3  # float32 at a threshold
-    values = q * np.float64(found.step) - np.sign(q) * np.float64(found.shift)
+    values = q * np.float64(found.scale) - np.sign(q) * np.float64(found.shift)
     error = float(np.mean((x.astype(np.float64) - values) ** 2))
     assert found.error == pytest.approx(error, rel=1e-6, abs=1e-9 * float(np.mean(x.astype(np.float64) ** 2)))
     p = np.unique(np.abs(q), return_counts=True)[1] / len(q)
     bits = -(p * np.log2(p)).sum() + np.count_nonzero(q) / len(q)
     assert found.bits == pytest.approx(bits, rel=1e-9, abs=1e-12)
-    assert found.step >= 0 and np.isfinite(found.step) and np.isfinite(found.shift)
+    assert found.scale >= 0 and np.isfinite(found.scale) and np.isfinite(found.shift)
 
 
 @pytest.mark.parametrize("kind", ["gauss", "tails", "clustered"])
@@ -78,7 +78,7 @@ def test_step_and_shift_are_the_best_for_the_codes(kind: str) -> None:
     q = slowly_quantised(x, 0.9e-3, 0.1, 7)
     design = np.stack([q, -np.sign(q)], axis=1)[q != 0]
     best = np.linalg.lstsq(design, x[q != 0].astype(np.float64), rcond=None)[0]
-    assert float(found.step) == pytest.approx(best[0], rel=1e-5)
+    assert float(found.scale) == pytest.approx(best[0], rel=1e-5)
     assert float(found.shift) == pytest.approx(best[1], rel=1e-4, abs=1e-8)
 
 
@@ -88,11 +88,11 @@ def test_candidates_hold_the_bound_and_are_the_cheapest_of_a_grid(kind: str, sha
     x = sample(kind, 20_000)
     magnitudes = Magnitudes(x)
     bound = share * float(np.mean(x.astype(np.float64) ** 2))
-    found = {q.packing.name: q for q in candidates(magnitudes, bound)}
+    found = {q.packing.name: q for q in cheapest_quantizers(magnitudes, bound)}
     rms = np.sqrt(magnitudes.energy / len(x))
     for quantizer in found.values():
         codes = quantizer.codes(x).astype(np.float64)
-        values = codes * np.float64(quantizer.step) - np.sign(codes) * np.float64(quantizer.shift)
+        values = codes * np.float64(quantizer.scale) - np.sign(codes) * np.float64(quantizer.shift)
         assert np.mean((x - values) ** 2) <= bound * 1.01
         assert np.abs(codes).max() <= quantizer.packing.zero
     best = min((q.bits for q in found.values()), default=np.inf)
@@ -108,13 +108,13 @@ def test_candidates_hold_the_bound_and_are_the_cheapest_of_a_grid(kind: str, sha
 def test_a_ternary_quantiser_finds_clusters() -> None:
     rng = np.random.default_rng(0)
     x = (rng.choice([0, 1, -1], 10_000, p=[0.6, 0.2, 0.2]) * 0.5).astype(np.float32)
-    found = {q.packing.name: q for q in candidates(Magnitudes(x), 1e-6)}
+    found = {q.packing.name: q for q in cheapest_quantizers(Magnitudes(x), 1e-6)}
     assert found["ternary"].error < 1e-12
-    assert float(found["ternary"].step - found["ternary"].shift) == pytest.approx(0.5)
+    assert float(found["ternary"].scale - found["ternary"].shift) == pytest.approx(0.5)
 
 
 def test_nothing_is_found_for_zeros() -> None:
-    assert list(candidates(Magnitudes(np.zeros(10, np.float32)), 1.0)) == []
+    assert list(cheapest_quantizers(Magnitudes(np.zeros(10, np.float32)), 1.0)) == []
 
 
 # ---- The search ----
@@ -126,7 +126,7 @@ def searched(x: Array, noise: float, quality: str | float) -> tuple[Any, float, 
     origin = rng.standard_normal(len(x)).astype(np.float32)
     target = origin + x + (noise * rng.standard_normal(len(x))).astype(np.float32)
     made = Sample([0], [origin], [target], "F32")
-    stored = Search(lambda lo, hi: x[lo:hi], (len(x),), made, [x * 0], 1.0, Quality.parse(quality)).run()
+    stored = DirectionSearch(lambda lo, hi: x[lo:hi], (len(x),), made, [x * 0], 1.0, Quality.parse(quality)).run()
     delta = np.linalg.norm((target - origin).astype(np.float64))
     errors = [
         float(np.linalg.norm((origin + v).astype(np.float64) - target) / delta) for v in (x, stored.decoded(x, 0))
@@ -207,7 +207,7 @@ def test_factors_are_rounded_to_few_bits_of_bf16(seed: int, mantissa: int) -> No
     shape = (3, 10, 14)
     flat = rng.standard_normal(int(np.prod(shape))).astype(np.float32)
     exact = decompose(lambda lo, hi: flat[lo:hi], shape, 5)
-    found = rounded(exact, 2, mantissa)
+    found = round_factors(exact, 2, mantissa)
     for before, after in ((exact.a, found.a), (exact.b, found.b)):
         assert after.shape[1] == 2
         low = after.view(np.uint32) & np.uint32((1 << (23 - mantissa)) - 1)

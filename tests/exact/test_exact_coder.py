@@ -1,4 +1,4 @@
-"""Symbols, rANS, models and parts: against loops written after FORMAT.md section 14, and there and back."""
+"""Symbols, rANS, frequency tables and parts: against loops written after FORMAT.md section 14, and there and back."""
 
 from __future__ import annotations
 
@@ -19,22 +19,31 @@ from hypothesis import strategies as st
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import Corrupt
 from relex_codec.exact import contexts
-from relex_codec.exact.bisection import Interval, frames_of, root
-from relex_codec.exact.frequency_tables import UNUSED, Model, Tables, fit, most_bytes, parse, prepare, to_bytes
-from relex_codec.exact.interval_lists import IntervalList, apply
+from relex_codec.exact.bisection import Interval, frames_of, whole_segment
+from relex_codec.exact.frequency_tables import (
+    UNUSED,
+    CoderTables,
+    FrequencyTables,
+    fit_tables,
+    lay_out,
+    most_table_bytes,
+    tables_from_bytes,
+    tables_to_bytes,
+)
+from relex_codec.exact.interval_lists import IntervalList, write_words
 from relex_codec.exact.ordered_words import layout_of, to_words
-from relex_codec.exact.piece_coder import (
+from relex_codec.exact.part_coder import (
     CODED,
     PLAIN,
-    Counter,
     Frame,
     PartDecoder,
     PartEncoder,
+    SymbolCounter,
     Symbols,
     lowest_exponent,
 )
 from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
-from relex_codec.exact.segments import model_numbers
+from relex_codec.exact.segments import table_set_numbers
 from relex_codec.format.packing import to_planes
 from support.plain import Array
 
@@ -167,18 +176,18 @@ def counts_of(pairs: list[tuple[int, int]]) -> Array:
     return counts
 
 
-def coded(found: list[tuple[int, int, int]], elements: int, tables: Tables) -> bytes:
+def coded(found: list[tuple[int, int, int]], elements: int, tables: FrequencyTables) -> bytes:
     """Code (context, symbol, raw bits)."""
-    model = prepare(tables)
+    coder = lay_out(tables)
     records = np.array([s | context << 6 for context, s, _ in found], np.uint32)
     raws = np.array([raw for context, s, raw in found if context >= FIRST_NUMBER and s >= 4], np.uint32)
     out = np.empty(64 + 4 * len(records) + 4 * len(raws), np.uint8)
-    begin = encode_stream(records, raws, elements, model.tables, model.entries, out)
+    begin = encode_stream(records, raws, elements, coder.table_of, coder.entries, out)
     return out[begin:].tobytes()
 
 
 def check_stream(found: list[tuple[int, int, int]], elements: int) -> bytes:
-    tables = fit(counts_of([(c, s) for c, s, _ in found]), 0)
+    tables = fit_tables(counts_of([(c, s) for c, s, _ in found]), 0)
     stream = coded(found, elements, tables)
     opened = open_stream(stream, elements)
     assert opened is not None
@@ -259,7 +268,7 @@ def test_streams_of_impossible_lengths_are_refused() -> None:
         assert opened is not None and len(opened[1]) == (max(length - 5, 0) // 4 if length > 8 else 0)
 
 
-# ---- Models ----
+# ---- Frequency tables ----
 
 
 def random_counts(seed: int, used: int, spread: float = 3) -> Array:
@@ -274,9 +283,9 @@ def random_counts(seed: int, used: int, spread: float = 3) -> Array:
 
 
 @pytest.mark.parametrize(("used", "spread"), [(0, 1), (1, 3), (40, 3), (CONTEXTS, 0.1), (CONTEXTS, 3), (CONTEXTS, 40)])
-def test_models_fit_and_come_back(used: int, spread: float) -> None:
+def test_tables_fit_and_come_back(used: int, spread: float) -> None:
     counts = random_counts(used, used, spread)
-    tables = fit(counts, 5)
+    tables = fit_tables(counts, 5)
     assert tables.frequency.shape[1] == 64 and len(tables.frequency) <= 254
     assert (tables.frequency.sum(axis=1, dtype=np.int64) == 4096).all()
     assert ((tables.contexts == UNUSED) == (counts.sum(axis=1) == 0)).all()
@@ -284,29 +293,29 @@ def test_models_fit_and_come_back(used: int, spread: float) -> None:
         assert (tables.frequency[tables.contexts[context]][counts[context] > 0] > 0).all()
     of_family = [set(tables.contexts[low:high].tolist()) - {UNUSED} for low, high in FAMILIES]
     assert sum(map(len, of_family)) == len(set().union(*of_family)) == len(tables.frequency)  # none is shared
-    other = fit(random_counts(used + 1, 3), 0)
-    data = to_bytes([tables, other])
-    assert len(data) <= most_bytes(2)
-    for found, expected in zip(parse(data, 2), (tables, other), strict=True):
+    other = fit_tables(random_counts(used + 1, 3), 0)
+    data = tables_to_bytes([tables, other])
+    assert len(data) <= most_table_bytes(2)
+    for found, expected in zip(tables_from_bytes(data, 2), (tables, other), strict=True):
         assert found.dense == expected.dense
         np.testing.assert_array_equal(found.contexts, expected.contexts)
         np.testing.assert_array_equal(found.frequency, expected.frequency)
-    check_prepared(prepare(tables), tables)
+    check_laid_out(lay_out(tables), tables)
 
 
-def check_prepared(model: Model, tables: Tables) -> None:
+def check_laid_out(coder: CoderTables, tables: FrequencyTables) -> None:
     used = len(tables.frequency)
     for context, table in enumerate(tables.contexts.tolist()):
-        assert model.tables[context] == (used if table == UNUSED else table)
+        assert coder.table_of[context] == (used if table == UNUSED else table)
     for table, row in enumerate([*tables.frequency.tolist(), [4096]]):
         symbols = [s for s, f in enumerate(row) for _ in range(f)]
-        assert model.lookup[256 * table : 256 * table + 256].tolist() == symbols[::16]
+        assert coder.lookup[256 * table : 256 * table + 256].tolist() == symbols[::16]
         begin = 0
         for s, f in enumerate(row):
             if begin < 4096:  # those behind the last one are never looked at
-                assert model.entries[64 * table + s] == f | begin << 16
+                assert coder.entries[64 * table + s] == f | begin << 16
             begin += f
-    assert (len(model.lookup), len(model.entries)) == (256 * (used + 1), 64 * (used + 1))
+    assert (len(coder.lookup), len(coder.entries)) == (256 * (used + 1), 64 * (used + 1))
 
 
 def test_contexts_that_differ_get_tables_of_their_own() -> None:
@@ -314,7 +323,7 @@ def test_contexts_that_differ_get_tables_of_their_own() -> None:
     counts[0, :2] = 9000, 1000
     counts[1, :2] = 1000, 9000
     counts[2, :2] = 18100, 1900
-    tables = fit(counts, 0)
+    tables = fit_tables(counts, 0)
     assert tables.contexts[0] == tables.contexts[2] != tables.contexts[1]
     assert abs(int(tables.frequency[tables.contexts[0], 0]) - 3700) < 30
 
@@ -327,7 +336,7 @@ def test_any_counts_give_tables(symbols: int, seed: int, rare: bool) -> None:
     counts[7, rng.permutation(64)[:symbols]] = 1 if rare else rng.integers(1, 10**9, symbols)
     if rare:
         counts[7, 1] = 10**9
-    frequency = fit(counts, 0).frequency
+    frequency = fit_tables(counts, 0).frequency
     assert frequency.shape == (1, 64) and frequency.sum() == 4096 and ((frequency[0] > 0) == (counts[7] > 0)).all()
 
 
@@ -335,15 +344,15 @@ def changed(data: bytes, at: int, value: int) -> bytes:
     return data[:at] + bytes([value]) + data[at + 1 :]
 
 
-def test_models_that_break_the_rules_are_refused() -> None:
+def test_tables_that_break_the_rules_are_refused() -> None:
     counts = np.zeros((CONTEXTS, 64), np.int64)
     counts[0, [0, 2]] = 3, 1
     counts[1072, 0] = 5
-    data = to_bytes([fit(counts, 3)])  # tables of 3 and of 1 values: 3072, 0, 1024 and 4096
+    data = tables_to_bytes([fit_tables(counts, 3)])  # tables of 3 and of 1 values: 3072, 0, 1024 and 4096
     assert data[:2] == bytes([3, 2]) and len(data) == 2 + CONTEXTS + 2 + 4 + 4
     lengths, low, high = 2 + CONTEXTS, 4 + CONTEXTS, 8 + CONTEXTS
     assert data[lengths:] == bytes([3, 1, 0, 0, 0, 0, 12, 0, 4, 16])
-    assert len(parse(changed(data, 0, 16), 1)) == 1
+    assert len(tables_from_bytes(changed(data, 0, 16), 1)) == 1
     for broken in (
         b"", data[:2], data[: lengths - 1], data[:lengths], data[:-1], data + b"\0",
         changed(data, 0, 17), changed(data, 0, 255),  # dense
@@ -354,28 +363,28 @@ def test_models_that_break_the_rules_are_refused() -> None:
         changed(changed(data, high, 16), high + 2, 0),  # the last value is 0
     ):  # fmt: skip
         with pytest.raises(Corrupt):
-            parse(broken, 1)
+            tables_from_bytes(broken, 1)
     with pytest.raises(Corrupt):
-        parse(data, 2)
+        tables_from_bytes(data, 2)
     with pytest.raises(Corrupt):
-        parse(data + data, 1)
+        tables_from_bytes(data + data, 1)
     many = bytes([0, 255]) + bytes([UNUSED]) * CONTEXTS + bytes([1]) * 255 + bytes(255) + bytes([16]) * 255
     with pytest.raises(Corrupt):
-        parse(many, 1)
-    assert len(parse(bytes([0, 0]) + bytes([UNUSED]) * CONTEXTS, 1)[0].frequency) == 0
+        tables_from_bytes(many, 1)
+    assert len(tables_from_bytes(bytes([0, 0]) + bytes([UNUSED]) * CONTEXTS, 1)[0].frequency) == 0
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_any_byte_of_models_is_a_model_or_refused(data: Any) -> None:
-    good = to_bytes([fit(random_counts(1, 30), 2), fit(random_counts(2, 5), 0)])
+def test_any_byte_of_tables_is_a_table_or_refused(data: Any) -> None:
+    good = tables_to_bytes([fit_tables(random_counts(1, 30), 2), fit_tables(random_counts(2, 5), 0)])
     at = data.draw(st.integers(0, len(good) - 1))
     try:
-        found = parse(changed(good, at, data.draw(st.integers(0, 255))), 2)
+        found = tables_from_bytes(changed(good, at, data.draw(st.integers(0, 255))), 2)
     except Corrupt:
         return
     for tables in found:
-        check_prepared(prepare(tables), tables)
+        check_laid_out(lay_out(tables), tables)
 
 
 # ---- Parts ----
@@ -390,18 +399,18 @@ class Part:
     low: int
     dense: int
     numbers: list[int]
-    tables: list[Tables]
+    tables: list[FrequencyTables]
     symbols: dict[int, Symbols]
     streams: dict[int, tuple[int, bytes]]
 
     def __post_init__(self) -> None:
-        self.models = [prepare(tables) for tables in parse(to_bytes(self.tables), len(self.tables))]
+        self.coders = [lay_out(tables) for tables in tables_from_bytes(tables_to_bytes(self.tables), len(self.tables))]
         self.asked: list[int] = []
 
     def decoder(self) -> PartDecoder:
         def frame(step: int) -> Frame:
             self.asked.append(step)
-            return Frame(*self.streams[step], self.models[self.numbers[step - 1]])
+            return Frame(*self.streams[step], self.coders[self.numbers[step - 1]])
 
         self.asked.clear()
         return PartDecoder(self.bits[0], self.dtype, self.low, len(self.bits) - 1, self.dense, frame)
@@ -414,13 +423,13 @@ class Part:
 def part_of(bits: Array, dtype: str) -> Part:
     layout, count = layout_of(dtype), len(bits) - 1
     low = lowest_exponent(to_words(bits[0], layout), layout)
-    numbers = model_numbers(count)
-    encoder, counter = PartEncoder(bits, layout, low), Counter()
+    numbers = table_set_numbers(count)
+    encoder, counter = PartEncoder(bits, layout, low), SymbolCounter()
     dense = encoder.dense()
     symbols = encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter)
-    tables = [fit(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]
-    models = [prepare(found) for found in tables]
-    streams = {step: found.encode(models[numbers[step - 1]]) for step, found in symbols.items()}
+    tables = [fit_tables(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]
+    coders = [lay_out(found) for found in tables]
+    streams = {step: found.encode(coders[numbers[step - 1]]) for step, found in symbols.items()}
     return Part(bits, dtype, low, dense, numbers, tables, symbols, streams)
 
 
@@ -447,19 +456,19 @@ def check_part(part: Part) -> None:
 def replayed(decoder: PartDecoder, start: int, stop: int) -> Iterator[int]:
     """Restore steps one after the other, each frame decoded once, as replay.py does; yields their numbers."""
 
-    def walk(interval: Interval, node: IntervalList) -> Iterator[int]:
+    def walk(interval: Interval, listed: IntervalList) -> Iterator[int]:
         if interval.left >= stop:
             return
         if interval.right <= start or not interval.has_middle:
-            apply(node.rank, node.right, decoder.order.places, decoder.words)
+            write_words(listed.rank, listed.right, decoder.order.places, decoder.words)
             if interval.right >= start:
                 yield interval.right
             return
-        low, high = decoder.halves(interval, node)
+        low, high = decoder.halves(interval, listed)
         yield from walk(interval.low, low)
         yield from walk(interval.high, high)
 
-    yield from walk(root(decoder.count), decoder.whole())
+    yield from walk(whole_segment(decoder.count), decoder.first_list())
 
 
 def intervals(count: int) -> Iterator[tuple[int, int]]:
@@ -472,7 +481,7 @@ def intervals(count: int) -> Iterator[tuple[int, int]]:
             yield from below(interval.low)
             yield from below(interval.high)
 
-    yield from below(root(count))
+    yield from below(whole_segment(count))
 
 
 def check_sizes(part: Part) -> None:
@@ -632,14 +641,14 @@ def test_the_smaller_coding_is_taken() -> None:
     assert PLAIN in codings.values()
     for step, symbols in part.symbols.items():
         stream = part.streams[step][1]
-        model = part.models[part.numbers[step - 1]]
-        without = Symbols(symbols.records, symbols.raws, symbols.dense).encode(model)
+        coder = part.coders[part.numbers[step - 1]]
+        without = Symbols(symbols.records, symbols.raws, symbols.dense).encode(coder)
         assert without[0] == CODED
         assert len(stream) == min(len(x) for x in (without[1], symbols.plain) if x is not None)
         small = Symbols(symbols.records, symbols.raws, symbols.dense, bytes(max(len(without[1]) - 1, 0)))
         if without[1]:
-            assert small.encode(model) == (PLAIN, small.plain)
-        assert Symbols(symbols.records, symbols.raws, symbols.dense, without[1] + b"x").encode(model) == without
+            assert small.encode(coder) == (PLAIN, small.plain)
+        assert Symbols(symbols.records, symbols.raws, symbols.dense, without[1] + b"x").encode(coder) == without
     assert {coding for coding, _ in part_of(content("sparse", "F32", 3000, 4), "F32").streams.values()} == {CODED}
 
 
@@ -674,7 +683,7 @@ def test_the_same_part_gives_the_same_bytes(name: str) -> None:
 
     def digest(_: int) -> str:
         part = part_of(bits.copy(), "BF16")
-        hashed = hashlib.sha256(to_bytes(part.tables))
+        hashed = hashlib.sha256(tables_to_bytes(part.tables))
         for step in sorted(part.streams):
             hashed.update(repr(part.streams[step][0]).encode() + part.streams[step][1])
         return hashed.hexdigest()
@@ -691,7 +700,7 @@ def test_threads_share_nothing() -> None:
         part = parts[i % len(parts)]
         decoder = PartDecoder(
             part.bits[0], part.dtype, part.low, 5, part.dense,
-            lambda step: Frame(*part.streams[step], part.models[part.numbers[step - 1]]),
+            lambda step: Frame(*part.streams[step], part.coders[part.numbers[step - 1]]),
         )  # fmt: skip
         return bool((decoder.restore(1 + i % 5) == part.bits[1 + i % 5]).all())
 
@@ -707,15 +716,15 @@ def test_moves_that_come_back_to_the_same_word_are_no_moves() -> None:
             counts[context, slow_number(value)[0]] += 1
     counts[:880, :2] = 5  # list: a word in it that does not belong there would cost a bit
 
-    def stream_of(values: list[tuple[int, int]], model: Model) -> bytes:
+    def stream_of(values: list[tuple[int, int]], coder: CoderTables) -> bytes:
         found = [slow_number(value) for _, value in values]
         records = np.array([s | c << 6 for (c, _), (s, *_) in zip(values, found, strict=True)], np.uint32)
         raws = np.array([raw for _, bits, raw in found if bits], np.uint32)
         out = np.empty(1000, np.uint8)
-        begin = encode_stream(records, raws, 0, model.tables, model.entries, out)
+        begin = encode_stream(records, raws, 0, coder.table_of, coder.entries, out)
         return out[begin:].tobytes()
 
-    model = prepare(fit(counts, 0))
+    coder = lay_out(fit_tables(counts, 0))
     origin = np.full(6, 9, np.uint8)
     for dense_classes in (0, 1):
         if dense_classes:  # 512 is a move by 256, 2 by one
@@ -723,10 +732,10 @@ def test_moves_that_come_back_to_the_same_word_are_no_moves() -> None:
         else:  # two words, of which the second moves by 256
             first = [(1072, 2), (1024, 2), (1040, 1), (1024, 1), (1040, 511)]
         middle = [(12, 1), (1072, 1), (1024, 3), (1040, 0)]  # the list has one word, and one of the others moves by -1
-        streams = {2: stream_of(first, model), 1: stream_of(middle, model)}
+        streams = {2: stream_of(first, coder), 1: stream_of(middle, coder)}
 
         def frame(step: int, streams: dict[int, bytes] = streams) -> Frame:
-            return Frame(CODED, streams[step], model)
+            return Frame(CODED, streams[step], coder)
 
         for step, expected in ((2, [9, 9, 10, 9, 9, 9]), (1, [9, 9, 10, 9, 8, 9])):
             assert PartDecoder(origin, "U8", 0, 2, dense_classes, frame).restore(step).tolist() == expected

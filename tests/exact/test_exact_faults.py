@@ -107,8 +107,8 @@ class Tier:
 
     file: File
     segment: list[int]
-    """first, count, left, models, groups, limit."""
-    models: list[int]
+    """first, count, left, table sets, groups, limit."""
+    table_sets: list[int]
     blobs: list[list[bytes]]
     """By block, in the order of the file, then by group."""
 
@@ -123,7 +123,7 @@ class Tier:
             ends = [12 * segment[4], *(end for end, _ in index)]
             blobs.append([file.data[at + a : at + b] for a, b in pairwise(ends)])
             assert [zlib.crc32(blob) for blob in blobs[-1]] == [crc for _, crc in index]
-        return cls(file, segment, [model for *_, model in frames], blobs)
+        return cls(file, segment, [number for *_, number in frames], blobs)
 
     def entries(self) -> dict[str, bytes]:
         """The three entries, as if ``relex.data.frames`` began at byte 0."""
@@ -135,9 +135,9 @@ class Tier:
             )
             places.append((len(data), len(index) + sum(map(len, block))))
             data += index + b"".join(block)
-        frames = [b""] * len(self.models)
-        for step, place in zip(frame_order(len(self.models)), places[1:], strict=True):
-            frames[step - 1] = struct.pack("<QQB7x", *place, self.models[step - 1])
+        frames = [b""] * len(self.table_sets)
+        for step, place in zip(frame_order(len(self.table_sets)), places[1:], strict=True):
+            frames[step - 1] = struct.pack("<QQB7x", *place, self.table_sets[step - 1])
         return {SEGMENTS: struct.pack("<6IQQ8x", *self.segment, *places[0]), FRAMES: b"".join(frames), DATA: data}
 
     def bytes(self, spoil: Callable[[dict[str, bytearray]], None] = lambda entries: None) -> bytes:
@@ -243,7 +243,7 @@ def mutated(blob: bytes, chances: random.Random) -> bytes:
 
 
 def test_blobs_of_anything(file: File, good: Any, opened: Open) -> None:
-    """Frames and models in which anything has changed, with checksums that fit: the decoder meets them itself."""
+    """Frames and tables in which anything has changed, with checksums that fit: the decoder meets them itself."""
     chances = random.Random(1)
     outcomes = dict.fromkeys(("right", "wrong"), 0)
     for _ in range(150):
@@ -326,27 +326,27 @@ def test_streams_of_anything(file: File, good: Any, opened: Open) -> None:
     assert refused > 150
 
 
-def model_blobs(raw: bytes) -> bytes:
+def table_blobs(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(raw)
 
 
-def test_models_of_anything(file: File, good: Any, opened: Open) -> None:
+def test_tables_of_anything(file: File, good: Any, opened: Open) -> None:
     chances = random.Random(3)
     refused = right = 0
     for round_ in range(100):
         tier = Tier.of(file)
         group = chances.randrange(len(tier.blobs[0]))
         raw = bytearray(zstandard.ZstdDecompressor().decompress(tier.blobs[0][group]))
-        models = tier.segment[3]
+        sets = tier.segment[3]
         if round_ % 2:  # other tables for contexts, low, dense
-            heads = 1 + 2 * models
+            heads = 1 + 2 * sets
             for _ in range(30):
-                context = chances.randrange(heads, heads + 1075 * models)
+                context = chances.randrange(heads, heads + 1075 * sets)
                 at = chances.choice((0, chances.randrange(1, heads, 2), context))
                 raw[at] = chances.choice((0, 1, 2, 255, chances.randrange(17)))
         else:
             raw = bytearray(mutated(bytes(raw), chances))
-        tier.blobs[0][group] = model_blobs(bytes(raw))
+        tier.blobs[0][group] = table_blobs(bytes(raw))
         for key, value in everything(opened(tier.bytes())).items():
             assert value == good[key] or isinstance(value, Corrupt), key
             refused += value != good[key]
@@ -359,9 +359,9 @@ def test_frequencies_of_anything(file: File, good: Any, opened: Open) -> None:
     chances = random.Random(4)
     for _ in range(20):
         tier = Tier.of(file)
-        models, group = tier.segment[3], chances.randrange(tier.segment[4])
+        sets, group = tier.segment[3], chances.randrange(tier.segment[4])
         heads, contexts, lengths, low, high = b"", b"", b"", b"", b""
-        for _ in range(models):
+        for _ in range(sets):
             used = chances.randrange(0, 255)
             heads += bytes([chances.randrange(17), used])
             contexts += bytes(chances.choice((255, chances.randrange(used))) if used else 255 for _ in range(1075))
@@ -371,7 +371,7 @@ def test_frequencies_of_anything(file: File, good: Any, opened: Open) -> None:
                 lengths += bytes([len(row)])
                 low += bytes(x & 255 for x in row)
                 high += bytes(x >> 8 for x in row)
-        tier.blobs[0][group] = model_blobs(bytes([chances.randrange(256)]) + heads + contexts + lengths + low + high)
+        tier.blobs[0][group] = table_blobs(bytes([chances.randrange(256)]) + heads + contexts + lengths + low + high)
         run = opened(tier.bytes())
         run.verify()
         for key, value in everything(run).items():
@@ -487,7 +487,7 @@ def packed(entry: str, at: int, fmt: str, *values: int) -> Callable[[dict[str, b
 
 
 def with_ends(*values: int) -> Callable[[dict[str, bytearray]], None]:
-    """Other ends in the index of the block of models."""
+    """Other ends in the index of the block of tables."""
 
     def spoil(entries: dict[str, bytearray]) -> None:
         for i, value in enumerate(values):
@@ -507,25 +507,25 @@ def lies(file: File) -> dict[str, bytes]:
         "a segment of too few steps": packed(SEGMENTS, 4, "<I", 4),
         "a segment of very many steps": packed(SEGMENTS, 4, "<I", 0xFFFFFFFF),
         "a left end in the segment itself": packed(SEGMENTS, 8, "<I", 1),
-        "no models": packed(SEGMENTS, 12, "<I", 0),
-        "too many models": packed(SEGMENTS, 12, "<I", 256),
-        "one model more": packed(SEGMENTS, 12, "<I", tier.segment[3] + 1),
-        "one model less": packed(SEGMENTS, 12, "<I", tier.segment[3] - 1),
+        "no table sets": packed(SEGMENTS, 12, "<I", 0),
+        "too many table sets": packed(SEGMENTS, 12, "<I", 256),
+        "one table set more": packed(SEGMENTS, 12, "<I", tier.segment[3] + 1),
+        "one table set less": packed(SEGMENTS, 12, "<I", tier.segment[3] - 1),
         "no groups": packed(SEGMENTS, 16, "<I", 0),
         "one group less": packed(SEGMENTS, 16, "<I", groups - 1),
         "one group more": packed(SEGMENTS, 16, "<I", groups + 1),
         "very many groups": packed(SEGMENTS, 16, "<I", 0xFFFFFFFF),
         "groups of nothing": packed(SEGMENTS, 20, "<I", 0),
         "smaller groups": packed(SEGMENTS, 20, "<I", 1),
-        "a block of models elsewhere": packed(SEGMENTS, 24, "<Q", 0),
-        "a longer block of models": packed(SEGMENTS, 32, "<Q", length + 1),
-        "an endless block of models": packed(SEGMENTS, 32, "<Q", (1 << 64) - 1),
+        "a block of tables elsewhere": packed(SEGMENTS, 24, "<Q", 0),
+        "a longer block of tables": packed(SEGMENTS, 32, "<Q", length + 1),
+        "an endless block of tables": packed(SEGMENTS, 32, "<Q", (1 << 64) - 1),
         "reserved bytes of a segment": packed(SEGMENTS, 47, "<B", 1),
         "a frame elsewhere": packed(FRAMES, 0, "<Q", file.places[DATA][0]),
         "a frame behind the end": packed(FRAMES, frames - 24, "<Q", (1 << 64) - 8),
         "an empty frame": packed(FRAMES, 8, "<Q", 0),
         "a longer frame": packed(FRAMES, frames - 16, "<Q", 1 << 40),
-        "a model that is not there": packed(FRAMES, 16, "<B", tier.segment[3]),
+        "a table set that is not there": packed(FRAMES, 16, "<B", tier.segment[3]),
         "reserved bytes of a frame": packed(FRAMES, 23, "<B", 1),
         "a blob in the index": with_ends(12 * groups - 1),
         "a blob behind its block": with_ends(length + 1),
@@ -545,11 +545,11 @@ def lies(file: File) -> dict[str, bytes]:
 
 LIES = (
     "a segment that begins later", "a segment of no steps", "a segment of too many steps",
-    "a segment of too few steps", "a segment of very many steps", "a left end in the segment itself", "no models",
-    "too many models", "one model more", "one model less", "no groups", "one group less", "one group more",
-    "very many groups", "groups of nothing", "smaller groups", "a block of models elsewhere",
-    "a longer block of models", "an endless block of models", "reserved bytes of a segment", "a frame elsewhere",
-    "a frame behind the end", "an empty frame", "a longer frame", "a model that is not there",
+    "a segment of too few steps", "a segment of very many steps", "a left end in the segment itself", "no table sets",
+    "too many table sets", "one table set more", "one table set less", "no groups", "one group less", "one group more",
+    "very many groups", "groups of nothing", "smaller groups", "a block of tables elsewhere",
+    "a longer block of tables", "an endless block of tables", "reserved bytes of a segment", "a frame elsewhere",
+    "a frame behind the end", "an empty frame", "a longer frame", "a table set that is not there",
     "reserved bytes of a frame", "a blob in the index", "a blob behind its block", "blobs that go back",
     "blobs that wrap around", "blobs that wrap around twice", "no segments", "two segments of everything",
 )  # fmt: skip
@@ -650,16 +650,16 @@ def test_frames_that_break_a_rule(file: File, good: Any, opened: Open) -> None:
         assert peak(read) < 4 << 20, lie
 
 
-def test_models_that_break_a_rule(file: File, opened: Open) -> None:
+def test_tables_that_break_a_rule(file: File, opened: Open) -> None:
     tier = Tier.of(file)
     group = next(i for i, names in enumerate(parts_of(file)) if len(names) == 2)
     raw = zstandard.ZstdDecompressor().decompress(tier.blobs[0][group])
     count = tier.segment[3]
     limit = 1 + count * (2 + 1075 + 254 * 129)
     for blob in (
-        b"", b"x", raw, model_blobs(b""), model_blobs(raw[:1]), model_blobs(raw[:-1]), model_blobs(raw + b"\0"),
-        model_blobs(bytes(1 << 26)), model_blobs(bytes(limit)), model_blobs(bytes(limit + 1)), model_blobs(raw) + b"x",
-        model_blobs(raw) + model_blobs(b""), zstandard.ZstdCompressor(write_content_size=False).compress(raw),
+        b"", b"x", raw, table_blobs(b""), table_blobs(raw[:1]), table_blobs(raw[:-1]), table_blobs(raw + b"\0"),
+        table_blobs(bytes(1 << 26)), table_blobs(bytes(limit)), table_blobs(bytes(limit + 1)), table_blobs(raw) + b"x",
+        table_blobs(raw) + table_blobs(b""), zstandard.ZstdCompressor(write_content_size=False).compress(raw),
         struct.pack("<II", 0x184D2A50, 4) + b"abcd", tier.blobs[0][group][:-1],
     ):  # fmt: skip
         tier.blobs[0][group] = blob

@@ -1,4 +1,4 @@
-"""The order of bisection, the links between segments, models and groups of a segment (FORMAT.md section 13)."""
+"""The order of bisection, the links between segments, table sets and groups of a segment (FORMAT.md section 13)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,24 @@ from hypothesis import strategies as st
 
 from relex_codec import Corrupt
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.exact.bisection import Interval, choose_left, frame_bound, frame_order, frames_of, path, root
-from relex_codec.exact.segments import PartInfo, Segment, check, groups_of, model_numbers, parts_of, step_costs
+from relex_codec.exact.bisection import (
+    Interval,
+    choose_left,
+    frame_bound,
+    frame_order,
+    frames_of,
+    intervals_to,
+    whole_segment,
+)
+from relex_codec.exact.segments import (
+    PartInfo,
+    Segment,
+    check_segments,
+    groups_of,
+    parts_of,
+    step_costs,
+    table_set_numbers,
+)
 from relex_codec.format import constants as f
 from relex_codec.format.constants import PIECE
 
@@ -54,7 +70,7 @@ def test_every_step_is_reached_from_known_ends(count: int) -> None:
         assert needed[0] == count and len(needed) == len(set(needed))
         assert len(needed) <= 1 + math.ceil(math.log2(count)) < frame_bound(count)
         known = {0, count}
-        for interval, middle in zip(path(step, count), needed[1:], strict=True):
+        for interval, middle in zip(intervals_to(step, count), needed[1:], strict=True):
             assert interval.has_middle and interval.middle == middle
             assert {interval.left, interval.right} <= known and interval.left < step <= interval.right
             assert frames[middle][:3] == (interval.level, interval.left, interval.right)
@@ -63,15 +79,15 @@ def test_every_step_is_reached_from_known_ends(count: int) -> None:
             assert interval.share == (abs(middle - near), interval.right - interval.left)
             known.add(middle)
         assert step in known
-        last = list(path(step, count))
+        last = list(intervals_to(step, count))
         if last:  # no frame more than it takes
             assert step in (last[-1].middle, last[-1].right)
 
 
 def test_the_whole_segment_counts_from_its_left_end() -> None:
-    assert root(9) == Interval(0, 9, 1, False)
-    assert not root(1).has_middle and root(2).middle == 1
-    assert root(9).low == Interval(0, 4, 2, True) and root(9).high == Interval(4, 9, 2, False)
+    assert whole_segment(9) == Interval(0, 9, 1, False)
+    assert not whole_segment(1).has_middle and whole_segment(2).middle == 1
+    assert whole_segment(9).low == Interval(0, 4, 2, True) and whole_segment(9).high == Interval(4, 9, 2, False)
 
 
 @pytest.mark.parametrize(("steps", "bound"), [(1, 2), (2, 3), (3, 4), (4, 4), (5, 5), (8, 5), (9, 6), (1024, 12)])
@@ -154,26 +170,26 @@ def test_links_of_segments_are_checked() -> None:
     """Records of any links that keep the bound are read; a chain through every segment is refused."""
     segments, _ = linked([3, 1, 1, 8, 2, 1, 1, 1, 5, 1, 1, 1])
     found, frames, end = records_of(segments)
-    assert check(found, frames, len(frames), 100, end) == segments
+    assert check_segments(found, frames, len(frames), 100, end) == segments
     for number in range(1, len(segments)):
         for left in (0, segments[number].first, segments[number].first - 1):
             changed = list(segments)
             changed[number] = Segment(segments[number].first, segments[number].count, left)
             found["left"][number] = left
             if max(step_costs(changed)) <= frame_bound(len(frames)):
-                assert check(found, frames, len(frames), 100, end) == changed
+                assert check_segments(found, frames, len(frames), 100, end) == changed
             else:
                 with pytest.raises(Corrupt, match="frames"):
-                    check(found, frames, len(frames), 100, end)
+                    check_segments(found, frames, len(frames), 100, end)
         found["left"][number] = segments[number].left
     for count in (1, 3, 40):
         chain = [Segment(i, 1, i) for i in range(count)]
         found, frames, end = records_of(chain)
         if count <= frame_bound(count):
-            assert check(found, frames, count, 100, end) == chain
+            assert check_segments(found, frames, count, 100, end) == chain
         else:
             with pytest.raises(Corrupt, match="frames"):
-                check(found, frames, count, 100, end)
+                check_segments(found, frames, count, 100, end)
 
 
 def test_records_that_do_not_fit_are_refused() -> None:
@@ -194,7 +210,7 @@ def test_records_that_do_not_fit_are_refused() -> None:
         found, frames = good.copy(), good_frames.copy()
         (found if which == "segment" else frames)[field][number] = value
         with pytest.raises(Corrupt):
-            check(found, frames, steps, 100, end)
+            check_segments(found, frames, steps, 100, end)
     for found, frames, count, begin, last in (
         (good[:0], good_frames, steps, 100, end), (good, good_frames[:-1], steps, 100, end),
         (good, good_frames, steps + 1, 100, end), (good, good_frames, steps, 99, end),
@@ -202,15 +218,15 @@ def test_records_that_do_not_fit_are_refused() -> None:
         (good[1:], good_frames, steps, 100, end),
     ):  # fmt: skip
         with pytest.raises(Corrupt):
-            check(found, frames, count, begin, last)
+            check_segments(found, frames, count, begin, last)
 
 
-# ---- Models and groups ----
+# ---- Table sets and groups ----
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_models_go_by_level(count: int) -> None:
-    numbers = model_numbers(count)
+def test_table_sets_go_by_level(count: int) -> None:
+    numbers = table_set_numbers(count)
     frames = by_level(count)
     assert len(numbers) == count and sorted(set(numbers)) == list(range(max(numbers) + 1))
     assert max(numbers) < 255 and numbers[count - 1] == 0 and numbers.count(0) == 1

@@ -21,7 +21,7 @@ from relex_codec import BaseMismatch, Corrupt, InvalidArgument
 from relex_codec.cli.main import group
 from relex_codec.exact import replay
 from relex_codec.exact.bisection import frames_of
-from relex_codec.exact.piece_coder import PartDecoder
+from relex_codec.exact.part_coder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f

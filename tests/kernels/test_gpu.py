@@ -128,7 +128,7 @@ def test_a_tensor_beyond_32_bits(prepare: Prepare) -> None:
     packed = torch.full((n,), 127, dtype=torch.uint8, device="cuda")
     packed[-tail:] = to_torch(drawn.direction((tail,), 0, tail).packed, "cuda")
     g = np.array([[number(rng)]], np.float32)
-    direction = PackedDirection(None, BYTE, packed, drawn.step, drawn.shift)
+    direction = PackedDirection(None, BYTE, packed, drawn.scale, drawn.shift)
     whole = DecodeJob(held, 0, n, "BF16", "BF16", [direction], flat(0, n), 0, n)
     prepare([whole])([g], [[held.view(1, -1)]])  # in place
     expected = by_the_reference(origin, "BF16", "BF16", (tail,), [drawn], g[0])

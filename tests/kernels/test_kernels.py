@@ -127,13 +127,13 @@ def test_rounding(prepare: Prepare, dtype: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("packing", PACKINGS[2:6], ids=lambda packing: packing.name)
-@pytest.mark.parametrize("step", [0.0, 1e-45, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1.0])
 @pytest.mark.parametrize("shift", [-0.0, 0.0, -0.25, 0.25, 1.0])
-def test_zeros_of_the_quantiser(prepare: Prepare, packing: Packing, step: float, shift: float) -> None:
-    """A step of 0 makes products of -0, and codes whose shift is their product cancel; the origin -0 shows either."""
+def test_zeros_of_the_quantiser(prepare: Prepare, packing: Packing, scale: float, shift: float) -> None:
+    """A scale of 0 makes products of -0, and codes whose shift is their product cancel; the origin -0 shows either."""
     rng = np.random.default_rng(0)
     drawn = Drawn.random(rng, (301,), packing)
-    drawn.step, drawn.shift = np.float32(step), np.float32(shift)
+    drawn.scale, drawn.shift = np.float32(scale), np.float32(shift)
     for zero in (0x0000, 0x8000):
         origin = np.full(301, zero, "<u2")
         case = make(rng, (301,), "BF16", "BF16", [drawn], window=flat(0, 301), origin=origin, steps=3)

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import Corrupt
-from relex_codec.exact import frequency_tables, ordered_words, piece_coder
+from relex_codec.exact import frequency_tables, ordered_words, part_coder
 from relex_codec.exact.bisection import Interval, frame_order
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -972,7 +972,7 @@ def test_models_come_back() -> None:
     own = [ref.Model(3, bytes([0, 1, 255] * 358 + [1]), [[4096], [1, 0, 4095]]), ref.Model(16, b"\xff" * 1075, [])]
     raw = enc.models_raw(77, own)
     assert ref.parse_models(raw, 2) == (77, own)
-    assert frequency_tables.parse(raw[1:], 2)[0].frequency[1, :3].tolist() == [1, 0, 4095]
+    assert frequency_tables.tables_from_bytes(raw[1:], 2)[0].frequency[1, :3].tolist() == [1, 0, 4095]
     for bad in (raw[:-1], raw + b"\0", raw[:1] + b"\21" + raw[2:]):
         with pytest.raises(ref.Corrupt):
             ref.parse_models(bad, 2)
@@ -1031,14 +1031,16 @@ def level_of(interval: Interval | None) -> int:
 @given(parts())
 def test_what_the_package_codes_is_what_the_reference_decodes(given_part: tuple[str, int, int, Any]) -> None:
     dtype, low, dense, rows = given_part
-    counter = piece_coder.Counter()
-    symbols = piece_coder.PartEncoder(rows, ordered_words.layout_of(dtype), low).encode(level_of, dense, counter)
+    counter = part_coder.SymbolCounter()
+    symbols = part_coder.PartEncoder(rows, ordered_words.layout_of(dtype), low).encode(level_of, dense, counter)
     number = {step: needed - 1 for step, needed in ref.frame_order(len(rows) - 1)}
-    tables = [frequency_tables.fit(counter.of(i), dense if i == 0 else 0) for i in range(1 + max(number.values()))]
-    coded = {step: one.encode(frequency_tables.prepare(tables[number[step]])) for step, one in symbols.items()}
+    tables = [
+        frequency_tables.fit_tables(counter.of(i), dense if i == 0 else 0) for i in range(1 + max(number.values()))
+    ]
+    coded = {step: one.encode(frequency_tables.lay_out(tables[number[step]])) for step, one in symbols.items()}
     if symbols[1].plain is not None:
         coded[1] = 1, symbols[1].plain
-    there, own = ref.parse_models(bytes([low]) + frequency_tables.to_bytes(tables), len(tables))
+    there, own = ref.parse_models(bytes([low]) + frequency_tables.tables_to_bytes(tables), len(tables))
     assert there == low
     segmented = ref.Segmented(rows[0].tobytes(), dtype, low)
 
@@ -1106,14 +1108,14 @@ def test_streams_that_no_encoder_makes(seed: int, dtype: str, count: int, dense:
         except ref.Corrupt:
             expected = None
     said = {at: one.pen.stream(model) for at, one in zip(asked, dice, strict=True)}
-    flat = frequency_tables.prepare(frequency_tables.parse(enc.models_raw(0, [model])[1:], 1)[0])
+    flat = frequency_tables.lay_out(frequency_tables.tables_from_bytes(enc.models_raw(0, [model])[1:], 1)[0])
 
     def by_reference() -> bytes:
         restored: bytes = segmented.restore(count, step, lambda at: (ref.Coded(b"", 0, said[at]), model))
         return restored
 
     bits = np.frombuffer(zero, f"<u{width}")
-    decoder = piece_coder.PartDecoder(bits, dtype, 100, count, dense, lambda at: piece_coder.Frame(0, said[at], flat))
+    decoder = part_coder.PartDecoder(bits, dtype, 100, count, dense, lambda at: part_coder.Frame(0, said[at], flat))
     if expected is None:
         with pytest.raises(ref.Corrupt):
             by_reference()

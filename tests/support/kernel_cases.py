@@ -71,7 +71,7 @@ class Drawn:
 
     packing: Packing
     remainder: Array
-    step: np.float32
+    scale: np.float32
     shift: np.float32
     rank: int
     factors: Array
@@ -104,7 +104,7 @@ class Drawn:
         """What a kernel is given."""
         factors = from_stream(self.factors, shape, self.rank) if self.rank else None
         packed = np.concatenate([np.empty(0, np.uint8), *self.pieces(start, stop)])
-        return PackedDirection(factors, self.packing, packed, self.step, self.shift)
+        return PackedDirection(factors, self.packing, packed, self.scale, self.shift)
 
 
 def by_the_reference(
@@ -129,7 +129,7 @@ def by_the_reference(
             file.chunks_of = {ref.DATA[0]: range(len(raw))}
             chunk = 1 if drawn.packing.planes else 0
             direction = ref.Direction(
-                0, 0, drawn.step, drawn.shift, drawn.rank, drawn.packing.id, 0, chunk, 0, 0, b"", 0, 0
+                0, 0, drawn.scale, drawn.shift, drawn.rank, drawn.packing.id, 0, chunk, 0, 0, b"", 0, 0
             )
             for start, stop, p in ref.direction_values(file, direction, named):
                 x[start:stop] = x[start:stop] + p * multiplier

@@ -1,6 +1,6 @@
-"""The inner loops of the CPU kernel: one operation, or all of them fused, over a run of elements side by side.
+"""The inner loops of the CPU kernel: one operation, or all of them fused, over a span of elements side by side.
 
-Arrays come as addresses. A run lies in one digit of one block (`packed` is the address of its first byte), in one row
+Arrays come as addresses. A span lies in one digit of one block (`packed` is the address of its first byte), in one row
 of a matrix, and in one stretch of origin and result. p, the sum of section 8, and x are float32 buffers.
 """
 
@@ -23,7 +23,7 @@ from .llvm_ops import (
     narrow_f16,
     narrow_f32,
     narrow_pair,
-    remainder,
+    remainder_operation,
     store_f32,
     store_u16,
     store_u32,
@@ -42,11 +42,12 @@ def loop(function: Any) -> Any:
 
 
 def _fused(packing: Packing, j: int, factors: bool) -> Any:
-    """Everything at once for a BF16 tensor of one direction: its bytes are read once, and written once.
+    """``out = bf16(origin + (p + remainder) * g)`` at once, for a BF16 tensor of one direction.
 
-    Without `factors` the sum of p begins with the remainder, which is no -0 where the step is above 0.
+    Its bytes are read once, and written once. Without `factors` the sum begins with the remainder instead of p = +0,
+    which makes no difference as the remainder is no -0 where the scale is above 0.
     """
-    even, odd = remainder(packing, j, 0), remainder(packing, j, 1)
+    even, odd = remainder_operation(packing, j, 0), remainder_operation(packing, j, 1)
 
     @loop
     def fused(origin: Any, packed: Any, factor: Any, known: Any, p: Any, g: Any, out: Any, count: Any) -> None:
@@ -68,8 +69,8 @@ def _fused(packing: Packing, j: int, factors: bool) -> Any:
 
 
 def _add_codes(packing: Packing, j: int) -> Any:
-    """Add the remainder to p."""
-    value = remainder(packing, j, 0)
+    """``p = p + (q * scale - sign(q) * shift)``, for digit `j` of each byte."""
+    value = remainder_operation(packing, j, 0)
 
     @loop
     def add(packed: Any, factor: Any, known: Any, p: Any, count: Any) -> None:
@@ -81,7 +82,7 @@ def _add_codes(packing: Packing, j: int) -> Any:
 
 
 def _finish(load: Any, widen: Any, narrow: Any, store: Any) -> Any:
-    """One direction whose p is known: add it to the origin, and round."""
+    """``out = narrow(widen(origin) + p * g)``, for an only direction whose p is known."""
 
     @loop
     def finish(origin: Any, p: Any, g: Any, out: Any, count: Any) -> None:
@@ -92,6 +93,8 @@ def _finish(load: Any, widen: Any, narrow: Any, store: Any) -> Any:
 
 
 def _convert(load: Any, widen: Any) -> Any:
+    """``x = widen(origin)``."""
+
     @loop
     def convert(origin: Any, x: Any, count: Any) -> None:
         for i in range(count):
@@ -101,6 +104,8 @@ def _convert(load: Any, widen: Any) -> Any:
 
 
 def _round(narrow: Any, store: Any) -> Any:
+    """``out = narrow(x)``."""
+
     @loop
     def rounded(x: Any, out: Any, count: Any) -> None:
         for i in range(count):
@@ -125,13 +130,15 @@ round_bf16, round_f16, round_f32 = (_round(*dtype[2:]) for dtype in (_bf16, _f16
 
 @loop
 def add_words(low: Any, high: Any, known: Any, p: Any, count: Any) -> None:
-    step, shift = known[0], known[1]
+    """``p = p + (q * scale - sign(q) * shift)``, for packing ``word``: q + z is in two planes."""
+    scale, shift = known[0], known[1]
     for i in range(count):
-        store_f32(p, i, load_f32(p, i) + word_value(load_u8(low, i), load_u8(high, i), step, shift))
+        store_f32(p, i, load_f32(p, i) + word_value(load_u8(low, i), load_u8(high, i), scale, shift))
 
 
 @loop
 def add_floats(packed: Any, plane: Any, p: Any, count: Any) -> None:
+    """``p = p + value``, for packing ``float32``: four planes of `plane` bytes."""
     for i in range(count):
         value = float_of_planes(
             load_u8(packed, i), load_u8(packed + plane, i), load_u8(packed + 2 * plane, i),
@@ -141,7 +148,10 @@ def add_floats(packed: Any, plane: Any, p: Any, count: Any) -> None:
 
 
 def _add_pairs(count: int, first: bool) -> Any:
-    """Add 4 or 8 pairs of factors to p, whose `first` they may be; p stays in a register while it is summed."""
+    """``p = p + a_j * b_j`` for 4 or 8 pairs of factors in turn, whose `first` they may be.
+
+    p stays in a register while it is summed.
+    """
 
     @loop
     def four(a: Any, m: Any, b: Any, pitch: Any, p: Any, length: Any) -> None:
@@ -175,25 +185,28 @@ begin_eight, add_eight = _add_pairs(8, True), _add_pairs(8, False)
 
 @loop
 def add_pair(a: Any, b: Any, p: Any, count: Any) -> None:
+    """``p = p + a * b``, for one pair of factors and one row, whose a is a number."""
     for i in range(count):
         store_f32(p, i, load_f32(p, i) + a * load_f32(b, i))
 
 
 @loop
 def zero(p: Any, count: Any) -> None:
+    """``p = +0``."""
     for i in range(count):
         store_f32(p, i, np.float32(0))
 
 
 @loop
-def scale_add(p: Any, g: Any, x: Any, count: Any) -> None:
+def add_product(p: Any, g: Any, x: Any, count: Any) -> None:
+    """``x = x + p * g``."""
     for i in range(count):
         store_f32(x, i, load_f32(x, i) + load_f32(p, i) * g)
 
 
 @loop
 def spread(cells: Any, out: Any, stride: Any, size: Any, count: Any) -> None:
-    """Copy a run to where its elements do not lie side by side."""
+    """Copy a span to where its elements do not lie side by side."""
     for i in range(count):
         if size == 2:
             store_u16(out, i * stride, load_u16(cells, i))

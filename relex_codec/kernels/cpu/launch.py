@@ -25,14 +25,14 @@ from relex_codec.kernels.interface import (
 )
 
 from . import loops
-from .llvm_ops import constants
+from .llvm_ops import remainder_constants
 
 SHARES: Final = 8
 """Units of work a thread: small enough that threads end together, large enough that handing them out costs nothing."""
 
 
 def prepare(jobs: Sequence[DecodeJob]) -> Decode:
-    """Prepare jobs over numpy arrays; see `relex_codec.kernels` for what they are.
+    """Prepare jobs over numpy arrays; see `relex_codec.kernels.interface` for what they are.
 
     Decoding raises:
         InvalidArgument: the thread takes subnormal numbers for zeros, which would change the result.
@@ -42,7 +42,7 @@ def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     directions = [direction for job in jobs for direction in job.directions]
     table = np.array([_row(job, int(start)) for job, start in zip(rowed, starts[:-1], strict=True)], np.int64)
     rows = np.array([_direction_row(direction) for direction in directions], np.int64)
-    known = np.array([(*constants(d.packing, d.step, d.shift), d.step) for d in directions], np.float32)
+    known = np.array([(*remainder_constants(d.packing, d.scale, d.shift), d.scale) for d in directions], np.float32)
     work = _shares(jobs)
 
     def decode(coefficients: Coefficients, targets: Targets) -> None:
@@ -97,8 +97,8 @@ def _target(target: npt.NDArray[Any], job: DecodeJob, rowed: DecodeJob) -> tuple
     row, column = target.strides[0] // size, target.strides[1] // size
     if rowed is job:
         return target.ctypes.data, row, column
-    shift = rowed.window.row * rowed.window.width - (job.window.row * job.window.width + job.window.column)
-    return target.ctypes.data + shift * target.strides[1], rowed.window.width * column, column
+    ahead = rowed.window.row * rowed.window.width - (job.window.row * job.window.width + job.window.column)
+    return target.ctypes.data + ahead * target.strides[1], rowed.window.width * column, column
 
 
 def _shares(jobs: Sequence[DecodeJob]) -> list[npt.NDArray[np.int64]]:

@@ -123,27 +123,30 @@ narrow_pair = operation(types.uint32, (types.float32, types.float32), _narrow_pa
 
 
 def digit_factor(packing: Packing, j: int) -> int:
-    """Return the `factor` that `remainder` wants for digit j of a byte of radix 3 or 5: ceil(2^32 / R^(j + 1)).
+    """Return the `factor` that `remainder_operation` wants for digit j of a byte of radix R = 3 or 5.
 
-    The product of a byte and it, mod 2^32, is what is below digit j + 1 in base R as a fraction of 2^32: how often
-    2^32 / R is in it is the digit. The factor is rounded up by less than 1, so the product is too large by less than
-    256; fractions are multiples of 2^32 / R^5 > 2^20.
+    It is ceil(2^32 / R^(j + 1)). The product of a byte and it, mod 2^32, is what is below digit j + 1 in base R as a
+    fraction of 2^32: how often 2^32 / R is in it is the digit. The factor is rounded up by less than 1, so the product
+    is too large by less than 256; fractions are multiples of 2^32 / R^5 > 2^20.
     """
     return -(-(1 << 32) // int(packing.radix ** (j + 1))) if packing.radix in CHAINED else 0
 
 
-def constants(packing: Packing, step: np.float32, shift: np.float32) -> list[np.float32]:
-    """Return five numbers that `remainder` wants: for radix 3 and 5 the value of each digit, else step and shift."""
+def remainder_constants(packing: Packing, scale: np.float32, shift: np.float32) -> list[np.float32]:
+    """Return five numbers that `remainder_operation` wants.
+
+    For radix 3 and 5 they are the values of the digits, ``q * scale - sign(q) * shift``; else scale and shift.
+    """
     if packing.radix not in CHAINED:
-        return [step, shift, _NONE, _NONE, _NONE]
+        return [scale, shift, _NONE, _NONE, _NONE]
     q = np.arange(packing.radix, dtype=np.int32) - np.int32(packing.zero)
     with np.errstate(over="ignore", under="ignore"):
-        values = q.astype(np.float32) * step - np.sign(q).astype(np.float32) * shift
+        values = q.astype(np.float32) * scale - np.sign(q).astype(np.float32) * shift
     return [*values, *[_NONE] * (5 - packing.radix)]
 
 
-def remainder(packing: Packing, j: int, place: int) -> Any:
-    """Return the compiled ``value(bytes, factor, *constants)``: ``q * step - sign(q) * shift``.
+def remainder_operation(packing: Packing, j: int, place: int) -> Any:
+    """Return the compiled ``value(bytes, factor, *constants)``: ``q * scale - sign(q) * shift``.
 
     q is digit `j` minus z of byte `place` (0 or 1) of two bytes in a uint16. For radix 3 and 5, j is that of `factor`.
     """
@@ -164,19 +167,19 @@ def remainder(packing: Packing, j: int, place: int) -> Any:
     return operation(types.float32, (types.uint16, types.uint32, *[types.float32] * 5), build)
 
 
-def _value(b: Any, number: Any, zero: int, step: Any, shift: Any) -> Any:
-    """``q * step - sign(q) * shift`` for a digit below 2^16: for q = 0 that is the product, +0.
+def _value(b: Any, number: Any, zero: int, scale: Any, shift: Any) -> Any:
+    """``q * scale - sign(q) * shift`` for a digit below 2^16: for q = 0 that is the product, +0.
 
     The digit becomes a float as the lowest bits of 2^23, from which 2^23 + z is subtracted, which is exact.
     """
     q = b.fsub(b.bitcast(b.or_(number, _i32(0x4B000000)), F32), ir.Constant(F32, float((1 << 23) + zero)))
-    product, nothing = b.fmul(q, step), ir.Constant(F32, 0.0)
+    product, nothing = b.fmul(q, scale), ir.Constant(F32, 0.0)
     below = b.select(b.fcmp_ordered("<", q, nothing), b.fadd(product, shift), product)
     return b.select(b.fcmp_ordered(">", q, nothing), b.fsub(product, shift), below)
 
 
-def _word_value(b: Any, low: Any, high: Any, step: Any, shift: Any) -> Any:
-    return _value(b, b.or_(b.zext(low, I32), b.shl(b.zext(high, I32), _i32(8))), WORD.zero, step, shift)
+def _word_value(b: Any, low: Any, high: Any, scale: Any, shift: Any) -> Any:
+    return _value(b, b.or_(b.zext(low, I32), b.shl(b.zext(high, I32), _i32(8))), WORD.zero, scale, shift)
 
 
 word_value = operation(types.float32, (types.uint8, types.uint8, types.float32, types.float32), _word_value)

@@ -1,8 +1,8 @@
-"""The compiled loop of the CPU kernel over jobs, rows and runs: one pass over base, codes and result.
+"""The compiled loop of the CPU kernel over jobs, rows and spans: one pass over base, codes and result.
 
 Arrays come as addresses, jobs and directions as rows of integers (columns are named below), so that one compiled
-function decodes any number of tensors of any mixture of dtypes and packings. `cpu` fills the rows and keeps what they
-point to; nothing here checks anything.
+function decodes any number of tensors of any mixture of dtypes and packings. launch.py fills the rows and keeps what
+they point to; nothing here checks anything.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .inner_loops import (
     add_high,
     add_low,
     add_pair,
+    add_product,
     add_quinary,
     add_ternary,
     add_words,
@@ -42,7 +43,6 @@ from .inner_loops import (
     round_bf16,
     round_f16,
     round_f32,
-    scale_add,
     spread,
     summed_byte,
     summed_high,
@@ -53,8 +53,8 @@ from .inner_loops import (
 )
 from .llvm_ops import digit_factor, load_f32
 
-RUN: Final = 4096
-"""Elements that are decoded at a time: those of a digit of a block, and buffers that fit the first cache."""
+SPAN: Final = 4096
+"""Elements of the longest span: those of a digit of a block. Buffers of so many fit the first cache."""
 MIN_TILE: Final = 256
 """Fewest columns that are decoded at a time, row after row, where there are factors."""
 
@@ -164,6 +164,7 @@ def _add_remainder(direction: Any, known: Any, first: Any, size: Any, start: Any
 
 @loop
 def _decode_fused(kind: Any, packed: Any, j: Any, known: Any, origin: Any, g: Any, out: Any, count: Any) -> None:
+    """``out = bf16(origin + remainder * g)``, for a direction without factors."""
     factor = _FACTORS[kind, j]
     if kind == _TERNARY:
         fused_ternary(origin, packed, factor, known, 0, g, out, count)
@@ -181,6 +182,7 @@ def _decode_fused(kind: Any, packed: Any, j: Any, known: Any, origin: Any, g: An
 def _decode_summed(
     kind: Any, packed: Any, j: Any, known: Any, origin: Any, p: Any, g: Any, out: Any, count: Any
 ) -> None:
+    """``out = bf16(origin + (p + remainder) * g)``, p being the sum of factors."""
     factor = _FACTORS[kind, j]
     if kind == _TERNARY:
         summed_ternary(origin, packed, factor, known, p, g, out, count)
@@ -205,7 +207,7 @@ def _sum(direction: Any, known: Any, job: Any, element: Any, count: Any, p: Any)
 def _decode_plain(
     job: Any, directions: Any, constants: Any, g: Any, element: Any, origin: Any, p: Any, x: Any, out: Any, count: Any
 ) -> None:
-    """Decode a run in steps, for any dtypes and number of directions; of an only one, p is known."""
+    """Decode a span, operation by operation, for any dtypes and number of directions; of an only one, p is known."""
     kind, wanted = job[ORIGIN_DTYPE], job[DTYPE]
     if kind == wanted and job[COUNT] == 1:
         if kind == BF16:
@@ -224,7 +226,7 @@ def _decode_plain(
     for d in range(job[FROM], job[FROM] + job[COUNT]):
         if job[COUNT] > 1:
             _sum(directions[d], constants[d], job, element, count, p)
-        scale_add(p, g[d], x, count)
+        add_product(p, g[d], x, count)
     if wanted == BF16:
         round_bf16(x, out, count)
     elif wanted == F16:
@@ -235,11 +237,15 @@ def _decode_plain(
 
 @compiled
 def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficients: Any, work: Any, tiny: Any) -> bool:
-    """Decode ranges of elements of several jobs.
+    """Decode ranges of elements of several jobs: ``out = narrow(w0 + p_1 * g_1 + ... + p_k * g_k)``.
+
+    p is ``a_1[row] * b_1[column] + ... + (q * scale - sign(q) * shift)``, summed from left to right, and each operation
+    is rounded to float32 (FORMAT.md section 8). Where there are factors, columns are taken in tiles, so that the right
+    factors of a tile stay in the first cache while its rows are decoded.
 
     Args:
         jobs, directions: int64 [J, 16], [D, 8].
-        constants: float32 [D, 6], those of `elements.constants`, and the step.
+        constants: float32 [D, 6], those of `llvm_ops.remainder_constants`, and the scale.
         targets: int64 [J, S, 3].
         coefficients: float32 [S, D].
         work: int64 [W, 3]: job, and the elements that are decoded of it.
@@ -250,9 +256,9 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
     """
     if tiny * np.float32(1) == 0:
         return False
-    buffers = np.empty(3 * RUN + LINE, np.float32)
+    buffers = np.empty(3 * SPAN + LINE, np.float32)
     p = (buffers.ctypes.data + LINE - 1) // LINE * LINE
-    x, buffer = p + 4 * RUN, p + 8 * RUN
+    x, buffer = p + 4 * SPAN, p + 8 * SPAN
     for w in range(len(work)):
         job, places = jobs[work[w, 0]], targets[work[w, 0]]
         lo, hi = max(work[w, 1], job[LO]), min(work[w, 2], job[HI])
@@ -265,7 +271,7 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
         )  # fmt: skip
         tile = max(1, job[COLUMNS])
         if rank:
-            tile = max(MIN_TILE, 2 * RUN // rank)  # the right factors of a tile stay in the first cache, row by row
+            tile = max(MIN_TILE, 2 * SPAN // rank)  # the right factors of a tile stay in the first cache, row by row
         top = max(0, (lo - job[COLUMN]) // job[WIDTH] - job[ROW])
         for left in range(0, job[COLUMNS], tile):
             for i in range(top, job[ROWS]):
@@ -274,7 +280,7 @@ def decode(jobs: Any, directions: Any, constants: Any, targets: Any, coefficient
                     break
                 element, end = max(begin + left, lo), min(begin + min(left + tile, job[COLUMNS]), hi)
                 while element < end:
-                    count, packed, digit = min(RUN, end - element), 0, 0
+                    count, packed, digit = min(SPAN, end - element), 0, 0
                     if fused:
                         packed, digit, there = _locate(only[PACKED], _PER_BYTE[kind], job[FIRST], job[SIZE], element)
                         count = min(count, there)

@@ -1,8 +1,8 @@
 """What the Triton kernels are made of: the tables that they read, numbers and their rounding, factors.
 
-Tables are of int64 (`Field`, `Part`): pointers as numbers, float32 as the bits of their low half. Rounding is integer
-arithmetic on the bits, since Triton's interpreter truncates where bfloat16 is made; for float16 it and the hardware
-both round to nearest even.
+Tables are of int64 (`JobField`, `DirectionField`): pointers as numbers, float32 as the bits of their low half. Rounding
+is integer arithmetic on the bits, since Triton's interpreter truncates where bfloat16 is made; for float16 it and the
+hardware both round to nearest even.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import triton.language as tl
 from relex_codec.format.constants import BLOCK as BLOCK_BYTES
 from relex_codec.format.constants import PIECE as PIECE_ELEMENTS
 
-from .plan import SEVERAL, TARGET_WORDS, Field, Part
+from .plan import SEVERAL, TARGET_WORDS, DirectionField, JobField
 
 PIECE = tl.constexpr(PIECE_ELEMENTS)
 BLOCK = tl.constexpr(BLOCK_BYTES)
 ANY = tl.constexpr(SEVERAL)
 T_WORDS = tl.constexpr(TARGET_WORDS)
 (
-    F_ELEMENT_0, F_ORIGIN, F_LO, F_HI, F_FIRST_PIECE, F_SIZE, F_CALL, F_DIRECTIONS,
-    F_START, F_WIDTH, F_COLUMNS, F_COUNT, F_PITCH,
-) = (tl.constexpr(int(field)) for field in Field)  # fmt: skip
+    J_ELEMENT_0, J_ORIGIN, J_LO, J_HI, J_FIRST_PIECE, J_SIZE, J_CALL, J_DIRECTIONS,
+    J_START, J_WIDTH, J_COLUMNS, J_COUNT, J_PITCH,
+) = (tl.constexpr(int(field)) for field in JobField)  # fmt: skip
 (
-    P_PACKED, P_PIECE_BYTES, P_STEP, P_SHIFT, P_A, P_B, P_RANK, P_M, P_N, P_ROWS,
-    P_PACKING, P_PER_BYTE, P_RADIX, P_ZERO,
-) = (tl.constexpr(int(part)) for part in Part)  # fmt: skip
-FIELDS = tl.constexpr(len(Field))
-PARTS = tl.constexpr(len(Part))
+    D_PACKED, D_PIECE_BYTES, D_SCALE, D_SHIFT, D_A, D_B, D_RANK, D_M, D_N, D_ROWS,
+    D_PACKING, D_PER_BYTE, D_RADIX, D_ZERO,
+) = (tl.constexpr(int(field)) for field in DirectionField)  # fmt: skip
+JOB_FIELDS = tl.constexpr(len(JobField))
+DIRECTION_FIELDS = tl.constexpr(len(DirectionField))
 
 
 # ---- Numbers ----
@@ -94,11 +94,11 @@ def fetch(pointer, mask, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def quantised(digit, zero, part):
-    """``q * step - sign(q) * shift``; +0 for q = 0, as step is not negative and both are finite."""
+def quantised(digit, zero, direction):
+    """``q * scale - sign(q) * shift``; +0 for q = 0, as scale is not negative and both are finite."""
     q = digit - zero
-    shift = number(part + P_SHIFT)
-    value = q.to(tl.float32) * number(part + P_STEP) - tl.where(q < 0, shift * -1.0, shift)
+    shift = number(direction + D_SHIFT)
+    value = q.to(tl.float32) * number(direction + D_SCALE) - tl.where(q < 0, shift * -1.0, shift)
     return tl.where(q == 0, 0.0, value)
 
 
@@ -112,18 +112,18 @@ def planes(packed, stride, COUNT: tl.constexpr, mask, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def factor_sum(p, part, matrix, row, place, mask, ALIGNED: tl.constexpr):
-    """Add the outer products at elements that lie `place` after the first of a row of a matrix."""
-    rank = tl.load(part + P_RANK)
-    m, n = tl.load(part + P_M).to(place.dtype), tl.load(part + P_N).to(place.dtype)
+def factor_sum(p, direction, matrix, row, place, mask, ALIGNED: tl.constexpr):
+    """``p + sum of a_j[row] * b_j[column]``, at elements that lie `place` after the first of a row of a matrix."""
+    rank = tl.load(direction + D_RANK)
+    m, n = tl.load(direction + D_M).to(place.dtype), tl.load(direction + D_N).to(place.dtype)
     rows = place // n
     column = place - rows * n
     rows += row.to(place.dtype)
     matrices = rows // m
     rows -= matrices * m
     matrices = (matrix + matrices) * rank  # int64
-    a = tl.load(part + P_A).to(tl.pointer_type(tl.float32)) + (matrices * m + rows)
-    b = tl.load(part + P_B).to(tl.pointer_type(tl.float32)) + (matrices * n + column)
+    a = tl.load(direction + D_A).to(tl.pointer_type(tl.float32)) + (matrices * m + rows)
+    b = tl.load(direction + D_B).to(tl.pointer_type(tl.float32)) + (matrices * n + column)
     for _ in range(rank.to(tl.int32)):
         p = p + fetch(a, mask, ALIGNED) * fetch(b, mask, ALIGNED)
         a += m
@@ -132,21 +132,21 @@ def factor_sum(p, part, matrix, row, place, mask, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def near_sum(p, part, start, local, mask, ALIGNED: tl.constexpr):
+def near_sum(p, direction, start, local, mask, ALIGNED: tl.constexpr):
     """`factor_sum` at elements from `start` on, which are of one row or of two that follow each other."""
-    rank = tl.load(part + P_RANK).to(tl.int32)
-    m, n = tl.load(part + P_M), tl.load(part + P_N)
-    last = tl.load(part + P_ROWS) - 1  # nothing is read beyond the last row: elements there are masked
+    rank = tl.load(direction + D_RANK).to(tl.int32)
+    m, n = tl.load(direction + D_M), tl.load(direction + D_N)
+    last = tl.load(direction + D_ROWS) - 1  # nothing is read beyond the last row: elements there are masked
     row = tl.minimum(start // n, last)
     column = start - row * n
     following = tl.minimum(row + 1, last)
     matrix, next_matrix = row // m, following // m
     after = local >= (n - column).to(tl.int32)
-    shift = (column + matrix * (rank * n)).to(tl.int32)
-    next_shift = (column - n + next_matrix * (rank * n)).to(tl.int32)
-    places = local + tl.where(after, next_shift, shift)
-    a = tl.load(part + P_A).to(tl.pointer_type(tl.float32))
-    b = tl.load(part + P_B).to(tl.pointer_type(tl.float32))
+    offset = (column + matrix * (rank * n)).to(tl.int32)
+    next_offset = (column - n + next_matrix * (rank * n)).to(tl.int32)
+    places = local + tl.where(after, next_offset, offset)
+    a = tl.load(direction + D_A).to(tl.pointer_type(tl.float32))
+    b = tl.load(direction + D_B).to(tl.pointer_type(tl.float32))
     a_next = a + (next_matrix * rank * m + following - next_matrix * m)
     a += matrix * rank * m + row - matrix * m
     for _ in range(rank):

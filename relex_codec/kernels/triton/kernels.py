@@ -1,8 +1,15 @@
-"""The Triton kernels: FORMAT.md sections 7 and 8 on a tile of elements. `triton_plan` plans, `triton_gpu` launches.
+"""The Triton kernels: FORMAT.md sections 7 and 8 on a tile of elements. plan.py plans, launch.py launches.
+
+For each element and step, every operation rounded to float32 on its own:
+
+    x = w0 + p_1 * g_1 + ... + p_k * g_k                                from left to right, g_d of direction d
+    p = a_1[row] * b_1[column] + ... + (q * scale - sign(q) * shift)    from left to right, after +0
+
+where q is a digit of a byte of the codes. For packing ``float32`` the last term is the value itself.
 
 ``planar`` decodes contiguous elements: a program takes bytes of one block and decodes all digits of each, so that it
-reads codes and origin, and writes targets, in runs. ``general`` decodes any window into targets of any strides with any
-directions: it takes elements in the order of the window and looks up the code of each.
+reads codes and origin, and writes targets, side by side. ``general`` decodes any window into targets of any strides
+with any directions: it takes elements in the order of the window and looks up the code of each.
 
 No product may be contracted with a sum: launch with ``enable_fp_fusion=False``.
 """
@@ -15,29 +22,29 @@ import triton.language as tl
 from .device import (
     ANY,
     BLOCK,
-    F_CALL,
-    F_COLUMNS,
-    F_COUNT,
-    F_DIRECTIONS,
-    F_ELEMENT_0,
-    F_FIRST_PIECE,
-    F_HI,
-    F_LO,
-    F_ORIGIN,
-    F_PITCH,
-    F_SIZE,
-    F_START,
-    F_WIDTH,
-    FIELDS,
-    P_M,
-    P_N,
-    P_PACKED,
-    P_PACKING,
-    P_PER_BYTE,
-    P_PIECE_BYTES,
-    P_RADIX,
-    P_ZERO,
-    PARTS,
+    D_M,
+    D_N,
+    D_PACKED,
+    D_PACKING,
+    D_PER_BYTE,
+    D_PIECE_BYTES,
+    D_RADIX,
+    D_ZERO,
+    DIRECTION_FIELDS,
+    J_CALL,
+    J_COLUMNS,
+    J_COUNT,
+    J_DIRECTIONS,
+    J_ELEMENT_0,
+    J_FIRST_PIECE,
+    J_HI,
+    J_LO,
+    J_ORIGIN,
+    J_PITCH,
+    J_SIZE,
+    J_START,
+    J_WIDTH,
+    JOB_FIELDS,
     PIECE,
     T_WORDS,
     elements,
@@ -60,12 +67,12 @@ MOST_DIGITS = tl.constexpr(5)
 
 
 @triton.jit
-def codes(part, piece, inside, i, mask, PACKING: tl.constexpr, K: tl.constexpr, ALIGNED: tl.constexpr):
+def codes(direction, piece, inside, i, mask, PACKING: tl.constexpr, K: tl.constexpr, ALIGNED: tl.constexpr):
     """The bytes of a tile, if their digits are those of the tile; else something that is not used."""
     if K > 1 and (PACKING >= 2 and PACKING <= 4):
         FULL: tl.constexpr = PIECE // (BLOCK * K)
         PIECE_BYTES: tl.constexpr = FULL * BLOCK + (PIECE - FULL * BLOCK * K + K - 1) // K
-        packed = elements(part + P_PACKED, "U8", ALIGNED) + piece * PIECE_BYTES + inside // K
+        packed = elements(direction + D_PACKED, "U8", ALIGNED) + piece * PIECE_BYTES + inside // K
         found = fetch(packed + i, mask, ALIGNED).to(tl.int32)
     else:
         found = i
@@ -74,35 +81,35 @@ def codes(part, piece, inside, i, mask, PACKING: tl.constexpr, K: tl.constexpr, 
 
 @triton.jit
 def planar_value(
-    part, byte, piece, inside, local, length, start, first, width, mask,
+    direction, byte, piece, inside, local, length, start, first, width, mask,
     J: tl.constexpr, CLASS: tl.constexpr, K: tl.constexpr, NEAR: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """p of section 8 at the elements `local` of a block, which are digit `J` of the tile's bytes."""
     PACKING: tl.constexpr = CLASS & 7
     p = tl.zeros(local.shape, tl.float32)
     if CLASS & 8 and NEAR:
-        run = J * width + first
-        p = near_sum(p, part, start + run, local - run, mask, ALIGNED)
+        before = J * width + first
+        p = near_sum(p, direction, start + before, local - before, mask, ALIGNED)
     elif CLASS & 8:
-        rows = start // tl.load(part + P_N)
-        matrix = rows // tl.load(part + P_M)
-        place = local + (start - rows * tl.load(part + P_N)).to(tl.int32)
-        p = factor_sum(p, part, matrix, rows - matrix * tl.load(part + P_M), place, mask, ALIGNED)
+        rows = start // tl.load(direction + D_N)
+        matrix = rows // tl.load(direction + D_M)
+        place = local + (start - rows * tl.load(direction + D_N)).to(tl.int32)
+        p = factor_sum(p, direction, matrix, rows - matrix * tl.load(direction + D_M), place, mask, ALIGNED)
     if PACKING == 1:
-        packed = elements(part + P_PACKED, "U8", ALIGNED) + piece * (4 * PIECE) + inside
+        packed = elements(direction + D_PACKED, "U8", ALIGNED) + piece * (4 * PIECE) + inside
         p = p + planes(packed + local, length, 4, mask, ALIGNED).to(tl.float32, bitcast=True)
     elif PACKING == 6:
-        packed = elements(part + P_PACKED, "U8", ALIGNED) + piece * (2 * PIECE) + inside
-        p = p + quantised(planes(packed + local, length, 2, mask, ALIGNED), 32767, part)
+        packed = elements(direction + D_PACKED, "U8", ALIGNED) + piece * (2 * PIECE) + inside
+        p = p + quantised(planes(packed + local, length, 2, mask, ALIGNED), 32767, direction)
     elif PACKING == 5:
-        packed = elements(part + P_PACKED, "U8", ALIGNED) + piece * PIECE + inside
-        p = p + quantised(planes(packed + local, length, 1, mask, ALIGNED), 127, part)
+        packed = elements(direction + D_PACKED, "U8", ALIGNED) + piece * PIECE + inside
+        p = p + quantised(planes(packed + local, length, 1, mask, ALIGNED), 127, direction)
     elif PACKING >= 2:
         RADIX: tl.constexpr = 3 if PACKING == 2 else 5 if PACKING == 3 else 16
         ZERO: tl.constexpr = (RADIX - 1) // 2
         for _ in tl.static_range(J):
             byte = byte // RADIX
-        p = p + quantised(byte % RADIX, ZERO, part)
+        p = p + quantised(byte % RADIX, ZERO, direction)
     return p
 
 
@@ -112,7 +119,9 @@ def planar(
     ORIGIN: tl.constexpr, DTYPE: tl.constexpr, K: tl.constexpr, DIRECTIONS: tl.constexpr, CLASSES: tl.constexpr,
     TILE: tl.constexpr, NEAR: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Decode blocks of contiguous elements; `units` has the place of the job's row, and the block's number, of each.
+    """Decode blocks of contiguous elements: ``target = narrow(w0 + p_1 * g_1 + ...)`` at each step.
+
+    `units` has for each block the place of the job's row in the table, and the block's number.
 
     Args:
         K: digits of a byte; of each direction, or 1.
@@ -131,8 +140,8 @@ def planar(
 
     piece = (block // BLOCKS).to(tl.int64)
     inside = (block % BLOCKS) * SPAN
-    start = (tl.load(job + F_FIRST_PIECE) + piece) * PIECE
-    length = tl.minimum(tl.load(job + F_SIZE) - start, PIECE).to(tl.int32)
+    start = (tl.load(job + J_FIRST_PIECE) + piece) * PIECE
+    length = tl.minimum(tl.load(job + J_SIZE) - start, PIECE).to(tl.int32)
     start += inside
     if ALIGNED:
         length = tl.multiple_of(length, 16)
@@ -141,15 +150,15 @@ def planar(
         hi = SPAN
     else:
         width = (tl.minimum(length - inside, SPAN) + (K - 1)) // K
-        lo = tl.maximum(tl.load(job + F_LO) - start, 0).to(tl.int32)
-        hi = tl.minimum(tl.load(job + F_HI) - start, length - inside).to(tl.int32)
+        lo = tl.maximum(tl.load(job + J_LO) - start, 0).to(tl.int32)
+        hi = tl.minimum(tl.load(job + J_HI) - start, length - inside).to(tl.int32)
 
-    parts = job + FIELDS
+    directions = job + JOB_FIELDS
     bytes_of = ()
     for d in tl.static_range(DIRECTIONS):
-        part = parts + d * PARTS
-        bytes_of = bytes_of + (codes(part, piece, inside, i, i < width, (CLASSES >> (4 * d)) & 7, K, ALIGNED),)
-    origin = elements(job + F_ELEMENT_0, ORIGIN, ALIGNED) + start
+        direction = directions + d * DIRECTION_FIELDS
+        bytes_of = bytes_of + (codes(direction, piece, inside, i, i < width, (CLASSES >> (4 * d)) & 7, K, ALIGNED),)
+    origin = elements(job + J_ELEMENT_0, ORIGIN, ALIGNED) + start
     origins = ()
     for j in tl.static_range(K):
         local = j * width + i
@@ -160,12 +169,12 @@ def planar(
         local = j * width + i
         mask = (i < width) & (local >= lo) & (local < hi)
         p = planar_value(
-            parts, bytes_of[0], piece, inside, local, length, start, first, width, mask,
+            directions, bytes_of[0], piece, inside, local, length, start, first, width, mask,
             j, CLASSES & 15, K, NEAR, ALIGNED
         )  # fmt: skip
         values = values + (p,)
 
-    row = call + tl.load(job + F_CALL) * steps
+    row = call + tl.load(job + J_CALL) * steps
     for _ in range(steps):
         target = elements(row, DTYPE, ALIGNED) + start
         g = number(row + T_WORDS)
@@ -175,8 +184,8 @@ def planar(
             x = origins[j] + values[j] * g
             for d in tl.static_range(1, DIRECTIONS):
                 p = planar_value(
-                    parts + d * PARTS, bytes_of[d], piece, inside, local, length, start, first, width, mask,
-                    j, (CLASSES >> (4 * d)) & 15, K, NEAR, ALIGNED
+                    directions + d * DIRECTION_FIELDS, bytes_of[d], piece, inside, local, length, start, first, width,
+                    mask, j, (CLASSES >> (4 * d)) & 15, K, NEAR, ALIGNED
                 )  # fmt: skip
                 x = x + p * number(row + T_WORDS + d)
             if ALIGNED:
@@ -206,36 +215,36 @@ def looked_up(packed, position, length, k, radix, mask, DIGITS: tl.constexpr):
 
 
 @triton.jit
-def general_value(part, start, later, first, piece, position, length, mask, CLASS: tl.constexpr):
+def general_value(direction, start, later, first, piece, position, length, mask, CLASS: tl.constexpr):
     """p of section 8 at elements `later` ones after `start`, at positions of pieces that are counted from `first`."""
     PACKING: tl.constexpr = CLASS & 7 if CLASS >= 0 else ANY
     p = tl.zeros(later.shape, tl.float32)
     if CLASS < 0 or CLASS & 8:  # where CLASS tells nothing, the rank may be 0
-        m, n = tl.load(part + P_M), tl.load(part + P_N)
+        m, n = tl.load(direction + D_M), tl.load(direction + D_N)
         row = start // n
         place = later + (start - row * n).to(later.dtype)
-        p = factor_sum(p, part, row // m, row - row // m * m, place, mask, False)
-    size = tl.load(part + P_PIECE_BYTES)
-    packed = elements(part + P_PACKED, "U8", False) + first * size + piece * size.to(piece.dtype)
+        p = factor_sum(p, direction, row // m, row - row // m * m, place, mask, False)
+    size = tl.load(direction + D_PIECE_BYTES)
+    packed = elements(direction + D_PACKED, "U8", False) + first * size + piece * size.to(piece.dtype)
     if PACKING == ANY:
-        packing = tl.load(part + P_PACKING)
+        packing = tl.load(direction + D_PACKING)
         if packing == 1:
             p = p + planes(packed + position, length, 4, mask, False).to(tl.float32, bitcast=True)
         elif packing == 6:
-            p = p + quantised(planes(packed + position, length, 2, mask, False), 32767, part)
+            p = p + quantised(planes(packed + position, length, 2, mask, False), 32767, direction)
         elif packing > 1:
-            k, radix = tl.load(part + P_PER_BYTE).to(tl.int32), tl.load(part + P_RADIX).to(tl.int32)
+            k, radix = tl.load(direction + D_PER_BYTE).to(tl.int32), tl.load(direction + D_RADIX).to(tl.int32)
             digit = looked_up(packed, position, length, k, radix, mask, MOST_DIGITS)
-            p = p + quantised(digit, tl.load(part + P_ZERO).to(tl.int32), part)
+            p = p + quantised(digit, tl.load(direction + D_ZERO).to(tl.int32), direction)
     elif PACKING == 1:
         p = p + planes(packed + position, length, 4, mask, False).to(tl.float32, bitcast=True)
     elif PACKING == 6:
-        p = p + quantised(planes(packed + position, length, 2, mask, False), 32767, part)
+        p = p + quantised(planes(packed + position, length, 2, mask, False), 32767, direction)
     elif PACKING > 1:
         K: tl.constexpr = 5 if PACKING == 2 else 3 if PACKING == 3 else 2 if PACKING == 4 else 1
         RADIX: tl.constexpr = 3 if PACKING == 2 else 5 if PACKING == 3 else 16 if PACKING == 4 else 256
         ZERO: tl.constexpr = (RADIX - 1) // 2
-        p = p + quantised(looked_up(packed, position, length, K, RADIX, mask, K), ZERO, part)
+        p = p + quantised(looked_up(packed, position, length, K, RADIX, mask, K), ZERO, direction)
     return p
 
 
@@ -244,7 +253,9 @@ def general(
     units, table, call, steps,
     ORIGIN: tl.constexpr, DTYPE: tl.constexpr, CLASS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Decode elements in the order of a window; `units` has the place of the job's row, and the tile's number, of each.
+    """Decode elements in the order of a window, by the formula of ``planar``.
+
+    `units` has for each tile of the window the place of the job's row in the table, and the tile's number.
 
     Args:
         CLASS: of the only direction as in ``planar``, or `SEVERAL`.
@@ -254,7 +265,7 @@ def general(
     job = table + tl.load(units + 2 * tl.program_id(0))
     first = tl.load(units + 2 * tl.program_id(0) + 1).to(tl.int64) * TILE
     lane = tl.arange(0, TILE)
-    columns = tl.load(job + F_COLUMNS)
+    columns = tl.load(job + J_COLUMNS)
     row_0 = first // columns
     column_0 = first - row_0 * columns
     # What is left of the first row, then whole rows: division in 32 bits, however long a row is.
@@ -265,37 +276,37 @@ def general(
     i = tl.where(lane < left, 0, rows + 1).to(INDEX)  # and j: counted from those of the tile's first element
     j = tl.where(lane < left, lane.to(INDEX), (beyond - rows * short).to(INDEX) - column_0.to(INDEX))
 
-    width = tl.load(job + F_WIDTH)
-    start = tl.load(job + F_START) + row_0 * width + column_0
+    width = tl.load(job + J_WIDTH)
+    start = tl.load(job + J_START) + row_0 * width + column_0
     later = i * width.to(INDEX) + j
-    lo, hi = tl.load(job + F_LO) - start, tl.load(job + F_HI) - start
-    first_piece = (start >> PIECE_BITS) - tl.load(job + F_FIRST_PIECE)
-    rest = tl.load(job + F_SIZE) - (start >> PIECE_BITS << PIECE_BITS)
+    lo, hi = tl.load(job + J_LO) - start, tl.load(job + J_HI) - start
+    first_piece = (start >> PIECE_BITS) - tl.load(job + J_FIRST_PIECE)
+    rest = tl.load(job + J_SIZE) - (start >> PIECE_BITS << PIECE_BITS)
     if not WIDE:
         lo, hi = tl.maximum(tl.minimum(lo, LARGE), -LARGE), tl.maximum(tl.minimum(hi, LARGE), -LARGE)
         rest = tl.minimum(rest, LARGE)
-    mask = (lane < tl.minimum(tl.load(job + F_COUNT) - first, TILE).to(tl.int32)) & (later >= lo.to(INDEX))
+    mask = (lane < tl.minimum(tl.load(job + J_COUNT) - first, TILE).to(tl.int32)) & (later >= lo.to(INDEX))
     mask = mask & (later < hi.to(INDEX))
     position = (start & (PIECE - 1)).to(INDEX) + later
     piece = position >> PIECE_BITS
     length = tl.minimum(rest.to(INDEX) - (piece << PIECE_BITS), PIECE).to(tl.int32)
     position = (position & (PIECE - 1)).to(tl.int32)
 
-    pitch = tl.load(job + F_PITCH)
-    origin = elements(job + F_ORIGIN, ORIGIN, False) + (row_0 * pitch + column_0)
+    pitch = tl.load(job + J_PITCH)
+    origin = elements(job + J_ORIGIN, ORIGIN, False) + (row_0 * pitch + column_0)
     w0 = widen(tl.load(origin + (i * pitch.to(INDEX) + j), mask=mask, other=0), ORIGIN)
-    parts = job + FIELDS
-    p0 = general_value(parts, start, later, first_piece, piece, position, length, mask, CLASS)
-    directions = tl.load(job + F_DIRECTIONS).to(tl.int32)
-    row = call + tl.load(job + F_CALL) * steps
+    directions = job + JOB_FIELDS
+    p0 = general_value(directions, start, later, first_piece, piece, position, length, mask, CLASS)
+    direction_count = tl.load(job + J_DIRECTIONS).to(tl.int32)
+    row = call + tl.load(job + J_CALL) * steps
     for _ in range(steps):
         x = w0 + p0 * number(row + T_WORDS)
         if CLASS == ANY:
-            for d in range(1, directions):
-                part = parts + d * PARTS
-                p = general_value(part, start, later, first_piece, piece, position, length, mask, CLASS)
+            for d in range(1, direction_count):
+                direction = directions + d * DIRECTION_FIELDS
+                p = general_value(direction, start, later, first_piece, piece, position, length, mask, CLASS)
                 x = x + p * number(row + T_WORDS + d)
         down, right = tl.load(row + 1), tl.load(row + 2)
         target = elements(row, DTYPE, False) + (row_0 * down + column_0 * right)
         tl.store(target + (i.to(tl.int64) * down + j.to(tl.int64) * right), narrow(x, DTYPE), mask=mask)
-        row += T_WORDS + directions
+        row += T_WORDS + direction_count

@@ -2,7 +2,7 @@
 
 Codes lie in device memory as in the file's raw pieces and are unpacked as they are used. `prepare` puts addresses,
 quantisers and sizes of all jobs into one table on the device, and sorts their blocks into classes, each of which is one
-launch. A call uploads the addresses of targets and the coefficients, one small copy, and launches. With
+launch. A call transfers the addresses of targets and the coefficients, one small copy, and launches. With
 ``TRITON_INTERPRET=1`` in the environment before triton is imported, everything runs on CPU tensors, slowly.
 """
 
@@ -112,12 +112,12 @@ class Prepared:
         forms = plan.forms(self._best, contiguous.all(axis=1), aligned)
         of_targets[:, :, 0] = np.where((forms == plan.STRIDED)[:, None], of_targets[:, :, 0], zeros)
         with self._on_device():
-            call = self._upload(of_targets, coefficients, steps)
+            call = self._transfer(of_targets, coefficients, steps)
             for launch in self._plan(forms):
                 launch.kernel[launch.grid](launch.units, self._table, call, steps, **launch.constants, **OPTIONS)
 
-    def _upload(self, of_targets: npt.NDArray[np.int64], coefficients: Coefficients, steps: int) -> torch.Tensor:
-        """Send the rows of a call.
+    def _transfer(self, of_targets: npt.NDArray[np.int64], coefficients: Coefficients, steps: int) -> torch.Tensor:
+        """Copy the rows of a call to the device.
 
         The pinned buffer is a fresh one: torch's allocator of pinned memory gives it to nobody else before the copy is
         done. A graph that is being captured copies from it at every replay, so then it is kept.
@@ -173,11 +173,11 @@ class Prepared:
 
 
 def _addresses(job: DecodeJob) -> plan.Addresses:
-    parts = [
+    directions = [
         (d.packed.data_ptr(), *((0, 0) if d.factors is None else (d.factors.a.data_ptr(), d.factors.b.data_ptr())))
         for d in job.directions
     ]
-    return plan.Addresses(job.origin.data_ptr(), parts)
+    return plan.Addresses(job.origin.data_ptr(), directions)
 
 
 def _device_of(jobs: Sequence[DecodeJob]) -> torch.device:

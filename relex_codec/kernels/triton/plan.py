@@ -18,8 +18,8 @@ Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
 
 
-class Field(IntEnum):
-    """What a job's row of the table begins with; a row of `Part` for each direction follows.
+class JobField(IntEnum):
+    """What a job's row of the table begins with; the fields of `DirectionField` for each direction follow.
 
     ``START`` to ``PITCH`` are of the window: its first element, rows and columns as in `DecodeJob`. In ``planar`` the
     address of the origin is that of element 0 of the tensor, wherever that would be, in ``general`` that of the
@@ -41,7 +41,7 @@ class Field(IntEnum):
     PITCH = 12
 
 
-class Part(IntEnum):
+class DirectionField(IntEnum):
     """What is stored of a direction: addresses, bytes of a full piece, quantiser, sizes, and its packing's numbers.
 
     ``ROWS`` is of all matrices together.
@@ -49,7 +49,7 @@ class Part(IntEnum):
 
     PACKED = 0
     PIECE_BYTES = 1
-    STEP = 2
+    SCALE = 2
     SHIFT = 3
     A = 4
     B = 5
@@ -115,7 +115,7 @@ class Addresses(NamedTuple):
     """Where the arrays of a job are."""
 
     origin: int
-    parts: Sequence[tuple[int, int, int]]
+    directions: Sequence[tuple[int, int, int]]
     """Of each direction: packed, a, b; 0 where there is none."""
 
 
@@ -147,12 +147,15 @@ def static_form(job: DecodeJob, addresses: Addresses) -> int:
         return STRIDED
     if any(max(d.factors.a.shape[2], d.factors.b.shape[2]) > SMALL for d in job.directions if d.factors is not None):
         return STRIDED
-    starts = [element_0(job, addresses.origin + job.at * ITEMSIZE[job.origin_dtype]), *(x[0] for x in addresses.parts)]
+    starts = [
+        element_0(job, addresses.origin + job.at * ITEMSIZE[job.origin_dtype]),
+        *(packed for packed, _, _ in addresses.directions),
+    ]
     return FLAT if any(start % ALIGNMENT for start in starts) else ALIGNED
 
 
 def describe(job: DecodeJob, addresses: Addresses, call: int) -> list[int]:
-    """Return the job's row of the table, `Field` and `Part`.
+    """Return the job's row of the table: `JobField`, and `DirectionField` for each direction.
 
     Args:
         call: words of a call's rows for one step of the jobs before.
@@ -162,9 +165,9 @@ def describe(job: DecodeJob, addresses: Addresses, call: int) -> list[int]:
     lo, hi = extent(job) if w.rows <= 1 or w.columns == w.width else (w.lo, w.hi)
     row = [element_0(job, origin), origin, lo, hi, job.first // PIECE, job.size, call, len(job.directions)]
     row += [w.row * w.width + w.column, w.width, w.columns, w.rows * w.columns, job.pitch]
-    for direction, (packed, a, b) in zip(job.directions, addresses.parts, strict=True):
+    for direction, (packed, a, b) in zip(job.directions, addresses.directions, strict=True):
         packing = direction.packing
-        row += [packed, packed_size(PIECE, packing) * packing.planes, _bits(direction.step), _bits(direction.shift)]
+        row += [packed, packed_size(PIECE, packing) * packing.planes, _bits(direction.scale), _bits(direction.shift)]
         factors = direction.factors
         h, r, m, n = (1, 0, 1, 1) if factors is None else (*factors.a.shape, factors.b.shape[2])
         row += [a, b, r, m, n, h * m]

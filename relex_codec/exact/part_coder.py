@@ -1,4 +1,8 @@
-"""One part: a piece of one tensor over the steps of a segment, to streams and back (FORMAT.md section 14)."""
+"""A part, which is a piece of one tensor in a segment: its words at all steps to streams and back (FORMAT.md, 14).
+
+There is one stream a frame. `PartEncoder` goes from interval to interval, counts symbols by table set (`SymbolCounter`)
+and keeps them as `Symbols` until the tables of the group are known. `PartDecoder` goes down to the step that is wanted.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,24 @@ from relex_codec.format.chunks import decompress
 from relex_codec.format.constants import CODEC_ZSTD
 from relex_codec.format.packing import from_planes, to_planes
 
-from .bisection import Interval, path, root
+from .bisection import Interval, intervals_to, whole_segment
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
 from .frame_decoder import decode_all, decode_list, decode_moved
 from .frame_encoder import Records, encode_all, encode_list, encode_moved
-from .frequency_tables import Counts, Model
-from .interval_lists import IntervalList, Ranks, apply, filled, find_moved, order_of, room, shape_of, split
-from .ordered_words import Layout, from_words, layout_of, to_words
-from .rans import encode_stream, open_stream
+from .frequency_tables import Counts
+from .interval_lists import (
+    IntervalList,
+    Ranks,
+    empty_list,
+    find_moved,
+    order_of,
+    split_list,
+    trimmed,
+    word_shape,
+    write_words,
+)
+from .ordered_words import WordLayout, from_words, layout_of, to_words
+from .rans import CoderTables, encode_stream, open_stream
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""
@@ -34,8 +48,8 @@ PLAIN: Final = 1
 _local = threading.local()
 
 
-def lowest_exponent(words: Bits, layout: Layout) -> int:
-    """Choose the exponent that the classes of a group begin at: all but 1 of 1000 words are told apart."""
+def lowest_exponent(words: Bits, layout: WordLayout) -> int:
+    """Return the exponent that the classes of a group shall begin at: all but 1 of 1000 words are told apart."""
     if layout.mantissa >= 8 * layout.width:
         return 0
     half = layout.half
@@ -67,28 +81,28 @@ class Symbols:
     dense: int
     plain: bytes | None = None
 
-    def encode(self, model: Model) -> tuple[int, bytes]:
+    def encode(self, tables: CoderTables) -> tuple[int, bytes]:
         """Return coding and stream, in the smaller of both codings."""
-        coded = self._code(model)
+        coded = self._code(tables)
         return (PLAIN, self.plain) if self.plain is not None and len(self.plain) < len(coded) else (CODED, coded)
 
-    def _code(self, model: Model) -> bytes:
+    def _code(self, tables: CoderTables) -> bytes:
         if not len(self.records):
             return b""
         out = np.empty(64 + 4 * len(self.records) + 4 * len(self.raws), np.uint8)
-        begin = encode_stream(self.records, self.raws, self.dense, model.tables, model.entries, out)
+        begin = encode_stream(self.records, self.raws, self.dense, tables.table_of, tables.entries, out)
         return out[begin:].tobytes()
 
 
 @dataclass(slots=True)
-class Counter:
-    """Counts the symbols of a group, by model."""
+class SymbolCounter:
+    """Counts the symbols of a group, by table set."""
 
     counts: dict[int, Counts] = field(default_factory=dict)
 
-    def of(self, model: int) -> Counts:
-        """The counts of a model: int64 [CONTEXTS, 64], to be added to."""
-        return self.counts.setdefault(model, np.zeros((CONTEXTS, SYMBOLS), np.int64))
+    def of(self, table_set: int) -> Counts:
+        """The counts of a table set: int64 [CONTEXTS, 64], to be added to."""
+        return self.counts.setdefault(table_set, np.zeros((CONTEXTS, SYMBOLS), np.int64))
 
 
 class PartEncoder:
@@ -96,12 +110,13 @@ class PartEncoder:
 
     Args:
         bits: elements at the left end and at each step of the segment: [n + 1, elements].
+        layout: of the elements' dtype.
         low: lowest exponent of the group.
     """
 
-    def __init__(self, bits: Bits, layout: Layout, low: int) -> None:
+    def __init__(self, bits: Bits, layout: WordLayout, low: int) -> None:
         self.bits = bits
-        self.shape = shape_of(layout, low)
+        self.shape = word_shape(layout, low)
         left = to_words(bits[0], layout)
         self.order = order_of(left, self.shape)
         self.rows = np.empty((len(bits), len(left)), left.dtype)
@@ -119,19 +134,22 @@ class PartEncoder:
         share = np.diff(moved) >= DENSE_FROM * np.maximum(np.diff(self.order.bounds), 1)
         return int(np.flatnonzero(share)[-1]) + 1 if share.any() else 0
 
-    def encode(self, model_of: Callable[[Interval | None], int], dense: int, counter: Counter) -> dict[int, Symbols]:
+    def encode(
+        self, table_set_of: Callable[[Interval | None], int], dense: int, counter: SymbolCounter
+    ) -> dict[int, Symbols]:
         """Return the symbols of every frame, by step of the segment.
 
         Args:
-            model_of: gives the model of an interval's frame; None stands for the first frame.
+            table_set_of: gives the table set of an interval's frame; None stands for the first frame.
             dense: classes of the first frame that are coded word by word.
+            counter: of the group; the symbols are added to it.
         """
         count = len(self.rows) - 1
-        result = {count: self._first(dense, counter.of(model_of(None)))}
+        result = {count: self._first(dense, counter.of(table_set_of(None)))}
         changed = np.flatnonzero(self.rows[0] != self.rows[-1]).astype(np.uint32)
         left, right = self.rows[0][changed], self.rows[-1][changed]
-        node = IntervalList(changed, left, right, np.full(len(changed), STILL, np.uint8))
-        self._descend(root(count), node, model_of, counter, result)
+        listed = IntervalList(changed, left, right, np.full(len(changed), STILL, np.uint8))
+        self._descend(whole_segment(count), listed, table_set_of, counter, result)
         return result
 
     def _first(self, dense: int, counts: Counts) -> Symbols:
@@ -147,28 +165,28 @@ class PartEncoder:
     def _descend(
         self,
         interval: Interval,
-        node: IntervalList,
-        model_of: Callable[[Interval | None], int],
-        counter: Counter,
+        listed: IntervalList,
+        table_set_of: Callable[[Interval | None], int],
+        counter: SymbolCounter,
         result: dict[int, Symbols],
     ) -> None:
         if not interval.has_middle:
             return
-        counts = counter.of(model_of(interval))
+        counts = counter.of(table_set_of(interval))
         before, after = self.rows[interval.left], self.rows[interval.middle]
-        middle = after[node.rank]
+        middle = after[listed.rank]
         at, raw_at = encode_list(
-            *node, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
+            *listed, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
         )
-        found, moved = self._rest(node.rank, before, after, 0, counts, at, raw_at)
+        found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at)
         self._plain(found, interval.left, interval.middle)
         result[interval.middle] = found
-        low, high = (room(len(node.rank) + len(moved) + 1, before.dtype) for _ in range(2))
-        sizes = split(*node, middle, moved, before[moved], after[moved], True, True, low, high)
-        low, high = filled(low, sizes[0]), filled(high, sizes[1])
-        self._descend(interval.low, low, model_of, counter, result)
+        low, high = (empty_list(len(listed.rank) + len(moved) + 1, before.dtype) for _ in range(2))
+        sizes = split_list(*listed, middle, moved, before[moved], after[moved], True, True, low, high)
+        low, high = trimmed(low, sizes[0]), trimmed(high, sizes[1])
+        self._descend(interval.low, low, table_set_of, counter, result)
         del low
-        self._descend(interval.high, high, model_of, counter, result)
+        self._descend(interval.high, high, table_set_of, counter, result)
 
     def _plain(self, symbols: Symbols, left: int, middle: int) -> None:
         """Code the XOR as well where that may pay: where its zeros alone are smaller than a bit a symbol."""
@@ -195,15 +213,15 @@ class PartEncoder:
 
 
 class Frame(NamedTuple):
-    """The stream of a part in one frame, with its coding and the model that it is coded with."""
+    """The stream of a part in one frame, with its coding and the tables that it is coded with."""
 
     coding: int
     stream: bytes
-    model: Model
+    tables: CoderTables
 
 
 class _Stream(NamedTuple):
-    model: Model
+    tables: CoderTables
     states: npt.NDArray[np.uint64]
     words: npt.NDArray[np.uint32]
     last: np.uint64
@@ -232,7 +250,7 @@ class PartDecoder:
         self.layout = layout_of(dtype)
         self.words = to_words(bits, self.layout)
         """Ordered words of the step that was restored last, in the tensor's own order."""
-        self.shape = shape_of(self.layout, low)
+        self.shape = word_shape(self.layout, low)
         self.order = order_of(self.words, self.shape)
 
     def bits(self) -> Bits:
@@ -240,11 +258,11 @@ class PartDecoder:
         return from_words(self.words, self.layout, self.dtype)
 
     def restore(self, step: int) -> Bits:
-        """Return the elements of a step of the segment, 1 .. n; decodes the frames of `plan.frames_of`."""
-        node = self.whole()
-        for interval in path(step, self.count):
-            node = self.half(interval, node, high=step > interval.middle)
-        apply(node.rank, node.right, self.order.places, self.words)
+        """Return the elements of a step of the segment, 1 .. n; decodes the frames of `bisection.frames_of`."""
+        listed = self.first_list()
+        for interval in intervals_to(step, self.count):
+            listed = self.half(interval, listed, high=step > interval.middle)
+        write_words(listed.rank, listed.right, self.order.places, self.words)
         return self.bits()
 
     def _open(self, frame: Frame, dense: int, listed: int) -> _Stream | None:
@@ -256,7 +274,7 @@ class PartDecoder:
         opened = open_stream(frame.stream, dense)
         if opened is None:
             raise Corrupt("a stream has the wrong length")
-        return _Stream(frame.model, *opened)
+        return _Stream(frame.tables, *opened)
 
     def _moved(self, rank: Ranks, first: int, stream: _Stream, at: int, found: _Moved | None = None) -> _Moved:
         """Decode the quiet words that moved into `found`, which has room for all."""
@@ -267,15 +285,15 @@ class PartDecoder:
         count = int(
             decode_moved(
                 self.words, self.order.places, rank, first, self.shape[1], self.order.bounds,
-                stream.model, stream.states, stream.words, at, stream.last, *found,
+                stream.tables, stream.states, stream.words, at, stream.last, *found,
             )
         )  # fmt: skip
         if count < 0:
             raise Corrupt("a stream does not decode")
         return _Moved(*(array[:count] for array in found))
 
-    def whole(self) -> IntervalList:
-        """Decode the first frame: the node of the whole segment."""
+    def first_list(self) -> IntervalList:
+        """Decode the first frame; returns the list of the whole segment."""
         first = int(self.order.bounds[self.dense])
         frame = self.frame(self.count)
         if frame.coding == PLAIN:
@@ -285,18 +303,18 @@ class PartDecoder:
             return IntervalList(ranks, before[ranks], ranked[ranks], np.full(len(ranks), STILL, np.uint8))
         stream = self._open(frame, first, 0)
         if stream is None:
-            return room(0, self.words.dtype)
-        found = room(len(self.words) + 1, self.words.dtype)
+            return empty_list(0, self.words.dtype)
+        found = empty_list(len(self.words) + 1, self.words.dtype)
         size, at = decode_all(
             self.words, self.order.places, first, self.shape[1], self.order.bounds,
-            stream.model, stream.states, stream.words, found.rank, found.left, found.right,
+            stream.tables, stream.states, stream.words, found.rank, found.left, found.right,
         )  # fmt: skip
         behind = _Moved(found.rank[size:], found.left[size:], found.right[size:])
         moved = self._moved(found.rank[:0], first, stream, at, behind)
         found.outer[:] = STILL
-        return filled(found, size + len(moved.rank))
+        return trimmed(found, size + len(moved.rank))
 
-    def decoded(self, interval: Interval, node: IntervalList) -> tuple[Bits, _Moved]:
+    def decoded(self, interval: Interval, listed: IntervalList) -> tuple[Bits, _Moved]:
         """Decode an interval's frame: words of the list, and quiet ones that moved; `words` are at its left end."""
         frame = self.frame(interval.middle)
         dtype = self.words.dtype
@@ -304,17 +322,17 @@ class PartDecoder:
             ranked = self._plain(frame.stream)
             before = self.words[self.order.places]
             ranks = np.empty(len(before) + 1, np.uint32)
-            ranks = ranks[: find_moved(before, ranked, node.rank, 0, ranks)]
-            return ranked[node.rank], _Moved(ranks, before[ranks], ranked[ranks])
-        stream = self._open(frame, 0, len(node.rank))
+            ranks = ranks[: find_moved(before, ranked, listed.rank, 0, ranks)]
+            return ranked[listed.rank], _Moved(ranks, before[ranks], ranked[ranks])
+        stream = self._open(frame, 0, len(listed.rank))
         if stream is None:
             return np.empty(0, dtype), _Moved(np.empty(0, np.uint32), np.empty(0, dtype), np.empty(0, dtype))
-        middle = np.empty(len(node.rank), dtype)
+        middle = np.empty(len(listed.rank), dtype)
         at = decode_list(
-            *node, interval.near_is_right, *interval.share, self.shape,
-            stream.model, stream.states, stream.words, middle,
+            *listed, interval.near_is_right, *interval.share, self.shape,
+            stream.tables, stream.states, stream.words, middle,
         )  # fmt: skip
-        return middle, self._moved(node.rank, 0, stream, at)
+        return middle, self._moved(listed.rank, 0, stream, at)
 
     def _plain(self, stream: bytes) -> Bits:
         """Words of a stream of coding 1, by rank; `words` are those of the left end."""
@@ -323,19 +341,19 @@ class PartDecoder:
         xored = from_planes(decompress(stream, elements * width, CODEC_ZSTD), np.dtype(f"<u{width}"))
         return to_words(self.bits() ^ xored, self.layout)[self.order.places]
 
-    def half(self, interval: Interval, node: IntervalList, *, high: bool) -> IntervalList:
+    def half(self, interval: Interval, listed: IntervalList, *, high: bool) -> IntervalList:
         """One half of an interval; `words` become those of its left end."""
-        middle, moved = self.decoded(interval, node)
-        half = room(len(node.rank) + len(moved.rank) + 1, self.words.dtype)
-        sizes = split(*node, middle, *moved, not high, high, half, half)
+        middle, moved = self.decoded(interval, listed)
+        half = empty_list(len(listed.rank) + len(moved.rank) + 1, self.words.dtype)
+        sizes = split_list(*listed, middle, *moved, not high, high, half, half)
         if high:
-            apply(node.rank, middle, self.order.places, self.words)
-            apply(moved.rank, moved.after, self.order.places, self.words)
-        return filled(half, sizes[int(high)])
+            write_words(listed.rank, middle, self.order.places, self.words)
+            write_words(moved.rank, moved.after, self.order.places, self.words)
+        return trimmed(half, sizes[int(high)])
 
-    def halves(self, interval: Interval, node: IntervalList) -> tuple[IntervalList, IntervalList]:
+    def halves(self, interval: Interval, listed: IntervalList) -> tuple[IntervalList, IntervalList]:
         """Both halves of an interval; `words` stay those of its left end."""
-        middle, moved = self.decoded(interval, node)
-        low, high = (room(len(node.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))
-        sizes = split(*node, middle, *moved, True, True, low, high)
-        return filled(low, sizes[0]), filled(high, sizes[1])
+        middle, moved = self.decoded(interval, listed)
+        low, high = (empty_list(len(listed.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))
+        sizes = split_list(*listed, middle, *moved, True, True, low, high)
+        return trimmed(low, sizes[0]), trimmed(high, sizes[1])
