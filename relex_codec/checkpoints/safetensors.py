@@ -1,135 +1,108 @@
-"""One checkpoint on disk: its files, its tensors, slices of them.
+"""Checkpoints in safetensors files: what Hugging Face libraries save and load. Nothing is ever unpickled.
 
-Only safetensors files are read; nothing is ever unpickled. The rules on names are in checkpoints/naming.py.
+Which files belong to one is in checkpoints/files.py, what the header of one says in format/safetensors_header.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from relex_codec.core.cancellation import CancelScope
-from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
-from relex_codec.core.filenames import INDEX, SAFE_NAME, SINGLE
+from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.filenames import INDEX, SAFE_NAME
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
-from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse
+from relex_codec.format.safetensors_header import WORD, header_length, parse
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub import paths as hub
-from relex_codec.storage.open import Item, list_directory, open_source
+from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.remote import REQUESTS
 from relex_codec.storage.source import LocalSource, Source
-from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
+from relex_codec.storage.urls import Options, PathLike, is_url, join, public
 
-from . import naming
+from .checkpoint import TensorInfo, TensorReader
+from .files import CheckpointFiles, SideFile, find_files, read_whole
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor of a checkpoint; `shard` indexes its files, `begin` and `end` are positions in that file."""
+class TensorInFile(TensorInfo):
+    """A tensor and where it lies.
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    shard: int
-    begin: int
-    end: int
+    Attributes:
+        begin: first byte of it in the file number `shard`.
+        end: the byte after its last one.
+    """
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return (self.end - self.begin) // ITEMSIZE[self.dtype]
+    begin: int = 0
+    end: int = 0
 
 
-Tensors = dict[str, TensorInfo]
+TensorTable = Mapping[str, TensorInFile]
+KnownTables = dict[bytes, TensorTable]
+"""Tables of tensors by the hash of the headers that they were parsed from.
+
+The checkpoints of a run have the same headers byte for byte, as a rule: with one dict for all of them, headers are
+parsed once, and 500 checkpoints share one table in memory.
+"""
 
 
-class Checkpoint:
-    """One checkpoint, opened by `open_checkpoint`: headers are in memory, data are read when asked for.
+class SafetensorsCheckpoint(TensorReader):
+    """A checkpoint of safetensors files, opened by `open_checkpoint`: headers are in memory, weights are read when
+    asked for.
 
-    Methods may be called from several threads. No file stays open between calls.
+    Args:
+        sources: what reads each shard, by its name; sorted.
+        storage_options: for fsspec, to read the files beside the weights.
 
-    Attributes
-    ----------
-    path : str
-        For messages.
-    step : int or None
-    tensors : dict of str to TensorInfo
-        In the order of the shards by name, and of the data in them.
-    shards : list of str
-        File names, sorted.
-    indexed : bool
-        Whether ``model.safetensors.index.json`` exists.
-    side_files : list of str
-        Names of the other files that a Hugging Face checkpoint carries.
+    Attributes:
+        sources: what reads each shard, in the order of `shards`.
     """
 
     def __init__(
         self,
         path: str,
-        step: int | None,
-        tensors: Tensors,
-        sources: dict[str, Source],
+        tensors: TensorTable,
+        sources: Mapping[str, Source],
         indexed: bool,
-        side_files: dict[str, SideFile],
+        side_files: Mapping[str, SideFile],
         storage_options: Options,
     ) -> None:
-        self.path, self.step, self.tensors, self.indexed = path, step, tensors, indexed
-        self.shards = list(sources)
+        self.path, self.indexed = path, indexed
+        self.tensors: TensorTable = tensors
+        self.shards, self.sources = list(sources), list(sources.values())
         self.side_files = list(side_files)
-        self._sources = list(sources.values())
-        self._sides, self._options = side_files, storage_options
+        self._side_files, self._options = side_files, storage_options
 
     @property
     def is_local(self) -> bool:
         """Whether reading in many small ranges costs no requests."""
-        return all(isinstance(source, LocalSource) for source in self._sources)
+        return all(isinstance(source, LocalSource) for source in self.sources)
 
-    @property
-    def sources(self) -> list[Source]:
-        """What reads each shard."""
-        return self._sources
-
-    def info(self, name: str) -> TensorInfo:
+    def info(self, name: str) -> TensorInFile:
         """Return what is known of a tensor, or raise CheckpointError."""
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise CheckpointError(f"{self.path} has no tensor {quote(name)}") from None
-
-    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
-        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
-        info = self.info(name)
-        out: Bits = np.empty((info.size if hi is None else hi) - lo, bits_dtype(info.dtype))
-        self.read_into(name, lo, out)
-        return out
+        super().info(name)
+        return self.tensors[name]
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out`, one-dimensional and contiguous, with the bits from element `lo` on."""
-        info = self.info(name)
-        if not 0 <= lo <= lo + out.size <= info.size:
-            raise ValueError(f"elements {lo} to {lo + out.size} of {quote(name)}, which has {info.size}")
+        """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
+        self.check_range(name, lo, out.size)
         if out.size:
-            width = ITEMSIZE[info.dtype]
-            self._sources[info.shard].read_into(info.begin + lo * width, out.view(np.uint8).data)
-
-    def read_file(self, name: str) -> bytes:
-        """Return the bytes of one of `side_files`."""
-        return next(iter(self.read_files([name])))
+            info = self.tensors[name]
+            begin = info.begin + lo * ITEMSIZE[info.dtype]
+            self.sources[info.shard].read_into(begin, out.view(np.uint8).data)
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
         return map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, REQUESTS)
 
     def file_sizes(self) -> dict[str, int]:
-        """Return the bytes of each of `side_files` by number, without reading them."""
+        """Return the bytes of each of `side_files` by name, without reading them."""
 
         def size(side: SideFile) -> int:
             if side.size is not None:
@@ -137,10 +110,10 @@ class Checkpoint:
             with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
                 return source.size
 
-        return dict(zip(self._sides, parallel_map(size, self._sides.values(), REQUESTS), strict=True))
+        return dict(zip(self._side_files, parallel_map(size, self._side_files.values(), REQUESTS), strict=True))
 
     def _read_side(self, name: str) -> bytes:
-        side = self._sides[name]
+        side = self._side_files[name]
         with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
             if side.size not in (None, source.size):
                 raise CheckpointError(
@@ -154,32 +127,21 @@ def open_checkpoint(
     path: PathLike,
     storage_options: Options = None,
     *,
-    step: int | None = None,
-    known: dict[bytes, Tensors] | None = None,
+    known: KnownTables | None = None,
     likely: Collection[str] = (),
-) -> Checkpoint:
+) -> SafetensorsCheckpoint:
     """Open a checkpoint: a directory, or a single ``.safetensors`` file, local or on an fsspec URL.
 
-    Parameters
-    ----------
-    path : str or path
-    storage_options : dict, optional
-        For fsspec.
-    step : int, optional
-        Kept in the result.
-    known : dict, optional
-        Parsed headers by their hash. The checkpoints of a run have the same headers byte for byte, as a rule: with one
-        dict for all of them, headers are parsed once and 500 checkpoints share one table in memory.
-    likely : collection of str, optional
-        Names of files that a directory probably has. Remote ones are opened while it is listed, and not used if it
-        does not have them: that saves the time of a request.
+    Args:
+        storage_options: for fsspec.
+        known: tables of tensors that are looked at first, and added to.
+        likely: names of files that a directory probably has. Remote ones are opened while it is listed, and not used
+            if it does not have them: that saves the time of a request.
 
-    Raises
-    ------
-    CheckpointError
-        No weights, missing or ambiguous shards, tensors that an index or another shard contradicts, broken headers.
-    Truncated
-        A file is shorter than its header says.
+    Raises:
+        CheckpointError: no weights, missing or ambiguous shards, tensors that an index or another shard contradicts,
+            broken headers.
+        Truncated: a file is shorter than its header says.
     """
     where = f"checkpoint {public(path)}"
     files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
@@ -188,12 +150,12 @@ def open_checkpoint(
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
     tensors = known.get(fingerprint.digest()) if known is not None else None
     if tensors is None:
-        tensors = _tensors(files, opened, where)
+        tensors = _parse_headers(files, opened, where)
         if known is not None:
             known[fingerprint.digest()] = tensors
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
     indexed = files.weight_map is not None
-    return Checkpoint(public(path), step, tensors, sources, indexed, files.sides, storage_options)
+    return SafetensorsCheckpoint(public(path), tensors, sources, indexed, files.side_files, storage_options)
 
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:
@@ -203,7 +165,7 @@ def _at_one_commit(path: PathLike, options: Options) -> PathLike:
 
 def _open_files(
     path: PathLike, options: Options, where: str, likely: Collection[str]
-) -> tuple[Files, list[tuple[Source, bytes]]]:
+) -> tuple[CheckpointFiles, list[tuple[Source, bytes]]]:
     """Find the files of a checkpoint and open its shards.
 
     Remote ones are opened early: while the directory is listed, if they are `likely`, or while the index is read.
@@ -228,7 +190,7 @@ def _open_files(
         try:
             likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
             begin(likely)
-            read_index = stop.bound(lambda: _read_all(join(path, INDEX), options))
+            read_index = stop.bound(lambda: read_whole(join(path, INDEX), options))
             read = pool.submit(read_index) if INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
             names = {item.name for item in items if not item.is_dir}
@@ -242,77 +204,16 @@ def _open_files(
             stop.set()  # what was opened in vain is not waited for
 
 
-class SideFile(NamedTuple):
-    """A file beside the weights, as the listing of its directory has it."""
-
-    path: str
-    size: int | None
-    """None where the listing does not say."""
-
-
-class Files(NamedTuple):
-    """The files of a checkpoint that matter here."""
-
-    shards: dict[str, str]
-    """Path of each weight file, by its name."""
-    weight_map: dict[str, str] | None
-    """Of the index, if there is one."""
-    sides: dict[str, SideFile]
-    """The other files that a checkpoint carries, by name."""
-
-
-def find_files(
-    path: PathLike,
-    options: Options,
-    where: str,
-    items: list[Item] | None = None,
-    index: Callable[[], bytes] | None = None,
-) -> Files:
-    """Choose the files of a checkpoint, which is enough to see whether any is missing.
-
-    Args:
-        items: what the directory holds, if it was listed already.
-        index: gives the content of its index, if that is read already; only called if the directory has one.
-    """
-    text = os.fspath(path)
-    if public(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
-        name = os.path.basename(public(text))
-        if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{where} is a file that is not called .safetensors, expected one or a directory")
-        return Files({_safe(name, where): text}, None, {})
-    if items is None:
-        items = list_directory(path, options, error=CheckpointError)
-    sizes = {item.name: item.size for item in items if not item.is_dir}
-    weight_map = None
-    if INDEX in sizes:
-        raw = index() if index else _read_all(join(path, INDEX), options)
-        weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
-        shards = naming.shards_of_index(weight_map, sizes, where)
-    else:
-        shards = naming.shards_without_index(sizes, where)
-    return Files(
-        {_safe(name, where): join(path, name) for name in shards},
-        weight_map,
-        {name: SideFile(join(path, name), sizes[name]) for name in naming.side_files(sizes)},
-    )
-
-
-def _safe(name: str, where: str) -> str:
-    if not SAFE_NAME.fullmatch(name):
-        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {SINGLE}")
-    return name
-
-
-def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Tensors:
+def _parse_headers(files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str) -> dict[str, TensorInFile]:
     """Parse the headers of all shards and check them against each other and the index."""
-    tensors: Tensors = {}
+    tensors: dict[str, TensorInFile] = {}
     names = list(files.shards)
     for shard, (source, raw) in enumerate(opened):
         for entry in parse(raw, source.size, error=CheckpointError, where=source.path)[1]:
             if entry.name in tensors:
                 other = names[tensors[entry.name].shard]
                 raise CheckpointError(f"{where} has tensor {quote(entry.name)} twice: in {other} and {names[shard]}")
-            info = TensorInfo(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.end)
+            info = TensorInFile(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.end)
             tensors[entry.name] = info
     for name, file in (files.weight_map or {}).items():
         if name not in tensors or names[tensors[name].shard] != file:
@@ -328,8 +229,3 @@ def _raw_header(source: Source) -> bytes:
     if end > len(head):
         head += source.read_kept(len(head), end)
     return head[WORD:end]
-
-
-def _read_all(path: str, options: Options) -> bytes:
-    with open_source(path, options, hold=False, error=CheckpointError) as source:
-        return source.read(0, source.size)

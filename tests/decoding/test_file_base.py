@@ -39,7 +39,7 @@ def test_places_that_are_not_read_on_a_files_word(
     zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     path = made(zoo_run, tmp_path, monkeypatch, uri)
-    monkeypatch.setattr(base_locator, "resolve", None)  # nothing is opened
+    monkeypatch.setattr(base_locator, "open_base", None)  # nothing is opened
     with relex_codec.open(path) as run, pytest.raises(CheckpointError, match="not read on its word; pass --base"):
         run.state_dict(2)
 
@@ -49,13 +49,13 @@ def test_credentials_stay_where_the_caller_points(
 ) -> None:
     path = made(zoo_run, tmp_path, monkeypatch, "s3://elsewhere/base")
     asked: list[tuple[PathLike, Options]] = []
-    resolve: Callable[..., Any] = base_locator.resolve
+    open_base: Callable[..., Any] = base_locator.open_base
 
     def watched(uri: PathLike, options: Options = None, likely: Any = ()) -> Any:
         asked.append((uri, options))
-        return resolve(zoo_run.base_path)
+        return open_base(zoo_run.base_path)
 
-    monkeypatch.setattr(base_locator, "resolve", watched)
+    monkeypatch.setattr(base_locator, "open_base", watched)
     own = {"timeout": 5}
     for options in ({"key": "k", "secret": "s", "relex": own}, {"s3": {"key": "k"}, "relex": own}):
         with relex_codec.open(path, storage_options=options) as run:
