@@ -115,9 +115,9 @@ class BaseReader(TensorReader):
             BaseMismatch: a digest differs; the message names the tensor.
             ValueError: the tensor has no such elements.
         """
+        info = self.info(name)
         if name not in self._expected:
             raise ValueError(f"{quote(name)} is not one of the {len(self._expected)} tensors that can be checked")
-        info = self.info(name)
         hi = info.size if hi is None else hi
         start, end = self._pieces(name, lo, hi)
         bits: Bits = np.empty(end - start, bits_dtype(info.dtype)) if out is None else out

@@ -85,12 +85,14 @@ class RestoredStep(TensorReader):
 
     Args:
         step: one of the file's.
-        tensors: those of the file.
+        tensors: those of the file, one table for all its steps.
     """
 
     def __init__(self, decoder: Decoder, step: int, tensors: dict[str, TensorInfo]) -> None:
+        manifest = decoder.container.index.manifest
         self.path = f"step {step} of {decoder.container.source.path}"
-        self.tensors = tensors
+        self.tensors, self.shards = tensors, manifest.shards
+        self.indexed = manifest.indexed
         self._decoder, self._step = decoder, step
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:

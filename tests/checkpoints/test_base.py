@@ -123,6 +123,13 @@ def test_another_model_is_refused_before_anything_is_read(tmp_path, change, mess
         BaseReader(found, expected())
 
 
+def test_what_has_no_digests_is_not_returned(folder):
+    reader = BaseReader(open_base(folder), expected()[:1])
+    assert set(reader.tensors) == set(TENSORS)
+    with pytest.raises(ValueError, match="'square' is not one of the 1 tensors that can be checked"):
+        reader.read("square")
+
+
 def test_too_few_digests_are_corrupt(folder):
     with pytest.raises(Corrupt, match="'big' has 2 digests, expected 3"):
         BaseReader(open_base(folder), [ExpectedTensor("big", "BF16", (SIZE,), expected()[0].digests[:2])])
