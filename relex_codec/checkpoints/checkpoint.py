@@ -71,8 +71,8 @@ class TensorReader(Protocol):
     hole. Weights are read when they are asked for, not before.
 
     **Elements** of a tensor are counted in row-major order over its whole shape. A range may begin and end anywhere,
-    also in the middle of a row or of what a file holds together; it may be empty. Callers mostly go through a tensor from
-    its beginning, 2^18 elements at a time or less (for a base, some such pieces at once), and come back for a few.
+    also in the middle of a row or of what a file holds together; it may be empty. Callers mostly go through a tensor
+    from its beginning, 2^18 elements at a time or less, and come back for a few pieces of it.
 
     **Bits**: `out` has the dtype that `core.dtypes.bits_dtype` gives for the tensor's: unsigned, little-endian, of the
     element's width. Values are those of the checkpoint, bit for bit, NaNs included. Where files hold another dtype
