@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,8 @@ from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
 
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import TensorReader
+from .safetensors import SafetensorsCheckpoint, open_checkpoint
 
 
 def canonical_uri(path: PathLike) -> str:
@@ -25,18 +26,18 @@ def canonical_uri(path: PathLike) -> str:
     return public(normal(path)) if is_url(path) else os.path.abspath(local_path(path))
 
 
-def resolve(uri: PathLike, storage_options: Options = None, likely: Collection[str] = ()) -> Checkpoint:
+def open_base(uri: PathLike, storage_options: Options = None, likely: Collection[str] = ()) -> SafetensorsCheckpoint:
     """Open a base: a directory or file, an fsspec URL, or ``hf://org/name[@revision]``.
 
-    A model of the Hub is read from the local cache where its weights are there, otherwise through ranged reads. Which
-    files are `likely`: see `open_checkpoint`.
+    A model of the Hub is read from the local cache where its weights are there, otherwise through ranged reads.
 
-    Raises
-    ------
-    CheckpointError
-        There is no checkpoint that can be read; for the Hub the message says why and what to do.
-    InvalidArgument
-        The URL needs a package that is not installed.
+    Args:
+        storage_options: for fsspec, for all URLs, or by protocol.
+        likely: names of files that a directory probably has; see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no checkpoint that can be read; for the Hub the message says why and what to do.
+        InvalidArgument: the URL needs a package that is not installed.
     """
     text = os.fspath(uri)
     options = options_for(text, storage_options)
@@ -57,33 +58,37 @@ def resolve(uri: PathLike, storage_options: Options = None, likely: Collection[s
     return open_checkpoint(text, options, likely=likely)
 
 
-class Expected(NamedTuple):
-    """What a file says about a tensor of its base."""
+class ExpectedTensor(NamedTuple):
+    """What a file says about a tensor of its base.
+
+    Attributes:
+        digests: uint8 [pieces, 16].
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     digests: Digests
-    """[pieces, 16]"""
 
 
-class BaseReader:
-    """Reads the base and checks the digest of every piece before any of it is returned.
+class BaseReader(TensorReader):
+    """The base of a file: the digest of every piece is checked before any of it is returned.
 
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    expected : iterable of Expected
-        The tensors that may be read.
+    All that the checkpoint has is in `tensors`; those that the file does not expect cannot be read.
 
-    Raises
-    ------
-    BaseMismatch
-        A tensor is missing, or has another dtype or shape.
+    Args:
+        checkpoint: where the base is, or what the caller says it is.
+        expected: the tensors that may be read.
+
+    Raises:
+        BaseMismatch: a tensor is missing, or has another dtype or shape.
+        Corrupt: a tensor has too few digests, or too many.
     """
 
-    def __init__(self, checkpoint: Checkpoint, expected: Iterable[Expected]) -> None:
+    def __init__(self, checkpoint: SafetensorsCheckpoint, expected: Iterable[ExpectedTensor]) -> None:
         self.checkpoint = checkpoint
+        self.path, self.tensors, self.shards = checkpoint.path, checkpoint.tensors, checkpoint.shards
+        self.indexed, self.side_files = checkpoint.indexed, checkpoint.side_files
         self._expected = {tensor.name: tensor for tensor in expected}
         for tensor in self._expected.values():
             wanted = f"{tensor.dtype} {list(tensor.shape)}"
@@ -100,15 +105,19 @@ class BaseReader:
     ) -> Bits:
         """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional.
 
-        Whole pieces are read, and hashed each time: a path may hold something else by the next read. Without `check`
-        they are not hashed; then the caller checks what is made of them. `out`, for whole pieces, is memory to use.
+        Whole pieces are read, and hashed each time: a path may hold something else by the next read.
 
-        Raises
-        ------
-        BaseMismatch
-            A digest differs; the message names the tensor.
+        Args:
+            check: False: pieces are not hashed, and the caller checks what is made of them.
+            out: memory to use, where `lo` and `hi` are ends of pieces.
+
+        Raises:
+            BaseMismatch: a digest differs; the message names the tensor.
+            ValueError: the tensor has no such elements.
         """
-        info = self.checkpoint.info(name)
+        info = self.info(name)
+        if name not in self._expected:
+            raise ValueError(f"{quote(name)} is not one of the {len(self._expected)} tensors that can be checked")
         hi = info.size if hi is None else hi
         start, end = self._pieces(name, lo, hi)
         bits: Bits = np.empty(end - start, bits_dtype(info.dtype)) if out is None else out
@@ -127,11 +136,25 @@ class BaseReader:
             parallel_map(piece, range(0, bits.size, PIECE))
         return bits[lo - start : hi - start]
 
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`.
+
+        Raises:
+            BaseMismatch: they are not those that the file was made from.
+        """
+        out[:] = self.read(name, lo, lo + out.size)
+
+    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
+        """Return the bytes of several of `side_files`."""
+        return self.checkpoint.read_files(names)
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return the bytes of each of `side_files` by name, without reading them."""
+        return self.checkpoint.file_sizes()
+
     def _pieces(self, name: str, lo: int, hi: int) -> tuple[int, int]:
         """Widen elements `lo` to `hi` to whole pieces."""
-        size = self.checkpoint.info(name).size
-        if not 0 <= lo <= hi <= size:
-            raise ValueError(f"elements {lo} to {hi} of {quote(name)}, which has {size}")
+        size = self.check_range(name, lo, hi - lo).size
         start = lo // PIECE * PIECE
         return start, min(size, -(-hi // PIECE) * PIECE) if hi > lo else start
 

@@ -1,335 +1,268 @@
-"""One checkpoint on disk: its files, its tensors, slices of them.
+"""What a checkpoint and a run of checkpoints are to the rest of the package: two protocols, and what a tensor is.
 
-Only safetensors files are read; nothing is ever unpickled. The rules on names are in checkpoints/naming.py.
+Everything behind this module (fitting, the exact tier, comparing) asks only for what is written here. A new kind of
+checkpoint is a class that implements `TensorReader`, in a module of its own beside safetensors.py; a run of such
+checkpoints is `series.ReaderSeries` unless reading a tensor at all steps at once is cheaper than step by step, and only
+then another `CheckpointSeries`. Tensors are read as their bits, so nothing is ever converted on the way.
+
+Example: a checkpoint that lies in memory, as `{name: (dtype, array of bits)}`.
+
+    >>> import numpy as np
+    >>> class InMemory(TensorReader):
+    ...     def __init__(self, weights):
+    ...         self.path = "a checkpoint in memory"
+    ...         self.tensors = {name: TensorInfo(name, dtype, bits.shape) for name, (dtype, bits) in weights.items()}
+    ...         self._weights = weights
+    ...
+    ...     def read_into(self, name, lo, out):
+    ...         self.check_range(name, lo, out.size)
+    ...         out[:] = self._weights[name][1].reshape(-1)[lo : lo + out.size]
+    >>> checkpoint = InMemory({"w": ("BF16", np.array([[16256, 16384], [0, 49024]], np.uint16))})
+    >>> checkpoint.info("w").shape, checkpoint.read("w", 1, 3)
+    ((2, 2), array([16384,     0], dtype=uint16))
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 
-from relex_codec.core.cancellation import CancelScope
-from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
-from relex_codec.core.filenames import INDEX, SAFE_NAME, SINGLE
+from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.filenames import SINGLE
 from relex_codec.core.text import quote
-from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
-from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse
-from relex_codec.storage.coalesce import FIRST_READ
-from relex_codec.storage.hub import paths as hub
-from relex_codec.storage.open import Item, list_directory, open_source
-from relex_codec.storage.remote import REQUESTS
-from relex_codec.storage.source import LocalSource, Source
-from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
-
-from . import naming
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor of a checkpoint; `shard` indexes its files, `begin` and `end` are positions in that file."""
+    """What is known of a tensor without reading it.
+
+    Attributes:
+        name: as the model's state dict calls it.
+        dtype: by its safetensors name, one of `core.dtypes.ITEMSIZE`.
+        shape: of the whole tensor, also where its parts lie in several files.
+        shard: number of the file among `TensorReader.shards` that has it.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    shard: int
-    begin: int
-    end: int
+    shard: int = 0
 
     @property
     def size(self) -> int:
-        """Number of elements."""
-        return (self.end - self.begin) // ITEMSIZE[self.dtype]
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
 
 
-Tensors = dict[str, TensorInfo]
+class TensorReader(Protocol):
+    """One checkpoint: the weights of a model at one step (or of the base), and the files beside them.
 
+    A class that implements it sets `path` and `tensors` when it is made, and has `read_into`. The rest has defaults,
+    which are right for weights without files of the Hugging Face layout.
 
-class Checkpoint:
-    """One checkpoint, opened by `open_checkpoint`: headers are in memory, data are read when asked for.
+    **When it is made**, all that can be wrong without reading weights is found out: files that are missing or end
+    early, headers that cannot be, a dtype that the format does not know, two pieces of a tensor that overlap or leave a
+    hole. Weights are read when they are asked for, not before.
 
-    Methods may be called from several threads. No file stays open between calls.
+    **Elements** of a tensor are counted in row-major order over its whole shape. A range may begin and end anywhere,
+    also in the middle of a row or of what a file holds together; it may be empty. Callers mostly go through a tensor
+    from its beginning, 2^18 elements at a time or less, and come back for a few pieces of it.
 
-    Attributes
-    ----------
-    path : str
-        For messages.
-    step : int or None
-    tensors : dict of str to TensorInfo
-        In the order of the shards by name, and of the data in them.
-    shards : list of str
-        File names, sorted.
-    indexed : bool
-        Whether ``model.safetensors.index.json`` exists.
-    side_files : list of str
-        Names of the other files that a Hugging Face checkpoint carries.
+    **Bits**: `out` has the dtype that `core.dtypes.bits_dtype` gives for the tensor's: unsigned, little-endian, of the
+    element's width. Values are those of the checkpoint, bit for bit, NaNs included. Where files hold another dtype
+    than the model's, `tensors` says the dtype that is read.
+
+    **Threads**: all methods are called from several threads at the same time, also for the same tensor.
+
+    **Memory and files**: a call takes memory for what it returns and a small constant beside it. Runs have 500
+    checkpoints, all of which are open at once: no file stays open between calls, and what is equal for all steps
+    (`tensors`, above all) is shared between readers.
+
+    **Errors** name the path, say what was found and expected, and what to do: CheckpointError for what cannot be read,
+    or is no longer what it was when it was opened; Truncated where a file ends early. An OSError does not come through.
+    A range outside the tensor is a mistake of the caller and a ValueError (`check_range`). `out` may then hold
+    anything.
+
+    Nothing that a checkpoint holds is executed.
+
+    Attributes:
+        path: where it is, for messages; without credentials.
+        tensors: what there is by name, in the order in which it lies: a `.relex` file keeps the order of the base.
+        shards: names of the safetensors files, sorted. If this is a base, its decoded steps are written with them.
+        indexed: whether ``model.safetensors.index.json`` is among the files.
+        side_files: names of the files beside the weights that a decoded step needs too: configuration, tokenizer.
     """
 
-    def __init__(
-        self,
-        path: str,
-        step: int | None,
-        tensors: Tensors,
-        sources: dict[str, Source],
-        indexed: bool,
-        side_files: dict[str, SideFile],
-        storage_options: Options,
-    ) -> None:
-        self.path, self.step, self.tensors, self.indexed = path, step, tensors, indexed
-        self.shards = list(sources)
-        self.side_files = list(side_files)
-        self._sources = list(sources.values())
-        self._sides, self._options = side_files, storage_options
+    path: str
+    tensors: Mapping[str, TensorInfo]
+    shards: Sequence[str] = (SINGLE,)
+    indexed: bool = False
+    side_files: Sequence[str] = ()
 
-    @property
-    def is_local(self) -> bool:
-        """Whether reading in many small ranges costs no requests."""
-        return all(isinstance(source, LocalSource) for source in self._sources)
+    @abstractmethod
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out` with the bits of a tensor from element `lo` on.
 
-    @property
-    def sources(self) -> list[Source]:
-        """What reads each shard."""
-        return self._sources
+        Args:
+            name: one of `tensors`.
+            lo: the first element, from 0 on.
+            out: one-dimensional and contiguous, of the tensor's `bits_dtype`; all of it is filled.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it cannot be read.
+            Truncated: a file ends early.
+            ValueError: the tensor has no such elements.
+        """
 
     def info(self, name: str) -> TensorInfo:
-        """Return what is known of a tensor, or raise CheckpointError."""
+        """Return what is known of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
         try:
             return self.tensors[name]
         except KeyError:
             raise CheckpointError(f"{self.path} has no tensor {quote(name)}") from None
 
-    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
-        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional."""
+    def check_range(self, name: str, lo: int, count: int) -> TensorInfo:
+        """Return what is known of a tensor that has the elements from `lo` on, `count` of them.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+            ValueError: it has no such elements.
+        """
         info = self.info(name)
-        out: Bits = np.empty((info.size if hi is None else hi) - lo, bits_dtype(info.dtype))
+        if not 0 <= lo <= lo + count <= info.size:
+            raise ValueError(f"elements {lo} to {lo + count} of {quote(name)}, which has {info.size}")
+        return info
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor, one-dimensional and writable.
+
+        Raises:
+            CheckpointError, Truncated, ValueError: as `read_into`.
+        """
+        info = self.info(name)
+        hi = info.size if hi is None else hi
+        self.check_range(name, lo, hi - lo)
+        out: Bits = np.empty(hi - lo, bits_dtype(info.dtype))
         self.read_into(name, lo, out)
         return out
 
-    def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out`, one-dimensional and contiguous, with the bits from element `lo` on."""
-        info = self.info(name)
-        if not 0 <= lo <= lo + out.size <= info.size:
-            raise ValueError(f"elements {lo} to {lo + out.size} of {quote(name)}, which has {info.size}")
-        if out.size:
-            width = ITEMSIZE[info.dtype]
-            self._sources[info.shard].read_into(info.begin + lo * width, out.view(np.uint8).data)
-
     def read_file(self, name: str) -> bytes:
-        """Return the bytes of one of `side_files`."""
+        """Return the bytes of one of `side_files`, or raise CheckpointError."""
         return next(iter(self.read_files([name])))
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
-        """Return the bytes of several of `side_files`; remote ones are read at the same time."""
-        return map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, REQUESTS)
+        """Return the bytes of several of `side_files`, one after another.
+
+        Raises:
+            CheckpointError: there is no such file, or it cannot be read.
+        """
+        if names:
+            raise CheckpointError(f"{self.path} has no file {quote(names[0])}")
+        return ()
 
     def file_sizes(self) -> dict[str, int]:
-        """Return the bytes of each of `side_files` by number, without reading them."""
-
-        def size(side: SideFile) -> int:
-            if side.size is not None:
-                return side.size
-            with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
-                return source.size
-
-        return dict(zip(self._sides, parallel_map(size, self._sides.values(), REQUESTS), strict=True))
-
-    def _read_side(self, name: str) -> bytes:
-        side = self._sides[name]
-        with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
-            if side.size not in (None, source.size):
-                raise CheckpointError(
-                    f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
-                    "since; open the checkpoint again when nothing writes it"
-                )
-            return source.read(0, source.size)
+        """Return the bytes of each of `side_files` by name, without reading them where that can be told."""
+        return dict(zip(self.side_files, map(len, self.read_files(self.side_files)), strict=True))
 
 
-def open_checkpoint(
-    path: PathLike,
-    storage_options: Options = None,
-    *,
-    step: int | None = None,
-    known: dict[bytes, Tensors] | None = None,
-    likely: Collection[str] = (),
-) -> Checkpoint:
-    """Open a checkpoint: a directory, or a single ``.safetensors`` file, local or on an fsspec URL.
+class CheckpointSeries(Protocol):
+    """The checkpoints of a run, one for each of its steps, all of the same tensors.
 
-    Parameters
-    ----------
-    path : str or path
-    storage_options : dict, optional
-        For fsspec.
-    step : int, optional
-        Kept in the result.
-    known : dict, optional
-        Parsed headers by their hash. The checkpoints of a run have the same headers byte for byte, as a rule: with one
-        dict for all of them, headers are parsed once and 500 checkpoints share one table in memory.
-    likely : collection of str, optional
-        Names of files that a directory probably has. Remote ones are opened while it is listed, and not used if it
-        does not have them: that saves the time of a request.
+    A class that implements it sets `steps` when it is made, and has `checkpoint` and `read_into`. What
+    `TensorReader` says of elements, bits, threads, memory and errors holds here too.
 
-    Raises
-    ------
-    CheckpointError
-        No weights, missing or ambiguous shards, tensors that an index or another shard contradicts, broken headers.
-    Truncated
-        A file is shorter than its header says.
-    """
-    where = f"checkpoint {public(path)}"
-    files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
-    fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
-    for shard, (source, raw) in zip(files.shards, opened, strict=True):
-        fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
-    tensors = known.get(fingerprint.digest()) if known is not None else None
-    if tensors is None:
-        tensors = _tensors(files, opened, where)
-        if known is not None:
-            known[fingerprint.digest()] = tensors
-    sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
-    indexed = files.weight_map is not None
-    return Checkpoint(public(path), step, tensors, sources, indexed, files.sides, storage_options)
-
-
-def _at_one_commit(path: PathLike, options: Options) -> PathLike:
-    """Return a directory of the Hub at the commit that its revision means now: what is in it is read one by one."""
-    return path if public(path).endswith(".safetensors") else hub.pinned(path, options)
-
-
-def _open_files(
-    path: PathLike, options: Options, where: str, likely: Collection[str]
-) -> tuple[Files, list[tuple[Source, bytes]]]:
-    """Find the files of a checkpoint and open its shards.
-
-    Remote ones are opened early: while the directory is listed, if they are `likely`, or while the index is read.
+    Attributes:
+        steps: increasing, at least one, each from 0 to 2^53.
     """
 
-    def open_shard(target: str) -> tuple[Source, bytes]:
-        source = open_source(target, options, hold=False, error=CheckpointError)
-        return source, _raw_header(source)
+    steps: Sequence[int]
 
-    if not is_url(path) or public(path).endswith(".safetensors"):
-        files = find_files(path, options, where)
-        return files, [open_shard(target) for target in files.shards.values()]
-    stop = CancelScope()
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        opened: dict[str, Future[tuple[Source, bytes]]] = {}
+    @abstractmethod
+    def checkpoint(self, index: int) -> TensorReader:
+        """Return the checkpoint of ``steps[index]``, opened: asking again costs nothing.
 
-        def begin(names: Iterable[str]) -> None:
-            for name in names:
-                if name not in opened and name.endswith(".safetensors"):
-                    opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
+        Raises:
+            CheckpointError: it cannot be read, or its tensors have other names, dtypes or shapes than those of the
+                first; the message names step and tensor.
+        """
 
-        try:
-            likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
-            begin(likely)
-            read_index = stop.bound(lambda: _read_all(join(path, INDEX), options))
-            read = pool.submit(read_index) if INDEX in likely else None
-            items = list_directory(path, options, error=CheckpointError)
-            names = {item.name for item in items if not item.is_dir}
-            if INDEX in names:
-                read = read or pool.submit(read_index)
-                begin(name for name in names if name.startswith("model"))
-            files = find_files(path, options, where, items, read.result if read else None)
-            begin(files.shards)
-            return files, [opened[name].result() for name in files.shards]
-        finally:
-            stop.set()  # what was opened in vain is not waited for
+    @abstractmethod
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill the rows of `out` from element `lo` of a tensor on: one row for each of the first ``len(out)`` steps.
+
+        Args:
+            name: one of `names`.
+            lo: the first element.
+            out: [rows, elements], of the tensor's `bits_dtype`. Each row is contiguous; between them there may be
+                memory of somebody else. At most ``len(steps)`` rows, none too.
+
+        Raises:
+            CheckpointError, Truncated, ValueError: as `TensorReader.read_into`.
+        """
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors, in the order of the first checkpoint."""
+        return list(self.checkpoint(0).tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return name, dtype and shape of a tensor, the same at every step, or raise CheckpointError."""
+        return self.checkpoint(0).info(name)
+
+    def check(self) -> None:
+        """Open all checkpoints, so that a run that does not fit together is refused before any work.
+
+        Raises:
+            CheckpointError: as `checkpoint`.
+        """
+        for index in range(len(self.steps)):
+            self.checkpoint(index)
+
+    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
+        """Return the bits of elements `lo` to `hi` (default: all) of a tensor at all steps: an array [T, hi - lo].
+
+        Raises:
+            CheckpointError, Truncated, ValueError: as `read_into`.
+        """
+        info = self.info(name)
+        out: Bits = np.empty((len(self.steps), (info.size if hi is None else hi) - lo), bits_dtype(info.dtype))
+        self.read_into(name, lo, out)
+        return out
 
 
-class SideFile(NamedTuple):
-    """A file beside the weights, as the listing of its directory has it."""
-
-    path: str
-    size: int | None
-    """None where the listing does not say."""
-
-
-class Files(NamedTuple):
-    """The files of a checkpoint that matter here."""
-
-    shards: dict[str, str]
-    """Path of each weight file, by its name."""
-    weight_map: dict[str, str] | None
-    """Of the index, if there is one."""
-    sides: dict[str, SideFile]
-    """The other files that a checkpoint carries, by name."""
-
-
-def find_files(
-    path: PathLike,
-    options: Options,
-    where: str,
-    items: list[Item] | None = None,
-    index: Callable[[], bytes] | None = None,
-) -> Files:
-    """Choose the files of a checkpoint, which is enough to see whether any is missing.
+def check_same_tensors(
+    found: Mapping[str, TensorInfo], where: str, expected: Mapping[str, TensorInfo], elsewhere: str
+) -> None:
+    """Check that two checkpoints of a run have tensors of the same names, dtypes and shapes.
 
     Args:
-        items: what the directory holds, if it was listed already.
-        index: gives the content of its index, if that is read already; only called if the directory has one.
+        found: of one checkpoint.
+        where: what it is called in messages: "step 20".
+        expected: of the other.
+        elsewhere: what that is called.
+
+    Raises:
+        CheckpointError: they do not; the message names the tensor.
     """
-    text = os.fspath(path)
-    if public(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
-        name = os.path.basename(public(text))
-        if not name.endswith(".safetensors"):
-            raise CheckpointError(f"{where} is a file that is not called .safetensors, expected one or a directory")
-        return Files({_safe(name, where): text}, None, {})
-    if items is None:
-        items = list_directory(path, options, error=CheckpointError)
-    sizes = {item.name: item.size for item in items if not item.is_dir}
-    weight_map = None
-    if INDEX in sizes:
-        raw = index() if index else _read_all(join(path, INDEX), options)
-        weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
-        shards = naming.shards_of_index(weight_map, sizes, where)
-    else:
-        shards = naming.shards_without_index(sizes, where)
-    return Files(
-        {_safe(name, where): join(path, name) for name in shards},
-        weight_map,
-        {name: SideFile(join(path, name), sizes[name]) for name in naming.side_files(sizes)},
-    )
-
-
-def _safe(name: str, where: str) -> str:
-    if not SAFE_NAME.fullmatch(name):
-        raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {SINGLE}")
-    return name
-
-
-def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Tensors:
-    """Parse the headers of all shards and check them against each other and the index."""
-    tensors: Tensors = {}
-    names = list(files.shards)
-    for shard, (source, raw) in enumerate(opened):
-        for entry in parse(raw, source.size, error=CheckpointError, where=source.path)[1]:
-            if entry.name in tensors:
-                other = names[tensors[entry.name].shard]
-                raise CheckpointError(f"{where} has tensor {quote(entry.name)} twice: in {other} and {names[shard]}")
-            info = TensorInfo(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.end)
-            tensors[entry.name] = info
-    for name, file in (files.weight_map or {}).items():
-        if name not in tensors or names[tensors[name].shard] != file:
-            raise CheckpointError(f"{where}: its index says that tensor {quote(name)} is in {file}, where it is not")
-    if not tensors:
-        raise CheckpointError(f"{where} has no tensors")
-    return tensors
-
-
-def _raw_header(source: Source) -> bytes:
-    head = source.read_kept(0, min(source.size, FIRST_READ))
-    end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
-    if end > len(head):
-        head += source.read_kept(len(head), end)
-    return head[WORD:end]
-
-
-def _read_all(path: str, options: Options) -> bytes:
-    with open_source(path, options, hold=False, error=CheckpointError) as source:
-        return source.read(0, source.size)
+    if found is expected:
+        return
+    for name in expected.keys() ^ found.keys():
+        there, missing = (elsewhere, where) if name in expected else (where, elsewhere)
+        raise CheckpointError(f"tensor {quote(name)} is part of {there}, but not of {missing}")
+    for name, wanted in expected.items():
+        info = found[name]
+        if (info.dtype, info.shape) != (wanted.dtype, wanted.shape):
+            raise CheckpointError(
+                f"tensor {quote(name)} of {where} is {info.dtype} {list(info.shape)}, "
+                f"expected {wanted.dtype} {list(wanted.shape)} as in {elsewhere}"
+            )

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from relex_codec.core.filenames import INDEX
+from relex_codec.core.steps import listed_steps, select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.format.constants import STEP_LIMIT
@@ -17,8 +18,8 @@ from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
 
 from . import naming
-from .checkpoint import Tensors, find_files, open_checkpoint
-from .naming import select_steps
+from .files import find_files
+from .safetensors import KnownTables, open_checkpoint
 
 
 def find_run(
@@ -31,33 +32,24 @@ def find_run(
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run under one directory.
 
-    Parameters
-    ----------
-    root : str or path
-        Local, or an fsspec URL. With ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}`` is a
-        run of which each branch is a step, ``s3://bucket/{step}/hf`` one of directories called by their number.
-    storage_options : dict, optional
-        For fsspec.
-    steps : str, optional
-        Which steps, as `select_steps` takes them; what is not chosen is not looked into. With ``{step}``, both ends of
-        a range mean all steps in it, whether they are there or not; without both, what there is is listed.
-    skip_incomplete : bool
-        Leave out checkpoints that are incomplete, missing or cannot be read, instead of refusing the run. Headers of
-        all checkpoints are then read here, since a file that ends early counts as incomplete.
-    on_skip : callable, optional
-        Called with a message for each checkpoint left out.
+    Args:
+        root: local, or an fsspec URL. With ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``
+            is a run of which each branch is a step, ``s3://bucket/{step}/hf`` one of directories called by their
+            number.
+        storage_options: for fsspec, for all URLs, or by protocol.
+        steps: which steps, as `core.steps.select_steps` takes them; what is not chosen is not looked into. With
+            ``{step}``, both ends of a range mean all steps in it, whether they are there or not; without both, what
+            there is is listed.
+        skip_incomplete: leave out checkpoints that are incomplete, missing or cannot be read, instead of refusing the
+            run. Headers of all checkpoints are then read here, since a file that ends early counts as incomplete.
+        on_skip: called with a message for each checkpoint left out.
 
-    Returns
-    -------
-    list of (step, path)
-        Sorted by step; the path is that of the directory with the weights.
+    Returns:
+        Step and path of each, sorted by step; the path is that of the directory with the weights.
 
-    Raises
-    ------
-    CheckpointError
-        No checkpoints, several layouts, one step twice, or an incomplete checkpoint.
-    InvalidArgument
-        `steps` leaves nothing.
+    Raises:
+        CheckpointError: no checkpoints, several layouts, one step twice, or an incomplete checkpoint.
+        InvalidArgument: `steps` leaves nothing.
     """
     if naming.PLACEHOLDER in os.fspath(root):
         return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
@@ -70,7 +62,7 @@ def find_run(
     chosen = set(select_steps(numbers, steps)) if numbers else set()
     naming.one_layout(complete, where)
     skipped = []
-    known: dict[bytes, Tensors] | None = {} if skip_incomplete else None
+    known: KnownTables | None = {} if skip_incomplete else None
 
     def look(entry: naming.StepName) -> tuple[int, str] | CheckpointError:
         try:
@@ -111,7 +103,7 @@ def find_numbered(
     """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
     where, options = f"run {public(template)}", options_for(template, storage_options)
     hub.refuse_offline(template)
-    listed = naming.listed_steps(steps)
+    listed = listed_steps(steps)
     if listed is None:
         digits = _list_numbered(template, options, where)
     else:
@@ -120,7 +112,7 @@ def find_numbered(
     if chosen[-1] > STEP_LIMIT:
         raise CheckpointError(f"{where}: step {chosen[-1]} is above the limit of {STEP_LIMIT}")
     paths = {step: template.replace(naming.PLACEHOLDER, digits[step]) for step in chosen}
-    known: dict[bytes, Tensors] | None = {} if skip_incomplete else None
+    known: KnownTables | None = {} if skip_incomplete else None
 
     def look(step: int) -> str | CheckpointError:
         try:
@@ -162,7 +154,7 @@ def _list_numbered(template: str, options: Options, where: str) -> dict[int, str
     return found
 
 
-def _look(path: str, options: Options, known: dict[bytes, Tensors] | None) -> str:
+def _look(path: str, options: Options, known: KnownTables | None) -> str:
     """Return the directory of a checkpoint that holds the weights, all of them; with `known`, headers are read too."""
     folder, items = _weights_folder(path, options)
     if known is not None:
@@ -177,26 +169,17 @@ def find_checkpoints(
 ) -> list[tuple[int, str]]:
     """Find single checkpoints, each by its own directory, whose name says which step it is.
 
-    Parameters
-    ----------
-    paths : sequence of str or path
-        Local, or fsspec URLs.
-    storage_options : dict, optional
-        For fsspec.
-    step : int, optional
-        The number of the only checkpoint, whatever its name.
+    Args:
+        paths: local, or fsspec URLs.
+        storage_options: for fsspec, for all URLs, or by protocol.
+        step: the number of the only checkpoint, whatever its name.
 
-    Returns
-    -------
-    list of (step, path)
-        Sorted by step; the path is that of the directory with the weights.
+    Returns:
+        Step and path of each, sorted by step; the path is that of the directory with the weights.
 
-    Raises
-    ------
-    CheckpointError
-        A checkpoint is incomplete or cannot be read.
-    InvalidArgument
-        None are given, a name says no step, or two are of one step.
+    Raises:
+        CheckpointError: a checkpoint is incomplete or cannot be read.
+        InvalidArgument: none are given, a name says no step, or two are of one step.
     """
     if not paths:
         raise InvalidArgument("no checkpoints are given")

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from relex_codec.core.filenames import INDEX, PICKLES, SAFE_NAME, SINGLE
 from relex_codec.core.text import quote
-from relex_codec.errors import CheckpointError, InvalidArgument
+from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import STEP_LIMIT
 
 STEPS: Final = {
@@ -29,8 +29,6 @@ BELOW: Final = ("actor/huggingface", "huggingface", "actor")
 """Where the weights of a step may lie below its directory, in order of preference."""
 PLACEHOLDER: Final = "{step}"
 """Stands for the step in the path of a run whose checkpoints are not below one directory: branches of a repository."""
-LISTED_LIMIT: Final = 100_000
-"""Steps that are looked for one by one."""
 
 _STEP: Final = "(?:" + "|".join(pattern.replace("(", "(?:") for pattern in STEPS.values()) + ")"
 _INCOMPLETE: Final = re.compile(
@@ -67,10 +65,9 @@ def side_files(names: Iterable[str]) -> list[str]:
 def shards_without_index(names: Collection[str], where: str) -> list[str]:
     """Return the weight files of a checkpoint that has no index, sorted.
 
-    Raises
-    ------
-    CheckpointError
-        There are none, or which ones belong to the model cannot be told; the message says what was found instead.
+    Raises:
+        CheckpointError: there are none, or which ones belong to the model cannot be told; the message says what was
+            found instead.
     """
     if SINGLE in names:
         return [SINGLE]
@@ -94,10 +91,9 @@ def shards_without_index(names: Collection[str], where: str) -> list[str]:
 def shards_of_index(weight_map: object, names: Collection[str], where: str) -> list[str]:
     """Return the shards that an index names, sorted; `weight_map` is its value of that key.
 
-    Raises
-    ------
-    CheckpointError
-        The map is not one of names to file names, a shard is missing, or there is a second set of weights.
+    Raises:
+        CheckpointError: the map is not one of names to file names, a shard is missing, or there is a second set of
+            weights.
     """
     if type(weight_map) is not dict or not all(type(shard) is str for shard in weight_map.values()):
         raise CheckpointError(f"{where}: {INDEX} has no weight_map from tensors to files")
@@ -154,66 +150,11 @@ def one_layout(found: list[StepName], where: str) -> None:
             raise CheckpointError(f"{where}: step of {quote(entry.name)} is above the limit of {STEP_LIMIT}")
 
 
-def select_steps(steps: Iterable[int], spec: str | None) -> list[int]:
-    """Choose steps by ``A:B``, ``A:B:K`` or ``N``; None chooses all.
-
-    A and B are inclusive, and either may be left out. K keeps the steps s with (s - A) divisible by K; where A is left
-    out, it counts from the first step there is.
-
-    Raises
-    ------
-    InvalidArgument
-        The text is none of these, or no step is left.
-    """
-    steps = sorted(steps)
-    if spec is None:
-        return steps
-    first, last, every = _parse_steps(spec)
-    start = first if first is not None else min(steps, default=0)
-    chosen = [s for s in steps if s >= start and (last is None or s <= last) and (s - start) % every == 0]
-    if not chosen:
-        there = f"{steps[0]} to {steps[-1]} ({len(steps)} steps)" if steps else "no steps"
-        raise InvalidArgument(f"steps {quote(spec)} leaves nothing, there is {there}")
-    return chosen
-
-
-def listed_steps(spec: str | None) -> list[int] | None:
-    """Return the steps that ``A:B``, ``A:B:K`` or ``N`` lists by itself; None where an end is left open, or all is.
-
-    Raises
-    ------
-    InvalidArgument
-        The text is none of these, or lists nothing or too much.
-    """
-    if spec is None:
-        return None
-    first, last, every = _parse_steps(spec)
-    if first is None or last is None:
-        return None
-    found = range(first, last + 1, every)
-    if not 0 < len(found) <= LISTED_LIMIT:
-        raise InvalidArgument(f"steps {quote(spec)} lists {len(found):,} steps, expected 1 to {LISTED_LIMIT:,}")
-    return list(found)
-
-
-def _parse_steps(spec: str) -> tuple[int | None, int | None, int]:
-    """Return first, last and every how many-th."""
-    match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})(?::([0-9]{1,18}))?|([0-9]{1,18})", spec.strip())
-    if match is None:
-        raise InvalidArgument(f"steps {quote(spec)} not understood, expected A:B, A:B:K or N, for example 0:500:10")
-    first, last, every, only = (None if not text else int(text) for text in match.groups())
-    if every == 0:
-        raise InvalidArgument(f"steps {quote(spec)} asks for every 0th step; K starts at 1")
-    return (only, only, 1) if only is not None else (first, last, every or 1)
-
-
 def match_steps(names: Iterable[str], template: str, where: str) -> dict[int, str]:
     """Return the digits of each step among names that are ``template`` with digits for ``{step}``.
 
-    Raises
-    ------
-    CheckpointError
-        A step is there twice, with more zeros before it.
+    Raises:
+        CheckpointError: a step is there twice, with more zeros before it.
     """
     pattern = re.escape(template).replace(re.escape(PLACEHOLDER), "([0-9]{1,18})", 1)
     pattern = pattern.replace(re.escape(PLACEHOLDER), r"\1")

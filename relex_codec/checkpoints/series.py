@@ -1,99 +1,60 @@
-"""Runs on disk: slices of one tensor over all steps.
-
-How the checkpoints are found is in checkpoints/discovery.py, how one is opened in checkpoints/checkpoint.py.
-"""
+"""The checkpoints of a run, one after another: opened when they are needed, and read at all steps together."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.text import quote
+from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError
 from relex_codec.storage.hub import paths as hub
 from relex_codec.storage.urls import Options, options_for
 
-from .checkpoint import Checkpoint as Checkpoint
-from .checkpoint import TensorInfo as TensorInfo
-from .checkpoint import Tensors
-from .checkpoint import open_checkpoint as open_checkpoint
-from .discovery import find_checkpoints as find_checkpoints
-from .discovery import find_run as find_run
-from .naming import select_steps as select_steps
+from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
+from .safetensors import KnownTables, open_checkpoint
 
 
-class CheckpointSeries:
-    """The checkpoints of a run, opened when first needed and each checked against the first one.
+class ReaderSeries(CheckpointSeries):
+    """A run of which each step is a checkpoint of its own, opened when first needed and checked against the first one.
 
-    Parameters
-    ----------
-    checkpoints : sequence of (step, path)
-        As `find_run` returns them.
-    storage_options : dict, optional
-        For fsspec.
-    threads : int
-        Concurrent reads.
+    Args:
+        steps: increasing.
+        open_step: opens the checkpoint of a step by its number, from 0 on; called from several threads.
+        threads: how many steps are read at the same time.
+
+    Raises:
+        CheckpointError: there are no steps.
     """
 
     def __init__(
-        self, checkpoints: Sequence[tuple[int, str]], storage_options: Options = None, *, threads: int = IO_THREADS
+        self, steps: Sequence[int], open_step: Callable[[int], TensorReader], *, threads: int = IO_THREADS
     ) -> None:
-        if not checkpoints:
+        if not steps:
             raise CheckpointError("a run needs at least one checkpoint")
-        self.steps = [step for step, _ in checkpoints]
-        self.paths = [path for _, path in checkpoints]
-        self._options, self._threads = storage_options, threads
-        self._known: dict[bytes, Tensors] = {}
-        self._opened: list[Checkpoint | None] = [None] * len(checkpoints)
+        self.steps: list[int] = list(steps)
+        self._open, self._threads = open_step, threads
+        self._opened: list[TensorReader | None] = [None] * len(steps)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the tensors, in the order of the first checkpoint."""
-        return list(self.checkpoint(0).tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """Return name, dtype and shape of a tensor; where it lies holds for the first checkpoint only."""
-        return self.checkpoint(0).info(name)
-
-    def checkpoint(self, index: int) -> Checkpoint:
-        """Return checkpoint number `index`, opened and checked against the first.
-
-        Raises
-        ------
-        CheckpointError
-            A tensor is missing, additional, or of another dtype or shape; the message names step and tensor.
-        """
+    def checkpoint(self, index: int) -> TensorReader:
+        """Return the checkpoint of ``steps[index]``; see `CheckpointSeries.checkpoint`."""
         opened = self._opened[index]
         if opened is None:
-            step, path = self.steps[index], self.paths[index]
-            known = dict(self._known) if index else self._known  # what is not like the first is not kept
-            options = options_for(path, self._options)
-            hub.refuse_offline(path)
-            opened = open_checkpoint(path, options, step=step, known=known)
+            opened = self._open(index)
             if index:
-                self._compare(opened, self.checkpoint(0))
-                if opened.tensors == self.checkpoint(0).tensors:  # headers may differ in their metadata only
-                    opened.tensors = self.checkpoint(0).tensors
+                first = self.checkpoint(0)
+                check_same_tensors(opened.tensors, f"step {self.steps[index]}", first.tensors, f"step {self.steps[0]}")
+                if opened.tensors == first.tensors:  # share one table, whatever else their files say
+                    opened.tensors = first.tensors
             self._opened[index] = opened
         return opened
 
     def check(self) -> None:
-        """Open all checkpoints, so that a run that does not fit together is refused before any work."""
+        """Open all checkpoints, several at a time; see `CheckpointSeries.check`."""
         self.checkpoint(0)
         parallel_map(self.checkpoint, range(len(self.steps)), self._threads)
 
-    def read(self, name: str, lo: int = 0, hi: int | None = None) -> Bits:
-        """Return the bits of elements `lo` to `hi` (default: all) of a tensor at all steps: an array [T, hi - lo]."""
-        info = self.info(name)
-        out: Bits = np.empty((len(self.steps), (info.size if hi is None else hi) - lo), bits_dtype(info.dtype))
-        self.read_into(name, lo, out)
-        return out
-
     def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill the rows of `out`, [rows, elements], from element `lo` on: one row for each of the first steps."""
+        """Fill the rows of `out` from element `lo` on, several at a time; see `CheckpointSeries.read_into`."""
 
         def rows(first: int) -> None:
             for index in range(first, len(out), workers):
@@ -104,16 +65,27 @@ class CheckpointSeries:
         workers = min(self._threads, len(out))
         parallel_map(rows, range(workers), workers)
 
-    def _compare(self, found: Checkpoint, first: Checkpoint) -> None:
-        if found.tensors is first.tensors:
-            return
-        for name in first.tensors.keys() ^ found.tensors.keys():
-            here, there = (self.steps[0], found.step) if name in first.tensors else (found.step, self.steps[0])
-            raise CheckpointError(f"tensor {quote(name)} is in the checkpoint of step {here}, but not in step {there}")
-        for name, expected in first.tensors.items():
-            info = found.tensors[name]
-            if (info.dtype, info.shape) != (expected.dtype, expected.shape):
-                raise CheckpointError(
-                    f"tensor {quote(name)} of step {found.step} is {info.dtype} {list(info.shape)}, "
-                    f"expected {expected.dtype} {list(expected.shape)} as in step {self.steps[0]}"
-                )
+
+def open_series(
+    checkpoints: Sequence[tuple[int, str]], storage_options: Options = None, *, threads: int = IO_THREADS
+) -> ReaderSeries:
+    """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
+
+    Args:
+        checkpoints: as `discovery.find_run` and `discovery.find_checkpoints` return them.
+        storage_options: for fsspec, for all URLs, or by protocol.
+        threads: how many steps are read at the same time.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    known: KnownTables = {}
+
+    def open_step(index: int) -> TensorReader:
+        path = checkpoints[index][1]
+        options = options_for(path, storage_options)
+        hub.refuse_offline(path)
+        # of the others, tables that differ from the first one are not kept
+        return open_checkpoint(path, options, known=dict(known) if index else known)
+
+    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads)

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from relex_codec.checkpoints.base_model import BaseReader, Expected, resolve
-from relex_codec.checkpoints.checkpoint import Checkpoint
+from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_base
+from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
@@ -53,7 +54,7 @@ class FileBase:
                 self._reader = BaseReader(self._find(), self._expected())
             return self._reader
 
-    def side_files(self) -> Callable[[], Checkpoint] | None:
+    def side_files(self) -> Callable[[], TensorReader] | None:
         """Where a decoded checkpoint's other files come from; None for the embedded ones."""
         return None if self.is_embedded else lambda: self.reader().checkpoint
 
@@ -69,27 +70,27 @@ class FileBase:
                 for lo in range(0, tensor.size, BATCH * f.PIECE):
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
 
-    def _find(self) -> Checkpoint:
+    def _find(self) -> SafetensorsCheckpoint:
         manifest = self._container.index.manifest
         likely = [*manifest.shards, INDEX] if manifest.indexed else manifest.shards
         if self._given is not None:
-            return resolve(self._given, self._options, likely)
+            return open_base(self._given, self._options, likely)
         path, uri = self._container.source.path, manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
         if is_url(uri) and ("::" in uri or normal(uri).partition("://")[0] not in BASES):
             raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
-            return resolve(uri, without_credentials(self._options), likely)
+            return open_base(uri, without_credentials(self._options), likely)
         except RelexError as error:
             raise CheckpointError(f"the base of {path} cannot be read: {error}; pass --base") from None
 
-    def _expected(self) -> list[Expected]:
+    def _expected(self) -> list[ExpectedTensor]:
         index = self._container.index
         expected = []
         for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
             if record["origin"] == f.IN_BASE:
                 first = int(record["digest"])
                 digests = index.digests[first : first + len(piece_lengths(tensor.size))]
-                expected.append(Expected(tensor.name, tensor.origin_dtype, tensor.shape, digests))
+                expected.append(ExpectedTensor(tensor.name, tensor.origin_dtype, tensor.shape, digests))
         return expected

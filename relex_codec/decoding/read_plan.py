@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import TensorInfo
+from relex_codec.checkpoints.safetensors import TensorInFile
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index, Part
@@ -56,7 +56,7 @@ def needs(
     wanted: Iterable[Wanted],
     *,
     use_embedded: bool,
-    base: Mapping[str, TensorInfo],
+    base: Mapping[str, TensorInFile],
     exact: Callable[[], ExactTier],
 ) -> Iterator[Need]:
     """Yield the ranges that decoding `wanted`, one after another, reads.
@@ -94,7 +94,7 @@ def needs(
 
 
 def replay_needs(
-    index: Index, parts: Iterable[PartInfo], *, use_embedded: bool, base: Mapping[str, TensorInfo]
+    index: Index, parts: Iterable[PartInfo], *, use_embedded: bool, base: Mapping[str, TensorInFile]
 ) -> Iterator[Need]:
     """Yield the ranges of the origin that replaying `parts` reads; arguments are those of `needs`."""
     for part in parts:
@@ -121,7 +121,7 @@ def _directions(index: Index, number: int, start: int, end: int, first: bool) ->
 
 
 def _origin(
-    index: Index, number: int, start: int, end: int, use_embedded: bool, base: Mapping[str, TensorInfo]
+    index: Index, number: int, start: int, end: int, use_embedded: bool, base: Mapping[str, TensorInFile]
 ) -> Iterator[Need]:
     tensor = index.manifest.tensors[number]
     width = ITEMSIZE[tensor.origin_dtype]

@@ -7,9 +7,10 @@ from typing import Final
 
 from threadpoolctl import threadpool_limits
 
-from relex_codec.checkpoints.checkpoint import Checkpoint
-from relex_codec.checkpoints.series import CheckpointSeries as Checkpoints
-from relex_codec.checkpoints.series import find_checkpoints
+from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.checkpoints.discovery import find_checkpoints
+from relex_codec.checkpoints.series import open_series
+from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
 from relex_codec.errors import BaseMismatch, InvalidArgument
 from relex_codec.format import constants as f
@@ -20,8 +21,8 @@ from relex_codec.run.run import open as open_run
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
-from .appended_series import AppendedSeries, CheckedBase, EmbeddedBase
-from .encode import DEFAULT_MEMORY, new_segment, parse_memory
+from .appended_series import AppendedSeries, EmbeddedBase
+from .encode import new_segment
 from .pipeline import RunEncoder
 from .quality import Quality
 
@@ -76,36 +77,36 @@ def append(
                 f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
                 "with --exact if it shall grow"
             )
-        source = AppendedSeries(run.decoder, Checkpoints(found, storage_options))
-        source.check()
+        series = AppendedSeries(run.decoder, open_series(found, storage_options))
+        series.check()
         observed = index.manifest.observed
         if observed == len(index.steps):
-            observed = len(source.steps)
+            observed = len(series.steps)
         rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
         with threadpool_limits(1, "blas"), writer:
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
-            segment = new_segment(writer, source, budget, run.decoder.exact)
+            segment = new_segment(writer, series, budget, run.decoder.exact)
             job = RunEncoder(
-                source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
+                series, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
             )
             return job.write(index.manifest.base_uri, progress)
 
 
-def _base(run: Run) -> Checkpoint:
-    """The base as a checkpoint whose reads are checked."""
+def _base(run: Run) -> TensorReader:
+    """The base, whose reads are checked."""
     index = run.container.index
     if run.base_embedded:
         return EmbeddedBase(run.decoder)
     reader = run.base_reader()
-    there = reader.checkpoint.tensors
+    there = reader.tensors
     for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
         if record["origin"] != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
             raise BaseMismatch(
-                f"base {reader.checkpoint.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
+                f"base {reader.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
             )
-    return CheckedBase(reader)
+    return reader
 
 
 def _quality(run: Run) -> Quality:

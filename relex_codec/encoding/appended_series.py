@@ -3,87 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
-from relex_codec.checkpoints.base_model import BaseReader
-from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
-from relex_codec.checkpoints.series import CheckpointSeries
-from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.text import quote
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader, check_same_tensors
+from relex_codec.core.dtypes import Bits
 from relex_codec.decoding.tensor_decoder import Decoder
-from relex_codec.errors import CheckpointError, InvalidArgument
+from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import TensorEntry
-
-FURTHER: Final = "further checkpoints"
 
 
 class AppendedSeries(CheckpointSeries):
-    """Steps of a file, then those of `further`, with the interface of a run of checkpoints on disk.
+    """Steps of a file, then those of `further`.
 
     Args:
         decoder: of a file with the exact tier.
         further: checkpoints of later steps.
 
     Raises:
-        CheckpointError: their tensors are not those of the file.
         InvalidArgument: their steps do not come after those of the file.
     """
 
     def __init__(self, decoder: Decoder, further: CheckpointSeries) -> None:
         index = decoder.container.index
-        self._decoder, self._further = decoder, further
-        self._old = len(index.steps)
-        self._tensors = {tensor.name: tensor for tensor in index.manifest.tensors}
-        self.steps = [int(step) for step in index.steps] + further.steps
-        if further.steps[0] <= int(index.steps[-1]):
+        old = [int(step) for step in index.steps]
+        if further.steps[0] <= old[-1]:
             raise InvalidArgument(
                 f"step {further.steps[0]} cannot be appended to {decoder.container.source.path}, whose last step is "
-                f"{index.steps[-1]}"
+                f"{old[-1]}"
             )
+        self.steps = old + list(further.steps)
+        self._decoder, self._further = decoder, further
+        tensors = {
+            tensor.name: TensorInfo(tensor.name, tensor.dtype, tensor.shape, tensor.shard)
+            for tensor in index.manifest.tensors
+        }
+        self._restored = [RestoredStep(decoder, step, tensors) for step in old]
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the tensors, in the order of the file."""
-        return list(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """Return name, dtype and shape of a tensor."""
-        return self._further.info(name)
-
-    def checkpoint(self, index: int) -> Checkpoint:
-        """Return checkpoint number `index`; one of the file restores what is read."""
-        if index >= self._old:
-            return self._further.checkpoint(index - self._old)
-        return _Restored(self, index)
+    def checkpoint(self, index: int) -> TensorReader:
+        """Return the checkpoint of ``steps[index]``; one of the file restores what is read."""
+        if index < len(self._restored):
+            return self._restored[index]
+        return self._further.checkpoint(index - len(self._restored))
 
     def check(self) -> None:
-        """Open all further checkpoints, and compare their tensors with those of the file."""
+        """Open all further checkpoints, and compare their tensors with those of the file.
+
+        Raises:
+            CheckpointError: one cannot be read, or they are not the same.
+        """
         self._further.check()
-        there = self._further.checkpoint(0).tensors
         path = self._decoder.container.source.path
-        for name in self._tensors.keys() ^ there.keys():
-            where, missing = (FURTHER, path) if name in there else (path, FURTHER)
-            raise CheckpointError(f"tensor {quote(name)} is in {where}, but not in {missing}")
-        for name, tensor in self._tensors.items():
-            info = there[name]
-            if (info.dtype, info.shape) != (tensor.dtype, tensor.shape):
-                raise CheckpointError(
-                    f"tensor {quote(name)} of step {self._further.steps[0]} is {info.dtype} {list(info.shape)}, "
-                    f"expected {tensor.dtype} {list(tensor.shape)} as in {path}"
-                )
+        found = self._further.checkpoint(0).tensors
+        check_same_tensors(found, f"step {self._further.steps[0]}", self._restored[0].tensors, path)
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill the rows of `out`, [rows, elements], from element `lo` on: one row for each of the first steps."""
-        self._restore(name, lo, out[: self._old])
-        if len(out) > self._old:
-            self._further.read_into(name, lo, out[self._old :])
+        """Fill the rows of `out` from element `lo` on; see `CheckpointSeries.read_into`.
 
-    def restored(self, name: str, index: int, lo: int, hi: int) -> Bits:
-        """Return the bits of elements lo .. hi at step number `index`, from 0 on, of the file."""
-        return self._decoder.read(name, float(self.steps[index]), "exact", lo, hi)
+        The steps of the file are replayed one after another, which costs far less than restoring each by itself.
+        """
+        old = len(self._restored)
+        self._replay(name, lo, out[:old])
+        if len(out) > old:
+            self._further.read_into(name, lo, out[old:])
 
-    def _restore(self, name: str, lo: int, out: Bits) -> None:
+    def _replay(self, name: str, lo: int, out: Bits) -> None:
         from relex_codec.exact.replay import replay_parts
 
         if not out.size:
@@ -98,70 +80,57 @@ class AppendedSeries(CheckpointSeries):
                 row[a - lo : b - lo] = bits[a - start : b - start]
 
 
-class _Restored(Checkpoint):
-    """One step of a file as a checkpoint: only reading tensors works."""
+class RestoredStep(TensorReader):
+    """A stored step of a file with the exact tier: its tensors, bit for bit.
 
-    def __init__(self, run: AppendedSeries, index: int) -> None:
-        self._run, self._index = run, index
-        self.step = run.steps[index]
+    Args:
+        step: one of the file's.
+        tensors: those of the file, one table for all its steps.
+    """
 
-    def info(self, name: str) -> TensorInfo:
-        """Return name, dtype and shape of a tensor."""
-        return self._run.info(name)
+    def __init__(self, decoder: Decoder, step: int, tensors: dict[str, TensorInfo]) -> None:
+        manifest = decoder.container.index.manifest
+        self.path = f"step {step} of {decoder.container.source.path}"
+        self.tensors, self.shards = tensors, manifest.shards
+        self.indexed = manifest.indexed
+        self._decoder, self._step = decoder, step
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out`, one-dimensional, with the bits from element `lo` on."""
-        out[:] = self._run.restored(name, self._index, lo, lo + out.size)
+        """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
+        self.check_range(name, lo, out.size)
+        out[:] = self._decoder.read(name, float(self._step), "exact", lo, lo + out.size)
 
 
-class EmbeddedBase(Checkpoint):
-    """The base that a file embeds, as a checkpoint."""
+class EmbeddedBase(TensorReader):
+    """The base that a file embeds, and the files beside it; digests are checked.
+
+    Args:
+        decoder: of a file that embeds its base.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
         index = decoder.container.index
         manifest = index.manifest
-        self.path, self.step, self.indexed = decoder.container.source.path, None, manifest.indexed
-        self.shards = manifest.shards
+        self.path = decoder.container.source.path
+        self.shards, self.indexed = manifest.shards, manifest.indexed
         self.side_files = [file.name for file in manifest.files]
         self.tensors = {
-            tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard, 0, _bytes(tensor))
+            tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard)
             for record, tensor in zip(index.tensors, manifest.tensors, strict=True)
             if record["origin"] == f.IN_BASE
         }
+        self._decoder = decoder
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out`, one-dimensional, with the bits from element `lo` on."""
-        hi = lo + out.size
-        start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, self.tensors[name].size)
+        """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
+        size, hi = self.check_range(name, lo, out.size).size, lo + out.size
+        start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, size)
         out[:] = self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`."""
         return (b"".join(self._decoder.read_file(self.side_files.index(name))) for name in names)
 
-
-def _bytes(tensor: TensorEntry) -> int:
-    return tensor.size * bits_dtype(tensor.origin_dtype).itemsize
-
-
-class CheckedBase(Checkpoint):
-    """A base whose every read checks the digests of a file."""
-
-    def __init__(self, reader: BaseReader) -> None:
-        found = reader.checkpoint
-        self._reader = reader
-        self.path, self.step, self.indexed, self.shards = found.path, None, found.indexed, found.shards
-        self.side_files, self.tensors = found.side_files, found.tensors
-
-    def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out`, one-dimensional, with the bits from element `lo` on.
-
-        Raises:
-            BaseMismatch: they are not those that the file was made from.
-        """
-        out[:] = self._reader.read(name, lo, lo + out.size)
-
-    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
-        """Return the bytes of several of `side_files`."""
-        return self._reader.checkpoint.read_files(names)
+    def file_sizes(self) -> dict[str, int]:
+        """Return the bytes of each of `side_files` by name."""
+        return {file.name: file.length for file in self._decoder.container.index.manifest.files}

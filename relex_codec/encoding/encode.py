@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from relex_codec.checkpoints import base_model as base_module
-from relex_codec.checkpoints.series import CheckpointSeries, find_run
+from relex_codec.checkpoints.base_model import canonical_uri, open_base
+from relex_codec.checkpoints.checkpoint import CheckpointSeries
+from relex_codec.checkpoints.discovery import find_run
+from relex_codec.checkpoints.series import open_series
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
@@ -24,28 +27,6 @@ from .quality import Quality
 if TYPE_CHECKING:
     from relex_codec.exact.tier_reader import ExactTier
     from relex_codec.exact.tier_writer import SegmentJob
-
-DEFAULT_MEMORY: Final = "4GB"
-SMALLEST_MEMORY: Final = 64 * 10**6
-_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-                 "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}  # fmt: skip
-
-
-def parse_memory(size: str | int) -> int:
-    """Read a memory budget such as ``4GB``, ``512MiB`` or a number of bytes.
-
-    Raises:
-        InvalidArgument: not a size, or less than 64 MB.
-    """
-    text = str(size).strip().upper().removesuffix("B")
-    number = text.rstrip("KMGTI ")
-    try:
-        value = int(float(number) * _UNITS[text[len(number) :].strip()])
-    except (KeyError, ValueError, OverflowError):
-        raise InvalidArgument(f"memory is {size!r}, expected a size such as 4GB or 512MiB") from None
-    if value < SMALLEST_MEMORY:
-        raise InvalidArgument(f"memory is {size!r}, expected at least {SMALLEST_MEMORY // 10**6}MB")
-    return value
 
 
 def encode(
@@ -99,21 +80,21 @@ def encode(
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
     writer = FileWriter(output, storage_options)  # refuses now what cannot be written
     reference = hub.pinned(base, storage_options)
-    origin_checkpoint = base_module.resolve(reference, storage_options)
+    origin = open_base(reference, storage_options)
     found = find_run(run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip)
     observed = _observed([step for step, _ in found], observe)
-    source = CheckpointSeries(found, storage_options)
+    series = open_series(found, storage_options)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
-        source.check()
-        segment = new_segment(writer, source, budget) if exact else None
-        job = RunEncoder(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, segment)
-        return job.write(base_module.canonical_uri(reference), progress)
+        series.check()
+        segment = new_segment(writer, series, budget) if exact else None
+        job = RunEncoder(series, origin, writer, observed, wanted, rank, embed_base, budget, segment)
+        return job.write(canonical_uri(reference), progress)
 
 
-def new_segment(writer: FileWriter, run: CheckpointSeries, budget: int, old: ExactTier | None = None) -> SegmentJob:
-    """Begin a segment of the exact tier with the steps of `run` that `old` does not have.
+def new_segment(writer: FileWriter, series: CheckpointSeries, budget: int, old: ExactTier | None = None) -> SegmentJob:
+    """Begin a segment of the exact tier with the steps of `series` that `old` does not have.
 
     Raises:
         InvalidArgument: the budget does not hold a piece over all steps.
@@ -121,15 +102,16 @@ def new_segment(writer: FileWriter, run: CheckpointSeries, budget: int, old: Exa
     from relex_codec.exact.segment_writer import SegmentWriter
     from relex_codec.exact.tier_writer import SegmentJob
 
-    widest = max((ITEMSIZE[run.info(name).dtype] * min(run.info(name).size, f.PIECE) for name in run.names), default=0)
-    need = 3 * (len(run.steps) + 1) * widest
+    infos = map(series.info, series.names)
+    widest = max((ITEMSIZE[info.dtype] * min(info.size, f.PIECE) for info in infos), default=0)
+    need = 3 * (len(series.steps) + 1) * widest
     if need > budget:
         raise InvalidArgument(
-            f"the exact tier of {len(run.steps)} steps needs {-(-need // 10**6)} MB, memory is {budget // 10**6} MB: "
-            "raise --memory"
+            f"the exact tier of {len(series.steps)} steps needs {-(-need // 10**6)} MB, "
+            f"memory is {budget // 10**6} MB: raise --memory"
         )
     held = {}
-    count = len(run.steps)
+    count = len(series.steps)
     if old is not None:
         index = old.container.index
         held = {t.name: int(r["segment"]) for t, r in zip(index.manifest.tensors, index.tensors, strict=True)}

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
-from relex_codec.checkpoints.series import CheckpointSeries
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
 from relex_codec.core.digests import DIGEST, digest
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
 from relex_codec.core.filenames import file_allowed
@@ -67,7 +66,7 @@ class RunEncoder:
     """
 
     run: CheckpointSeries
-    base: Checkpoint
+    base: TensorReader
     writer: FileWriter
     observed: int
     quality: Quality
@@ -88,7 +87,7 @@ class RunEncoder:
         self.writer.close_chunks()
         manifest = Manifest(
             self.observed, base_uri, self.embed, self.quality.name, self.quality.growth,
-            [tensor.entry for tensor in tensors], self.base.shards, self.base.indexed,
+            [tensor.entry for tensor in tensors], list(self.base.shards), self.base.indexed,
             [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
         )  # fmt: skip
         tables = _tables(tensors, np.array(self.run.steps, np.int64), manifest)
@@ -172,7 +171,7 @@ class RunEncoder:
     def _equals_base(self, info: TensorInfo, digests: list[bytes]) -> bool:
         return digests_of(self.run.checkpoint(0), info) == digests
 
-    def _store_origin(self, info: TensorInfo, checkpoint: Checkpoint) -> PendingSpan:
+    def _store_origin(self, info: TensorInfo, checkpoint: TensorReader) -> PendingSpan:
         there = checkpoint.info(info.name)
         planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
         return self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])

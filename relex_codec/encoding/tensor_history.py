@@ -15,8 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
-from relex_codec.checkpoints.series import CheckpointSeries
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.text import quote
@@ -39,7 +38,7 @@ class Origin:
     read: Callable[[int, int], Bits]
 
     @classmethod
-    def in_base(cls, base: Checkpoint, info: TensorInfo) -> Origin:
+    def in_base(cls, base: TensorReader, info: TensorInfo) -> Origin:
         """The base's tensor."""
         return cls(info.dtype, lambda lo, hi: base.read(info.name, lo, hi))
 
@@ -227,12 +226,12 @@ def step_digests(run: CheckpointSeries, info: TensorInfo) -> list[bytes]:
     return result
 
 
-def pieces(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[Bits]:
+def pieces(checkpoint: TensorReader, info: TensorInfo) -> Iterator[Bits]:
     """Yield a tensor's bits piece by piece."""
     for lo in range(0, info.size, PIECE):
         yield checkpoint.read(info.name, lo, min(lo + PIECE, info.size))
 
 
-def digests_of(checkpoint: Checkpoint, info: TensorInfo) -> list[bytes]:
+def digests_of(checkpoint: TensorReader, info: TensorInfo) -> list[bytes]:
     """Return the digests of FORMAT.md section 9 of one tensor."""
     return [digest(piece) for piece in pieces(checkpoint, info)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from relex_codec.checkpoints.checkpoint import Checkpoint
+from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
 from relex_codec.decoding.tensor_decoder import Decoder
@@ -15,7 +15,7 @@ from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike
 
-Base = Callable[[], Checkpoint]
+Base = Callable[[], TensorReader]
 """Gives the base, where its other files come from."""
 Weights = Callable[[Sequence[TensorEntry]], Iterator[memoryview]]
 """Gives the bytes of tensors, one after another."""

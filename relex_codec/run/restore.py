@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from relex_codec.checkpoints.naming import select_steps
 from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.steps import select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
@@ -29,7 +29,7 @@ ROOM: Final = 0.8
 
 
 def choose_steps(decoder: Decoder, spec: str | None) -> list[int]:
-    """Return the stored steps that `spec` chooses, as `layouts.select_steps` does.
+    """Return the stored steps that `spec` chooses, as `core.steps.select_steps` does.
 
     Raises:
         InvalidArgument: the file has no exact tier, or no step is left.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from relex_codec.checkpoints import base_model as module
-from relex_codec.checkpoints.base_model import BaseReader, Expected, canonical_uri, resolve
+from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, canonical_uri, open_base
 from relex_codec.core.digests import digest
 from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
@@ -37,7 +37,7 @@ def piece_digests(bits):
 
 
 def expected(tensors=TENSORS):
-    return [Expected(name, dtype, bits.shape, piece_digests(bits)) for name, (dtype, bits) in tensors.items()]
+    return [ExpectedTensor(name, dtype, bits.shape, piece_digests(bits)) for name, (dtype, bits) in tensors.items()]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 def test_digests_are_those_of_the_text(folder):
-    found = resolve(folder)
+    found = open_base(folder)
     for name, (_, bits) in TENSORS.items():
         digests = digests_of(found, found.info(name))
         assert digests == [row.tobytes() for row in piece_digests(bits)]
@@ -55,7 +55,7 @@ def test_digests_are_those_of_the_text(folder):
 
 
 def test_what_matches_is_returned(folder):
-    reader = BaseReader(resolve(folder), expected())
+    reader = BaseReader(open_base(folder), expected())
     flat = {name: bits.reshape(-1) for name, (_, bits) in TENSORS.items()}
     slices = [("big", 0, SIZE), ("big", 5, 6), ("big", PIECE - 1, PIECE + 1), ("big", 2 * PIECE, SIZE),
               ("big", PIECE, 2 * PIECE), ("big", 7, 7), ("square", 0, 512 * 512), ("square", 512, 1024),
@@ -78,7 +78,7 @@ def test_a_single_other_bit_is_refused_where_it_is_used(tmp_path):
     changed = TENSORS["big"][1].copy()
     changed[PIECE + 17] ^= 1
     tensors["big"] = ("BF16", changed)
-    reader = BaseReader(resolve(write_checkpoint(tmp_path / "other", tensors)), expected())
+    reader = BaseReader(open_base(write_checkpoint(tmp_path / "other", tensors)), expected())
     assert np.array_equal(reader.read("big", 0, PIECE), changed[:PIECE])
     found, wanted = piece_digests(changed)[1].tobytes().hex(), expected()[0].digests[1].tobytes().hex()
     for read in (lambda: reader.read("big", PIECE + 900, PIECE + 901), lambda: reader.read("big", 0, SIZE)):
@@ -93,7 +93,7 @@ def test_a_single_other_bit_is_refused_where_it_is_used(tmp_path):
 def test_bytes_are_checked_at_every_read(tmp_path):
     small = {"w": bf16(np.arange(8.0))}
     folder = write_checkpoint(tmp_path, small)
-    reader = BaseReader(resolve(folder), expected(small))
+    reader = BaseReader(open_base(folder), expected(small))
     reader.read("w")
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -102,7 +102,7 @@ def test_bytes_are_checked_at_every_read(tmp_path):
     with pytest.raises((BaseMismatch, CheckpointError), match=r"differs|changed while"):
         reader.read("w")
     with pytest.raises(BaseMismatch, match="'w' differs"):
-        BaseReader(resolve(folder), expected(small)).read("w")
+        BaseReader(open_base(folder), expected(small)).read("w")
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,21 @@ def test_bytes_are_checked_at_every_read(tmp_path):
 )
 def test_another_model_is_refused_before_anything_is_read(tmp_path, change, message):
     tensors = {name: tensor for name, tensor in {**TENSORS, **change}.items() if tensor is not None}
-    found = resolve(write_checkpoint(tmp_path, tensors))
+    found = open_base(write_checkpoint(tmp_path, tensors))
     with pytest.raises(BaseMismatch, match=message):
         BaseReader(found, expected())
 
 
+def test_what_has_no_digests_is_not_returned(folder):
+    reader = BaseReader(open_base(folder), expected()[:1])
+    assert set(reader.tensors) == set(TENSORS)
+    with pytest.raises(ValueError, match="'square' is not one of the 1 tensors that can be checked"):
+        reader.read("square")
+
+
 def test_too_few_digests_are_corrupt(folder):
     with pytest.raises(Corrupt, match="'big' has 2 digests, expected 3"):
-        BaseReader(resolve(folder), [Expected("big", "BF16", (SIZE,), expected()[0].digests[:2])])
+        BaseReader(open_base(folder), [ExpectedTensor("big", "BF16", (SIZE,), expected()[0].digests[:2])])
 
 
 # Where it is
@@ -135,14 +142,14 @@ def test_local_and_remote_bases(tmp_path, folder, monkeypatch):
     with empty_memory() as memory:
         upload(memory, write_checkpoint(tmp_path / "m", TENSORS), "/models/m")
         for uri in ("memory://models/m", "memory://models/m/model.safetensors"):
-            found = resolve(uri)
+            found = open_base(uri)
             assert found.path == uri
             assert np.array_equal(BaseReader(found, expected()).read("big", 5, 9), TENSORS["big"][1][5:9])
     for uri in (tmp_path / "none", "memory://none"):
         with pytest.raises(CheckpointError, match="does not exist"):
-            resolve(uri)
+            open_base(uri)
     monkeypatch.chdir(folder.parent)
-    assert resolve(folder.name).shards == resolve(f"file://{folder}").shards
+    assert open_base(folder.name).shards == open_base(f"file://{folder}").shards
 
 
 def test_uris_that_a_file_keeps(tmp_path, monkeypatch):
@@ -159,7 +166,7 @@ def test_uris_that_a_file_keeps(tmp_path, monkeypatch):
 def test_the_hub_without_its_package(monkeypatch):
     monkeypatch.setattr(hub_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidArgument, match=r"hf://org/name needs huggingface_hub: pip install 'relex-codec\[hub\]'"):
-        resolve("hf://org/name")
+        open_base("hf://org/name")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -197,7 +204,7 @@ def cache(tmp_path, monkeypatch):
                                  "hf://org/name/", "hf://org/name@main/sub"])  # fmt: skip
 def test_the_cache_of_the_hub_comes_first(cache, uri):
     snapshot, opened = cache
-    found = resolve(uri)
+    found = open_base(uri)
     assert found.path == uri
     assert opened == [str(snapshot / "sub" if uri.endswith("sub") else snapshot)]
     assert json.loads(found.read_file("config.json")) == {"model_type": "test"}
@@ -208,13 +215,13 @@ def test_an_incomplete_cache_is_passed_over(cache):
     snapshot, opened = cache
     for uri in ("hf://org/other", "hf://org/name@v2", "hf://datasets/org/name", "hf://org/name/model.safetensors"):
         with pytest.raises(CheckpointError, match="no network"):
-            resolve(uri)
+            open_base(uri)
         assert opened[-1] == uri
     next(snapshot.glob("model-00002*")).unlink()
     with pytest.raises(CheckpointError, match="no network"):
-        resolve("hf://org/name")
+        open_base("hf://org/name")
     assert opened[-2:] == [str(snapshot), "hf://org/name"]
     (snapshot / "config.json").unlink()
     with pytest.raises(CheckpointError, match="no network"):
-        resolve("hf://org/name")
+        open_base("hf://org/name")
     assert opened[-2:] == ["hf://org/name", "hf://org/name"]

@@ -12,7 +12,7 @@ import pytest
 from conftest import SIDE
 
 import relex_codec
-from relex_codec.checkpoints.checkpoint import open_checkpoint
+from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError
 from relex_codec.run.export import SideFiles
 from support.helpers import bf16, checkpoint_files, upload, write_checkpoint, write_run

@@ -11,7 +11,6 @@ from conftest import Made
 
 import relex_codec
 from relex_codec import CheckpointError
-from relex_codec.checkpoints import base_model
 from relex_codec.decoding import base_locator
 from relex_codec.storage.urls import Options, PathLike, options_for, public
 
@@ -19,7 +18,7 @@ from relex_codec.storage.urls import Options, PathLike, options_for, public
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
-        patch.setattr(base_model, "canonical_uri", lambda _: uri)
+        patch.setattr("relex_codec.encoding.encode.canonical_uri", lambda _: uri)
         relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="micro")
     return tmp_path / "x.relex"
 
@@ -39,7 +38,7 @@ def test_places_that_are_not_read_on_a_files_word(
     zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     path = made(zoo_run, tmp_path, monkeypatch, uri)
-    monkeypatch.setattr(base_locator, "resolve", None)  # nothing is opened
+    monkeypatch.setattr(base_locator, "open_base", None)  # nothing is opened
     with relex_codec.open(path) as run, pytest.raises(CheckpointError, match="not read on its word; pass --base"):
         run.state_dict(2)
 
@@ -49,13 +48,13 @@ def test_credentials_stay_where_the_caller_points(
 ) -> None:
     path = made(zoo_run, tmp_path, monkeypatch, "s3://elsewhere/base")
     asked: list[tuple[PathLike, Options]] = []
-    resolve: Callable[..., Any] = base_locator.resolve
+    open_base: Callable[..., Any] = base_locator.open_base
 
     def watched(uri: PathLike, options: Options = None, likely: Any = ()) -> Any:
         asked.append((uri, options))
-        return resolve(zoo_run.base_path)
+        return open_base(zoo_run.base_path)
 
-    monkeypatch.setattr(base_locator, "resolve", watched)
+    monkeypatch.setattr(base_locator, "open_base", watched)
     own = {"timeout": 5}
     for options in ({"key": "k", "secret": "s", "relex": own}, {"s3": {"key": "k"}, "relex": own}):
         with relex_codec.open(path, storage_options=options) as run:

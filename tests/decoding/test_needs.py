@@ -43,7 +43,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         return Watched(LocalSource(path), "file" if name.endswith(".relex") else name, found)
 
     monkeypatch.setattr("relex_codec.run.run.open_source", watched)
-    monkeypatch.setattr("relex_codec.checkpoints.checkpoint.open_source", watched)
+    monkeypatch.setattr("relex_codec.checkpoints.safetensors.open_source", watched)
     return found
 
 

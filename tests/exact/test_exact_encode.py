@@ -446,7 +446,7 @@ def test_what_is_kept_in_memory_is_bounded(made: Made, exact_file: Path, monkeyp
 
 
 def test_a_budget_that_is_too_small(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relex_codec.encoding.encode.SMALLEST_MEMORY", 0)
+    monkeypatch.setattr("relex_codec.core.sizes.SMALLEST_MEMORY", 0)
     need = 3 * (len(STEPS) + 1) * PIECE * 2
     with pytest.raises(InvalidArgument, match=rf"{len(STEPS)} steps needs {-(-need // 10**6)} MB.*--memory"):
         relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, exact=True, memory=need - 1)

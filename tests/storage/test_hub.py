@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import relex_codec
-from relex_codec.checkpoints.base_model import resolve
+from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.series import find_checkpoints, find_run
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.storage.hub import paths as module
@@ -133,13 +133,13 @@ def test_the_cache_comes_first(published: Hub, tmp_path: Path, offline: Callable
     commit = published.repositories["org/base"].branches["main"]
     download("org/base")
     asked(published)
-    found = resolve(f"hf://org/base@{commit}")
+    found = open_base(f"hf://org/base@{commit}")
     assert found.path == f"hf://org/base@{commit}"
     assert np.array_equal(found.read("a"), at(0)["a"][1].reshape(-1))
     assert asked(published) == []
     # a commit that was not downloaded is read in ranges
     first = published.repositories["org/base"].tags["v1"]
-    found = resolve(f"hf://org/base@{first}")
+    found = open_base(f"hf://org/base@{first}")
     asked(published)
     assert np.array_equal(found.read("a"), at(0)["a"][1].reshape(-1))
     assert all(request.startswith(("/org/base/resolve/", "/storage/")) for request in asked(published))
@@ -166,7 +166,7 @@ def test_a_folder_of_a_cached_repository_is_pinned_offline(published: Hub, offli
     download("org/base", "sub")
     offline()
     assert pinned("hf://org/base@sub/sub") == f"hf://org/base@{commit}/sub"
-    assert np.array_equal(resolve("hf://org/base@sub/sub").read("b"), at(0)["b"][1].reshape(-1))
+    assert np.array_equal(open_base("hf://org/base@sub/sub").read("b"), at(0)["b"][1].reshape(-1))
 
 
 def test_a_hub_that_is_not_reached_is_one_that_is_off(
@@ -195,14 +195,14 @@ def test_a_token_goes_with_requests(published: Hub, monkeypatch: pytest.MonkeyPa
     published.add("org/gated", files(0), gate="secret")
     for name in ("private", "gated"):
         with pytest.raises(CheckpointError):
-            resolve(pinned(f"hf://org/{name}"))
+            open_base(pinned(f"hf://org/{name}"))
     options = {"hf": {"token": "secret"}, "s3": {"key": "other"}}
     for name in ("private", "gated"):
-        found = resolve(pinned(f"hf://org/{name}", options), options)
+        found = open_base(pinned(f"hf://org/{name}", options), options)
         assert np.array_equal(found.read("a"), at(0)["a"][1].reshape(-1))
     monkeypatch.setenv("HF_TOKEN", "secret")
     for name in ("private", "gated"):
-        assert resolve(pinned(f"hf://org/{name}") + "/").shards == ["model.safetensors"]
+        assert open_base(pinned(f"hf://org/{name}") + "/").shards == ["model.safetensors"]
 
 
 # ---- Why not ----
@@ -220,7 +220,7 @@ def test_a_token_goes_with_requests(published: Hub, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_what_is_not_there(published: Hub, url: str, message: str) -> None:
-    for read in (resolve, lambda url: resolve(pinned(url)), find_checkpoints_of):
+    for read in (open_base, lambda url: open_base(pinned(url)), find_checkpoints_of):
         with pytest.raises(CheckpointError, match=message):
             read(url)
 
@@ -234,7 +234,7 @@ def test_a_gated_repository(published: Hub, tmp_path: Path) -> None:
     relex_codec.encode("hf://org/run@step_{step}", tmp_path / "x.relex", base="hf://org/base")
     published.repositories["org/base"].gate = "secret"
     with pytest.raises(CheckpointError, match=rf"^hf://org/base\S* {gated}"):
-        resolve("hf://org/base")
+        open_base("hf://org/base")
     with relex_codec.open(tmp_path / "x.relex") as run, pytest.raises(CheckpointError, match=f"{gated}; pass --base"):
         run.state_dict(2)
     published.repositories["org/base"].gate, published.repositories["org/run"].gate = None, "secret"
@@ -253,7 +253,7 @@ def test_messages_name_the_hub_that_is_asked(published: Hub, monkeypatch: pytest
     published.repositories["org/base"].gate = "secret"
     for options in ({"endpoint": own}, {"hf": {"endpoint": own}}):
         with pytest.raises(CheckpointError, match=f"is gated: accept its terms at {own}/org/base"):
-            resolve("HF://org/base", options)
+            open_base("HF://org/base", options)
     monkeypatch.setenv("RELEX_RETRY_SECONDS", "0.3")
     monkeypatch.setattr(constants, "ENDPOINT", own)
     with pytest.raises(CheckpointError, match=f"and {elsewhere} is not reached"):
@@ -267,8 +267,8 @@ def test_offline_without_a_cache(published: Hub, offline: Callable[[], None], tm
     commit = published.repositories["org/base"].branches["main"]
     assert pinned("hf://org/base") == f"hf://org/base@{commit}"
     with pytest.raises(CheckpointError, match=message):
-        resolve("hf://org/base")
-    for read in (resolve, pinned):
+        open_base("hf://org/base")
+    for read in (open_base, pinned):
         with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set: .*`hf download org/base --revision v1`"):
             read("hf://org/base@v1")
     with pytest.raises(CheckpointError, match=r"`hf download org/run --revision step_1`"):
@@ -283,10 +283,10 @@ def test_offline_without_a_cache(published: Hub, offline: Callable[[], None], tm
 def test_an_incomplete_cache_is_read_past(published: Hub, offline: Callable[[], None]) -> None:
     folder = download("org/base")
     next(folder.glob("model-00002*")).unlink()
-    assert np.array_equal(resolve("hf://org/base").read("c"), at(0)["c"][1].reshape(-1))
+    assert np.array_equal(open_base("hf://org/base").read("c"), at(0)["c"][1].reshape(-1))
     offline()
     with pytest.raises(CheckpointError, match="is not completely in the local cache, and HF_HUB_OFFLINE is set"):
-        resolve("hf://org/base")
+        open_base("hf://org/base")
 
 
 def test_an_answer_is_not_overruled_by_the_cache(published: Hub) -> None:
@@ -298,7 +298,7 @@ def test_an_answer_is_not_overruled_by_the_cache(published: Hub) -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    for call in (pinned, branches, resolve):
+    for call in (pinned, branches, open_base):
         with pytest.raises(InvalidArgument, match=r"needs huggingface_hub: pip install 'relex-codec\[hub\]'"):
             call("hf://org/name")
 

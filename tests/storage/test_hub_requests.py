@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import relex_codec
-from relex_codec.checkpoints.base_model import resolve
+from relex_codec.checkpoints.base_model import open_base
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.run.info import summary
 from relex_codec.storage.config import Settings
@@ -117,7 +117,7 @@ def test_opening_a_run_and_one_tensor(published: Published, revision: str) -> No
 
 
 def test_a_base_on_a_branch_is_looked_up_once(published: Published) -> None:
-    resolve("hf://org/base@main")
+    open_base("hf://org/base@main")
     found = asked(published.hub)
     assert found[:2] == [
         "GET /api/models/org/base/revision/main?expand=sha",
@@ -126,7 +126,7 @@ def test_a_base_on_a_branch_is_looked_up_once(published: Published) -> None:
     assert len(found) == 7 and found.count("storage") == 2
     assert all(path == "storage" or published.base in path for path in found[2:])
     # one file needs no looking up: its first answer tells
-    assert len(resolve("hf://org/base@main/model-00001-of-00002.safetensors").shards) == 1
+    assert len(open_base("hf://org/base@main/model-00001-of-00002.safetensors").shards) == 1
     assert asked(published.hub) == ["GET /org/base/resolve/main/model-00001-of-00002.safetensors", "storage"]
 
 
@@ -197,7 +197,7 @@ def test_a_branch_that_moves_on_is_read_where_it_was(hub: Hub, file: str) -> Non
 
 
 def test_a_checkpoint_is_read_at_one_commit(published: Published) -> None:
-    checkpoint = resolve("hf://org/base")
+    checkpoint = open_base("hf://org/base")
     published.hub.repositories["org/base"].commit({**checkpoint_files(at(5), shards=2), "config.json": b"later"})
     assert np.array_equal(checkpoint.read("d"), at(0)["d"][1].reshape(-1))
     assert checkpoint.read_file("config.json") != b"later"
@@ -313,7 +313,7 @@ def test_a_refusal_is_one_request(hub: Hub, file: str, url: str, message: str) -
         relex_codec.open(url)
     assert len(asked(hub)) == 1
     with pytest.raises(CheckpointError, match=message):
-        resolve(url.replace(".relex", ".safetensors"))
+        open_base(url.replace(".relex", ".safetensors"))
     assert len(asked(hub)) == 1
 
 

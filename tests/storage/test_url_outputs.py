@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import relex_codec
-from relex_codec.checkpoints.series import open_checkpoint
+from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError, InvalidArgument
 from support.commands import cli, failed
 from support.faulty import Faulty, waiting

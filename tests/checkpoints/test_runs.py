@@ -6,15 +6,13 @@ import os
 import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from relex_codec.checkpoints import checkpoint as module
-from relex_codec.checkpoints.series import CheckpointSeries, find_checkpoints, find_run, select_steps
+from relex_codec.checkpoints import safetensors as module
+from relex_codec.checkpoints.discovery import find_checkpoints, find_run
+from relex_codec.checkpoints.series import open_series
 from relex_codec.errors import CheckpointError, InvalidArgument
 from support.helpers import bf16, random_bits, upload, write_checkpoint, write_run
 
@@ -38,7 +36,7 @@ def test_layouts(tmp_path, memory, layout, where):
     prefix = str(root) if where == "local" else "memory://run"
     found = find_run(root if where == "local" else "memory://run")
     assert found == [(step, f"{prefix}/{layout.format(step)}") for step in (3, 20, 100)]
-    run = CheckpointSeries(found)
+    run = open_series(found)
     assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (3, 20, 100)])
 
 
@@ -115,56 +113,6 @@ def test_runs_that_are_ambiguous_or_nothing(tmp_path, memory):
             find_run(path)
 
 
-# Choosing steps
-
-
-@pytest.mark.parametrize(
-    ("spec", "chosen"),
-    [
-        (None, [5, 10, 15, 20, 30]), (":", [5, 10, 15, 20, 30]), ("10:20", [10, 15, 20]), (":10", [5, 10]),
-        ("20:", [20, 30]), ("10::10", [10, 20, 30]), ("0::10", [10, 20, 30]), ("::10", [5, 15]),
-        ("6:29:2", [10, 20]), ("15", [15]),
-    ],
-)  # fmt: skip
-def test_chosen_steps(spec, chosen):
-    assert select_steps([30, 5, 10, 20, 15], spec) == chosen
-
-
-@pytest.mark.parametrize("spec", ["", "a", "1:2:3:4", "-5:", "1:2:", "5:10:0", "1.5:", "\u0665", "1:2 :3", "7", "40:"])
-def test_steps_that_are_refused(spec):
-    with pytest.raises(InvalidArgument, match="steps"):
-        select_steps([5, 10, 15], spec)
-
-
-def test_choosing_from_no_steps():
-    assert select_steps([], None) == []
-    with pytest.raises(InvalidArgument, match="there is no steps"):
-        select_steps([], ":")
-
-
-@given(
-    st.sets(st.integers(0, 60)),
-    st.none() | st.integers(0, 60),
-    st.none() | st.integers(0, 60),
-    st.none() | st.integers(1, 9),
-)
-def test_chosen_steps_follow_the_rule(steps, first, last, every):
-    spec = f"{'' if first is None else first}:{'' if last is None else last}" + ("" if every is None else f":{every}")
-    start = min(steps, default=0) if first is None else first
-    expected = [s for s in sorted(steps) if s in range(start, (60 if last is None else last) + 1, every or 1)]
-    if expected:
-        assert select_steps(steps, spec) == expected
-    else:
-        with pytest.raises(InvalidArgument):
-            select_steps(steps, spec)
-
-
-@given(st.text(alphabet="0123:- x", max_size=8))
-def test_any_text_is_understood_or_refused(spec):
-    with suppress(InvalidArgument):
-        assert select_steps(range(5), spec)
-
-
 # Reading over all steps
 
 
@@ -174,7 +122,7 @@ def test_a_tensor_over_all_steps(tmp_path, memory, where, shards):
     steps = list(range(1, 24))
     root = write_run(tmp_path, steps, at_step, shards=shards)
     upload(memory, root, "/run")
-    run = CheckpointSeries(find_run(root if where == "local" else "memory://run"))
+    run = open_series(find_run(root if where == "local" else "memory://run"))
     run.check()
     assert run.steps == steps
     assert run.names == ["w", "n"]
@@ -192,7 +140,7 @@ def test_a_tensor_over_all_steps(tmp_path, memory, where, shards):
 
 
 def test_equal_headers_are_parsed_once(tmp_path, monkeypatch):
-    run = CheckpointSeries(find_run(write_run(tmp_path, range(10), at_step)))
+    run = open_series(find_run(write_run(tmp_path, range(10), at_step)))
     calls = []
     parse = module.parse
     monkeypatch.setattr(module, "parse", lambda *a, **k: calls.append(1) or parse(*a, **k))
@@ -200,14 +148,14 @@ def test_equal_headers_are_parsed_once(tmp_path, monkeypatch):
     run.check()
     assert len(calls) == 1
     assert all(run.checkpoint(i).tensors is run.checkpoint(0).tensors for i in range(10))
-    assert [run.checkpoint(i).step for i in range(10)] == list(range(10))
+    assert [run.checkpoint(i).path for i in range(10)] == [f"{tmp_path}/global_step_{i}" for i in range(10)]
 
 
 def test_checkpoints_may_be_laid_out_differently(tmp_path):
     write_checkpoint(tmp_path / "step_1", at_step(1))
     write_checkpoint(tmp_path / "step_2", dict(reversed(at_step(2).items())), shards=2)
     write_checkpoint(tmp_path / "step_3", at_step(3), metadata={"step": "3"})
-    run = CheckpointSeries(find_run(tmp_path))
+    run = open_series(find_run(tmp_path))
     run.check()
     for name in ("w", "n"):
         assert np.array_equal(run.read(name), [at_step(s)[name][1].reshape(-1) for s in (1, 2, 3)])
@@ -216,8 +164,8 @@ def test_checkpoints_may_be_laid_out_differently(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("n"), "'n' is in the checkpoint of step 1, but not in step 20"),
-        (lambda t: t.update(x=bf16([1.0])), "'x' is in the checkpoint of step 20, but not in step 1"),
+        (lambda t: t.pop("n"), "'n' is part of step 1, but not of step 20"),
+        (lambda t: t.update(x=bf16([1.0])), "'x' is part of step 20, but not of step 1"),
         (lambda t: t.update(w=bf16(np.zeros((3, 2)))), r"'w' of step 20 is BF16 \[3, 2\], expected BF16 \[2, 3\] as"),
         (lambda t: t.update(w=("F16", t["w"][1])), r"'w' of step 20 is F16 \[2, 3\], expected BF16"),
     ],
@@ -229,7 +177,7 @@ def test_checkpoints_that_do_not_fit_together(tmp_path, change, message):
             change(found)
         return found
 
-    run = CheckpointSeries(find_run(write_run(tmp_path, [1, 10, 20, 30], tensors)))
+    run = open_series(find_run(write_run(tmp_path, [1, 10, 20, 30], tensors)))
     with pytest.raises(CheckpointError, match=message):
         run.check()
     with pytest.raises(CheckpointError, match=message):
@@ -237,22 +185,22 @@ def test_checkpoints_that_do_not_fit_together(tmp_path, change, message):
 
 
 def test_a_checkpoint_that_changes_or_vanishes(tmp_path):
-    run = CheckpointSeries(find_run(write_run(tmp_path, [1, 2, 3], at_step)))
+    run = open_series(find_run(write_run(tmp_path, [1, 2, 3], at_step)))
     run.check()
     write_checkpoint(tmp_path / "global_step_2", {"w": bf16(np.zeros((9, 9)))})
     with pytest.raises(CheckpointError, match=r"global_step_2.*changed while"):
         run.read("w")
-    run = CheckpointSeries(run_paths := find_run(tmp_path, steps="1:1"))
+    run = open_series(run_paths := find_run(tmp_path, steps="1:1"))
     run.check()
     shutil.rmtree(run_paths[0][1])
     with pytest.raises(CheckpointError, match=r"global_step_1.*does not exist"):
         run.read("n")
     with pytest.raises(CheckpointError, match="at least one"):
-        CheckpointSeries([])
+        open_series([])
 
 
 def test_many_shards_need_few_descriptors(tmp_path):
-    run = CheckpointSeries(find_run(write_run(tmp_path, range(40), at_step, shards=2)), threads=4)
+    run = open_series(find_run(write_run(tmp_path, range(40), at_step, shards=2)), threads=4)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(int(name) for name in os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 100
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
@@ -279,7 +227,7 @@ def test_paths_with_the_step_in_them(tmp_path, memory, where):
     assert find_run(path, steps="2:") == expected[1:]
     assert find_run(path, steps="20") == expected[1:2]
     assert find_run(path, steps="1:20:19") == expected[:2]
-    run = CheckpointSeries(find_run(path, steps=":20"))
+    run = open_series(find_run(path, steps=":20"))
     assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (1, 20)])
     with pytest.raises(CheckpointError, match=rf"^step 2: {root}/m-2/hf .*\(3 of 4 steps cannot be read\); .*skip"):
         find_run(path, steps="1:4")

@@ -1,0 +1,231 @@
+"""Checkpoints in safetensors files: what Hugging Face libraries save and load. Nothing is ever unpickled.
+
+Which files belong to one is in checkpoints/files.py, what the header of one says in format/safetensors_header.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from relex_codec.core.cancellation import CancelScope
+from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.filenames import INDEX, SAFE_NAME
+from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
+from relex_codec.errors import CheckpointError
+from relex_codec.format.safetensors_header import WORD, header_length, parse
+from relex_codec.storage.coalesce import FIRST_READ
+from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.open import list_directory, open_source
+from relex_codec.storage.remote import REQUESTS
+from relex_codec.storage.source import LocalSource, Source
+from relex_codec.storage.urls import Options, PathLike, is_url, join, public
+
+from .checkpoint import TensorInfo, TensorReader
+from .files import CheckpointFiles, SideFile, find_files, read_whole
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInFile(TensorInfo):
+    """A tensor and where it lies.
+
+    Attributes:
+        begin: first byte of it in the file number `shard`.
+        end: the byte after its last one.
+    """
+
+    begin: int = 0
+    end: int = 0
+
+
+TensorTable = Mapping[str, TensorInFile]
+KnownTables = dict[bytes, TensorTable]
+"""Tables of tensors by the hash of the headers that they were parsed from.
+
+The checkpoints of a run have the same headers byte for byte, as a rule: with one dict for all of them, headers are
+parsed once, and 500 checkpoints share one table in memory.
+"""
+
+
+class SafetensorsCheckpoint(TensorReader):
+    """A checkpoint of safetensors files, opened by `open_checkpoint`: headers are in memory, weights are read when
+    asked for.
+
+    Args:
+        sources: what reads each shard, by its name; sorted.
+        storage_options: for fsspec, to read the files beside the weights.
+
+    Attributes:
+        sources: what reads each shard, in the order of `shards`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        tensors: TensorTable,
+        sources: Mapping[str, Source],
+        indexed: bool,
+        side_files: Mapping[str, SideFile],
+        storage_options: Options,
+    ) -> None:
+        self.path, self.indexed = path, indexed
+        self.tensors: TensorTable = tensors
+        self.shards, self.sources = list(sources), list(sources.values())
+        self.side_files = list(side_files)
+        self._side_files, self._options = side_files, storage_options
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading in many small ranges costs no requests."""
+        return all(isinstance(source, LocalSource) for source in self.sources)
+
+    def info(self, name: str) -> TensorInFile:
+        """Return what is known of a tensor, or raise CheckpointError."""
+        super().info(name)
+        return self.tensors[name]
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
+        self.check_range(name, lo, out.size)
+        if out.size:
+            info = self.tensors[name]
+            begin = info.begin + lo * ITEMSIZE[info.dtype]
+            self.sources[info.shard].read_into(begin, out.view(np.uint8).data)
+
+    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
+        """Return the bytes of several of `side_files`; remote ones are read at the same time."""
+        return map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, REQUESTS)
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return the bytes of each of `side_files` by name, without reading them."""
+
+        def size(side: SideFile) -> int:
+            if side.size is not None:
+                return side.size
+            with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+                return source.size
+
+        return dict(zip(self._side_files, parallel_map(size, self._side_files.values(), REQUESTS), strict=True))
+
+    def _read_side(self, name: str) -> bytes:
+        side = self._side_files[name]
+        with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+            if side.size not in (None, source.size):
+                raise CheckpointError(
+                    f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
+                    "since; open the checkpoint again when nothing writes it"
+                )
+            return source.read(0, source.size)
+
+
+def open_checkpoint(
+    path: PathLike,
+    storage_options: Options = None,
+    *,
+    known: KnownTables | None = None,
+    likely: Collection[str] = (),
+) -> SafetensorsCheckpoint:
+    """Open a checkpoint: a directory, or a single ``.safetensors`` file, local or on an fsspec URL.
+
+    Args:
+        storage_options: for fsspec.
+        known: tables of tensors that are looked at first, and added to.
+        likely: names of files that a directory probably has. Remote ones are opened while it is listed, and not used
+            if it does not have them: that saves the time of a request.
+
+    Raises:
+        CheckpointError: no weights, missing or ambiguous shards, tensors that an index or another shard contradicts,
+            broken headers.
+        Truncated: a file is shorter than its header says.
+    """
+    where = f"checkpoint {public(path)}"
+    files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
+    fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
+    for shard, (source, raw) in zip(files.shards, opened, strict=True):
+        fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
+    tensors = known.get(fingerprint.digest()) if known is not None else None
+    if tensors is None:
+        tensors = _parse_headers(files, opened, where)
+        if known is not None:
+            known[fingerprint.digest()] = tensors
+    sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
+    indexed = files.weight_map is not None
+    return SafetensorsCheckpoint(public(path), tensors, sources, indexed, files.side_files, storage_options)
+
+
+def _at_one_commit(path: PathLike, options: Options) -> PathLike:
+    """Return a directory of the Hub at the commit that its revision means now: what is in it is read one by one."""
+    return path if public(path).endswith(".safetensors") else hub.pinned(path, options)
+
+
+def _open_files(
+    path: PathLike, options: Options, where: str, likely: Collection[str]
+) -> tuple[CheckpointFiles, list[tuple[Source, bytes]]]:
+    """Find the files of a checkpoint and open its shards.
+
+    Remote ones are opened early: while the directory is listed, if they are `likely`, or while the index is read.
+    """
+
+    def open_shard(target: str) -> tuple[Source, bytes]:
+        source = open_source(target, options, hold=False, error=CheckpointError)
+        return source, _raw_header(source)
+
+    if not is_url(path) or public(path).endswith(".safetensors"):
+        files = find_files(path, options, where)
+        return files, [open_shard(target) for target in files.shards.values()]
+    stop = CancelScope()
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        opened: dict[str, Future[tuple[Source, bytes]]] = {}
+
+        def begin(names: Iterable[str]) -> None:
+            for name in names:
+                if name not in opened and name.endswith(".safetensors"):
+                    opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
+
+        try:
+            likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
+            begin(likely)
+            read_index = stop.bound(lambda: read_whole(join(path, INDEX), options))
+            read = pool.submit(read_index) if INDEX in likely else None
+            items = list_directory(path, options, error=CheckpointError)
+            names = {item.name for item in items if not item.is_dir}
+            if INDEX in names:
+                read = read or pool.submit(read_index)
+                begin(name for name in names if name.startswith("model"))
+            files = find_files(path, options, where, items, read.result if read else None)
+            begin(files.shards)
+            return files, [opened[name].result() for name in files.shards]
+        finally:
+            stop.set()  # what was opened in vain is not waited for
+
+
+def _parse_headers(files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str) -> dict[str, TensorInFile]:
+    """Parse the headers of all shards and check them against each other and the index."""
+    tensors: dict[str, TensorInFile] = {}
+    names = list(files.shards)
+    for shard, (source, raw) in enumerate(opened):
+        for entry in parse(raw, source.size, error=CheckpointError, where=source.path)[1]:
+            if entry.name in tensors:
+                other = names[tensors[entry.name].shard]
+                raise CheckpointError(f"{where} has tensor {quote(entry.name)} twice: in {other} and {names[shard]}")
+            info = TensorInFile(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.end)
+            tensors[entry.name] = info
+    for name, file in (files.weight_map or {}).items():
+        if name not in tensors or names[tensors[name].shard] != file:
+            raise CheckpointError(f"{where}: its index says that tensor {quote(name)} is in {file}, where it is not")
+    if not tensors:
+        raise CheckpointError(f"{where} has no tensors")
+    return tensors
+
+
+def _raw_header(source: Source) -> bytes:
+    head = source.read_kept(0, min(source.size, FIRST_READ))
+    end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
+    if end > len(head):
+        head += source.read_kept(len(head), end)
+    return head[WORD:end]

@@ -1,0 +1,29 @@
+"""Sizes in bytes as a user writes them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from relex_codec.errors import InvalidArgument
+
+DEFAULT_MEMORY: Final = "4GB"
+SMALLEST_MEMORY: Final = 64 * 10**6
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+                 "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}  # fmt: skip
+
+
+def parse_memory(size: str | int) -> int:
+    """Read a memory budget such as ``4GB``, ``512MiB`` or a number of bytes.
+
+    Raises:
+        InvalidArgument: not a size, or less than 64 MB.
+    """
+    text = str(size).strip().upper().removesuffix("B")
+    number = text.rstrip("KMGTI ")
+    try:
+        value = int(float(number) * _UNITS[text[len(number) :].strip()])
+    except (KeyError, ValueError, OverflowError):
+        raise InvalidArgument(f"memory is {size!r}, expected a size such as 4GB or 512MiB") from None
+    if value < SMALLEST_MEMORY:
+        raise InvalidArgument(f"memory is {size!r}, expected at least {SMALLEST_MEMORY // 10**6}MB")
+    return value
