@@ -7,8 +7,9 @@ from typing import Final
 from relex_codec.errors import InvalidArgument
 
 DEFAULT_MEMORY: Final = "4GB"
+"""Budget where the user names none."""
 SMALLEST_MEMORY: Final = 64 * 10**6
-"""Bytes; with less than that, a run of some hundred steps could not be read in useful slices."""
+"""Bytes; a smaller budget is refused."""
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
                  "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}  # fmt: skip
 
