@@ -7,7 +7,9 @@ from typing import Final
 from relex_codec.errors import InvalidArgument
 
 DEFAULT_MEMORY: Final = "4GB"
+"""Budget where the user names none."""
 SMALLEST_MEMORY: Final = 64 * 10**6
+"""Bytes; a smaller budget is refused."""
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
                  "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}  # fmt: skip
 
@@ -15,8 +17,17 @@ _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 def parse_memory(size: str | int) -> int:
     """Read a memory budget such as ``4GB``, ``512MiB`` or a number of bytes.
 
+    Units are powers of 1000 (KB, MB, GB, TB) or of 1024 (KiB, MiB, GiB, TiB); upper and lower case are the same.
+
+    Returns:
+        Bytes.
+
     Raises:
         InvalidArgument: not a size, or less than 64 MB.
+
+    Example:
+        >>> parse_memory("4GB"), parse_memory("1.5 GiB"), parse_memory(64_000_000)
+        (4000000000, 1610612736, 64000000)
     """
     text = str(size).strip().upper().removesuffix("B")
     number = text.rstrip("KMGTI ")

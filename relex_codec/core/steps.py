@@ -20,8 +20,19 @@ def select_steps(steps: Iterable[int], spec: str | None) -> list[int]:
     A and B are inclusive, and either may be left out. K keeps the steps s with (s - A) divisible by K; where A is left
     out, it counts from the first step there is.
 
+    Args:
+        steps: those that there are, in any order.
+        spec: as the user wrote it.
+
+    Returns:
+        The chosen ones, increasing.
+
     Raises:
         InvalidArgument: the text is none of these, or no step is left.
+
+    Example:
+        >>> select_steps([30, 5, 10, 20, 15], "10:20"), select_steps([30, 5, 10, 20, 15], "::10")
+        ([10, 15, 20], [5, 15])
     """
     steps = sorted(steps)
     if spec is None:

@@ -80,7 +80,7 @@ def encode(
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
     writer = FileWriter(output, storage_options)  # refuses now what cannot be written
     reference = hub.pinned(base, storage_options)
-    origin = open_base(reference, storage_options)
+    base_reader = open_base(reference, storage_options)
     found = find_run(run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip)
     observed = _observed([step for step, _ in found], observe)
     series = open_series(found, storage_options)
@@ -89,7 +89,7 @@ def encode(
     with threadpool_limits(1, "blas"), writer:
         series.check()
         segment = new_segment(writer, series, budget) if exact else None
-        job = RunEncoder(series, origin, writer, observed, wanted, rank, embed_base, budget, segment)
+        job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, segment)
         return job.write(canonical_uri(reference), progress)
 
 

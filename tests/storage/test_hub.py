@@ -13,7 +13,7 @@ import pytest
 
 import relex_codec
 from relex_codec.checkpoints.base_model import open_base
-from relex_codec.checkpoints.series import find_checkpoints, find_run
+from relex_codec.checkpoints.discovery import find_checkpoints, find_run
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.storage.hub import paths as module
 from relex_codec.storage.hub.paths import Model, branches, parse, pinned
