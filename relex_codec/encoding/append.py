@@ -15,8 +15,7 @@ from relex_codec.errors import BaseMismatch, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.writer import FileWriter
-from relex_codec.run.run import Run
-from relex_codec.run.run import open as open_run
+from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
@@ -69,7 +68,7 @@ def append(
     found = find_checkpoints(checkpoints, storage_options, step=step)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
-    with open_run(file, base, storage_options=storage_options) as run:
+    with RunReader(file, base=base, storage_options=storage_options) as run:
         index = run.container.index
         if not index.has_exact:
             raise InvalidArgument(
@@ -93,7 +92,7 @@ def append(
             return job.write(index.manifest.base_uri, progress)
 
 
-def _base(run: Run) -> Checkpoint:
+def _base(run: RunReader) -> Checkpoint:
     """The base as a checkpoint whose reads are checked."""
     index = run.container.index
     if run.base_embedded:
@@ -108,7 +107,7 @@ def _base(run: Run) -> Checkpoint:
     return CheckedBase(reader)
 
 
-def _quality(run: Run) -> Quality:
+def _quality(run: RunReader) -> Quality:
     """The quality that the file was made with."""
     index = run.container.index
     name = index.manifest.quality
