@@ -15,8 +15,8 @@ from relex_codec.format import constants as f
 class Coefficients:
     """The coefficients of a run: at step ``steps[i]``, tensor ``names[j]`` is its base plus ``values[j, i]`` times v_j.
 
-    v_j is a direction of unit length in the space of the tensor's elements (before it was quantised), so a coefficient is
-    a distance in weight space. Made by `Run.coefficients`.
+    v_j is a direction of unit length in the space of the tensor's elements (before it was quantised), so that a
+    coefficient is a distance in weight space. Made by `Run.coefficients`.
 
     Attributes:
         values: float64 [directions, steps].

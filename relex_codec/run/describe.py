@@ -109,9 +109,9 @@ class DescribedRun:
         """Return what the file says about a tensor, without reading it.
 
         Returns:
-            ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same`` (at
-            all steps) or ``series`` (stored step by step); of a moving one also ``packing``, ``explained_variance``,
-            ``r2`` and the relative errors, as in ``relex-codec info --json``.
+            ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same``
+            (at all steps) or ``series`` (stored step by step); of a moving one also ``packing``,
+            ``explained_variance``, ``r2`` and the relative errors, as in ``relex-codec info --json``.
 
         Raises:
             InvalidArgument: there is no such tensor.

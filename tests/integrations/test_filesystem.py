@@ -28,6 +28,7 @@ import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.integrations.fsspec_filesystem import unchained
+from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
 from support.helpers import ELSEWHERE, bf16, empty_memory, f32, write_checkpoint, write_run
 from support.servers.counting import Answer, Files
@@ -53,13 +54,13 @@ def open_fs(path: Path, **options: Any) -> Any:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
     """What is decoded: name, first and last element of each read."""
     found: list[tuple[str, int, int | None]] = []
-    bits = relex_codec.Run.bits
+    bits = RunReader.bits
 
     def watched(self: Any, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Any:
         found.append((name, lo, hi))
         return bits(self, name, step, tier, lo, hi)
 
-    monkeypatch.setattr(relex_codec.Run, "bits", watched)
+    monkeypatch.setattr(RunReader, "bits", watched)
     return found
 
 
@@ -91,7 +92,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 )
 def test_every_file_has_the_bytes_that_decoding_writes(exact: Path, tmp_path: Path, step: float, tier: str) -> None:
     with relex_codec.open(exact) as run:
-        chosen = run.save(tmp_path / "out", step, tier)
+        chosen = run.save(tmp_path / "out", step, tier=tier)
     fs = open_fs(exact, tier=tier)
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert len(written) == 8  # three shards, their index, four other files
@@ -443,13 +444,13 @@ def test_options_reach_the_filesystem_below(exact: Path, zoo_run: Made) -> None:
 @pytest.mark.parametrize("how", ["safe_open", "dcp", "fsspec"])
 def test_a_file_that_lacks_the_tier_is_closed(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     closed: list[str] = []
-    close = relex_codec.Run.close
+    close = RunReader.close
 
     def watched(self: Any) -> None:
         closed.append(self.path)
         close(self)
 
-    monkeypatch.setattr(relex_codec.Run, "close", watched)
+    monkeypatch.setattr(RunReader, "close", watched)
     path = str(zoo_file("raw"))
     calls = {
         "safe_open": lambda: relex_codec.safe_open(path, step=9, tier="exact"),

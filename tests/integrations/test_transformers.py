@@ -66,7 +66,7 @@ def same_weights(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(("step", "tier"), [(20, "auto"), (20, "line"), (24.5, "auto"), (90, "auto"), (0, "auto")])
 def test_a_model_is_that_of_the_decoded_directory(path: Path, tmp_path: Path, step: float, tier: str) -> None:
     with relex_codec.open(path) as run:
-        run.save(tmp_path / "out", step, tier)
+        run.save(tmp_path / "out", step, tier=tier)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **{DTYPE: "auto"})
     ours = relex_codec.load_model(path, step, tier=tier)
     assert type(ours) is type(theirs) and not ours.training
