@@ -61,6 +61,11 @@ def append(
         InvalidArgument: the file has no exact tier, a step is not later than its last, or the output cannot be written.
         CheckpointError: a checkpoint cannot be read, or has other tensors than the file.
         BaseMismatch: the base is not the one that the file was made from.
+
+    Example:
+        >>> size = relex_codec.append("run.relex", ["ckpts/global_step_50"])
+        >>> relex_codec.open("run.relex").steps
+        [10, 20, 30, 40, 50]
     """
     budget = parse_memory(memory)
     target = file if output is None else output

@@ -56,4 +56,5 @@ def read_coefficients(decoder: Decoder) -> Coefficients:
         if record["kind"] == f.MOVING
         for _ in range(int(record["directions"]))  # which are numbered in this order
     )
-    return Coefficients(container.coefficients(0, len(names)), names, np.array(index.steps, np.int64))
+    values = container.coefficients(0, len(names)) if names else np.empty((0, len(index.steps)), np.float64)
+    return Coefficients(values, names, np.array(index.steps, np.int64))

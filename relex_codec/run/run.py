@@ -43,7 +43,7 @@ class Run(DescribedRun):
         device: where tensors are decoded and returned.
 
     Example:
-        >>> run = relex_codec.open(path)
+        >>> run = relex_codec.open("run.relex")
         >>> run.steps, len(run), "model.norm.weight" in run
         ([10, 20, 30, 40], 2, True)
         >>> run.tensor("model.norm.weight", step=800).shape  # extrapolated
@@ -343,7 +343,7 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
 
     Example:
-        >>> with relex_codec.open(path, device="cpu") as run:
+        >>> with relex_codec.open("run.relex", device="cpu") as run:
         ...     norm = run.tensor("model.norm.weight", step=25)
         >>> norm.dtype
         torch.bfloat16

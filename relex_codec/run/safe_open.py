@@ -38,7 +38,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         Corrupt, Truncated, Unsupported: as `relex_codec.open`.
 
     Example:
-        >>> with relex_codec.safe_open(path, "pt", "cpu", step=800) as f:
+        >>> with relex_codec.safe_open("run.relex", "pt", "cpu", step=800) as f:
         ...     rows = f.get_slice("model.embed_tokens.weight")[0:4]  # decodes these rows only
         >>> rows.shape
         torch.Size([4, 32])

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -460,6 +461,36 @@ def test_a_file_that_lacks_the_tier_is_closed(zoo_file: Zoo, monkeypatch: pytest
     with pytest.raises(InvalidArgument, match="without --exact"):
         calls[how]()
     assert closed == [path]
+
+
+def test_a_base_that_is_gone_does_not_look_like_a_file_that_is_not_there(exact: Path) -> None:
+    """Callers of fsspec pass over a FileNotFoundError in silence: they list nothing, and fill in zeros."""
+    fs = open_fs(exact, base="/nowhere/base", tier="line")
+    weights = "step_9/model-00001-of-00003.safetensors"
+    mapper = fsspec.get_mapper(f"relex://step_9::{exact}", relex={"base": "/nowhere/base", "tier": "line"})
+    for call in (
+        lambda: fs.ls("step_9"), lambda: fs.exists("step_9/config.json"), lambda: fs.isfile("step_9/config.json"),
+        lambda: fs.isdir("step_9/config.json"), lambda: fs.find("step_9"), lambda: fs.cat_file("step_9/config.json"),
+        lambda: fs.cat_file(weights), lambda: fs.open(weights).read(), lambda: mapper["config.json"],
+        lambda: mapper[weights.partition("/")[2]], lambda: fs.get_file(weights, os.devnull, outfile=io.BytesIO()),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match="/nowhere/base does not exist") as caught:
+            call()
+        assert not isinstance(caught.value, OSError)
+
+
+def test_a_file_that_is_gone(exact: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_fs(tmp_path / "x.relex")
+    shutil.copy(exact, tmp_path / "x.relex")
+    fs = open_fs(tmp_path / "x.relex")
+    os.remove(tmp_path / "x.relex")
+    assert fs.exists("step_9")  # it goes on reading what it opened
+    fs.invalidate_cache()
+    for call in (lambda: fs.ls(""), lambda: fs.exists("step_9"), lambda: fs.find("")):
+        with pytest.raises(InvalidArgument, match="does not exist") as caught:
+            call()
+        assert not isinstance(caught.value, OSError)
 
 
 def test_a_mapper_of_a_step(exact: Path) -> None:

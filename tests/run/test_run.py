@@ -118,7 +118,7 @@ def test_what_a_run_tells(zoo_run: Made, zoo_file: Zoo) -> None:
         for call in (run._reader.entry, lambda name: run.tensor(name, 3), lambda name: run._reader.bits(name, 3)):
             with pytest.raises(InvalidArgument, match="no tensor 'nothing'"):
                 call("nothing")
-    with pytest.raises((OSError, relex_codec.RelexError, ValueError)):
+    with pytest.raises(InvalidArgument, match="is closed"):
         run._reader.bits("layers.0.proj.weight", 3)
 
 
