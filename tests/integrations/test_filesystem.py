@@ -650,7 +650,7 @@ class TestGetLikeOtherFilesystems(Fixtures):
         def broken(*args: Any) -> Any:
             raise relex_codec.Corrupt("as if")
 
-        monkeypatch.setattr(relex_codec.Run, "bits", broken)
+        monkeypatch.setattr(RunReader, "bits", broken)
         with pytest.raises(relex_codec.Corrupt, match="as if"):
             fs.get(f"{fs_path}/model-00001-of-00003.safetensors", target + "/")
         assert os.listdir(target) == []

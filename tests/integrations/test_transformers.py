@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import relex_codec  # noqa: E402
 from relex_codec import BaseMismatch, CheckpointError, Corrupt, InvalidArgument  # noqa: E402
 from relex_codec.demo.run_demo import BASE  # noqa: E402
+from relex_codec.run.run_reader import RunReader  # noqa: E402
 from support.helpers import empty_memory, upload  # noqa: E402
 from support.plain import File  # noqa: E402
 
@@ -114,13 +115,13 @@ def test_other_classes_and_options_of_from_pretrained(path: Path, tmp_path: Path
 
 def test_weights_are_decoded_one_by_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    tensor = relex_codec.Run.tensor
+    tensor = RunReader.tensor
 
     def watched(self: Any, name: str, *args: Any) -> Any:
         read.append(name)
         return tensor(self, name, *args)
 
-    monkeypatch.setattr(relex_codec.Run, "tensor", watched)
+    monkeypatch.setattr(RunReader, "tensor", watched)
     relex_codec.load_model(path, 20)
     with relex_codec.open(path) as run:
         assert sorted(read) == sorted(run.keys())
