@@ -23,10 +23,10 @@ def facts(document: dict[str, Any], base: str | None = None) -> dict[str, str]:
     steps, observed = document["steps"], document["observed_steps"]
     uri = "unknown" if document["base"] is None else quote(document["base"])
     own = "embedded" if document["base_embedded"] else uri
-    seen = "all observed" if len(observed) == len(steps) else f"{len(observed)} observed, to {observed[-1]}"
+    seen = "all observed" if len(observed) == len(steps) else f"observed to {observed[-1]}"
     return {
         "base": own if base is None else quote(base),
-        "steps": f"{steps[0]} to {steps[-1]} ({len(steps)}, {seen})",
+        "steps": f"{steps[0]} to {steps[-1]} ({len(steps)} steps, {seen})",
         "tiers": ", ".join(document["tiers"]),
         "tensors": f"{document['tensors']:,} with {document['parameters']:,} parameters",
         "size": f"{document['bytes']['total']:,} bytes",

@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 class Run(DescribedRun):
     """A ``.relex`` file, opened by `relex_codec.open`; a context manager. Weights are read when they are asked for.
 
-    As the keys of a mapping: ``len(run)`` is the number of tensors, ``name in run`` tells whether there is one of that
-    name, and iterating yields the names in the file's order. What a name stands for depends on the step, so there is no
-    ``run[name]``: see `tensor`. A closed run refuses to read (`InvalidArgument`); what needs no reading is still told.
+    A run behaves like the keys of a mapping: ``len(run)`` is the number of tensors, ``name in run`` tells whether there
+    is one of that name, and iterating yields the names in the file's order. What a name stands for depends on the step,
+    so there is `tensor` instead of ``run[name]``. A closed run refuses every read with `InvalidArgument`, and still
+    answers what needs no reading (`info`, `steps`, `keys`).
 
     Args:
         path, base, device, storage_options: as `relex_codec.open`, which also says what is raised.
 
     Attributes:
-        path: for messages.
+        path: of the file, as messages show it.
         device: where tensors are decoded and returned.
 
     Example:
@@ -58,9 +59,8 @@ class Run(DescribedRun):
         self, path: PathLike, *, base: PathLike | None = None, device: Any = "cpu", storage_options: Options = None
     ) -> None:
         self.device = checked_device(device)
-        super().__init__(
-            RunReader(path, base=base, storage_options=storage_options), None if base is None else public(base)
-        )
+        reader = RunReader(path, base=base, storage_options=storage_options)
+        super().__init__(reader, None if base is None else public(base))
         self._options = storage_options
 
     def __enter__(self) -> Run:
@@ -164,8 +164,7 @@ class Run(DescribedRun):
         for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, plan):
             self._reader.check_open()  # the step might have been in memory
             state = {
-                e.name: as_tensor(bits, e.dtype, e.shape).to(self.device)
-                for e, bits in zip(entries, found, strict=True)
+                e.name: as_tensor(b, e.dtype, e.shape).to(self.device) for e, b in zip(entries, found, strict=True)
             }
             del found
             yield numbers[number], state
@@ -330,7 +329,7 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
     Args:
         path: local path or fsspec URL.
         base: the base model, if it is not where the file says, or not to be taken from the file.
-        device: torch device that tensors are decoded on.
+        device: torch device that tensors are decoded on and returned on.
         storage_options: for fsspec, for `path` and for `base` if that is given. They are not sent to wherever a file
             says that its base is: credentials go only where the caller points. Under ``relex``: how this package
             reads, see `relex_codec.storage.config`.

@@ -119,8 +119,8 @@ def test_damaged_coefficients_are_refused(zoo_file: Zoo, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, ["steps 1 to 23 (7, all observed)", "tiers line, track,", "base '"]),
-        ({"observe": 9}, ["steps 1 to 23 (7, 4 observed, to 9)"]),
+        ({}, ["steps 1 to 23 (7 steps, all observed)", "tiers line, track,", "base '"]),
+        ({"observe": 9}, ["steps 1 to 23 (7 steps, observed to 9)"]),
         ({"exact": True}, ["tiers line, track, exact,"]),
         ({"embed_base": True}, ["base embedded,"]),
     ],
