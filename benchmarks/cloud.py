@@ -117,11 +117,11 @@ def count(
     proxy.clear()
     rows: dict[str, Row] = {}
     with open_run() as run:
-        index = run.container.index
+        index = run._reader.container.index
         rows["open"] = counted(proxy)
-        run.base_reader()
-        rows["open the base"] = counted(proxy) | {"shards": len(run.base_reader().checkpoint.shards)}
-        run.bits(name, 12)
+        run._reader.base_reader()
+        rows["open the base"] = counted(proxy) | {"shards": len(run._reader.base_reader().checkpoint.shards)}
+        run._reader.bits(name, 12)
         tensor_reads = taken(proxy)
         number = next(i for i, tensor in enumerate(index.manifest.tensors) if tensor.name == name)
         rows["one tensor"] = counted(proxy, tensor_bytes(index, number))
@@ -157,7 +157,7 @@ def late(proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: s
             proxy.latency = latency
             began = time.perf_counter()
             with open_run() as run:
-                run.bits(name, 12)
+                run._reader.bits(name, 12)
             best[latency] = min(best[latency], time.perf_counter() - began)
     proxy.latency = 0.0
     seconds, without = best[LATENCY], best[0.0]
@@ -188,8 +188,8 @@ def over_s3fs(seconds: dict[str, float]) -> dict[str, float]:
 
 def fetch_ahead(run: relex_codec.Run) -> None:
     """Fetch what a whole step needs, and throw it away."""
-    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run.container.index.manifest.tensors]
-    with reading_ahead(run.decoder, run.base_reader, parts, [(12.0, "line")]) as ahead:
+    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run._reader.container.index.manifest.tensors]
+    with reading_ahead(run._reader.decoder, run._reader.base_reader, parts, [(12.0, "line")]) as ahead:
         for block in ahead._order:
             block.source.read_many([(block.start, block.end)])
 
@@ -223,7 +223,7 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
             return lambda: filesystem.cat_ranges(paths, starts, ends, on_error="raise")
 
         with opener(None)() as run, relex_codec.open(work / "run.relex", base=work / "base") as local:
-            run.base_reader()
+            run._reader.base_reader()
             seconds = timed(
                 {
                     "s3fs, same ranges": s3fs(reads),
@@ -235,7 +235,8 @@ def measure(work: Path, parameters: int, server: str, runs: int) -> dict[str, An
                 runs,
             )
             tensor_seconds = timed(
-                {"s3fs, same ranges": s3fs(tensor_reads), "one tensor from S3": lambda: run.bits(name, 12)}, 5 * runs
+                {"s3fs, same ranges": s3fs(tensor_reads), "one tensor from S3": lambda: run._reader.bits(name, 12)},
+                5 * runs,
             )
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},

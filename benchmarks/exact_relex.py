@@ -66,7 +66,7 @@ def write_file(source: Source, out: Path) -> int:
 def tier_size(file: Path) -> int:
     """Return the bytes of the exact tier in a file: records, blocks with their indexes, checksums and digests."""
     with relex_codec.open(file) as run:
-        entries = run.container.index.entries
+        entries = run._reader.container.index.entries
         return sum(entries[name].end - entries[name].begin for name in f.EXACT_ENTRIES)
 
 
@@ -74,7 +74,7 @@ def restore(file: Path, step: int) -> dict[str, Bits]:
     """Open the file anew and return all tensors at a step, checked against the digests of the step."""
     with relex_codec.open(file) as run:
         names = run.keys()
-        return {name: run.bits(name, step, tier="exact") for name in names}
+        return {name: run._reader.bits(name, step, tier="exact") for name in names}
 
 
 def replay(file: Path) -> Iterator[dict[str, torch.Tensor]]:

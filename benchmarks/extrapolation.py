@@ -45,7 +45,7 @@ def main() -> None:
             with relex_codec.open(file) as run:
                 for step in steps:
                     shutil.rmtree(out, ignore_errors=True)
-                    run.save(out, step, "line")
+                    run.save(out, step, tier="line")
                     scores[quality][step] = round(score(str(out)), 4)
             file.unlink()
         shutil.rmtree(out, ignore_errors=True)

@@ -18,7 +18,6 @@ import numba
 import numpy as np
 
 import relex_codec
-from relex_codec.run.info import summary
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -26,8 +25,8 @@ RESULTS = Path(__file__).parent / "results"
 def peak(file: str) -> dict[str, object]:
     """Replay a file; returns what was measured."""
     with relex_codec.open(file) as run:
-        steps, size = run.steps, summary(run.container)["checkpoint_bytes"]
-        for _ in run.iter_steps(steps[0], steps[0]):  # compile
+        steps, size = run.steps, run.info()["checkpoint_bytes"]
+        for _ in run.iter_steps(start=steps[0], stop=steps[0]):  # compile
             pass
         tracemalloc.start()
         for _ in run.iter_steps():

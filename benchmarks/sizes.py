@@ -25,7 +25,6 @@ import relex_codec
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
 from relex_codec.format.packing import piece_lengths, unpack_codes
-from relex_codec.run.info import summary
 
 QUALITIES = ("raw", "fine", "default", "small", "micro")
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +32,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def entropy_bytes(run: relex_codec.Run) -> tuple[float, int]:
     """Return (factors as stored plus order-0 entropy of each direction's codes, stored bytes with their records)."""
-    container = run.container
+    container = run._reader.container
     index = container.index
     floor = 0.0
     chunks = index.first_chunk[f.DATA_EXACT]
@@ -65,12 +64,12 @@ def measure(name: str, folder: Path, quality: str, score: Any) -> dict[str, Any]
     file = folder / f"{name}-{quality}.relex"
     relex_codec.encode(folder / "run", file, base=folder / "base", quality=quality, progress=True)
     with relex_codec.open(file) as run:
-        document = summary(run.container)
+        document = run.info()
         floor, stored = entropy_bytes(run)
         last = run.steps[-1]
         out = folder / f"decoded-{quality}"
         subprocess.run(["rm", "-rf", str(out)], check=True)
-        run.save(out, last, "track")
+        run.save(out, last, tier="track")
         moved = sum(row["kind"] == "moving" for row in document["tensor_rows"])
         overhead = document["bytes"]["coefficients"] + document["bytes"]["index"]
         row = {
@@ -95,7 +94,7 @@ def relative_error(run: relex_codec.Run, target: Path, base: Path, tier: str) ->
     from safetensors.torch import load_file
 
     wanted, origin = load_file(target / "model.safetensors"), load_file(base / "model.safetensors")
-    decoded = run.state_dict(run.steps[-1], tier)
+    decoded = run.state_dict(run.steps[-1], tier=tier)
     miss = sum(float(((decoded[k].double() - wanted[k].double()) ** 2).sum()) for k in wanted)
     norm = sum(float(((origin[k].double() - wanted[k].double()) ** 2).sum()) for k in wanted)
     return round(float(np.sqrt(miss / norm)), 4)

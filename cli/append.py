@@ -31,13 +31,12 @@ def command(
     stays whole until the new one replaces it.
     """
     import relex_codec
-    from relex_codec.run.info import summary
 
     with relex_codec.open(file) as before:
-        steps, size = before.steps, before.container.source.size
+        steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(file, checkpoints, base=base, step=step, output=output, memory=memory, progress=True)
     with relex_codec.open(output or file) as after:
-        document = summary(after.container)
+        document = after.info()
     if as_json:
         print_json(document)
         return

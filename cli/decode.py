@@ -34,7 +34,7 @@ def command(file: str, step: float, output: str, base: str | None, tier: str, de
     import relex_codec
 
     with relex_codec.open(file, base=base, device=device) as run:
-        used = run.save(output, step, tier, progress=True)
+        used = run.save(output, step, tier=tier, progress=True)
         reach = f"observed to {run.observed_steps[-1]}, run to {run.steps[-1]}"
     if as_json:
         print_json({"file": file, "step": step, "tier": used, "output": output, "device": device})

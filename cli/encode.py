@@ -50,11 +50,10 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     refused; without --steps, those that there are are listed.
     """
     import relex_codec
-    from relex_codec.run.info import summary
 
     relex_codec.encode(run, output, progress=True, **options)
     with relex_codec.open(output) as file:
-        document = summary(file.container)
+        document = file.info()
     if as_json:
         print_json(document)
         return

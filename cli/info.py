@@ -14,11 +14,11 @@ from .output import as_json, print_json
 def command(file: str, tensors: bool, as_json: bool) -> None:
     """Show what FILE holds: base, steps, sizes, and how well a line describes the run."""
     import relex_codec
-    from relex_codec.run import info
+    from relex_codec.run.info import text
 
     with relex_codec.open(file) as run:
-        document = info.summary(run.container)
+        document = run.info()
     if as_json:
         print_json(document)
     else:
-        click.echo(info.text(document, tensors))
+        click.echo(text(document, tensors))

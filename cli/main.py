@@ -23,8 +23,19 @@ COMMANDS = {
 }
 
 
+class Known(Exception):
+    """An error of this package, to be printed as one line."""
+
+
 class Lazy(click.Group):
     """Imports a command's module when the command is called, so that --help and errors are instant."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself takes what is an EOFError, as a truncated file is, for an interruption."""
+        try:
+            return super().invoke(ctx)
+        except RelexError as error:
+            raise Known(str(error)) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order of a newcomer's questions."""
@@ -69,7 +80,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except RelexError as error:
+    except Known as error:
         _fail(str(error), 1)
     except BrokenPipeError:  # `relex-codec info ... | head`
         sys.stderr.close()

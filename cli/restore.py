@@ -24,7 +24,7 @@ def command(file: str, output: str, steps: str | None, base: str | None, as_json
     import relex_codec
 
     with relex_codec.open(file, base=base) as run:
-        written = run.restore(output, steps, progress=True)
+        written = run.restore(output, steps=steps, progress=True)
     if as_json:
         print_json({"file": file, "steps": written, "output": output})
         return

@@ -22,10 +22,10 @@ def command(file: str, base: str | None, as_json: bool) -> None:
         run.verify()
         if base is not None:
             run.check_base()
-        index = run.container.index
-        size, restored = run.container.source.size, None
-        if index.has_exact and (base is not None or index.manifest.embedded):
+        document, restored = run.info(), None
+        if document["exact"] and (base is not None or document["base_embedded"]):
             restored = run.check_exact(progress=True)
+    size = document["bytes"]["total"]
     if as_json:
         print_json({"file": file, "bytes": size, "base": base, "restored_steps": restored, "ok": True})
         return
@@ -34,6 +34,6 @@ def command(file: str, base: str | None, as_json: bool) -> None:
         done.append(f"{base} is its base")
     if restored is not None:
         done.append(f"all {restored} steps are restored bit for bit")
-    elif index.has_exact:
+    elif document["exact"]:
         done.append("its steps were not restored, which takes --base")
     click.echo(f"{file}: {'; '.join(done)}")

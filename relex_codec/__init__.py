@@ -20,20 +20,24 @@ from .errors import (
     Truncated,
     Unsupported,
 )
+from .run.coefficients import Coefficients
 from .run.run import Run, open  # noqa: A004 (as in relex_codec.open)
 from .run.safe_open import safe_open
 
 if TYPE_CHECKING:
     from .integrations.dcp import RelexStorageReader
     from .integrations.transformers import load_model, load_tokenizer
+    from .run.resident import Resident
 
 __all__ = [
     "BaseMismatch",
     "CheckpointError",
+    "Coefficients",
     "Corrupt",
     "InvalidArgument",
     "RelexError",
     "RelexStorageReader",
+    "Resident",
     "Run",
     "Truncated",
     "Unsupported",
@@ -46,15 +50,20 @@ __all__ = [
     "safe_open",
 ]
 
-_LATER = {"RelexStorageReader": "dcp", "load_model": "transformers", "load_tokenizer": "transformers"}
+_LATER = {
+    "RelexStorageReader": "integrations.dcp",
+    "Resident": "run.resident",
+    "load_model": "integrations.transformers",
+    "load_tokenizer": "integrations.transformers",
+}
 """Names whose modules are imported when they are first used."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".integrations.{_LATER[name]}", __name__), name)
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

@@ -16,8 +16,7 @@ from relex_codec.errors import BaseMismatch, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.writer import FileWriter
-from relex_codec.run.run import Run
-from relex_codec.run.run import open as open_run
+from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
@@ -63,6 +62,11 @@ def append(
         InvalidArgument: the file has no exact tier, a step is not later than its last, or the output cannot be written.
         CheckpointError: a checkpoint cannot be read, or has other tensors than the file.
         BaseMismatch: the base is not the one that the file was made from.
+
+    Example:
+        >>> size = relex_codec.append("run.relex", ["ckpts/global_step_50"])
+        >>> relex_codec.open("run.relex").steps
+        [10, 20, 30, 40, 50]
     """
     budget = parse_memory(memory)
     target = file if output is None else output
@@ -70,7 +74,7 @@ def append(
     found = find_checkpoints(checkpoints, storage_options, step=step)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
-    with open_run(file, base, storage_options=storage_options) as run:
+    with RunReader(file, base=base, storage_options=storage_options) as run:
         index = run.container.index
         if not index.has_exact:
             raise InvalidArgument(
@@ -94,7 +98,7 @@ def append(
             return job.write(index.manifest.base_uri, progress)
 
 
-def _base(run: Run) -> TensorReader:
+def _base(run: RunReader) -> TensorReader:
     """The base, whose reads are checked."""
     index = run.container.index
     if run.base_embedded:
@@ -109,7 +113,7 @@ def _base(run: Run) -> TensorReader:
     return reader
 
 
-def _quality(run: Run) -> Quality:
+def _quality(run: RunReader) -> Quality:
     """The quality that the file was made with."""
     index = run.container.index
     name = index.manifest.quality

@@ -70,8 +70,13 @@ def encode(
         The size of the file in bytes.
 
     Raises:
-        CheckpointError: the run or the base cannot be read.
+        CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``).
         InvalidArgument: an argument cannot be, or the output cannot be written.
+
+    Example:
+        >>> size = relex_codec.encode("ckpts/", "run.relex", base="base/", steps="10:40", exact=True)
+        >>> relex_codec.open("run.relex").steps
+        [10, 20, 30, 40]
     """
     if os.fspath(output).lower().endswith(".safetensors"):
         raise InvalidArgument(f"output is {output}: call it NAME.relex, as loaders take *.safetensors for weights")

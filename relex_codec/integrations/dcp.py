@@ -24,7 +24,7 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
 from relex_codec.errors import InvalidArgument
-from relex_codec.run.run import Run
+from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, public
 
@@ -57,8 +57,8 @@ class RelexStorageReader(StorageReader):
         self,
         url: PathLike,
         step: float,
-        key_prefix: str = "",
         *,
+        key_prefix: str = "",
         tied: Mapping[str, str] | None = None,
         tier: str = "auto",
         base: PathLike | None = None,
@@ -68,7 +68,7 @@ class RelexStorageReader(StorageReader):
         self.checkpoint_id: PathLike = os.fspath(url)
         self._step, self._tier, self._prefix, self._tied = step, tier, key_prefix, dict(tied or {})
         self._base, self._options = base, storage_options
-        self._run: Run | None = None
+        self._reader: RunReader | None = None
         self._opened()
 
     def reset(self, checkpoint_id: PathLike | None = None) -> None:
@@ -79,18 +79,18 @@ class RelexStorageReader(StorageReader):
 
     def close(self) -> None:
         """Release the file; the next load opens it again."""
-        if self._run is not None:
-            self._run.close()
-            self._run = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def read_metadata(self) -> Metadata:  # type: ignore[override, unused-ignore]
         """Return key, dtype and shape of every tensor, each as one chunk.
 
         It takes no ``rank``: torch would then try that after an error, and a rank where it worked would go on alone.
         """
-        run, names = self._opened()
+        reader, names = self._opened()
         return Metadata(
-            {key: _described(run, name) for key, name in names.items()},
+            {key: _described(reader, name) for key, name in names.items()},
             planner_data={key: (key,) for key in names},
             storage_meta=StorageMeta(checkpoint_id=public(self.checkpoint_id)),
         )
@@ -118,7 +118,7 @@ class RelexStorageReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Decode what the plan asks for and copy it into the tensors of the state dict."""
-        run, names = self._opened()
+        reader, names = self._opened()
         for item in plan.items:
             if item.type != LoadItemType.TENSOR:
                 raise InvalidArgument(f"{quote(item.dest_index.fqn)} of the state dict is no tensor; leave it out")
@@ -129,11 +129,11 @@ class RelexStorageReader(StorageReader):
 
         def decode(item: ReadItem) -> torch.Tensor:
             name, index = place(item)
-            bits = run.box(name, self._step, self._tier, index)
-            return as_tensor(bits.reshape(-1), run.entry(name).dtype, bits.shape)
+            bits = reader.box(name, self._step, self._tier, index)
+            return as_tensor(bits.reshape(-1), reader.entry(name).dtype, bits.shape)
 
-        with run.ahead(map(place, plan.items), self._step, self._tier):
-            for items in batches(plan.items, [_nbytes(item, run, names) for item in plan.items], TOGETHER):
+        with reader.ahead(map(place, plan.items), self._step, self._tier):
+            for items in batches(plan.items, [_nbytes(item, reader, names) for item in plan.items], TOGETHER):
                 for item, value in zip(items, parallel_map(decode, items, IO_THREADS), strict=True):
                     target = planner.resolve_tensor(item).detach()
                     if target.shape != value.shape:
@@ -152,22 +152,22 @@ class RelexStorageReader(StorageReader):
         """Tell whether a path or URL looks like one of a ``.relex`` file."""
         return public(checkpoint_id).endswith(".relex")
 
-    def _opened(self) -> tuple[Run, dict[str, str]]:
+    def _opened(self) -> tuple[RunReader, dict[str, str]]:
         """Return the open file, and the name in it of each key."""
-        if self._run is None:
-            run = Run(self.checkpoint_id, self._base, storage_options=self._options)
-            with closed_on_error(run):
-                run.tier(self._step, self._tier)
-                self._names = self._named(run)
-            self._run = run
-        return self._run, self._names
+        if self._reader is None:
+            reader = RunReader(self.checkpoint_id, base=self._base, storage_options=self._options)
+            with closed_on_error(reader):
+                reader.tier(self._step, self._tier)
+                self._names = self._named(reader)
+            self._reader = reader
+        return self._reader, self._names
 
-    def _named(self, run: Run) -> dict[str, str]:
-        names = {entry.name: entry.name for entry in run.container.index.manifest.tensors}
+    def _named(self, reader: RunReader) -> dict[str, str]:
+        names = {entry.name: entry.name for entry in reader.container.index.manifest.tensors}
         for key, name in self._tied.items():
             if name not in names or key in names:
                 wrong = f"{quote(name)} is not in" if name not in names else f"{quote(key)} itself is in"
-                raise InvalidArgument(f"tied says that {quote(key)} shares {quote(name)}, but {wrong} {run.path}")
+                raise InvalidArgument(f"tied says that {quote(key)} shares {quote(name)}, but {wrong} {reader.path}")
         return {self._prefix + key: name for key, name in (names | self._tied).items()}
 
 
@@ -185,8 +185,8 @@ def batches(items: Sequence[ReadItem], sizes: Sequence[int], limit: int) -> Iter
         yield batch
 
 
-def _described(run: Run, name: str) -> TensorStorageMetadata:
-    entry = run.entry(name)
+def _described(reader: RunReader, name: str) -> TensorStorageMetadata:
+    entry = reader.entry(name)
     if entry.dtype not in DTYPES:
         raise InvalidArgument(f"torch {torch.__version__} has no dtype for {entry.dtype}, which {quote(name)} has")
     shape = torch.Size(entry.shape)
@@ -194,7 +194,7 @@ def _described(run: Run, name: str) -> TensorStorageMetadata:
     return TensorStorageMetadata(TensorProperties(DTYPES[entry.dtype]), shape, [chunk])
 
 
-def _nbytes(item: ReadItem, run: Run, names: Mapping[str, str]) -> int:
+def _nbytes(item: ReadItem, reader: RunReader, names: Mapping[str, str]) -> int:
     """Bytes of what an item asks for."""
-    entry = run.entry(names[item.storage_index.fqn])
+    entry = reader.entry(names[item.storage_index.fqn])
     return math.prod(item.lengths) * DTYPES[entry.dtype].itemsize

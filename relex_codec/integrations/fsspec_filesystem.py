@@ -20,8 +20,8 @@ from fsspec.utils import isfilelike, tokenize
 
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import InvalidArgument
-from relex_codec.run.run import Run
+from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
+from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
 from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.source import closed_on_error
@@ -48,13 +48,29 @@ class Place(NamedTuple):
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end` of the file."""
-        return self.files.read(self.name, self.step, self.asked, start, end)
+        with _found():
+            return self.files.read(self.name, self.step, self.asked, start, end)
+
+    def stream(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of the file, tensor by tensor."""
+        with _found():
+            yield from self.files.stream(self.name, self.step, self.asked)
+
+    def size(self) -> int | None:
+        """Return the bytes of the file, or None if there is none of that name."""
+        with _found():
+            return self.files.size(self.name)
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of every file of the step by name."""
+        with _found():
+            return self.files.sizes()
 
     def widened(self, start: int, end: int) -> tuple[int, int]:
         """Return the range that reading `start` to `end` of the file decodes in any case."""
         if self.name in self.files.shards:
             return self.files.shards[self.name].widened(start, end)
-        return 0, self.files.size(self.name) or 0  # the other files are small, and read whole
+        return 0, self.size() or 0  # the other files are small, and read whole
 
 
 class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -88,6 +104,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def __init__(
         self,
         fo: str = "",
+        *,
         target_protocol: str | None = None,
         target_options: dict[str, Any] | None = None,
         base: str | None = None,
@@ -108,8 +125,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self.url, self._options = unchained(os.fspath(fo), target_protocol, target_options)
         self.base, self.tier = base, tier
         self._opening = threading.Lock()
-        self._files: StepFiles | None = None
-        self._opened()
+        self._files: StepFiles | None = self._open_run()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -122,13 +138,13 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """List the stored steps, or the files of a step; a file lists itself."""
         path = self._strip_protocol(path)
         if not path:
-            found = [_directory_info(f"step_{step}") for step in self._opened().run.steps]
+            found = [_directory_info(f"step_{step}") for step in self._opened().reader.steps]
         else:
             place = self._place(path)
             if place.name:
                 found = [self.info(path)]
             else:
-                sizes = sorted(place.files.sizes().items())
+                sizes = sorted(place.sizes().items())
                 found = [_file_info(f"{path}/{name}", size, place.tier) for name, size in sizes]
         return found if detail else [info["name"] for info in found]
 
@@ -144,7 +160,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         place = self._place(path)
         if not place.name:
             return _directory_info(path)
-        size = place.files.size(place.name)
+        size = place.size()
         if size is None:
             raise FileNotFoundError(errno.ENOENT, f"{quote(place.name)} is no file of a step of {public(self.url)}")
         return _file_info(path, size, place.tier)
@@ -215,7 +231,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         place, size = self._file(rpath)
         callback.set_size(size)
         with _writing(lpath if outfile is None else outfile) as out:
-            for data in place.files.stream(place.name, place.step, place.asked):
+            for data in place.stream():
                 out.write(data)
                 callback.relative_update(len(data))
 
@@ -251,11 +267,15 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _opened(self) -> StepFiles:
         with self._opening:
             if self._files is None:
-                run = Run(self.url, self.base, storage_options=self._options)
-                with closed_on_error(run):
-                    run.tier(run.steps[0], self.tier)  # that there is such a tier
-                self._files = StepFiles(run)
+                with _found():
+                    self._files = self._open_run()
             return self._files
+
+    def _open_run(self) -> StepFiles:
+        reader = RunReader(self.url, base=self.base, storage_options=self._options)
+        with closed_on_error(reader):
+            reader.tier(reader.steps[0], self.tier)  # that there is such a tier
+        return StepFiles(reader)
 
     def _place(self, path: str) -> Place:
         """Return what a path below the root means; whether there is such a file is not known by then.
@@ -271,7 +291,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
             )
         files, step = self._opened(), float(match[1])
         try:
-            return Place(files, step, self.tier, files.run.tier(step, self.tier), name)
+            return Place(files, step, self.tier, files.reader.tier(step, self.tier), name)
         except InvalidArgument as error:
             raise FileNotFoundError(errno.ENOENT, str(error)) from None
 
@@ -282,6 +302,22 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, f"{quote(path)} is a directory of {public(self.url)}")
         return self._place(path), info["size"]
+
+
+@contextmanager
+def _found() -> Iterator[None]:
+    """Turn the error for a base or ``.relex`` file that is gone into one that is no ``FileNotFoundError``.
+
+    Of a path of this filesystem that would say that the path does not exist, which callers of fsspec pass over in
+    silence.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if isinstance(error, RelexError):
+            kind = InvalidArgument if isinstance(error, InvalidArgument) else CheckpointError
+            raise kind(str(error)) from None
+        raise
 
 
 def unchained(fo: str, protocol: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:

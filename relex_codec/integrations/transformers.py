@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from relex_codec.core.indexing import split
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.run.run import Run
+from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.urls import Options, PathLike, public
 
 if TYPE_CHECKING:
@@ -61,25 +61,25 @@ def load_model(
         BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
     """
     transformers = _transformers()
-    with Run(url, base, storage_options=storage_options) as run:
-        run.tier(step, tier)  # refused here rather than in the midst of loading
-        with side_files(run) as folder:
+    with RunReader(url, base=base, storage_options=storage_options) as reader:
+        reader.tier(step, tier)  # refused here rather than in the midst of loading
+        with side_files(reader) as folder:
             config, kwargs = _config(transformers, folder, kwargs)
             generation = None
             if "generation_config" not in kwargs and os.path.exists(os.path.join(folder, "generation_config.json")):
                 generation = transformers.GenerationConfig.from_pretrained(folder)
-            chosen = _class(transformers, model_class, config, run.path, kwargs)
+            chosen = _class(transformers, model_class, config, reader.path, kwargs)
         give_info, allow = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         failed: list[RelexError] = []
-        names = run.keys()
+        names = reader.keys()
         sharded = kwargs.get("tp_plan") is not None  # then each rank asks for its part only
-        ahead = run.ahead([] if sharded else [(name, ...) for name in names], step, tier)
+        ahead = reader.ahead([] if sharded else [(name, ...) for name in names], step, tier)
         try:
             with ahead:
                 model, info = chosen.from_pretrained(
                     None,
                     config=config,
-                    state_dict={name: LazyTensor(run, name, step, tier, failed) for name in names},
+                    state_dict={name: LazyTensor(reader, name, step, tier, failed) for name in names},
                     device_map=device_map,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
@@ -92,7 +92,7 @@ def load_model(
             raise
         if failed:
             raise failed[0]
-    _check_complete(info, chosen, run.path, allow_mismatched=allow)
+    _check_complete(info, chosen, reader.path, allow_mismatched=allow)
     if generation is not None and model.can_generate():
         model.generation_config = generation
     model.name_or_path = model.config.name_or_path = f"relex://step_{step:g}::{public(url)}"
@@ -114,15 +114,15 @@ def load_tokenizer(
         CheckpointError: the base is not there.
     """
     transformers = _transformers()
-    with Run(url, base, storage_options=storage_options) as run, side_files(run) as folder:
+    with RunReader(url, base=base, storage_options=storage_options) as reader, side_files(reader) as folder:
         return transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
 
 
 @contextmanager
-def side_files(run: Run) -> Iterator[str]:
+def side_files(reader: RunReader) -> Iterator[str]:
     """Write the files of a decoded checkpoint that are no weights to a temporary directory, and give its path."""
     with tempfile.TemporaryDirectory(prefix="relex-") as folder:
-        for name, content in run.side_files().read_all():
+        for name, content in reader.side_files().read_all():
             with open(os.path.join(folder, name), "wb") as out:
                 out.writelines(content)
         yield folder
@@ -136,11 +136,11 @@ class LazyTensor:
     """
 
     def __init__(
-        self, run: Run, name: str, step: float, tier: str, failed: list[RelexError], device: Any = None
+        self, reader: RunReader, name: str, step: float, tier: str, failed: list[RelexError], device: Any = None
     ) -> None:
-        self._run, self._name, self._step, self._tier = run, name, step, tier
+        self._reader, self._name, self._step, self._tier = reader, name, step, tier
         self._failed, self._device = failed, device
-        self._entry = run.entry(name)
+        self._entry = reader.entry(name)
 
     def get_shape(self) -> list[int]:
         """Shape, as safetensors' slices give it."""
@@ -174,7 +174,7 @@ class LazyTensor:
 
     def to(self, device: Any) -> LazyTensor:
         """Return the tensor, to be decoded later, for another device."""
-        return LazyTensor(self._run, self._name, self._step, self._tier, self._failed, device)
+        return LazyTensor(self._reader, self._name, self._step, self._tier, self._failed, device)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """Decode; slices and integers decode what they need, any other index the whole tensor."""
@@ -182,7 +182,7 @@ class LazyTensor:
             raise self._failed[0]
         try:
             part, rest = split(index)
-            found = self._run.tensor(self._name, self._step, self._tier, part)[rest]
+            found = self._reader.tensor(self._name, self._step, self._tier, part)[rest]
         except RelexError as error:
             self._failed.append(error)
             raise

@@ -37,7 +37,7 @@ def exact_bytes(container: FileReader) -> int:
 
 
 def summary(container: FileReader) -> dict[str, Any]:
-    """Return everything that ``info --json`` prints.
+    """Return everything that ``info --json`` prints, and `Run.info` returns.
 
     Errors are relative to the delta of the last observed step; a number that is undefined is None.
     """
@@ -46,7 +46,7 @@ def summary(container: FileReader) -> dict[str, Any]:
     parameters = sum(tensor.size for tensor in manifest.tensors)
     checkpoint = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in manifest.tensors)
     sizes = stored_bytes(container)
-    rows = [_row(container, number) for number in range(len(manifest.tensors))]
+    rows = [tensor_row(container, number) for number in range(len(manifest.tensors))]
     return {
         "file": container.source.path,
         "version": int(index.metadata["relex_version"]),
@@ -86,7 +86,8 @@ def _exact(container: FileReader, parameters: int) -> dict[str, Any]:
     }
 
 
-def _row(container: FileReader, number: int) -> dict[str, Any]:
+def tensor_row(container: FileReader, number: int) -> dict[str, Any]:
+    """Return what ``info --json`` says of one tensor."""
     index = container.index
     tensor, record = index.manifest.tensors[number], index.tensors[number]
     row: dict[str, Any] = {

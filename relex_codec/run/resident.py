@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
+from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import F32, Bits, bits_dtype
 from relex_codec.core.indexing import Box, TensorIndex, box_of
 from relex_codec.core.text import quote
@@ -26,9 +27,6 @@ from relex_codec.kernels.interface import Decode, DecodeJob, Prepare, Window
 from relex_codec.kernels.windows import copy_window, pieces, windows
 
 from .module_targets import Names, Target, check_dtypes, match
-
-if TYPE_CHECKING:
-    from .run import Run
 
 
 class _Held(NamedTuple):
@@ -51,40 +49,54 @@ class _Held(NamedTuple):
 
 
 class Resident:
-    """A run on a device, made by `Run.resident`; methods may be called from one thread at a time.
+    """A run on a device, made by `relex_codec.Run.resident`; methods may be called from one thread at a time.
 
     Keep it as long as work may run that was queued on other streams, or captured in a CUDA graph.
 
     On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and at 0 the base:
     ``auto`` is what it is in a file without the exact tier, whose frames are not held.
 
+    Args:
+        decoder: of the open file, which is not needed any more when this has been made.
+        base: gives the reader of its base; called only if a tensor needs it.
+        device, slices: as `relex_codec.Run.resident`, which also says what is raised.
+
     Attributes:
         device: torch device.
         nbytes: bytes that are held there.
     """
 
-    def __init__(self, run: Run, device: Any, slices: Mapping[str, TensorIndex] | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        base: Callable[[], BaseReader],
+        device: Any,
+        *,
+        slices: Mapping[str, TensorIndex] | None = None,
+    ) -> None:
         self._host = is_host(device)
         self._prepare: Prepare = host_kernel if self._host else device_kernel(device)
         self.device = torch.empty(0, device=device).device  # with its index, as tensors there have it
-        self._container = run.container
+        self._container = decoder.container
         chosen = dict(slices or {})
-        unknown = next((name for name in chosen if name not in run.decoder.numbers), None)
+        unknown = next((name for name in chosen if name not in decoder.numbers), None)
         if unknown is not None:
-            raise InvalidArgument(f"{run.path} has no tensor {quote(unknown)}, of which a slice is wanted")
-        boxes = {name: box_of(run.entry(name).shape, chosen.get(name, ...)) for name in run.decoder.numbers}
+            path = self._container.source.path
+            raise InvalidArgument(f"{path} has no tensor {quote(unknown)}, of which a slice is wanted")
+        shapes = {tensor.name: tensor.shape for tensor in self._container.index.manifest.tensors}
+        boxes = {name: box_of(shape, chosen.get(name, ...)) for name, shape in shapes.items()}
         place = Place(self.device)
-        parts = [(name, windows(run.entry(name).shape, box)) for name, (box, _) in boxes.items()]
-        with reading_ahead(run.decoder, run.base_reader, parts, [(0.0, "line")]):
+        parts = [(name, windows(shapes[name], box)) for name, (box, _) in boxes.items()]
+        with reading_ahead(decoder, base, parts, [(0.0, "line")]):
             self._held = {
-                name: self._put(held, place) for name, held in prefetched(self._read(run.decoder, boxes, place), AHEAD)
+                name: self._put(held, place) for name, held in prefetched(self._read(decoder, boxes, place), AHEAD)
             }
         place.wait()
         self._rows = {
             direction: self._container.coefficients(direction)[0]
             for held in self._held.values()
             if held.jobs
-            for direction in run.decoder.directions(held.number)
+            for direction in decoder.directions(held.number)
         }
         self._prepared: dict[tuple[str, ...], Decode] = {}
         self.nbytes = sum(map(_nbytes, self._held.values()))
@@ -166,7 +178,7 @@ class Resident:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def tier(self, step: float, tier: str = "auto") -> str:
+    def tier(self, step: float, *, tier: str = "auto") -> str:
         """Return what `step` is decoded from: ``base``, ``track`` or ``line``.
 
         Raises:
@@ -176,13 +188,13 @@ class Resident:
             raise InvalidArgument("tier 'exact' is not held on a device: use Run.state_dict or Run.load_into")
         return choose_tier(self._container, as_step(step), tier, exact=False)
 
-    def state_dict(self, step: float, tier: str = "auto") -> dict[str, torch.Tensor]:
+    def state_dict(self, step: float, *, tier: str = "auto") -> dict[str, torch.Tensor]:
         """Return all tensors at a step, as `Run.state_dict`, in memory of their own."""
-        return self.state_dicts([step], tier)[0]
+        return self.state_dicts([step], tier=tier)[0]
 
-    def state_dicts(self, steps: Sequence[float], tier: str = "auto") -> list[dict[str, torch.Tensor]]:
+    def state_dicts(self, steps: Sequence[float], *, tier: str = "auto") -> list[dict[str, torch.Tensor]]:
         """Return all tensors at each of some steps; base and codes are read once for all of them."""
-        reads = [(float(step), self.tier(step, tier)) for step in steps]
+        reads = [(float(step), self.tier(step, tier=tier)) for step in steps]
         states = [
             {n: torch.empty(h.shape, dtype=DTYPES[h.dtype], device=self.device) for n, h in self._held.items()}
             for _ in reads
@@ -194,8 +206,8 @@ class Resident:
         self,
         module: torch.nn.Module,
         step: float,
-        tier: str = "auto",
         *,
+        tier: str = "auto",
         names: Names = None,
         prefix: str = "",
         non_blocking: bool = False,
@@ -206,14 +218,15 @@ class Resident:
         this device are written without a copy between, wherever their elements lie.
 
         Args:
-            names, prefix: as `modules.match`.
+            step, tier: as `tier`.
+            names, prefix: as `Run.load_into`.
             non_blocking: on a CUDA device, return when the work is queued on the current stream. Elsewhere the call
                 returns when it is done, as with torch's own ``copy_``.
 
         Raises:
             InvalidArgument: names or shapes of module and run differ; a step or tier that is not there.
         """
-        reads = [(float(step), self.tier(step, tier))]
+        reads = [(float(step), self.tier(step, tier=tier))]
         targets = match({name: held.shape for name, held in self._held.items()}, module, names, prefix)
         check_dtypes(targets, {name: DTYPES[held.dtype] for name, held in self._held.items()})
         # Coefficients are computed before anything is written: a step may be too far out.

@@ -2,72 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from relex_codec.checkpoints.base_model import BaseReader
-from relex_codec.core.dtypes import Bits
-from relex_codec.core.indexing import TensorIndex, box_of
-from relex_codec.core.text import quote
-from relex_codec.decoding.base_locator import FileBase
-from relex_codec.decoding.reading import reading_ahead, replay_plan
-from relex_codec.decoding.tensor_decoder import Decoder, Read
-from relex_codec.decoding.tensors import Wanted, read_bits, read_tensors, read_weights
-from relex_codec.decoding.tiers import as_step, choose_tier
-from relex_codec.errors import InvalidArgument
+from relex_codec.decoding.reading import replay_plan
+from relex_codec.decoding.tensors import read_weights
 from relex_codec.format.manifest import TensorEntry
-from relex_codec.format.reader import FileReader
-from relex_codec.kernels.dispatch import device_kernel, is_host
-from relex_codec.kernels.interface import flat
-from relex_codec.kernels.windows import windows
-from relex_codec.storage.hub.paths import refuse_offline
-from relex_codec.storage.open import open_source
-from relex_codec.storage.source import closed_on_error
-from relex_codec.storage.urls import Options, PathLike, options_for
+from relex_codec.storage.urls import Options, PathLike, public
 
-from .export import SideFiles, export, nbytes
+from .describe import DescribedRun
+from .export import export, nbytes
 from .restore import choose_steps, numbered_steps, restore
+from .run_reader import RunReader, checked_device
 from .verify import check_all, check_exact
 
 if TYPE_CHECKING:
     import torch
 
+    from relex_codec.core.indexing import TensorIndex
+
     from .module_targets import Names
     from .resident import Resident
 
 
-class Run:
+class Run(DescribedRun):
     """A ``.relex`` file, opened by `relex_codec.open`; a context manager. Weights are read when they are asked for.
 
+    A run behaves like the keys of a mapping: ``len(run)`` is the number of tensors, ``name in run`` tells whether there
+    is one of that name, and iterating yields the names in the file's order. What a name stands for depends on the step,
+    so there is `tensor` instead of ``run[name]``. A closed run refuses every read with `InvalidArgument`, and still
+    answers what needs no reading (`info`, `steps`, `keys`).
+
+    Args:
+        path, base, device, storage_options: as `relex_codec.open`, which also says what is raised.
+
     Attributes:
-        path: for messages.
+        path: of the file, as messages show it.
         device: where tensors are decoded and returned.
+
+    Example:
+        >>> run = relex_codec.open("run.relex")
+        >>> run.steps, len(run), "model.norm.weight" in run
+        ([10, 20, 30, 40], 2, True)
+        >>> run.tensor("model.norm.weight", step=800).shape  # extrapolated
+        torch.Size([32])
+        >>> run.tensor_info("model.norm.weight")["dtype"]
+        'BF16'
+        >>> state = run.state_dict(25)  # between two checkpoints
+        >>> run.close()
     """
 
     def __init__(
-        self,
-        path: PathLike,
-        base: PathLike | None = None,
-        device: Any = "cpu",
-        storage_options: Options = None,
+        self, path: PathLike, *, base: PathLike | None = None, device: Any = "cpu", storage_options: Options = None
     ) -> None:
-        self.device = "cpu" if device is None else device
-        if not is_host(self.device):
-            device_kernel(self.device)  # whether there is such a device
-        refuse_offline(path, InvalidArgument)
-        self._source = open_source(path, options_for(path, storage_options))
-        with closed_on_error(self._source):
-            self._container = FileReader(self._source)
-        self.path = self._source.path
+        self.device = checked_device(device)
+        reader = RunReader(path, base=base, storage_options=storage_options)
+        super().__init__(reader, None if base is None else public(base))
         self._options = storage_options
-        self._base = FileBase(self._container, base, storage_options)
-        self._decoder = Decoder(self._container, self.base_reader, use_embedded=base is None)
 
     def __enter__(self) -> Run:
+        self._reader.check_open()
         return self
 
     def __exit__(
@@ -75,100 +72,13 @@ class Run:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Run({self.path!r}, {len(self.keys())} tensors, steps {self.steps[0]} to {self.steps[-1]})"
-
     def close(self) -> None:
-        """Release the file; reading it afterwards is an error."""
-        self._source.close()
+        """Release the file; reading it afterwards is an error, closing it again is none."""
+        self._reader.close()
 
-    @property
-    def container(self) -> FileReader:
-        """The open file with its checked tables."""
-        return self._container
+    # -- weights -----------------------------------------------------------------------------------------------------
 
-    @property
-    def decoder(self) -> Decoder:
-        """Reads tensors as bits."""
-        return self._decoder
-
-    @property
-    def base_embedded(self) -> bool:
-        """Whether the base is what the file embeds: the caller named no other."""
-        return self._base.is_embedded
-
-    def base_reader(self) -> BaseReader:
-        """Return what reads the base and checks it, also where the file embeds one."""
-        return self._base.reader()
-
-    def side_files(self) -> SideFiles:
-        """Return the base's files that are no weights, which every step has as they are."""
-        return SideFiles(self._decoder, self._base.side_files())
-
-    @property
-    def steps(self) -> list[int]:
-        """All steps that the file has coefficients of."""
-        return [int(step) for step in self._container.index.steps]
-
-    @property
-    def observed_steps(self) -> list[int]:
-        """The steps that directions and lines were fitted on."""
-        return self.steps[: self._container.index.manifest.observed]
-
-    def keys(self) -> list[str]:
-        """Names of the tensors, in the file's order."""
-        return [tensor.name for tensor in self._container.index.manifest.tensors]
-
-    def entry(self, name: str) -> TensorEntry:
-        """Return name, dtype and shape of a tensor.
-
-        Raises:
-            InvalidArgument: there is no such tensor.
-        """
-        return self._container.index.manifest.tensors[self._decoder.number(name)]
-
-    def tier(self, step: float, tier: str = "auto") -> str:
-        """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``."""
-        return choose_tier(self._container, as_step(step), tier)
-
-    def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
-        """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional.
-
-        Raises:
-            InvalidArgument: the tensor has no such elements; and as `tensor`.
-        """
-        read = (float(step), self.tier(step, tier))
-        size = self.entry(name).size
-        hi = size if hi is None else hi
-        if not 0 <= lo <= hi <= size:
-            raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {size}")
-        window = flat(lo, hi)
-        with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [read]):
-            return self._decoder.read_window(name, [read], window)[0].reshape(-1)
-
-    def ahead(
-        self, wanted: Iterable[tuple[str, TensorIndex]], step: float, tier: str = "auto"
-    ) -> AbstractContextManager[Any]:
-        """Return a context in which these parts of tensors, asked for in about this order, are read ahead."""
-        parts = []
-        for name, index in wanted:
-            shape = self.entry(name).shape
-            parts.append((name, windows(shape, box_of(shape, index)[0])))
-        return reading_ahead(self._decoder, self.base_reader, parts, [(float(step), self.tier(step, tier))])
-
-    def box(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> Bits:
-        """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
-
-        Only the pieces that the box touches are read and decoded.
-
-        Raises:
-            InvalidArgument: an index that the tensor does not have, or a step in it other than 1; and as `tensor`.
-        """
-        wanted = [Wanted(name, *box_of(self.entry(name).shape, index))]
-        ((bits,),) = read_bits(self._decoder, self.base_reader, wanted, [(float(step), self.tier(step, tier))])
-        return bits
-
-    def tensor(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> torch.Tensor:
+    def tensor(self, name: str, step: float, *, tier: str = "auto", index: TensorIndex = ...) -> torch.Tensor:
         """Return one tensor at a step, on the run's device; reads only what that needs.
 
         Args:
@@ -178,47 +88,37 @@ class Run:
                 where a step is stored so, else ``track`` among the observed steps and ``line`` beyond.
             index: decodes only this part, as ``tensor[index]``: slices with a step of 1, integers, ``...``.
 
+        Returns:
+            A tensor of the file's dtype, in the shape that ``tensor[index]`` has, in memory of its own.
+
         Raises:
             InvalidArgument: no such tensor, tier or index, or the tier does not reach the step.
             BaseMismatch: the base is not the one that the run was encoded against.
+            CheckpointError: the base cannot be read.
             Corrupt, Truncated: the file is damaged.
         """
-        self.entry(name)
-        return self._tensors({name: index}, [step], tier)[0][name]
+        return self._reader.tensor(name, step, tier, index, self.device)
 
     def state_dict(
-        self, step: float, tier: str = "auto", *, slices: Mapping[str, TensorIndex] | None = None
+        self, step: float, *, tier: str = "auto", slices: Mapping[str, TensorIndex] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Return all tensors at a step: ``{name: tensor}``; steps and tiers are those of `tensor`.
+        """Return all tensors at a step: ``{name: tensor}``; steps, tiers and errors are those of `tensor`.
 
         Args:
             slices: of the tensors of which only a part is wanted, as the `index` of `tensor`.
         """
-        return self.state_dicts([step], tier, slices=slices)[0]
+        return self.state_dicts([step], tier=tier, slices=slices)[0]
 
     def state_dicts(
-        self, steps: Sequence[float], tier: str = "auto", *, slices: Mapping[str, TensorIndex] | None = None
+        self, steps: Sequence[float], *, tier: str = "auto", slices: Mapping[str, TensorIndex] | None = None
     ) -> list[dict[str, torch.Tensor]]:
-        """Return all tensors at each of some steps; base and codes are read once for all of them."""
+        """Return all tensors at each of some steps, as `state_dict`; base and codes are read once for all of them."""
         chosen = dict(slices or {})
         for name in chosen:
-            self.entry(name)
-        return self._tensors({name: chosen.get(name, ...) for name in self.keys()}, steps, tier)
+            self._reader.entry(name)
+        return self._reader.tensors({name: chosen.get(name, ...) for name in self.keys()}, steps, tier, self.device)
 
-    def _tensors(
-        self, wanted: Mapping[str, TensorIndex], steps: Sequence[float], tier: str
-    ) -> list[dict[str, torch.Tensor]]:
-        """Decode boxes of some tensors at some steps, on the run's device."""
-        reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
-        boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
-        states: list[dict[str, torch.Tensor]] = [{} for _ in reads]
-        every = read_tensors(self._decoder, self.base_reader, boxes, reads, self.device)
-        for name, found in zip(wanted, every, strict=True):
-            for state, value in zip(states, found, strict=True):
-                state[name] = value
-        return states
-
-    def resident(self, device: Any = None, *, slices: Mapping[str, TensorIndex] | None = None) -> Resident:
+    def resident(self, *, device: Any = None, slices: Mapping[str, TensorIndex] | None = None) -> Resident:
         """Hold base and packed directions on a device, from where any step is decoded without disk or network.
 
         Args:
@@ -232,10 +132,11 @@ class Run:
         """
         from .resident import Resident
 
-        return Resident(self, self.device if device is None else device, slices)
+        where = self.device if device is None else device
+        return Resident(self._reader.decoder, self._reader.base_reader, where, slices=slices)
 
     def iter_steps(
-        self, start: float | None = None, stop: float | None = None
+        self, *, start: float | None = None, stop: float | None = None
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield ``(step, {name: tensor})`` for every stored step from `start` to `stop`, bit for bit.
 
@@ -251,21 +152,26 @@ class Run:
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        return self._iterate(numbered_steps(self._decoder, start, stop))
+        return self._iterate(numbered_steps(self._reader.decoder, start, stop))
 
     def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        from relex_codec.core.torch_dtypes import as_tensor
         from relex_codec.exact.replay import replay_tensors
 
-        entries = self._container.index.manifest.tensors
-        plan = replay_plan(self._decoder, numbers)
-        for number, found in replay_tensors(self._decoder.exact, numbers, self._decoder.part_origin, plan):
-            state = {e.name: self._torch(e.name, bits, e.shape) for e, bits in zip(entries, found, strict=True)}
+        decoder = self._reader.decoder
+        entries = decoder.container.index.manifest.tensors
+        plan = replay_plan(decoder, numbers)
+        for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, plan):
+            self._reader.check_open()  # the step might have been in memory
+            state = {
+                e.name: as_tensor(b, e.dtype, e.shape).to(self.device) for e, b in zip(entries, found, strict=True)
+            }
             del found
             yield numbers[number], state
             del state  # of which nothing is held while the next step is made
 
     def load_into(
-        self, module: torch.nn.Module, step: float, tier: str = "auto", *, names: Names = None, prefix: str = ""
+        self, module: torch.nn.Module, step: float, *, tier: str = "auto", names: Names = None, prefix: str = ""
     ) -> None:
         """Copy a step into the parameters and buffers of `module`, in place.
 
@@ -273,13 +179,14 @@ class Run:
         everything has been checked and decoded.
 
         Args:
+            step, tier: as `tensor`.
             names: where tensors go that are not called in the module what they are called in the file: a mapping or a
                 function from the file's name to the module's, to ``(name, index)`` for a part of a fused parameter, or
                 to None for a tensor that is left out.
             prefix: before all names in the module (``module.``, ``_orig_mod.``).
 
         Raises:
-            InvalidArgument: names or shapes of module and file differ.
+            InvalidArgument: names or shapes of module and file differ; and as `tensor`.
         """
         import torch
 
@@ -287,19 +194,22 @@ class Run:
 
         from .module_targets import check_dtypes, match
 
-        targets = match({name: self.entry(name).shape for name in self.keys()}, module, names, prefix)
-        check_dtypes(targets, {name: DTYPES[self.entry(name).dtype] for name in self.keys()})
-        decoded = self._tensors({target.name: ... for target in targets}, [step], tier)[0]
+        entries = self._reader.decoder.container.index.manifest.tensors
+        targets = match({entry.name: entry.shape for entry in entries}, module, names, prefix)
+        check_dtypes(targets, {entry.name: DTYPES[entry.dtype] for entry in entries})
+        (decoded,) = self._reader.tensors({target.name: ... for target in targets}, [step], tier, self.device)
         with torch.no_grad():
             for target in targets:
                 target.tensor.copy_(decoded[target.name])
+
+    # -- files -------------------------------------------------------------------------------------------------------
 
     def save(
         self,
         output: PathLike,
         step: float,
-        tier: str = "auto",
         *,
+        tier: str = "auto",
         progress: bool = False,
         storage_options: Options = None,
     ) -> str:
@@ -309,6 +219,9 @@ class Run:
         last.
 
         Args:
+            output: the directory; it must not exist or be empty.
+            step, tier: as `tensor`.
+            progress: show a bar on stderr.
             storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
@@ -317,21 +230,22 @@ class Run:
         Raises:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
-        chosen = self.tier(step, tier)
+        decoder, base = self._reader.decoder, self._reader.base_reader
+        chosen = self.tier(step, tier=tier)
         options = self._options if storage_options is None else storage_options
 
         def weights(tensors: Sequence[TensorEntry]) -> Iterator[memoryview]:
-            return read_weights(self._decoder, self.base_reader, tensors, (float(step), chosen), self.device)
+            return read_weights(decoder, base, tensors, (float(step), chosen), self.device)
 
         with self._bar("decode", 1, progress) as bar:
-            export(self._decoder, output, weights, self._base.side_files(), bar.update, options)
+            export(decoder, output, weights, self._reader.base.side_files(), bar.update, options)
         return chosen
 
     def restore(
         self,
         output: PathLike,
-        steps: str | None = None,
         *,
+        steps: str | None = None,
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
@@ -343,6 +257,7 @@ class Run:
 
         Args:
             steps: which ones: ``A:B`` or ``A:B:K`` (ends included, every K-th from A), or one step ``N``. Default: all.
+            progress: show a bar on stderr.
             storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
@@ -354,19 +269,23 @@ class Run:
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        chosen = choose_steps(self._decoder, steps)
+        decoder = self._reader.decoder
+        chosen = choose_steps(decoder, steps)
         with self._bar("restore", len(chosen), progress) as bar:
             options = self._options if storage_options is None else storage_options
-            restore(self._decoder, output, chosen, self._base.side_files(), bar.update, options)
+            restore(decoder, output, chosen, self._reader.base.side_files(), bar.update, options)
         return chosen
+
+    # -- checking ----------------------------------------------------------------------------------------------------
 
     def check_base(self) -> None:
         """Read the whole base and check it.
 
         Raises:
             BaseMismatch: it is not the one that the run was encoded against.
+            CheckpointError: it cannot be read.
         """
-        self._base.check()
+        self._reader.base.check()
 
     def verify(self) -> None:
         """Read and check every byte of the file; whether steps are restored from it, `check_exact` tells.
@@ -374,10 +293,13 @@ class Run:
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
         """
-        check_all(self._decoder)
+        check_all(self._reader.decoder)
 
     def check_exact(self, *, progress: bool = False) -> int:
         """Restore every stored step of every tensor and check all digests, in memory as `restore`.
+
+        Args:
+            progress: show a bar on stderr.
 
         Returns:
             The number of steps.
@@ -387,37 +309,42 @@ class Run:
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
         """
-        count = len(choose_steps(self._decoder, None))
+        decoder = self._reader.decoder
+        count = len(choose_steps(decoder, None))
         with self._bar("verify", count, progress) as bar:
-            check_exact(self._decoder, count, bar.update)
+            check_exact(decoder, count, bar.update)
         return count
 
     def _bar(self, what: str, steps: int, progress: bool) -> Any:
         """A bar for the bytes of so many steps; none where there is no terminal."""
-        total = steps * sum(map(nbytes, self._container.index.manifest.tensors))
+        total = steps * sum(map(nbytes, self._reader.container.index.manifest.tensors))
         return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if progress else True)
-
-    def _torch(self, name: str, bits: Bits, shape: tuple[int, ...]) -> torch.Tensor:
-        from relex_codec.core.torch_dtypes import as_tensor
-
-        return as_tensor(bits, self.entry(name).dtype, shape).to(self.device)
 
 
 def open(  # noqa: A001 (the public name is relex_codec.open)
-    path: PathLike, base: PathLike | None = None, device: Any = "cpu", storage_options: Options = None
+    path: PathLike, *, base: PathLike | None = None, device: Any = "cpu", storage_options: Options = None
 ) -> Run:
     """Open a ``.relex`` file for reading.
 
     Args:
         path: local path or fsspec URL.
         base: the base model, if it is not where the file says, or not to be taken from the file.
-        device: torch device that tensors are decoded on.
+        device: torch device that tensors are decoded on and returned on.
         storage_options: for fsspec, for `path` and for `base` if that is given. They are not sent to wherever a file
             says that its base is: credentials go only where the caller points. Under ``relex``: how this package
             reads, see `relex_codec.storage.config`.
 
+    Returns:
+        The open file. Its base is looked for when a tensor first needs it.
+
     Raises:
-        InvalidArgument: no such file or device.
+        InvalidArgument: no such file (then also a ``FileNotFoundError``) or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
+
+    Example:
+        >>> with relex_codec.open("run.relex", device="cpu") as run:
+        ...     norm = run.tensor("model.norm.weight", step=25)
+        >>> norm.dtype
+        torch.bfloat16
     """
-    return Run(path, base, device, storage_options)
+    return Run(path, base=base, device=device, storage_options=storage_options)

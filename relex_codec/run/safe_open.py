@@ -12,7 +12,7 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike
 
-from .run import Run
+from .run_reader import RunReader, checked_device
 
 _NUMPY: Final = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F16": "<f2", "U32": "<u4", "I32": "<i4",
@@ -24,15 +24,24 @@ FRAMEWORKS: Final = {"pt": "pt", "torch": "pt", "pytorch": "pt", "np": "np", "nu
 class safe_open:  # noqa: N801 (the name of safetensors' class)
     """One step of a run as a handle like ``safetensors.safe_open``; a context manager.
 
+    `filename`, `framework` and `device` are what they are there, also in their order.
+
     Args:
         filename: path or URL of the ``.relex`` file.
-        framework: ``pt`` for torch tensors, ``np`` for numpy arrays.
-        device: of torch tensors.
+        framework: ``pt`` for torch tensors, ``np`` for numpy arrays, which know no bfloat16.
+        device: of torch tensors, where they are also decoded.
         step, tier: as `Run.tensor`.
         base, storage_options: as `relex_codec.open`.
 
     Raises:
-        InvalidArgument: as `relex_codec.open`, or a step that the tier does not reach.
+        InvalidArgument: as `relex_codec.open`, an unknown framework, or a step that the tier does not reach.
+        Corrupt, Truncated, Unsupported: as `relex_codec.open`.
+
+    Example:
+        >>> with relex_codec.safe_open("run.relex", "pt", "cpu", step=800) as f:
+        ...     rows = f.get_slice("model.embed_tokens.weight")[0:4]  # decodes these rows only
+        >>> rows.shape
+        torch.Size([4, 32])
     """
 
     def __init__(
@@ -49,10 +58,11 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         if framework not in FRAMEWORKS:
             raise InvalidArgument(f"framework is {framework!r}, expected one of {', '.join(FRAMEWORKS)}")
         self._framework = FRAMEWORKS[framework]
-        self._run = Run(filename, base, device, storage_options)
+        self._device = checked_device(device)
+        self._reader = RunReader(filename, base=base, storage_options=storage_options)
         self._step, self._tier = step, tier
-        with closed_on_error(self._run):
-            self._run.tier(step, tier)  # whether it reaches the step
+        with closed_on_error(self._reader):
+            self._reader.tier(step, tier)  # whether it reaches the step
 
     def __enter__(self) -> safe_open:
         return self
@@ -60,15 +70,15 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run.close()
+        self._reader.close()
 
     def keys(self) -> list[str]:
         """Names of the tensors, sorted, as safetensors gives them."""
-        return sorted(self._run.keys())
+        return sorted(self._reader.keys())
 
     def offset_keys(self) -> list[str]:
         """Names of the tensors in the order of the file."""
-        return self._run.keys()
+        return self._reader.keys()
 
     def metadata(self) -> dict[str, str]:
         """What the decoded checkpoint's ``__metadata__`` is."""
@@ -81,7 +91,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
     def get_tensors(self) -> dict[str, Any]:
         """Return every tensor: ``{name: tensor}``."""
         names = self.offset_keys()
-        with self._run.ahead([(name, ...) for name in names], self._step, self._tier):
+        with self._reader.ahead([(name, ...) for name in names], self._step, self._tier):
             return {name: self.get_tensor(name) for name in names}
 
     def get_slice(self, name: str) -> Slice:
@@ -90,12 +100,12 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
 
     def _part(self, name: str, index: TensorIndex) -> Any:
         """Return what ``tensor[index]`` is, decoding nothing else."""
-        entry = self._run.entry(name)
+        entry = self._reader.entry(name)
         if self._framework == "pt":
-            return self._run.tensor(name, self._step, self._tier, index)
+            return self._reader.tensor(name, self._step, self._tier, index, self._device)
         if entry.dtype not in _NUMPY:
             raise InvalidArgument(f"numpy has no dtype for {entry.dtype}; open with framework='pt'")
-        return self._run.box(name, self._step, self._tier, index).view(_NUMPY[entry.dtype])
+        return self._reader.box(name, self._step, self._tier, index).view(_NUMPY[entry.dtype])
 
 
 class Slice:
@@ -103,7 +113,7 @@ class Slice:
 
     def __init__(self, handle: safe_open, name: str) -> None:
         self._handle, self._name = handle, name
-        self._entry = handle._run.entry(name)
+        self._entry = handle._reader.entry(name)
 
     def get_shape(self) -> list[int]:
         """Shape of the whole tensor."""
@@ -127,8 +137,8 @@ class Slice:
         try:
             part, rest = split(index)
             box_of(self._entry.shape, part)
+        except InvalidArgument as error:  # which is a ValueError too
+            raise IndexError(f"{error}: {self._name!r}") from None
         except ValueError as error:
             raise ValueError(f"{error}: {self._name!r}") from None
-        except InvalidArgument as error:
-            raise IndexError(f"{error}: {self._name!r}") from None
         return self._handle._part(self._name, part)[rest]

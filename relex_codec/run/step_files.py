@@ -22,7 +22,7 @@ from relex_codec.format.manifest import TensorEntry
 from relex_codec.kernels.interface import flat
 
 from .export import Shard, index_file, nbytes, shards_of
-from .run import Run
+from .run_reader import RunReader
 
 
 class Part(NamedTuple):
@@ -75,13 +75,13 @@ class StepFiles:
     The base's other files (configuration, tokenizer) are looked for when one of them is asked for, not before.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        manifest = run.container.index.manifest
+    def __init__(self, reader: RunReader) -> None:
+        self.reader = reader
+        manifest = reader.container.index.manifest
         shards = shards_of(manifest)
         self.shards = {shard.name: ShardLayout(shard) for shard in shards}
         self._index = index_file(manifest, shards) if manifest.indexed else None
-        self._sides = run.side_files()
+        self._sides = reader.side_files()
         self._side_sizes: dict[str, int] | None = None
         self._lock = threading.Lock()
 
@@ -135,16 +135,16 @@ class StepFiles:
         spans = [
             (t, low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype])) for t, low, high in parts if t is not None
         ]
-        read = (float(step), self.run.tier(step, tier))
+        read = (float(step), self.reader.tier(step, tier))
         planned = [(t.name, [flat(first, last)]) for t, first, last in spans]
-        with reading_ahead(self.run.decoder, self.run.base_reader, planned, [read]):
+        with reading_ahead(self.reader.decoder, self.reader.base_reader, planned, [read]):
             for tensor, low, high in parts:
                 if tensor is None:
                     yield layout.head[low:high]
                     continue
                 width = ITEMSIZE[tensor.dtype]
                 first = low // width
-                bits = self.run.bits(tensor.name, step, tier, first, -(-high // width))
+                bits = self.reader.bits(tensor.name, step, tier, first, -(-high // width))
                 yield bits.view(np.uint8).data[low - first * width : high - first * width]
 
     def other(self, name: str) -> bytes:

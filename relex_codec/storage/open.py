@@ -11,7 +11,7 @@ import os
 from typing import Any, NamedTuple
 
 from relex_codec.core.text import one_line
-from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.errors import InvalidArgument, RelexError, missing
 
 from .config import Settings, split
 from .prefetch import PrefetchingSource
@@ -129,7 +129,7 @@ def list_directory(
         size = found.get("size")
         items.append(Item(full.rpartition("/")[2], folder, None if size is None else int(size)))
     if not items:  # an object store has no empty directories
-        raise error(f"{public(path)} does not exist or is empty; check the URL and the credentials")
+        raise missing(error, f"{public(path)} does not exist or is empty; check the URL and the credentials")
     return sorted(set(items), key=_by_name)
 
 

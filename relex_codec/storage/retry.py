@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from relex_codec.core.cancellation import pause
 from relex_codec.core.text import one_line
-from relex_codec.errors import RelexError
+from relex_codec.errors import RelexError, missing
 
 T = TypeVar("T")
 
@@ -152,12 +152,12 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
     words, code, status = said(e), code_of(e), status_of(e)
     if code in ("NoSuchBucket", "ContainerNotFound"):
         what = "bucket" if code == "NoSuchBucket" else "container"
-        return error(f"{path} cannot be read: there is no such {what}; check its name, and the endpoint")
+        return missing(error, f"{path} cannot be read: there is no such {what}; check its name, and the endpoint")
     found = [code, *(() if status else (c.__name__ for c in type(e).__mro__))]
-    missing = next((NO_CREDENTIALS[known] for known in found if known in NO_CREDENTIALS), None)
-    if missing:
+    places = next((NO_CREDENTIALS[known] for known in found if known in NO_CREDENTIALS), None)
+    if places:
         return error(
-            f"{path} cannot be read: no credentials were found; set those of the storage in the environment {missing} "
+            f"{path} cannot be read: no credentials were found; set those of the storage in the environment {places} "
             "for a public bucket"
         )
     if "connection_string or account_name" in words:  # adlfs
@@ -170,7 +170,7 @@ def unreadable(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return error(f"{path} cannot be read: {words}; set the bucket's region (AWS_DEFAULT_REGION) and endpoint")
     if isinstance(e, FileNotFoundError) or status == 404:
-        return error(f"{path} does not exist; check the path")
+        return missing(error, f"{path} does not exist; check the path")
     if isinstance(e, NotADirectoryError):
         return error(f"{path} is not a directory")
     if isinstance(e, PermissionError) or status in (401, 403):

@@ -72,12 +72,12 @@ def test_sizes_need_no_request_and_files_one_each_on_s3(moto_bucket: Bucket, mad
     moto_bucket.put("x.relex", (made / "x.relex").read_bytes())
     url, base, options = moto_bucket.url("x.relex"), moto_bucket.url("base"), moto_bucket.options
     with relex_codec.open(url, base=base, storage_options=options) as run:
-        run.base_reader()
+        run._reader.base_reader()
         moto_bucket.proxy.clear()
-        assert run.side_files().sizes() == sizes(made)
+        assert run._reader.side_files().sizes() == sizes(made)
         assert moto_bucket.proxy.seen == []
         all_at_once(moto_bucket)
-        assert read_all(run.side_files()) == contents(made)
+        assert read_all(run._reader.side_files()) == contents(made)
         assert side_requests(moto_bucket) == SIDES
 
 
@@ -92,8 +92,8 @@ def test_who_wants_all_of_them_asks_at_once(moto_bucket: Bucket, made: Path, tmp
         relex_codec.encode(made / "run", file, base=base, quality="raw", embed_base=True, storage_options=options)
         assert side_requests(moto_bucket) == SIDES
         with relex_codec.open(file) as run:
-            assert run.base_embedded and read_all(run.side_files()) == contents(made)
-            assert run.side_files().sizes() == sizes(made)
+            assert run._reader.base_embedded and read_all(run._reader.side_files()) == contents(made)
+            assert run._reader.side_files().sizes() == sizes(made)
         return
     with relex_codec.open(made / "x.relex", base=base, storage_options=options) as run:
         if how == "save":
@@ -108,11 +108,11 @@ def test_who_wants_all_of_them_asks_at_once(moto_bucket: Bucket, made: Path, tmp
 def test_sizes_need_no_request_on_the_hub(hub: Hub, made: Path) -> None:
     hub.add("org/base", checkpoint_files(weights(0, SHAPES), side=SIDE))
     with relex_codec.open(made / "x.relex", base="hf://org/base") as run:
-        run.base_reader()
+        run._reader.base_reader()
         hub.server.clear()
-        assert run.side_files().sizes() == sizes(made)
+        assert run._reader.side_files().sizes() == sizes(made)
         assert hub.server.seen == []
-        assert read_all(run.side_files()) == contents(made)
+        assert read_all(run._reader.side_files()) == contents(made)
         bodies = [request.path.rpartition("/")[2] for request in hub.server.seen if request.sent and request.range]
         assert sorted(bodies) == SIDES
 
@@ -162,8 +162,8 @@ def linked(made: Path, tmp_path: Path) -> Path:
 
 def test_links_have_the_size_of_what_they_point_to(made: Path, linked: Path) -> None:
     with relex_codec.open(made / "x.relex", base=linked) as run:
-        assert run.side_files().sizes() == sizes(made)
-        assert read_all(run.side_files()) == contents(made)
+        assert run._reader.side_files().sizes() == sizes(made)
+        assert read_all(run._reader.side_files()) == contents(made)
 
 
 def test_the_embedded_files_or_those_of_the_base_that_is_given(
@@ -172,12 +172,12 @@ def test_the_embedded_files_or_those_of_the_base_that_is_given(
     """One answer for every interface."""
     path = zoo_file("raw", embed_base=True)
     with relex_codec.open(path) as run:
-        assert run.base_embedded
-        embedded = read_all(run.side_files())
+        assert run._reader.base_embedded
+        embedded = read_all(run._reader.side_files())
         assert sorted(embedded) == SIDES
     other = tmp_path / "other"
     write_checkpoint(other, {"a": bf16([1.0])}, side={"config.json": b"{}"})
     with relex_codec.open(path, base=other) as run:
-        assert not run.base_embedded
+        assert not run._reader.base_embedded
         with pytest.raises(relex_codec.BaseMismatch):
-            run.side_files().sizes()
+            run._reader.side_files().sizes()

@@ -42,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         name = Path(path).name
         return Watched(LocalSource(path), "file" if name.endswith(".relex") else name, found)
 
-    monkeypatch.setattr("relex_codec.run.run.open_source", watched)
+    monkeypatch.setattr("relex_codec.run.run_reader.open_source", watched)
     monkeypatch.setattr("relex_codec.checkpoints.safetensors.open_source", watched)
     return found
 
@@ -82,24 +82,24 @@ def check(
 ) -> None:
     """Compare plan and reads: for all tensors together where all of them is read, else tensor by tensor."""
     with relex_codec.open(path, base=base) as run:
-        index, decoder = run.container.index, run.decoder
-        chosen = run.tier(step, tier)
+        index, decoder = run._reader.container.index, run._reader.decoder
+        chosen = run.tier(step, tier=tier)
         if index.has_exact:
             # what the exact tier reads to plan: its tables, and the indexes of blocks
             _ = decoder.exact
         names = run.keys()
         wanted = []
         for name in names:
-            lo, hi = part(run.entry(name).size)
+            lo, hi = part(run._reader.entry(name).size)
             wanted.append(Wanted(decoder.number(name), step, chosen, ((lo, hi),)))
         needs_base = reads_base(index, wanted, decoder.use_embedded)
-        checkpoint = run.base_reader().checkpoint if needs_base else None
+        checkpoint = run._reader.base_reader().checkpoint if needs_base else None
         for group in [wanted] if part is everything else [[one] for one in wanted]:
             compare(run, group, checkpoint, reads)
 
 
 def compare(run: relex_codec.Run, wanted: list[Wanted], checkpoint: Any, reads: list[Any]) -> None:
-    decoder, index = run.decoder, run.container.index
+    decoder, index = run._reader.decoder, run._reader.container.index
     plan = list(
         needs(
             index,
@@ -153,8 +153,10 @@ def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
 
 def test_the_base_is_not_opened_where_nothing_needs_it(zoo_file: Callable[..., Path], reads: Any) -> None:
     with relex_codec.open(zoo_file("default", embed_base=True)) as run:
-        wanted = [Wanted(i, 9, "line", ((0, run.entry(name).size),)) for i, name in enumerate(run.keys())]
-        assert not reads_base(run.container.index, wanted, True) and reads_base(run.container.index, wanted, False)
+        wanted = [Wanted(i, 9, "line", ((0, run._reader.entry(name).size),)) for i, name in enumerate(run.keys())]
+        assert not reads_base(run._reader.container.index, wanted, True) and reads_base(
+            run._reader.container.index, wanted, False
+        )
     with relex_codec.open(zoo_file("default"), base="/none") as run:
         run.tensor("added", 9)  # the file has all of it
         run.tensor("batches_seen", 9)
@@ -166,15 +168,15 @@ def test_boxes_at_several_steps(long_files: Any, index: Any, tier: str, reads: A
     path, base = long_files(tier == "exact")
     steps = [(1.0, tier), (2.0, tier)]
     with relex_codec.open(path, base=base) as run:
-        decoder, shape = run.decoder, run.entry("m").shape
+        decoder, shape = run._reader.decoder, run._reader.entry("m").shape
         for window in windows(shape, box_of(shape, index)[0]):
             if tier == "exact":
                 decoder._exact = None
                 _ = decoder.exact
-            checkpoint = run.base_reader().checkpoint
+            checkpoint = run._reader.base_reader().checkpoint
             plan = list(
                 needs(
-                    run.container.index,
+                    run._reader.container.index,
                     wanted_of(decoder, "m", window, steps),
                     use_embedded=False,
                     base=checkpoint.tensors,

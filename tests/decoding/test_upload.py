@@ -76,8 +76,10 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
     write_run(tmp_path / "run", [1, 2], lambda step: {name: at(step) for name, (_, at) in movers.items()})
     relex_codec.encode(tmp_path / "run", tmp_path / "run.relex", base=tmp_path / "base", quality="small")
     with relex_codec.open(tmp_path / "run.relex") as run:
-        wanted = [whole(run.entry(name)) for name in ("w", "v")]
-        found = list(device_transfer.uploaded(run.decoder, wanted, [(2.0, "track")], "cpu", torch_eager.prepare))
+        wanted = [whole(run._reader.entry(name)) for name in ("w", "v")]
+        found = list(
+            device_transfer.uploaded(run._reader.decoder, wanted, [(2.0, "track")], "cpu", torch_eager.prepare)
+        )
         for (got,), name in zip(found, ("w", "v"), strict=True):
             value = run.tensor(name, 2)
             assert torch.equal(got.view(torch.uint8), value.view(torch.uint8))

@@ -69,15 +69,15 @@ def check(file: Path, steps: list[int], **options: Any) -> None:
         for step in steps:
             assert run.tier(step) == "exact"
             for name, (_, bits) in tensors(step).items():
-                assert np.array_equal(run.bits(name, step), bits.reshape(-1)), (name, step)
+                assert np.array_equal(run._reader.bits(name, step), bits.reshape(-1)), (name, step)
         run.verify()
-        assert max(step_costs(run.decoder.exact.segments)) <= frame_bound(len(steps))
+        assert max(step_costs(run._reader.decoder.exact.segments)) <= frame_bound(len(steps))
 
 
 def frames(file: Path) -> bytes:
     with relex_codec.open(file) as run:
-        entry = run.container.index.entries[f.DATA_FRAMES]
-        return run.container.source.read(entry.begin, entry.end)
+        entry = run._reader.container.index.entries[f.DATA_FRAMES]
+        return run._reader.container.source.read(entry.begin, entry.end)
 
 
 def test_several_steps_at_once(made: Path, tmp_path: Path) -> None:
@@ -112,11 +112,15 @@ def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: P
     relex_codec.encode(made / "run", whole, base=made / "base", exact=True)
     with relex_codec.open(file) as one, relex_codec.open(whole) as other:
         assert one.observed_steps == other.observed_steps == STEPS
-        assert one.container.index.directions.tobytes() == other.container.index.directions.tobytes()
+        assert one._reader.container.index.directions.tobytes() == other._reader.container.index.directions.tobytes()
         for step in (3.5, 20, 40):
-            for name in other.keys():  # noqa: SIM118
+            for name in other:
                 for tier in ("line", "track")[: 1 + (step <= 20)]:
-                    assert np.array_equal(one.bits(name, step, tier), other.bits(name, step, tier)), (name, step, tier)
+                    assert np.array_equal(one._reader.bits(name, step, tier), other._reader.bits(name, step, tier)), (
+                        name,
+                        step,
+                        tier,
+                    )
 
 
 def test_observed_steps_stay_what_they_were(made: Path, tmp_path: Path) -> None:
@@ -136,10 +140,10 @@ def test_quality_stays(made: Path, tmp_path: Path, quality: Any) -> None:
         made / "run", file, base=made / "base", steps="2:12", quality=quality, rank=2, exact=True, **options
     )
     with relex_codec.open(file) as run:
-        before = run.container.index
+        before = run._reader.container.index
     relex_codec.append(file, paths(made, 14))
     with relex_codec.open(file) as run:
-        after = run.container.index
+        after = run._reader.container.index
     assert (after.manifest.quality, after.manifest.growth) == (before.manifest.quality, before.manifest.growth)
     assert after.tensors["directions"].max() == before.tensors["directions"].max() == 2
     if quality == "micro":

@@ -32,7 +32,7 @@ Zoo = Callable[..., Path]
 
 
 def decoded(run: relex_codec.Run, name: str, step: float, tier: str = "auto") -> Array:
-    return run.bits(name, step, tier)
+    return run._reader.bits(name, step, tier)
 
 
 def relative_error(made: Made, name: str, step: int, bits: Array) -> float:
@@ -357,9 +357,9 @@ def test_an_embedded_base_stands_alone(zoo_run: Made, tmp_path: Path, zoo_file: 
         for name in list(run.keys()):
             for step in (0, 7.5, 23, 60):
                 np.testing.assert_array_equal(decoded(run, name, step), decoded(usual, name, step), err_msg=name)
-            if name in zoo_run.base and zoo_run.base[name][1].shape == run.entry(name).shape:
+            if name in zoo_run.base and zoo_run.base[name][1].shape == run._reader.entry(name).shape:
                 dtype, bits = zoo_run.base[name]
-                if dtype == run.entry(name).dtype:
+                if dtype == run._reader.entry(name).dtype:
                     np.testing.assert_array_equal(decoded(run, name, 0), bits.reshape(-1), err_msg=name)
         run.save(tmp_path / "out", 9)
         usual.save(tmp_path / "usual", 9)
@@ -378,8 +378,8 @@ def test_a_given_base_comes_before_an_embedded_one(zoo_run: Made, tmp_path: Path
     write_checkpoint(tmp_path / "other", other)
     with relex_codec.open(path, base=tmp_path / "other") as run:
         with pytest.raises(relex_codec.BaseMismatch, match="'frozen'"):
-            run.bits("frozen", 5)
-        run.bits("layers.0.norm.weight", 5)
+            run._reader.bits("frozen", 5)
+        run._reader.bits("layers.0.norm.weight", 5)
 
 
 def test_encoding_twice_gives_the_same_bytes(zoo_run: Made, zoo_file: Zoo, tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_float_dtypes_and_extreme_scales(tmp_path: Path, make: Callable[[Any], A
 
 def test_a_run_of_another_dtype_than_the_base(zoo_run: Made, zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
-        assert run.entry("wider").dtype == "BF16"
+        assert run._reader.entry("wider").dtype == "BF16"
         start = widen(*zoo_run.base["wider"])
         np.testing.assert_array_equal(decoded(run, "wider", 0), narrow("BF16", start).reshape(-1))
         found = widen("BF16", decoded(run, "wider", 20)).reshape(start.shape)

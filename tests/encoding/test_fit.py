@@ -114,9 +114,9 @@ def test_a_run_larger_than_the_budget_gives_the_same_fit(tmp_path: Path, monkeyp
     np.testing.assert_allclose(small.raw_vector("w"), large.raw_vector("w"), rtol=2e-7, atol=1e-12)
     with relex_codec.open(files[0]) as a, relex_codec.open(files[1]) as b:
         for step in (1, 30.5, 60, 300):
-            differ = a.bits("w", step) != b.bits("w", step)
+            differ = a._reader.bits("w", step) != b._reader.bits("w", step)
             assert differ.mean() < 1e-4
-            apart = a.bits("w", step).astype(np.int64) - b.bits("w", step)
+            apart = a._reader.bits("w", step).astype(np.int64) - b._reader.bits("w", step)
             assert np.abs(apart).max() <= 1
 
 

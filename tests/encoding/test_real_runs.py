@@ -76,7 +76,7 @@ def test_size_and_error(real: tuple[str, Path]) -> None:
             assert file.directions[number].slope == pytest.approx(lines[0][0], rel=1e-6)
             x = widen(dtype, bits).reshape(-1) + vectors[0].astype(np.float32) * np.float32(coefficients[0, -1])
             rank1 = widen(dtype, narrow(dtype, x)).astype(np.float64)
-            found = widen(dtype, run.bits(key, file.steps[-1])).astype(np.float64)
+            found = widen(dtype, run._reader.bits(key, file.steps[-1])).astype(np.float64)
             misses = [float(np.linalg.norm(y - wanted)) for y in (start, rank1, found)]
             if quality == "default":
                 assert misses[2] <= max(misses[1], 0.01 * misses[0]) * 1.05 * (1 + 1e-5), key
@@ -89,7 +89,7 @@ def test_decoded_steps_are_close_to_the_run(real: tuple[str, Path]) -> None:
     base = weights(root / "base")
     with relex_codec.open(root / "x.relex") as run:
         for step, tier in ((100, "track"), (100, "line"), (LAST, "track")):
-            run.save(root / f"{step}-{tier}", step, tier)
+            run.save(root / f"{step}-{tier}", step, tier=tier)
             found, wanted = weights(root / f"{step}-{tier}"), weights(root / "run" / f"global_step_{step}")
             assert list(found) == list(base)
             miss = moved = 0.0

@@ -12,7 +12,6 @@ import torch
 
 import relex_codec
 from relex_codec import InvalidArgument
-from relex_codec.run.info import summary
 from support.helpers import Array, bf16, write_checkpoint, write_run
 
 SHAPE = (4096, 512)  # eight pieces of 2^18
@@ -39,8 +38,8 @@ def test_the_rule_holds_where_pieces_differ(tmp_path: Path, kind: str) -> None:
         file = tmp_path / f"{quality}.relex"
         relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality=quality)
         with relex_codec.open(file) as run:
-            found = wide(("BF16", run.bits("embed", 6, "track")))
-            recorded = summary(run.container)["tensor_rows"][0]["error_stored"]
+            found = wide(("BF16", run._reader.bits("embed", 6, "track")))
+            recorded = run.info()["tensor_rows"][0]["error_stored"]
         errors[quality] = np.linalg.norm(found - target) / np.linalg.norm(target - origin)
         assert recorded == pytest.approx(errors[quality], rel=1e-4)  # of the whole tensor
     assert errors["default"] <= errors["raw"] * 1.05 + 1e-6
@@ -90,7 +89,7 @@ def test_forgotten_runs_close_their_files(tmp_path: Path) -> None:
     relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
-        relex_codec.open(file).bits("w", 3)
+        relex_codec.open(file)._reader.bits("w", 3)
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
 
@@ -113,8 +112,8 @@ def test_one_tensor_at_one_step_is_one_read(tmp_path: Path, quality: str, monkey
     write_run(tmp_path / "run", STEPS, lambda step: {"w": bf16(start + 0.02 * step * drift)})
     relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", quality=quality)
     with relex_codec.open(tmp_path / "x.relex") as run:
-        source, reads = run.container.source, []
+        source, reads = run._reader.container.source, []
         read_many = source.read_many
         monkeypatch.setattr(source, "read_many", lambda ranges: (reads.append(len(ranges)), read_many(ranges))[1])
-        run.bits("w", 3.5)
+        run._reader.bits("w", 3.5)
     assert len(reads) == 1

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 def run(moto_bucket: Bucket, cloud_exact_run: Made) -> Any:
     """The run, opened, with nothing counted yet; the next requests are those of what is done with it."""
     with uploaded(moto_bucket, cloud_exact_run)() as opened:
-        opened.base_reader()
+        opened._reader.base_reader()
         moto_bucket.proxy.clear()
         yield opened
 
@@ -49,13 +49,13 @@ def test_a_run_is_restored_from_few_requests(
     assert len(reads) <= 4 + len(cloud_exact_run.steps) + 1  # what lies where in a frame is read before
     for step in cloud_exact_run.steps:
         with relex_codec.open(cloud_exact_run.root / "run.relex", base=cloud_exact_run.base_path) as local:
-            local.save(tmp_path / f"step_{step}", step, "exact")
+            local.save(tmp_path / f"step_{step}", step, tier="exact")
         for path in (tmp_path / f"step_{step}").glob("*.safetensors"):
             assert path.read_bytes() == (tmp_path / "out" / f"global_step_{step}" / path.name).read_bytes()
 
 
 def test_few_steps_read_their_frames_only(run: relex_codec.Run, moto_bucket: Bucket, cloud_exact_run: Made) -> None:
-    for step, state in run.iter_steps(3, 4):
+    for step, state in run.iter_steps(start=3, stop=4):
         for name, (_, bits) in cloud_exact_run.at(step).items():
             assert (state[name].view(dtype=torch.uint16).numpy() == bits).all()
     few = sum(end - start for _, start, end in fetched(moto_bucket.proxy))
@@ -94,7 +94,7 @@ def test_a_file_that_is_replaced_meanwhile_is_noticed(
     run: relex_codec.Run, moto_bucket: Bucket, cloud_exact_run: Made
 ) -> None:
     steps = run.iter_steps()
-    moto_bucket.put("run.relex", np.random.default_rng(0).bytes(run.container.source.size))
+    moto_bucket.put("run.relex", np.random.default_rng(0).bytes(run._reader.container.source.size))
     with pytest.raises(relex_codec.InvalidArgument, match="changed while it was being read"):
         list(steps)
 

@@ -155,7 +155,9 @@ def assert_all_steps(run: relex_codec.Run, made: Made) -> None:
         there = made.at(step)
         assert sorted(run.keys()) == sorted(there)
         for name, (_, bits) in there.items():
-            np.testing.assert_array_equal(run.bits(name, step, "exact"), bits.reshape(-1), err_msg=f"{name} {step}")
+            np.testing.assert_array_equal(
+                run._reader.bits(name, step, "exact"), bits.reshape(-1), err_msg=f"{name} {step}"
+            )
 
 
 # ---- What is stored, and that it comes back ----
@@ -176,9 +178,9 @@ def test_every_step_comes_back_bit_for_bit(made: Made, exact_file: Path) -> None
         assert run.steps == STEPS and run.observed_steps == [step for step in STEPS if step <= OBSERVE]
         assert_all_steps(run, made)
         for step in STEPS:
-            assert run.tier(step) == run.tier(step, "exact") == "exact"
+            assert run.tier(step) == run.tier(step, tier="exact") == "exact"
             for name, (_, bits) in made.at(step).items():
-                np.testing.assert_array_equal(run.bits(name, step), bits.reshape(-1))
+                np.testing.assert_array_equal(run._reader.bits(name, step), bits.reshape(-1))
         run.verify()
         run.check_base()
 
@@ -192,9 +194,11 @@ def test_the_zoo_comes_back_bit_for_bit(zoo_run: Made, zoo_file: Callable[..., P
 def test_the_other_tiers_are_what_they_were(zoo_run: Made, zoo_file: Callable[..., Path]) -> None:
     with relex_codec.open(zoo_file("raw")) as old, relex_codec.open(zoo_file("raw", exact=True)) as new:
         assert old.keys() == new.keys()
-        for name in old.keys():  # noqa: SIM118 (not a dict)
+        for name in old:
             for step, tier in ((0, "auto"), (3.5, "auto"), (9, "track"), (9, "line"), (11.3, "track"), (900, "auto")):
-                np.testing.assert_array_equal(old.bits(name, step, tier), new.bits(name, step, tier), err_msg=name)
+                np.testing.assert_array_equal(
+                    old._reader.bits(name, step, tier), new._reader.bits(name, step, tier), err_msg=name
+                )
 
 
 def test_the_reference_decoder_reads_the_same_bits(made: Made, exact_file: Path, reference: ModuleType) -> None:
@@ -213,11 +217,11 @@ def test_tensors_state_dicts_and_files(made: Made, exact_file: Path, tmp_path: P
     with relex_codec.open(exact_file) as run:
         for step, tier in ((4, "exact"), (23, "auto")):
             there = made.at(step)
-            state = run.state_dict(step, tier)
+            state = run.state_dict(step, tier=tier)
             assert list(state) == run.keys()
             for name, value in state.items():
                 assert tuple(value.shape) == there[name][1].shape and raw(value) == there[name][1].tobytes(), name
-            assert raw(run.tensor("codes", step, tier)) == there["codes"][1].tobytes()
+            assert raw(run.tensor("codes", step, tier=tier)) == there["codes"][1].tobytes()
         assert run.save(tmp_path / "out", 9) == "exact"
     written: dict[str, tuple[str, Array]] = {}
     for path in (tmp_path / "out").glob("*.safetensors"):
@@ -257,11 +261,11 @@ def test_series_in_the_other_tiers(made: Made, exact_file: Path) -> None:
     with relex_codec.open(exact_file) as run:
         for name in ("not_finite", "any_bits", "counter", "flags", "added_counter"):
             for step, tier, stored in ((3, "line", 2), (0.5, "line", 1), (11, "track", 9), (100, "auto", 23)):
-                np.testing.assert_array_equal(run.bits(name, step, tier), made.at(stored)[name][1].reshape(-1))
+                np.testing.assert_array_equal(run._reader.bits(name, step, tier), made.at(stored)[name][1].reshape(-1))
         for name in ("not_finite", "counter", "ids"):
-            np.testing.assert_array_equal(run.bits(name, 0), made.base[name][1].reshape(-1))
+            np.testing.assert_array_equal(run._reader.bits(name, 0), made.base[name][1].reshape(-1))
         for step, tier in ((16, "line"), (15, "track"), (0, "auto")):  # it did not move while it was observed
-            np.testing.assert_array_equal(run.bits("late", step, tier), made.base["late"][1].reshape(-1))
+            np.testing.assert_array_equal(run._reader.bits("late", step, tier), made.base["late"][1].reshape(-1))
 
 
 def test_weights_that_are_not_finite(made: Made, tmp_path: Path) -> None:
@@ -279,7 +283,7 @@ def test_infinities_that_only_rounding_makes_are_no_series(tmp_path: Path) -> No
     relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", exact=True)
     with relex_codec.open(tmp_path / "x.relex") as run:
         for step in (1, 2):
-            np.testing.assert_array_equal(run.bits("a", step), rounded[1])
+            np.testing.assert_array_equal(run._reader.bits("a", step), rounded[1])
 
 
 @pytest.mark.parametrize("steps", [[5], [0, 5], [0], [3, 4]])
@@ -297,7 +301,7 @@ def test_short_runs_and_step_0(tmp_path: Path, steps: list[int]) -> None:
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert_all_steps(run, made)
         assert run.tier(0) == "base"
-        np.testing.assert_array_equal(run.bits("w", 0), base["w"][1].reshape(-1))
+        np.testing.assert_array_equal(run._reader.bits("w", 0), base["w"][1].reshape(-1))
         run.verify()
 
 
@@ -329,11 +333,11 @@ def test_an_embedded_base_is_enough(made: Made, exact_file: Path) -> None:
             assert_all_steps(run, made)
             run.verify()
         with pytest.raises(relex_codec.RelexError), relex_codec.open(exact_file) as run:
-            run.bits("half", 4)
+            run._reader.bits("half", 4)
     finally:
         moved.rename(made.base_path)
     with relex_codec.open(path, base=made.base_path) as run:
-        np.testing.assert_array_equal(run.bits("half", 4), made.at(4)["half"][1].reshape(-1))
+        np.testing.assert_array_equal(run._reader.bits("half", 4), made.at(4)["half"][1].reshape(-1))
     embedded, alone = File(path).entries["relex.data.frames"], File(exact_file).entries["relex.data.frames"]
     assert embedded == alone
 
@@ -349,21 +353,23 @@ def test_a_wrong_base_is_noticed(made: Made, exact_file: Path, tmp_path: Path) -
             refused = {}
             for step in STEPS:
                 try:
-                    np.testing.assert_array_equal(run.bits(name, step, "exact"), made.at(step)[name][1].reshape(-1))
+                    np.testing.assert_array_equal(
+                        run._reader.bits(name, step, "exact"), made.at(step)[name][1].reshape(-1)
+                    )
                 except BaseMismatch as error:
                     refused[step] = str(error)
             assert STEPS[-1] in refused or name == "wider"  # where rounding forgets the lowest bit
             assert all(repr(name) in message for message in refused.values())
-            np.testing.assert_array_equal(run.bits("ids", 8, "exact"), made.at(8)["ids"][1])
-            np.testing.assert_array_equal(run.bits("added", 8, "exact"), made.at(8)["added"][1].reshape(-1))
+            np.testing.assert_array_equal(run._reader.bits("ids", 8, "exact"), made.at(8)["ids"][1])
+            np.testing.assert_array_equal(run._reader.bits("added", 8, "exact"), made.at(8)["added"][1].reshape(-1))
     write_checkpoint(tmp_path / "random", made.base | {"half": random_bits("F16", (30, 7), 77)}, shards=3)
     with relex_codec.open(exact_file, base=tmp_path / "random") as run:
         for step in STEPS:
             with pytest.raises(BaseMismatch, match="half"):
-                run.bits("half", step)
+                run._reader.bits("half", step)
     with relex_codec.open(exact_file) as run:
         for name in ("half", "flags"):  # nothing that was wrong is kept
-            np.testing.assert_array_equal(run.bits(name, 8), made.at(8)[name][1].reshape(-1))
+            np.testing.assert_array_equal(run._reader.bits(name, 8), made.at(8)[name][1].reshape(-1))
 
 
 # ---- Steps and tiers that there are not ----
@@ -373,19 +379,19 @@ def test_steps_that_are_not_stored(exact_file: Path) -> None:
     with relex_codec.open(exact_file) as run:
         for step, nearest in ((10, "9"), (3, r"[24]"), (0, "1"), (100, "23"), (8.25, "8"), (-5, "1")):
             with pytest.raises(InvalidArgument, match=f"exact.*nearest is {nearest}$"):
-                run.bits("half", step, "exact")
+                run._reader.bits("half", step, "exact")
             with pytest.raises(InvalidArgument, match="exact"):
-                run.tier(step, "exact")
+                run.tier(step, tier="exact")
         assert run.tier(10) == "track" and run.tier(17) == "line" and run.tier(15) == "exact"
         with pytest.raises(InvalidArgument):
-            run.bits("half", float("nan"), "exact")
+            run._reader.bits("half", float("nan"), "exact")
 
 
 def test_files_without_the_tier(zoo_file: Callable[..., Path]) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
         assert run.tier(9) == "track"
         with pytest.raises(InvalidArgument, match="exact"):
-            run.bits("frozen", 9, "exact")
+            run._reader.bits("frozen", 9, "exact")
     with pytest.raises(InvalidArgument, match="exact"):
         safe_open(zoo_file("raw"), step=9, tier="exact")
 
@@ -430,7 +436,9 @@ def test_many_readers_at_once(made: Made, exact_file: Path) -> None:
     expected = {(name, step): made.at(step)[name][1].tobytes() for name in names for step in (2, 9, 23)}
     with relex_codec.open(exact_file) as run, ThreadPoolExecutor(6) as pool:
         keys = list(expected) * 3
-        assert list(pool.map(lambda key: run.bits(key[0], key[1]).tobytes(), keys)) == [expected[key] for key in keys]
+        assert list(pool.map(lambda key: run._reader.bits(key[0], key[1]).tobytes(), keys)) == [
+            expected[key] for key in keys
+        ]
 
 
 def test_what_is_kept_in_memory_is_bounded(made: Made, exact_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,9 +447,9 @@ def test_what_is_kept_in_memory_is_bounded(made: Made, exact_file: Path, monkeyp
         with relex_codec.open(exact_file) as run, ThreadPoolExecutor(4) as pool:
             names = [name for name in ("half", "single", "codes", "flags", "counter", "doubles") for _ in range(4)]
             for step in STEPS:
-                for name, bits in zip(names, pool.map(lambda name: run.bits(name, step), names), strict=True):  # noqa: B023
+                for name, bits in zip(names, pool.map(lambda name: run._reader.bits(name, step), names), strict=True):  # noqa: B023
                     np.testing.assert_array_equal(bits, made.at(step)[name][1].reshape(-1))
-            tier = run.decoder.exact
+            tier = run._reader.decoder.exact
             assert tier._held == sum(size for size, _ in tier._blobs.values()) <= limit + 200_000
 
 
@@ -455,7 +463,7 @@ def test_a_budget_that_is_too_small(made: Made, tmp_path: Path, monkeypatch: pyt
         made.run, tmp_path / "x.relex", base=made.base_path, quality="raw", exact=True, memory=need
     )  # fmt: skip
     with relex_codec.open(tmp_path / "x.relex") as run:
-        np.testing.assert_array_equal(run.bits("big", 15), made.at(15)["big"][1].reshape(-1))
+        np.testing.assert_array_equal(run._reader.bits("big", 15), made.at(15)["big"][1].reshape(-1))
 
 
 def test_what_moves_little_takes_little(tmp_path: Path) -> None:
@@ -493,7 +501,7 @@ class Counted(Source):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], tuple[relex_codec.Run, Counted]]:
     def open_counted(path: Path, base: Path) -> tuple[relex_codec.Run, Counted]:
         source = Counted(path.read_bytes())
-        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: source)
+        monkeypatch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: source)
         monkeypatch.setattr("relex_codec.format.reader.FIRST_READ", 4096)  # less than all of a small file
         return relex_codec.open("counted.relex", base=base), source
 
@@ -516,9 +524,9 @@ def test_other_tiers_read_nothing_of_it(made: Made, exact_file: Path, counted: A
     file = File(exact_file)
     run, source = counted(exact_file, made.base_path)
     assert not touched(source, file)
-    for name in run.keys():  # noqa: SIM118 (not a dict)
+    for name in run:
         for step, tier in ((0, "auto"), (9, "line"), (9, "track"), (11, "auto"), (300, "auto")):
-            run.bits(name, step, tier)
+            run._reader.bits(name, step, tier)
             series = KINDS[name][0] == SERIES and step != 0
             assert series or not touched(source, file), (name, step, tier)
             source.ranges.clear()
@@ -549,27 +557,27 @@ def test_one_tensor_reads_its_group_only(made: Made, counted: Any, monkeypatch: 
     firsts = np.cumsum([0] + [-(-sizes[name] // PIECE) for name in held])
     for name, step in (("half", 4), ("codes", 23), ("added_counter", 15), ("late", 1)):
         run, source = counted(path, made.base_path)
-        run.bits(name, step, "exact")
+        run._reader.bits(name, step, "exact")
         read = touched(source, file, ["relex.data.frames"])
         group = int(firsts[held.index(name)])
         expected = {blob for blob in blob_ranges(file, group, STEPS.index(step) + 1) if blob[1] > blob[0]}
         assert set(read) == expected
-        run.bits(name, step, "exact")
+        run._reader.bits(name, step, "exact")
         assert not touched(source, file)  # kept
     run, source = counted(path, made.base_path)
-    run.bits("big", 16, "exact", PIECE + 5, PIECE + 7)  # the second piece only
+    run._reader.bits("big", 16, "exact", PIECE + 5, PIECE + 7)  # the second piece only
     expected = set(blob_ranges(file, int(firsts[held.index("big")]) + 1, 8))
     assert set(touched(source, file, ["relex.data.frames"])) == expected
-    run.bits("still", 16, "exact")  # no segment holds it
+    run._reader.bits("still", 16, "exact")  # no segment holds it
     assert not touched(source, file)
 
 
 def test_indexes_are_read_once(made: Made, exact_file: Path, counted: Any) -> None:
     run, source = counted(exact_file, made.base_path)
-    run.bits("half", 23, "exact")
+    run._reader.bits("half", 23, "exact")
     touched(source, File(exact_file))
-    run.bits("single", 23, "exact")
+    run._reader.bits("single", 23, "exact")
     once = touched(source, File(exact_file))
-    run.bits("single", 23, "exact")
-    run.bits("scalar", 23, "exact")  # of the same group
+    run._reader.bits("single", 23, "exact")
+    run._reader.bits("scalar", 23, "exact")  # of the same group
     assert once and not touched(source, File(exact_file))

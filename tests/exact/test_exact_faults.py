@@ -40,7 +40,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Open:
     """Open bytes as if they were a file."""
 
     def open_bytes(data: bytes | bytearray) -> relex_codec.Run:
-        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(data))
+        monkeypatch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: Held(data))
         return relex_codec.open("held.relex")
 
     return open_bytes
@@ -83,7 +83,7 @@ def everything(run: relex_codec.Run) -> dict[tuple[str, int], Any]:
     for name in NAMES:
         for step in STEPS:
             try:
-                found[name, step] = run.bits(name, step, "exact").tobytes()
+                found[name, step] = run._reader.bits(name, step, "exact").tobytes()
             except (Corrupt, Truncated) as error:
                 found[name, step] = error
     return found
@@ -92,7 +92,7 @@ def everything(run: relex_codec.Run) -> dict[tuple[str, int], Any]:
 @pytest.fixture(scope="module")
 def good(file: File) -> dict[tuple[str, int], Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(file.data))
+        patch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: Held(file.data))
         found = everything(relex_codec.open("held.relex"))
     assert all(isinstance(value, bytes) for value in found.values())
     return found
@@ -644,8 +644,8 @@ def test_frames_that_break_a_rule(file: File, good: Any, opened: Open) -> None:
         def read(data: bytes = data) -> None:
             run = opened(data)
             with pytest.raises(Corrupt):
-                run.bits(name, STEPS[-1], "exact")
-            np.testing.assert_array_equal(run.bits("s", 12, "exact").tobytes(), good["s", 12])
+                run._reader.bits(name, STEPS[-1], "exact")
+            np.testing.assert_array_equal(run._reader.bits("s", 12, "exact").tobytes(), good["s", 12])
 
         assert peak(read) < 4 << 20, lie
 
@@ -666,7 +666,7 @@ def test_tables_that_break_a_rule(file: File, opened: Open) -> None:
         data = tier.bytes()
 
         def read(data: bytes = data) -> None:
-            for use in (lambda run: run.bits("a", 7, "exact"), lambda run: run.verify()):
+            for use in (lambda run: run._reader.bits("a", 7, "exact"), lambda run: run.verify()):
                 with pytest.raises(Corrupt, match=r"relex\.data\.frames"):
                     use(opened(data))
             opened(data).bits("s", 7, "exact")

@@ -25,7 +25,7 @@ from relex_codec.exact.part_coder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f
-from relex_codec.run.info import KINDS, summary, text
+from relex_codec.run.info import KINDS, text
 from support.helpers import Tensor, bf16, bits_of, f16, f32, random_bits, write_checkpoint, write_run
 
 STEPS = [*range(1, 12), 15, 16, 20, 21, 22, 30]
@@ -72,8 +72,8 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def opened(long: Made) -> Iterator[relex_codec.Run]:
     with relex_codec.open(long.root / "x.relex") as run:
-        assert len(run.decoder.exact.segments) == 7
-        assert {s.left for s in run.decoder.exact.segments} > {0}  # not all begin from the base
+        assert len(run._reader.decoder.exact.segments) == 7
+        assert {s.left for s in run._reader.decoder.exact.segments} > {0}  # not all begin from the base
         yield run
 
 
@@ -124,10 +124,10 @@ def needed(tier: ExactTier, part: Any, steps: list[int]) -> set[tuple[int, int, 
     ids=str,
 )
 def test_each_frame_that_is_needed_is_decoded_once(opened: relex_codec.Run, decoded: Counted, steps: Any) -> None:
-    tier = opened.decoder.exact
+    tier = opened._reader.decoder.exact
     parts = all_of(tier)
     seen = []
-    for number, found in replay_parts(tier, parts, steps, opened.decoder.part_origin):
+    for number, found in replay_parts(tier, parts, steps, opened._reader.decoder.part_origin):
         seen.append(number)
         at = tensors(STEPS[number - 1])
         for part, bits in zip(parts, found, strict=True):
@@ -155,9 +155,9 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
 
 
 def test_no_other_frame_is_read(opened: relex_codec.Run, fetched: list[Key]) -> None:
-    tier = opened.decoder.exact
+    tier = opened._reader.decoder.exact
     parts = all_of(tier)
-    for _ in replay_parts(tier, parts, [3, 11, 12], opened.decoder.part_origin):
+    for _ in replay_parts(tier, parts, [3, 11, 12], opened._reader.decoder.part_origin):
         pass
     assert len(fetched) == len(set(fetched))
     assert set(fetched) == {key for step in (3, 11, 12) for key in tier.blobs_of(parts, step)}
@@ -165,21 +165,21 @@ def test_no_other_frame_is_read(opened: relex_codec.Run, fetched: list[Key]) -> 
 
 @pytest.mark.parametrize("steps", [range(1, 18), [1], [17], [7, 8], range(1, 18, 3), [16, 3, 9]], ids=str)
 def test_blobs_are_read_in_the_order_of_the_plan(opened: relex_codec.Run, fetched: list[Key], steps: Any) -> None:
-    tier = opened.decoder.exact
+    tier = opened._reader.decoder.exact
     parts = all_of(tier)
-    for _ in replay_parts(tier, parts, steps, opened.decoder.part_origin):
+    for _ in replay_parts(tier, parts, steps, opened._reader.decoder.part_origin):
         pass
     assert list(keys_of(tier, parts, steps)) == fetched
 
 
 def test_the_origin_of_a_part_is_asked_for_once(opened: relex_codec.Run) -> None:
-    tier = opened.decoder.exact
+    tier = opened._reader.decoder.exact
     parts = all_of(tier)
     asked: Counter[Any] = Counter()
 
     def origin(part: Any) -> Any:
         asked[part] += 1
-        return opened.decoder.part_origin(part)
+        return opened._reader.decoder.part_origin(part)
 
     for _ in replay_parts(tier, parts, range(1, 18), origin):
         pass
@@ -187,22 +187,22 @@ def test_the_origin_of_a_part_is_asked_for_once(opened: relex_codec.Run) -> None
 
 
 def test_work_that_is_spread_gives_the_same(opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tier = opened.decoder.exact
+    tier = opened._reader.decoder.exact
     parts = all_of(tier)
     found = []
     for limit, processors in ((1 << 40, 1), (0, 1), (0, 3)):
         monkeypatch.setattr(replay, "SPREAD_FROM", limit)
         monkeypatch.setattr(replay, "cpu_count", lambda count=processors: count)
-        states = replay_parts(tier, parts, range(1, 18), opened.decoder.part_origin)
+        states = replay_parts(tier, parts, range(1, 18), opened._reader.decoder.part_origin)
         found.append([(number, [piece.tobytes() for piece in bits]) for number, bits in states])
     assert found[0] == found[1] == found[2]
 
 
 def test_only_what_a_later_segment_begins_from_is_kept(opened: relex_codec.Run) -> None:
-    tier = opened.decoder.exact
-    parts = tier.pieces(opened.decoder.number("large"), 0, 2)
+    tier = opened._reader.decoder.exact
+    parts = tier.pieces(opened._reader.decoder.number("large"), 0, 2)
     arrays: dict[int, weakref.ref[Any]] = {}
-    for number, bits in replay_parts(tier, parts, range(1, 18), opened.decoder.part_origin):
+    for number, bits in replay_parts(tier, parts, range(1, 18), opened._reader.decoder.part_origin):
         arrays[number] = weakref.ref(bits[1])
         alive = {step for step, array in arrays.items() if array() is not None}
         assert alive - {number} <= {segment.left for segment in tier.segments if segment.first >= number}
@@ -213,8 +213,8 @@ def test_only_what_a_later_segment_begins_from_is_kept(opened: relex_codec.Run) 
 
 
 def test_batches_have_every_part_once(opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tier = opened.decoder.exact
-    sizes = [tensor.size for tensor in opened.container.index.manifest.tensors]
+    tier = opened._reader.decoder.exact
+    sizes = [tensor.size for tensor in opened._reader.container.index.manifest.tensors]
     for limit in (1 << 20, 1 << 18, 1):
         monkeypatch.setattr(replay, "BATCH_WORDS", limit)
         found = list(batches(tier))
@@ -237,7 +237,7 @@ def test_what_fails_stops_the_others(opened: relex_codec.Run, monkeypatch: pytes
             raise KeyError("as if")
 
     with pytest.raises(KeyError, match="as if"):
-        replay_all(opened.decoder.exact, range(1, 18), opened.decoder.part_origin, use)
+        replay_all(opened._reader.decoder.exact, range(1, 18), opened._reader.decoder.part_origin, use)
     assert len(calls) < 5 + 3 * 17
 
 
@@ -259,7 +259,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest
         options: dict[str, Any] = {"base": root / "base", "quality": "micro", "exact": True}
         relex_codec.encode(root / "run", root / "x.relex", **options)
         with relex_codec.open(root / "x.relex") as run:
-            run.bits("w", 4)
+            run._reader.bits("w", 4)
             tracemalloc.start()
             assert run.check_exact() == 4
             peaks.append(tracemalloc.get_traced_memory()[1])
@@ -280,7 +280,7 @@ def test_iter_steps_gives_every_step(opened: relex_codec.Run, decoded: Counted) 
         assert list(state) == opened.keys()
         for name, (dtype, bits) in tensors(step).items():
             tensor = state[name]
-            assert (opened.entry(name).dtype, tuple(tensor.shape)) == (dtype, bits.shape)
+            assert (opened._reader.entry(name).dtype, tuple(tensor.shape)) == (dtype, bits.shape)
             assert tensor.dtype == opened.tensor(name, step).dtype and tensor.device.type == "cpu"
             raw = tensor.contiguous().view(torch.uint8) if tensor.numel() else torch.zeros(0, dtype=torch.uint8)
             assert raw.numpy().tobytes() == bits.tobytes(), (name, step)
@@ -288,7 +288,7 @@ def test_iter_steps_gives_every_step(opened: relex_codec.Run, decoded: Counted) 
 
 def test_tensors_of_different_steps_share_nothing(opened: relex_codec.Run) -> None:
     kept: list[Any] = []
-    for step, state in opened.iter_steps(7, 16):
+    for step, state in opened.iter_steps(start=7, stop=16):
         expected = tensors(step)
         for name in ("large", "still", "late", "later", "added"):
             np.testing.assert_array_equal(bits_of(state[name]), expected[name][1].reshape(-1), err_msg=f"{name} {step}")
@@ -309,8 +309,8 @@ def test_tensors_of_different_steps_share_nothing(opened: relex_codec.Run) -> No
 def test_both_ends_are_included(
     opened: relex_codec.Run, decoded: Counted, start: float | None, stop: float | None, expected: list[int]
 ) -> None:
-    assert [step for step, _ in opened.iter_steps(start, stop)] == expected
-    tier = opened.decoder.exact
+    assert [step for step, _ in opened.iter_steps(start=start, stop=stop)] == expected
+    tier = opened._reader.decoder.exact
     numbers = [STEPS.index(step) + 1 for step in expected]
     assert set(decoded.values()) == {1}
     assert set(decoded) == set().union(*(needed(tier, part, numbers) for part in all_of(tier)))
@@ -319,7 +319,7 @@ def test_both_ends_are_included(
 def test_ranges_without_a_step_are_refused_at_once(opened: relex_codec.Run, zoo_file: Callable[..., Path]) -> None:
     for start, stop in ((31, None), (None, 0), (12, 14), (9, 8), (float("nan"), None)):
         with pytest.raises(InvalidArgument, match=r"leaves nothing, there is 1 to 30 \(17 steps\)"):
-            opened.iter_steps(start, stop)
+            opened.iter_steps(start=start, stop=stop)
     with relex_codec.open(zoo_file("raw")) as run:
         with pytest.raises(InvalidArgument, match="no exact tier"):
             run.iter_steps()
@@ -350,7 +350,7 @@ def test_a_wrong_base_is_named(long: Made, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / wrong, other)
         with relex_codec.open(long.root / "x.relex", base=tmp_path / wrong) as run:
             with pytest.raises(BaseMismatch, match=f"'{wrong}' differs"):
-                next(run.iter_steps(3, 4))
+                next(run.iter_steps(start=3, stop=4))
             with pytest.raises(BaseMismatch, match=f"'{wrong}' differs"):
                 run.check_exact()
 
@@ -358,7 +358,7 @@ def test_a_wrong_base_is_named(long: Made, tmp_path: Path) -> None:
 def test_a_damaged_blob_is_named_by_its_byte(long: Made, tmp_path: Path) -> None:
     data = bytearray((long.root / "x.relex").read_bytes())
     with relex_codec.open(long.root / "x.relex") as run:
-        tier = run.decoder.exact
+        tier = run._reader.decoder.exact
         at = int(tier.frame_records[4]["position"]) + 60  # step 5
     data[at] ^= 1
     (tmp_path / "bad.relex").write_bytes(data)
@@ -369,7 +369,7 @@ def test_a_damaged_blob_is_named_by_its_byte(long: Made, tmp_path: Path) -> None
         with pytest.raises(Corrupt, match="checksum"):
             list(steps)
         for step in (2, 7, 30):  # which need no frame of step 5
-            assert [found for found, _ in run.iter_steps(step, step)] == [step]
+            assert [found for found, _ in run.iter_steps(start=step, stop=step)] == [step]
 
 
 def test_digests_are_checked(opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_digests_are_checked(opened: relex_codec.Run, monkeypatch: pytest.Monkey
     assert seen == STEPS[: STEPS.index(20)]
     with pytest.raises(Corrupt, match="of step 20 differs"):
         opened.check_exact()
-    assert next(opened.iter_steps(3, 3))[0] == 3
+    assert next(opened.iter_steps(start=3, stop=3))[0] == 3
 
 
 def test_a_stream_that_does_not_decode_names_its_tensor(
@@ -403,7 +403,7 @@ def test_a_stream_that_does_not_decode_names_its_tensor(
 
     monkeypatch.setattr(PartDecoder, "decoded", broken)
     with pytest.raises(Corrupt, match=r"x\.relex: tensor 'single': a stream does not decode"):
-        list(opened.iter_steps(2, 4))
+        list(opened.iter_steps(start=2, stop=4))
 
 
 # ---- verify and info ----
@@ -427,18 +427,22 @@ def test_verify_restores_where_it_has_the_base(long: Made, zoo_file: Callable[..
 
 def test_info_tells_of_the_tier(long: Made, zoo_file: Callable[..., Path]) -> None:
     with relex_codec.open(long.root / "x.relex") as run:
-        document = summary(run.container)
-        entries = run.container.index.entries
+        document = run.info()
+        entries = run._reader.container.index.entries
         assert document["tiers"] == ["line", "track", "exact"]
         stored = sum(entries[name].end - entries[name].begin for name in f.EXACT_ENTRIES)
         assert document["bytes"]["exact"] == stored > 0  # series are in the tier's frames
-        assert sum(document["bytes"][kind] for kind in KINDS) == document["bytes"]["total"] == run.container.source.size
+        assert (
+            sum(document["bytes"][kind] for kind in KINDS)
+            == document["bytes"]["total"]
+            == run._reader.container.source.size
+        )
         exact = document["exact"]
         assert (exact["steps"], exact["segments"]) == (17, 7)
         assert exact["bits_per_parameter_and_step"] == pytest.approx(8 * stored / document["parameters"] / 17, 1e-4)
         assert "all 17 steps bit for bit in 7 segments, " in text(document)
         assert len(text(document).splitlines()) <= 24
     with relex_codec.open(zoo_file("raw")) as run:
-        document = summary(run.container)
+        document = run.info()
         assert document["tiers"] == ["line", "track"] and document["exact"] is None
         assert "bit for bit" not in text(document)

@@ -36,7 +36,7 @@ def test_functions_that_read_take_storage_options(moto_bucket: Bucket, cloud_exa
         relex_codec.open(out, base=cloud_exact_run.base_path) as run,
     ):
         assert run.steps == list(range(1, 11))
-        assert (run.bits("b", 9) == cloud_exact_run.at(9)["b"][1].reshape(-1)).all()
+        assert (run._reader.bits("b", 9) == cloud_exact_run.at(9)["b"][1].reshape(-1)).all()
         with pytest.raises(InvalidArgument, match="numpy has no dtype for BF16"):
             f.get_tensor("b")
         assert f.keys() == sorted(run.keys())
@@ -73,9 +73,9 @@ def test_the_command_line_reads_with_what_the_environment_says(
 
 def test_threads_share_an_open_run(moto_bucket: Bucket, cloud_run: Made) -> None:
     with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
-        expected = {name: local.bits(name, 5) for name in local.keys()}  # noqa: SIM118 (not a dict)
+        expected = {name: local._reader.bits(name, 5) for name in local}
     with uploaded(moto_bucket, cloud_run)() as run, ThreadPoolExecutor(6) as pool:
-        jobs = [pool.submit(run.bits, name, 5) for name in [*expected, *expected]]
+        jobs = [pool.submit(run._reader.bits, name, 5) for name in [*expected, *expected]]
         whole = [pool.submit(run.state_dict, 5) for _ in range(2)]
         for name, job in zip([*expected, *expected], jobs, strict=True):
             assert (job.result() == expected[name]).all()

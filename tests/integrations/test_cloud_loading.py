@@ -35,14 +35,16 @@ RANK, RANKS = 1, 4
 
 def needed(run: relex_codec.Run, parts: Mapping[str, TensorIndex], step: float, tier: str = "auto") -> int:
     """Bytes of file and base that decoding parts of tensors takes, each once."""
-    base = run.base_reader().checkpoint.tensors
+    base = run._reader.base_reader().checkpoint.tensors
     wanted = [
         one
         for name, index in parts.items()
-        for window in windows(run.entry(name).shape, box_of(run.entry(name).shape, index)[0])
-        for one in wanted_of(run.decoder, name, window, [(float(step), run.tier(step, tier))])
+        for window in windows(run._reader.entry(name).shape, box_of(run._reader.entry(name).shape, index)[0])
+        for one in wanted_of(run._reader.decoder, name, window, [(float(step), run.tier(step, tier=tier))])
     ]
-    found = needs(run.container.index, wanted, use_embedded=False, base=base, exact=lambda: run.decoder.exact)
+    found = needs(
+        run._reader.container.index, wanted, use_embedded=False, base=base, exact=lambda: run._reader.decoder.exact
+    )
     total, ends = 0, {None: 0, 0: 0, 1: 0}
     for source, start, end in sorted(found, key=lambda need: need.start):
         total += max(0, end - max(start, ends[source]))
@@ -153,7 +155,7 @@ def test_a_model_and_its_tokenizer(moto_bucket: Bucket, tmp_path: Path, tier: st
     file = encode(tmp_path, load_file(f"{BASE}/model.safetensors"))
     with relex_codec.open(file) as run:
         expected = needed(run, dict.fromkeys(run.keys(), ...), 20, tier)
-        sides = run.side_files().sizes()
+        sides = run._reader.side_files().sizes()
     moto_bucket.put("x.relex", file.read_bytes())
     moto_bucket.upload(tmp_path / "base", "base")
     place: dict[str, Any] = {"base": moto_bucket.url("base"), "storage_options": moto_bucket.options}

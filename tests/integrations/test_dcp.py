@@ -51,7 +51,7 @@ def cause(error: Any) -> str:
 def test_every_kind_of_tensor(zoo_file: Zoo, step: float, tier: str) -> None:
     path = zoo_file("default", exact=True)
     with relex_codec.open(path) as run:
-        wanted = run.state_dict(step, tier)
+        wanted = run.state_dict(step, tier=tier)
     state = {name: torch.zeros_like(value) for name, value in wanted.items()}
     load(state, path, step, tier=tier)
     for name, value in wanted.items():

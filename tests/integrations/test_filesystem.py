@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.integrations.fsspec_filesystem import unchained
+from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
 from support.helpers import ELSEWHERE, bf16, empty_memory, f32, write_checkpoint, write_run
 from support.servers.counting import Answer, Files
@@ -53,13 +55,13 @@ def open_fs(path: Path, **options: Any) -> Any:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
     """What is decoded: name, first and last element of each read."""
     found: list[tuple[str, int, int | None]] = []
-    bits = relex_codec.Run.bits
+    bits = RunReader.bits
 
     def watched(self: Any, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Any:
         found.append((name, lo, hi))
         return bits(self, name, step, tier, lo, hi)
 
-    monkeypatch.setattr(relex_codec.Run, "bits", watched)
+    monkeypatch.setattr(RunReader, "bits", watched)
     return found
 
 
@@ -91,7 +93,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 )
 def test_every_file_has_the_bytes_that_decoding_writes(exact: Path, tmp_path: Path, step: float, tier: str) -> None:
     with relex_codec.open(exact) as run:
-        chosen = run.save(tmp_path / "out", step, tier)
+        chosen = run.save(tmp_path / "out", step, tier=tier)
     fs = open_fs(exact, tier=tier)
     written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert len(written) == 8  # three shards, their index, four other files
@@ -443,13 +445,13 @@ def test_options_reach_the_filesystem_below(exact: Path, zoo_run: Made) -> None:
 @pytest.mark.parametrize("how", ["safe_open", "dcp", "fsspec"])
 def test_a_file_that_lacks_the_tier_is_closed(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     closed: list[str] = []
-    close = relex_codec.Run.close
+    close = RunReader.close
 
     def watched(self: Any) -> None:
         closed.append(self.path)
         close(self)
 
-    monkeypatch.setattr(relex_codec.Run, "close", watched)
+    monkeypatch.setattr(RunReader, "close", watched)
     path = str(zoo_file("raw"))
     calls = {
         "safe_open": lambda: relex_codec.safe_open(path, step=9, tier="exact"),
@@ -459,6 +461,36 @@ def test_a_file_that_lacks_the_tier_is_closed(zoo_file: Zoo, monkeypatch: pytest
     with pytest.raises(InvalidArgument, match="without --exact"):
         calls[how]()
     assert closed == [path]
+
+
+def test_a_base_that_is_gone_does_not_look_like_a_file_that_is_not_there(exact: Path) -> None:
+    """Callers of fsspec pass over a FileNotFoundError in silence: they list nothing, and fill in zeros."""
+    fs = open_fs(exact, base="/nowhere/base", tier="line")
+    weights = "step_9/model-00001-of-00003.safetensors"
+    mapper = fsspec.get_mapper(f"relex://step_9::{exact}", relex={"base": "/nowhere/base", "tier": "line"})
+    for call in (
+        lambda: fs.ls("step_9"), lambda: fs.exists("step_9/config.json"), lambda: fs.isfile("step_9/config.json"),
+        lambda: fs.isdir("step_9/config.json"), lambda: fs.find("step_9"), lambda: fs.cat_file("step_9/config.json"),
+        lambda: fs.cat_file(weights), lambda: fs.open(weights).read(), lambda: mapper["config.json"],
+        lambda: mapper[weights.partition("/")[2]], lambda: fs.get_file(weights, os.devnull, outfile=io.BytesIO()),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match="/nowhere/base does not exist") as caught:
+            call()
+        assert not isinstance(caught.value, OSError)
+
+
+def test_a_file_that_is_gone(exact: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        open_fs(tmp_path / "x.relex")
+    shutil.copy(exact, tmp_path / "x.relex")
+    fs = open_fs(tmp_path / "x.relex")
+    os.remove(tmp_path / "x.relex")
+    assert fs.exists("step_9")  # it goes on reading what it opened
+    fs.invalidate_cache()
+    for call in (lambda: fs.ls(""), lambda: fs.exists("step_9"), lambda: fs.find("")):
+        with pytest.raises(InvalidArgument, match="does not exist") as caught:
+            call()
+        assert not isinstance(caught.value, OSError)
 
 
 def test_a_mapper_of_a_step(exact: Path) -> None:
@@ -618,7 +650,7 @@ class TestGetLikeOtherFilesystems(Fixtures):
         def broken(*args: Any) -> Any:
             raise relex_codec.Corrupt("as if")
 
-        monkeypatch.setattr(relex_codec.Run, "bits", broken)
+        monkeypatch.setattr(RunReader, "bits", broken)
         with pytest.raises(relex_codec.Corrupt, match="as if"):
             fs.get(f"{fs_path}/model-00001-of-00003.safetensors", target + "/")
         assert os.listdir(target) == []

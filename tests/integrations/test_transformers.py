@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import relex_codec  # noqa: E402
 from relex_codec import BaseMismatch, CheckpointError, Corrupt, InvalidArgument  # noqa: E402
 from relex_codec.demo.run_demo import BASE  # noqa: E402
+from relex_codec.run.run_reader import RunReader  # noqa: E402
 from support.helpers import empty_memory, upload  # noqa: E402
 from support.plain import File  # noqa: E402
 
@@ -66,7 +67,7 @@ def same_weights(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(("step", "tier"), [(20, "auto"), (20, "line"), (24.5, "auto"), (90, "auto"), (0, "auto")])
 def test_a_model_is_that_of_the_decoded_directory(path: Path, tmp_path: Path, step: float, tier: str) -> None:
     with relex_codec.open(path) as run:
-        run.save(tmp_path / "out", step, tier)
+        run.save(tmp_path / "out", step, tier=tier)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **{DTYPE: "auto"})
     ours = relex_codec.load_model(path, step, tier=tier)
     assert type(ours) is type(theirs) and not ours.training
@@ -114,13 +115,13 @@ def test_other_classes_and_options_of_from_pretrained(path: Path, tmp_path: Path
 
 def test_weights_are_decoded_one_by_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    tensor = relex_codec.Run.tensor
+    tensor = RunReader.tensor
 
     def watched(self: Any, name: str, *args: Any) -> Any:
         read.append(name)
         return tensor(self, name, *args)
 
-    monkeypatch.setattr(relex_codec.Run, "tensor", watched)
+    monkeypatch.setattr(RunReader, "tensor", watched)
     relex_codec.load_model(path, 20)
     with relex_codec.open(path) as run:
         assert sorted(read) == sorted(run.keys())

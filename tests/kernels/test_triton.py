@@ -197,7 +197,7 @@ def test_a_resident_run(gpu: Any, zoo_file: Callable[..., Path], monkeypatch: py
         monkeypatch.setattr(resident, "is_host", lambda _: False)
         monkeypatch.setattr(resident, "device_kernel", lambda _: gpu.prepare)
     with relex_codec.open(zoo_file("default", rank=2)) as opened:
-        held = opened.resident(DEVICE)
+        held = opened.resident(device=DEVICE)
         for step, state in zip((9, 40), held.state_dicts([9, 40]), strict=True):
             expected = opened.state_dict(step)
             assert list(state) == list(expected)

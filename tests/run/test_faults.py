@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., relex_codec.Run]:
     """Open bytes as if they were a file."""
 
     def open_bytes(data: bytes | bytearray, base: Path | None = None) -> relex_codec.Run:
-        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(data))
+        monkeypatch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: Held(data))
         return relex_codec.open("held.relex", base=base)
 
     return open_bytes
@@ -76,12 +76,12 @@ def everything(run: relex_codec.Run) -> dict[Any, Any]:
     for name in list(run.keys()):
         for step, tier in ((0, "auto"), (2, "auto"), (5, "track"), (9, "line")):
             try:
-                found[name, step] = run.bits(name, step, tier).tobytes()
+                found[name, step] = run._reader.bits(name, step, tier).tobytes()
             except RelexError as error:
                 found[name, step] = error
-    for i in range(len(run.container.index.manifest.files)):
+    for i in range(len(run._reader.container.index.manifest.files)):
         try:
-            found[i] = b"".join(run.decoder.read_file(i))
+            found[i] = b"".join(run._reader.decoder.read_file(i))
         except RelexError as error:
             found[i] = error
     return found
@@ -336,7 +336,7 @@ def test_an_embedded_base_that_differs_from_its_digests(
     with pytest.raises(Corrupt, match=r"'a'.*digest"):
         run.verify()
     with pytest.raises(Corrupt):
-        run.bits("a", 5)
+        run._reader.bits("a", 5)
 
 
 # ---- Kills ----

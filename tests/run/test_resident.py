@@ -45,7 +45,7 @@ def made_on(
         )
         monkeypatch.setattr(resident, "is_host", lambda _: False)
         monkeypatch.setattr(resident, "device_kernel", lambda _: prepare)
-    return run.resident("cpu", **options)
+    return run.resident(device="cpu", **options)
 
 
 KERNELS = ["cpu", "torch", "triton"]
@@ -81,11 +81,11 @@ def test_in_a_file_with_the_exact_tier(zoo_file: Zoo, monkeypatch: pytest.Monkey
         for step in STEPS:
             tier = held.tier(step)
             assert tier == ("base" if step == 0 else "track" if step <= 23 else "line")
-            same(held.state_dict(step), run.state_dict(step, "auto" if step == 0 else tier))
+            same(held.state_dict(step), run.state_dict(step, tier="auto" if step == 0 else tier))
         with pytest.raises(InvalidArgument, match="exact"):
-            held.state_dict(9, "exact")
+            held.state_dict(9, tier="exact")
         with pytest.raises(InvalidArgument, match="track"):
-            held.state_dict(40, "track")
+            held.state_dict(40, tier="track")
 
 
 @EACH
@@ -110,7 +110,7 @@ def test_slices(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, kernel: str) -> 
             same(run.state_dict(step, slices=slices), expected)
             for name, index in slices.items():
                 assert torch.equal(bits(run.tensor(name, step, index=index)), bits(expected[name]))
-                box = run.box(name, step, index=index)
+                box = run._reader.box(name, step, index=index)
                 assert box.shape == expected[name].shape
                 assert box.tobytes() == bits(expected[name]).numpy().tobytes()
         assert held.nbytes < run.resident().nbytes
@@ -265,7 +265,7 @@ def box(rng: random.Random, n: int) -> Any:
 def test_a_device_is_known_with_its_index(moving_file: Path) -> None:
     """So that parameters there are written directly: ``cuda`` is not ``cuda:0`` for torch."""
     with relex_codec.open(moving_file) as run:
-        held = run.resident("cpu")
+        held = run.resident(device="cpu")
         assert held.device == torch.zeros(1).device
         module = Model()
         for _ in range(3):

@@ -92,7 +92,7 @@ def test_files_are_those_of_save(zoo_run: Made, zoo_file: Zoo, tmp_path: Path, o
     with relex_codec.open(zoo_file("micro", exact=True, **options)) as run:
         assert run.restore(tmp_path / "out") == zoo_run.steps
         for step in zoo_run.steps:
-            run.save(tmp_path / str(step), step, "exact")
+            run.save(tmp_path / str(step), step, tier="exact")
             there = tmp_path / "out" / f"global_step_{step}"
             assert contents(there) == contents(tmp_path / str(step))
             assert {*SIDE, "model.safetensors.index.json"} < set(os.listdir(there))
@@ -104,7 +104,7 @@ def test_files_are_those_of_save(zoo_run: Made, zoo_file: Zoo, tmp_path: Path, o
 def test_a_given_base_brings_its_own_files(zoo_run: Made, zoo_file: Zoo, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", zoo_run.base, shards=3, side={"LICENSE": b"mine"})
     with relex_codec.open(zoo_file("micro", exact=True, embed_base=True), base=tmp_path / "base") as run:
-        run.restore(tmp_path / "out", "9")
+        run.restore(tmp_path / "out", steps="9")
     there = tmp_path / "out" / "global_step_9"
     assert (there / "LICENSE").read_bytes() == b"mine" and not (there / "config.json").exists()
 
@@ -125,7 +125,7 @@ def test_step_0_is_the_stored_one(tmp_path: Path) -> None:
     relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw", exact=True)
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert run.restore(tmp_path / "out") == [0, 1]
-        assert not run.bits("w", 0).any()  # the base
+        assert not run._reader.bits("w", 0).any()  # the base
     check(tmp_path / "out", made, [0, 1])
 
 
@@ -146,8 +146,8 @@ def test_some_steps_decode_no_more_than_they_need(
 
     monkeypatch.setattr(ExactTier, "fetch", counting)
     with relex_codec.open(grown.root / "x.relex") as run:
-        assert run.restore(tmp_path / "out", spec) == expected
-        tier = run.decoder.exact
+        assert run.restore(tmp_path / "out", steps=spec) == expected
+        tier = run._reader.decoder.exact
     check(tmp_path / "out", grown, expected)
     needed: set[tuple[int, int]] = set()
     for number in (grown.steps.index(step) + 1 for step in expected):
@@ -173,7 +173,7 @@ def test_few_files_are_open_at_a_time(grown: Made, tmp_path: Path) -> None:
         import resource, sys
         import relex_codec
         with relex_codec.open(sys.argv[1]) as run:
-            run.bits("w", 2)  # what is imported and compiled
+            run._reader.bits("w", 2)  # what is imported and compiled
             resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
             print(len(run.restore(sys.argv[2])))
     """)
@@ -195,7 +195,7 @@ def test_arguments_that_cannot_be(grown: Made, zoo_file: Zoo, tmp_path: Path) ->
     with relex_codec.open(grown.root / "x.relex") as run:
         for spec, message in (("41:", "leaves nothing, there is 2 to 40"), ("3", "leaves nothing"), ("a:b", "A:B:K")):
             with pytest.raises(InvalidArgument, match=message):
-                run.restore(tmp_path / "out", spec)
+                run.restore(tmp_path / "out", steps=spec)
         with pytest.raises(InvalidArgument, match="exists and is not empty"):
             run.restore(tmp_path / "full")
         with pytest.raises(InvalidArgument, match="https:// is for reading"):
@@ -212,7 +212,7 @@ def test_a_wrong_base_is_refused(grown: Made, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / wrong, other)
         run = relex_codec.open(grown.root / "x.relex", base=tmp_path / wrong)
         with run, pytest.raises(BaseMismatch, match=f"'{wrong}' differs"):
-            run.restore(tmp_path / "out", "4:8")
+            run.restore(tmp_path / "out", steps="4:8")
     assert sorted(os.listdir(tmp_path)) == ["still", "w"]
     run = relex_codec.open(grown.root / "x.relex", base=tmp_path / "none")
     with run, pytest.raises(CheckpointError, match="does not exist"):
@@ -223,13 +223,13 @@ def test_a_wrong_base_is_refused(grown: Made, tmp_path: Path) -> None:
 def test_a_damaged_frame_leaves_nothing(grown: Made, tmp_path: Path) -> None:
     data = bytearray((grown.root / "x.relex").read_bytes())
     with relex_codec.open(grown.root / "x.relex") as run:
-        data[int(run.decoder.exact.frame_records[8]["position"]) + 50] ^= 1  # of step 18
+        data[int(run._reader.decoder.exact.frame_records[8]["position"]) + 50] ^= 1  # of step 18
     (tmp_path / "bad.relex").write_bytes(data)
     with relex_codec.open(tmp_path / "bad.relex", base=grown.base_path) as run:
         with pytest.raises(Corrupt, match=r"relex\.data\.frames, at byte \d+"):
             run.restore(tmp_path / "out")
         assert os.listdir(tmp_path) == ["bad.relex"]
-        assert run.restore(tmp_path / "out", "24:40:8") == [24, 32, 40]  # which do not need it
+        assert run.restore(tmp_path / "out", steps="24:40:8") == [24, 32, 40]  # which do not need it
     check(tmp_path / "out", grown, [24, 32, 40])
 
 
@@ -264,9 +264,9 @@ def test_too_little_room_is_said_at_once(grown: Made, tmp_path: Path, monkeypatc
         with pytest.raises(InvalidArgument, match=r"the steps have 15,\d{3},\d{3} bytes, 1,000,000 are free"):
             run.restore(tmp_path / "out")
         assert os.listdir(tmp_path) == []
-        run.restore(tmp_path / "one", "2")
+        run.restore(tmp_path / "one", steps="2")
         monkeypatch.setattr("relex_codec.run.restore.shutil.disk_usage", lambda path: usage._replace(total=0, free=0))
-        run.restore(tmp_path / "out", "2:4")  # a file system that does not tell
+        run.restore(tmp_path / "out", steps="2:4")  # a file system that does not tell
 
 
 SCRIPT = """

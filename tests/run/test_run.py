@@ -38,18 +38,18 @@ def test_tiers_are_chosen_by_the_step(zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
         for step, tier in ((0, "base"), (1, "track"), (1.5, "track"), (23, "track"), (0.9, "line"), (23.01, "line")):
             assert run.tier(step) == tier
-            assert run.tier(step, "line") == "line"
+            assert run.tier(step, tier="line") == "line"
         assert run.tier(-4) == "line"
         for step in (0, 0.99, 23.5):
             with pytest.raises(InvalidArgument, match="from step 1 to 23"):
-                run.tier(step, "track")
+                run.tier(step, tier="track")
         for step in (np.nan, np.inf, -np.inf):
             with pytest.raises(InvalidArgument, match="finite"):
                 run.tier(step)
         with pytest.raises(InvalidArgument, match="'exact'"):
-            run.tier(3, "exact")
+            run.tier(3, tier="exact")
         with pytest.raises(InvalidArgument, match="'best'"):
-            run.tensor("frozen", 3, "best")
+            run.tensor("frozen", 3, tier="best")
 
 
 @pytest.mark.parametrize("tier", ["track", "line"])
@@ -68,8 +68,8 @@ def test_steps_between_and_beyond(zoo_run: Made, zoo_file: Zoo, tier: str) -> No
                     else track(zoo_run.steps, row, step)
                 )
                 x = widen(origin_dtype, origin).reshape(-1) + file.raw_vector(name) * g
-                expected = narrow(run.entry(name).dtype, x)
-                np.testing.assert_array_equal(run.bits(name, step, tier), expected, err_msg=f"{name} {step}")
+                expected = narrow(run._reader.entry(name).dtype, x)
+                np.testing.assert_array_equal(run._reader.bits(name, step, tier), expected, err_msg=f"{name} {step}")
 
 
 def test_step_0_is_the_base_itself_even_if_the_run_has_a_step_0(tmp_path: Path) -> None:
@@ -81,19 +81,19 @@ def test_step_0_is_the_base_itself_even_if_the_run_has_a_step_0(tmp_path: Path) 
     write_run(tmp_path / "run", [0, 4], lambda step: {"w": ("BF16", moved if step else moved ^ finite)})
     relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", quality="raw")
     with relex_codec.open(tmp_path / "x.relex") as run:
-        assert run.tier(0) == "base" and run.tier(0, "track") == "track"
-        np.testing.assert_array_equal(run.bits("w", 0), start[1].reshape(-1))
-        np.testing.assert_array_equal(run.bits("w", -0.0), start[1].reshape(-1))
-        assert (run.bits("w", 0, "track") != start[1].reshape(-1)).any()
+        assert run.tier(0) == "base" and run.tier(0, tier="track") == "track"
+        np.testing.assert_array_equal(run._reader.bits("w", 0), start[1].reshape(-1))
+        np.testing.assert_array_equal(run._reader.bits("w", -0.0), start[1].reshape(-1))
+        assert (run._reader.bits("w", 0, "track") != start[1].reshape(-1)).any()
 
 
 def test_a_series_gives_the_last_stored_step(zoo_run: Made, zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
         for step, stored in ((1, 1), (8.9, 5), (9, 9), (13, 9), (23, 23), (9999, 23), (0.5, 1)):
             for name in ("batches_seen", "added_counter"):
-                np.testing.assert_array_equal(run.bits(name, step), zoo_run.at(stored)[name][1].reshape(-1))
-        np.testing.assert_array_equal(run.bits("batches_seen", 0), 77)  # the base's
-        np.testing.assert_array_equal(run.bits("added_counter", 0), zoo_run.at(1)["added_counter"][1])
+                np.testing.assert_array_equal(run._reader.bits(name, step), zoo_run.at(stored)[name][1].reshape(-1))
+        np.testing.assert_array_equal(run._reader.bits("batches_seen", 0), 77)  # the base's
+        np.testing.assert_array_equal(run._reader.bits("added_counter", 0), zoo_run.at(1)["added_counter"][1])
 
 
 def test_a_step_too_far_out_is_refused(zoo_file: Zoo) -> None:
@@ -112,14 +112,14 @@ def test_what_a_run_tells(zoo_run: Made, zoo_file: Zoo) -> None:
         assert run.steps == run.observed_steps == zoo_run.steps
         assert all(type(step) is int for step in run.steps)
         assert set(run.keys()) == set(zoo_run.at(1))
-        entry = run.entry("layers.0.experts")
+        entry = run._reader.entry("layers.0.experts")
         assert (entry.dtype, entry.shape) == ("BF16", (4, 16, 24))
         assert "steps 1 to 23" in repr(run)
-        for call in (run.entry, lambda name: run.tensor(name, 3), lambda name: run.bits(name, 3)):
+        for call in (run._reader.entry, lambda name: run.tensor(name, 3), lambda name: run._reader.bits(name, 3)):
             with pytest.raises(InvalidArgument, match="no tensor 'nothing'"):
                 call("nothing")
-    with pytest.raises((OSError, relex_codec.RelexError, ValueError)):
-        run.bits("layers.0.proj.weight", 3)
+    with pytest.raises(InvalidArgument, match="is closed"):
+        run._reader.bits("layers.0.proj.weight", 3)
 
 
 @pytest.mark.parametrize("step", [0, 9, 11.5, 100])
@@ -128,26 +128,26 @@ def test_state_dict_and_tensor_are_the_bits(zoo_file: Zoo, step: float) -> None:
         state = run.state_dict(step)
         assert list(state) == run.keys()
         for name, tensor in state.items():
-            entry = run.entry(name)
+            entry = run._reader.entry(name)
             assert (tensor.dtype, tuple(tensor.shape)) == (TORCH[entry.dtype], entry.shape)
             assert tensor.is_contiguous() and tensor.device.type == "cpu"
-            np.testing.assert_array_equal(bits_of(tensor), run.bits(name, step))
-            np.testing.assert_array_equal(bits_of(run.tensor(name, step=step)), run.bits(name, step))
+            np.testing.assert_array_equal(bits_of(tensor), run._reader.bits(name, step))
+            np.testing.assert_array_equal(bits_of(run.tensor(name, step=step)), run._reader.bits(name, step))
 
 
 def test_results_belong_to_the_caller(zoo_run: Made, zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw", embed_base=True, rank=2)) as run:
         for name in ("layers.0.proj.weight", "frozen", "added_frozen", "batches_seen"):
-            before = run.bits(name, 9).copy()
+            before = run._reader.bits(name, 9).copy()
             run.tensor(name, 9).zero_()
-            np.testing.assert_array_equal(run.bits(name, 9), before)
+            np.testing.assert_array_equal(run._reader.bits(name, 9), before)
 
 
 def test_ranges_of_elements_are_those_of_the_whole(large: Path) -> None:
     piece = 1 << 18
     with relex_codec.open(large) as run:
-        for name in list(run.keys()):
-            whole, size = run.bits(name, 7), run.entry(name).size
+        for name in run:
+            whole, size = run._reader.bits(name, 7), run._reader.entry(name).size
             for lo, hi in (
                 (0, 0),
                 (0, 1),
@@ -157,7 +157,9 @@ def test_ranges_of_elements_are_those_of_the_whole(large: Path) -> None:
                 (size - 3, size),
                 (17, size),
             ):
-                np.testing.assert_array_equal(run.bits(name, 7, "auto", lo, hi), whole[lo:hi], err_msg=f"{name} {lo}")
+                np.testing.assert_array_equal(
+                    run._reader.bits(name, 7, "auto", lo, hi), whole[lo:hi], err_msg=f"{name} {lo}"
+                )
 
 
 @pytest.fixture(scope="module")
@@ -200,32 +202,32 @@ class Counting(Source):
 def test_a_row_slice_reads_and_decodes_a_part(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = File(large)
     source = Counting(open_source(large))
-    monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: source)
+    monkeypatch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: source)
     decoded: list[int] = []
     with relex_codec.open(large) as run:
         opening = source.taken()
         assert len(opening) <= 2
-        prepare = run.decoder._prepare
+        prepare = run._reader.decoder._prepare
 
         def counting(jobs: Sequence[DecodeJob]) -> Any:
             decoded.extend(job.window.hi - job.window.lo for job in jobs)
             return prepare(jobs)
 
-        run.decoder._prepare = counting
+        run._reader.decoder._prepare = counting
         data = file.places["relex.data.directions"]
         record = file.directions[file.numbers("codes")[0]]
-        run.bits("codes", 5, "auto", 10 * 500, 12 * 500)
+        run._reader.bits("codes", 5, "auto", 10 * 500, 12 * 500)
         reads = [r for r in source.taken() if r[0] >= data[0]]
         first = file.chunks[record.chunk]
         assert reads == [(first[0], first[0] + first[1])]  # the first chunk of the three
         assert decoded == [2 * 500]
         decoded.clear()
-        run.bits("codes", 5, "auto", 1499 * 500, 1500 * 500)
+        run._reader.bits("codes", 5, "auto", 1499 * 500, 1500 * 500)
         reads = [r for r in source.taken() if r[0] >= data[0]]
         third = file.chunks[record.chunk + 2]
         assert reads == [(third[0], third[0] + third[1])] and decoded == [500]
         decoded.clear()
-        run.bits("codes", 5)
+        run._reader.bits("codes", 5)
         assert sum(decoded) == 1500 * 500
         assert sum(b - a for a, b in source.taken()) > 2 * first[1]
 
@@ -234,7 +236,7 @@ def test_one_tensor_reads_only_its_own_bytes(zoo_file: Zoo, monkeypatch: pytest.
     path = zoo_file("raw")
     file = File(path)
     source = Counting(open_source(path))
-    monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: source)
+    monkeypatch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: source)
     with relex_codec.open(path) as run:
         source.taken()
         run.tensor("frozen", 12)
@@ -248,13 +250,13 @@ def test_one_tensor_reads_only_its_own_bytes(zoo_file: Zoo, monkeypatch: pytest.
 
 def test_threads_read_at_the_same_time(zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("default")) as run:
-        wanted = {(name, step): run.bits(name, step) for name in list(run.keys()) for step in (3, 77)}
+        wanted = {(name, step): run._reader.bits(name, step) for name in run for step in (3, 77)}
     with relex_codec.open(zoo_file("default")) as run, ThreadPoolExecutor(8) as pool:
         start = threading.Barrier(8, timeout=20)
 
         def read(worker: int) -> bool:
             start.wait()
-            return all((run.bits(*key) == value).all() for key, value in wanted.items())
+            return all((run._reader.bits(*key) == value).all() for key, value in wanted.items())
 
         assert all(pool.map(read, range(8)))
 
@@ -263,8 +265,8 @@ def test_reading_through_fsspec(zoo_run: Made, zoo_file: Zoo) -> None:
     with empty_memory() as filesystem:
         filesystem.pipe_file("/x/run.relex", zoo_file("raw").read_bytes())
         with relex_codec.open("memory://x/run.relex") as run, relex_codec.open(zoo_file("raw")) as local:
-            for name in list(run.keys()):
-                np.testing.assert_array_equal(run.bits(name, 4), local.bits(name, 4))
+            for name in run:
+                np.testing.assert_array_equal(run._reader.bits(name, 4), local._reader.bits(name, 4))
             run.verify()
 
 
@@ -284,11 +286,11 @@ def test_a_moved_base_is_given(zoo_run: Made, tmp_path: Path) -> None:
     os.rename(tmp_path / "old", tmp_path / "new")
     with relex_codec.open(tmp_path / "x.relex") as run:
         with pytest.raises(CheckpointError, match="pass --base"):
-            run.bits("frozen", 2)
-        run.bits("added_frozen", 2)  # stored in the file
+            run._reader.bits("frozen", 2)
+        run._reader.bits("added_frozen", 2)  # stored in the file
         run.verify()
     with relex_codec.open(tmp_path / "x.relex", base=tmp_path / "new") as run:
-        np.testing.assert_array_equal(run.bits("frozen", 2), zoo_run.base["frozen"][1].reshape(-1))
+        np.testing.assert_array_equal(run._reader.bits("frozen", 2), zoo_run.base["frozen"][1].reshape(-1))
         run.check_base()
 
 
@@ -374,7 +376,7 @@ def test_load_into(model_file: Any) -> None:
         for step in (2, 3.5, 40, 0):
             run.load_into(model, step)
             for name, value in model.state_dict().items():
-                np.testing.assert_array_equal(bits_of(value), run.bits(name, step), err_msg=name)
+                np.testing.assert_array_equal(bits_of(value), run._reader.bits(name, step), err_msg=name)
                 assert value.data_ptr() == places[name]
         assert model.embed.weight.requires_grad
 
@@ -385,7 +387,7 @@ def test_load_into_tied_modules(model_file: Any) -> None:
             model = Model(tied=True)
             run.load_into(model, 5)
             assert model.head.weight is model.embed.weight
-            np.testing.assert_array_equal(bits_of(model.head.weight), run.bits(name, 5))
+            np.testing.assert_array_equal(bits_of(model.head.weight), run._reader.bits(name, 5))
             untied = Model()
             with pytest.raises(InvalidArgument, match="1 missing"):
                 run.load_into(untied, 5)
@@ -406,7 +408,7 @@ def test_a_module_that_does_not_fit_is_left_unchanged(model_file: Any, names: An
         with pytest.raises(InvalidArgument, match=message):
             run.load_into(model, 5)
         with pytest.raises(InvalidArgument):
-            run.load_into(Model(), 50, "track")
+            run.load_into(Model(), 50, tier="track")
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name])
 
@@ -444,9 +446,9 @@ def test_save_writes_what_the_base_looks_like(
 ) -> None:
     out = tmp_path / "deep" / "out"
     with relex_codec.open(zoo_file("raw")) as run:
-        assert run.save(out, step, tier) == from_
-        wanted = {name: run.bits(name, step, tier) for name in list(run.keys())}
-        entries = {name: run.entry(name) for name in list(run.keys())}
+        assert run.save(out, step, tier=tier) == from_
+        wanted = {name: run._reader.bits(name, step, tier) for name in run}
+        entries = {name: run._reader.entry(name) for name in run}
     assert sorted(os.listdir(out)) == sorted(os.listdir(zoo_run.base_path))
     for name, content in SIDE.items():
         assert (out / name).read_bytes() == (content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -491,7 +493,7 @@ def test_save_refuses_what_is_there(zoo_file: Zoo, tmp_path: Path) -> None:
 
 def test_save_appears_only_when_it_is_complete(zoo_file: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
-        read = run.decoder.read_window
+        read = run._reader.decoder.read_window
         seen: list[list[str]] = []
         held: list[int] = []
 
@@ -503,7 +505,7 @@ def test_save_appears_only_when_it_is_complete(zoo_file: Zoo, tmp_path: Path, mo
                 raise relex_codec.Corrupt("as if")
             return read(name, *args)
 
-        monkeypatch.setattr(run.decoder, "read_window", watched)
+        monkeypatch.setattr(run._reader.decoder, "read_window", watched)
         stop = run.keys()[-1]
         with pytest.raises(relex_codec.Corrupt, match="as if"):
             run.save(tmp_path / "out", 5)
@@ -533,7 +535,7 @@ def test_transformers_opens_what_is_saved(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
     relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", quality="raw")
     with relex_codec.open(tmp_path / "x.relex") as run:
-        assert "lm_head.weight" not in list(run.keys())
+        assert "lm_head.weight" not in run
         for step in (20, 45):
             run.save(tmp_path / str(step), step)
             loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(step), dtype=torch.bfloat16)
@@ -553,7 +555,7 @@ def test_elements_and_steps_that_are_none(zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw"), device=None) as run:
         for lo, hi in ((-1, 4), (3, 2), (0, 65), (65, 66)):
             with pytest.raises(InvalidArgument, match="which has 64"):
-                run.bits("layers.0.norm.weight", 2, "auto", lo, hi)
+                run._reader.bits("layers.0.norm.weight", 2, "auto", lo, hi)
         for step in (None, "abc", 10**400, float("nan")):
             with pytest.raises(InvalidArgument, match="expected a finite number"):
                 run.tier(step)  # type: ignore[arg-type]

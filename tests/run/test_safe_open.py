@@ -260,7 +260,7 @@ def test_steps_and_tiers_are_those_of_a_run(paths: tuple[Path, Path], framework:
         relex_codec.open(paths[0]) as run,
     ):
         for name in ("matrix", "brain", "ints"):
-            wanted = run.tensor(name, step, tier)
+            wanted = run.tensor(name, step, tier=tier)
             assert torch.equal(ours.get_tensor(name), wanted)
             assert torch.equal(ours.get_slice(name)[2:4], wanted[2:4])
 
@@ -268,13 +268,13 @@ def test_steps_and_tiers_are_those_of_a_run(paths: tuple[Path, Path], framework:
 def test_a_slice_decodes_only_what_it_needs(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with relex_codec.safe_open(paths[0], "pt", step=STEP) as ours:
         asked: list[Window] = []
-        read = ours._run.decoder.read_window
+        read = ours._reader.decoder.read_window
 
         def watched(name: str, reads: Any, window: Window) -> Any:
             asked.append(window)
             return read(name, reads, window)
 
-        monkeypatch.setattr(ours._run.decoder, "read_window", watched)
+        monkeypatch.setattr(ours._reader.decoder, "read_window", watched)
         view = ours.get_slice("matrix")
         assert view.get_shape() == [14, 9] and asked == []
         for index, window in (

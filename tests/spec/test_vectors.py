@@ -168,8 +168,8 @@ def test_valid_by_the_package(entry: dict[str, Any]) -> None:
         for read in entry["reads"]:
             assert run.keys() == list(read["tensors"])
             for name, digest in read["tensors"].items():
-                bits = run.bits(name, read["step"], read["tier"])
-                assert bits.size == run.entry(name).size
+                bits = run._reader.bits(name, read["step"], read["tier"])
+                assert bits.size == run._reader.entry(name).size
                 assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
 
 
@@ -196,9 +196,9 @@ def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
 def test_valid_by_each_kernel(entry: dict[str, Any], prepare: Prepare) -> None:
     """The reference kernel reads them above: they are small."""
     with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
-        decoder = Decoder(run.container, run.base_reader, prepare=prepare)
+        decoder = Decoder(run._reader.container, run._reader.base_reader, prepare=prepare)
         for read in entry["reads"]:
-            tier = run.tier(read["step"], read["tier"])
+            tier = run.tier(read["step"], tier=read["tier"])
             for name, digest in read["tensors"].items():
                 assert sha256(decoder.read(name, read["step"], tier).tobytes()) == digest, (name, read["step"])
 
@@ -208,15 +208,15 @@ def test_ranges_of_elements_are_those_of_the_whole(entry: dict[str, Any]) -> Non
     read = entry["reads"][0]
     with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
         for name in read["tensors"]:
-            n = run.entry(name).size
-            whole = run.bits(name, read["step"], read["tier"])
+            n = run._reader.entry(name).size
+            whole = run._reader.bits(name, read["step"], read["tier"])
             for lo, hi in {
                 (0, n),
                 (n // 3, n // 2),
                 (max(0, n - 1), n),
                 (min(n, (1 << 18) - 1), min(n, (1 << 18) + 1)),
             }:
-                assert np.array_equal(run.bits(name, read["step"], read["tier"], lo, hi), whole[lo:hi])
+                assert np.array_equal(run._reader.bits(name, read["step"], read["tier"], lo, hi), whole[lo:hi])
 
 
 @pytest.mark.parametrize("entry", VALID, ids=named)
@@ -239,13 +239,13 @@ def test_a_base_that_is_given_goes_before_an_embedded_one(tmp_path: Path) -> Non
     with relex_codec.open(path, base=base) as run:
         for read in entry["reads"]:
             for name, digest in read["tensors"].items():
-                assert sha256(run.bits(name, read["step"], read["tier"]).tobytes()) == digest
+                assert sha256(run._reader.bits(name, read["step"], read["tier"]).tobytes()) == digest
                 assert sha256(file.tensor(name, read["step"], read["tier"], given)) == digest
     data = bytearray(base.read_bytes())
     data[-1] ^= 1
     base.write_bytes(data)
     with relex_codec.open(path, base=base) as run, pytest.raises(relex_codec.BaseMismatch):
-        run.bits("b.count", 0)
+        run._reader.bits("b.count", 0)
     with pytest.raises(ref.BaseMismatch):
         file.tensor("b.count", 0, "auto", ref.read_safetensors(base))
 
@@ -261,15 +261,15 @@ def test_tiers_of_the_exact_vectors() -> None:
             for name in file.index:
                 own = file.tensor(name, step, "auto", given)
                 assert own == file.tensor(name, step, "auto" if tier == "base" else tier, given)
-                assert own == run.bits(name, step).tobytes()
+                assert own == run._reader.bits(name, step).tobytes()
         for step in (0, 5, 3.999, 21, -4):
             with pytest.raises(relex_codec.InvalidArgument):
-                run.bits("moving", step, "exact")
+                run._reader.bits("moving", step, "exact")
             with pytest.raises(ref.InvalidArgument):
                 file.tensor("moving", step, "exact", given)
     path = VECTORS / "valid" / "minimal.relex"
     with relex_codec.open(path) as run, pytest.raises(relex_codec.InvalidArgument):
-        run.tier(4, "exact")
+        run.tier(4, tier="exact")
     with pytest.raises(ref.InvalidArgument):
         ref.RelexFile(path.read_bytes()).tensor("w", 4, "exact")
 
@@ -278,12 +278,12 @@ def test_the_first_step_may_be_0() -> None:
     """Step 0 is then the origin in tier `auto`, and a stored step in tier `exact` and for a series."""
     path, base = VECTORS / "valid" / "exact-series.relex", VECTORS / "valid" / "exact-series.safetensors"
     with relex_codec.open(path, base=base) as run:
-        assert run.tier(0) == "base" and run.tier(0, "exact") == "exact"
-        assert run.bits("base", 0).view("<i8").tolist() == [-1, -2]
-        assert run.bits("base", 0, "exact").view("<i8").tolist() == [0, 7]
-        assert run.bits("base", 0, "line").view("<i8").tolist() == [0, 7]
-        assert run.bits("base", -3).view("<i8").tolist() == [0, 7]
-        assert run.bits("base", 8.75).view("<i8").tolist() == [1, 7]
+        assert run.tier(0) == "base" and run.tier(0, tier="exact") == "exact"
+        assert run._reader.bits("base", 0).view("<i8").tolist() == [-1, -2]
+        assert run._reader.bits("base", 0, "exact").view("<i8").tolist() == [0, 7]
+        assert run._reader.bits("base", 0, "line").view("<i8").tolist() == [0, 7]
+        assert run._reader.bits("base", -3).view("<i8").tolist() == [0, 7]
+        assert run._reader.bits("base", 8.75).view("<i8").tolist() == [1, 7]
 
 
 # ---- Invalid files ----
@@ -324,7 +324,7 @@ def test_invalid_by_the_package(entry: dict[str, Any]) -> None:
             if entry["operation"] == "verify":
                 run.verify()
             else:
-                run.bits(entry["tensor"], entry["step"], entry["tier"])
+                run._reader.bits(entry["tensor"], entry["step"], entry["tier"])
 
     assert raised(action, RelexError) == entry["error"]
 
@@ -334,7 +334,7 @@ def test_declared_sizes_are_not_believed(entry: dict[str, Any]) -> None:
     def action(path: Path) -> None:
         with relex_codec.open(path, base=base_of(entry)) as run:
             if entry["operation"] == "read":
-                run.bits(entry["tensor"], entry["step"], entry["tier"])
+                run._reader.bits(entry["tensor"], entry["step"], entry["tier"])
 
     if entry["operation"] == "read":  # what is imported and compiled does not count
         action(VECTORS / entry["base"].replace(".safetensors", ".relex"))

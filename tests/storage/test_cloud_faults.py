@@ -365,7 +365,7 @@ def remote_run(moto_bucket: Bucket, run_files: Any) -> Callable[..., relex_codec
 
 def test_a_whole_step_over_a_bad_line(remote_run: Any, moto_bucket: Bucket, run_files: Any) -> None:
     with remote_run(timeout=1, retry_seconds=60) as run:
-        run.base_reader()
+        run._reader.base_reader()
         for fault in ("reset", "slow_down", "short", "stall"):
             moto_bucket.proxy.fail(fault)
         found = run.state_dict(4)
@@ -375,7 +375,7 @@ def test_a_whole_step_over_a_bad_line(remote_run: Any, moto_bucket: Bucket, run_
 
 def test_a_whole_step_that_fails_leaves_nothing_running(remote_run: Any, moto_bucket: Bucket) -> None:
     with remote_run(retry_seconds=0.2) as run:
-        run.base_reader()
+        run._reader.base_reader()
         moto_bucket.proxy.fail("503", 1000)
         with pytest.raises(RelexError, match="attempts"):
             run.state_dict(4)
@@ -387,8 +387,8 @@ def test_a_whole_step_that_fails_leaves_nothing_running(remote_run: Any, moto_bu
 def test_a_file_that_is_replaced_during_a_step(remote_run: Any, moto_bucket: Bucket, run_files: Any) -> None:
     other = (run_files / "run.relex").read_bytes()[:-1] + os.urandom(1)
     with remote_run() as run:
-        run.base_reader()
-        run.bits("w0", 4)
+        run._reader.base_reader()
+        run._reader.bits("w0", 4)
         moto_bucket.put("run.relex", other)
         with pytest.raises(InvalidArgument, match="changed while it was being read"):
             run.state_dict(4)

@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 import relex_codec
 from relex_codec.exact.bisection import frames_of
-from relex_codec.run.info import summary
 from support.helpers import write_checkpoint
 from support.plain import File
 from support.servers.counting import Answer, fetched
@@ -54,34 +53,34 @@ def test_opening_and_one_tensor(bucket: Bucket, cloud_run: Made) -> None:
     expected = [cloud_run.at(step)["b"][1] for step in STEPS]
     with open_run() as run:
         assert len(bucket.proxy.seen) <= 2 and bucket.proxy.seen[0].sent == 64 << 10
-        document = summary(run.container)
+        document = run.info()
         assert document["tensors"] == len(SHAPES)
         assert len(bucket.proxy.seen) <= 3
         bucket.proxy.clear()
-        run.base_reader()  # its listing, its index, and the header of each of its two shards
+        run._reader.base_reader()  # its listing, its index, and the header of each of its two shards
         assert len(bucket.proxy.seen) == 4
         bucket.proxy.clear()
         low, high = chunks_of(file, "b")
-        bits = run.bits("b", 5)
+        bits = run._reader.bits("b", 5)
         assert fetched(bucket.proxy) == sorted([base_place(cloud_run, "b"), ("run.relex", low, high)])
         assert bits.shape == (3_000_000,) and (bits != expected[1].reshape(-1)).mean() < 0.2
         with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
-            assert (bits == local.bits("b", 5)).all()
-        run.bits("still", 5)
+            assert (bits == local._reader.bits("b", 5)).all()
+        run._reader.bits("still", 5)
         assert fetched(bucket.proxy) == [base_place(cloud_run, "still")]
 
 
 def test_a_slice_reads_its_pieces_only(bucket: Bucket, cloud_run: Made) -> None:
     with uploaded(bucket, cloud_run)() as run:
-        run.base_reader()
+        run._reader.base_reader()
         bucket.proxy.clear()
-        found = run.bits("b", 6, "auto", 10, 20)
+        found = run._reader.bits("b", 6, "auto", 10, 20)
         _, (_, low, high) = reads = fetched(bucket.proxy)
         assert len(reads) == 2 and high - low < 2 * MB
         name, begin, _ = base_place(cloud_run, "b")
         assert reads[0] == (name, begin, begin + (2 << 18))
         with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
-            assert (found == local.bits("b", 6, "auto", 10, 20)).all()
+            assert (found == local._reader.bits("b", 6, "auto", 10, 20)).all()
 
 
 @pytest.mark.parametrize("how", ["state_dict", "save", "resident", "lazily"])
@@ -91,7 +90,7 @@ def test_a_whole_step(bucket: Bucket, cloud_run: Made, tmp_path: Path, how: str)
         uploaded(bucket, cloud_run)() as run,
         relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local,
     ):
-        run.base_reader()
+        run._reader.base_reader()
         bucket.proxy.clear()
         bucket.proxy.latency = 0.05
         if how == "save":
@@ -106,7 +105,7 @@ def test_a_whole_step(bucket: Bucket, cloud_run: Made, tmp_path: Path, how: str)
                 found = run.resident().state_dict(5)
             elif how == "lazily":
                 names = list(SHAPES)
-                with run.ahead([(name, ...) for name in names], 5):
+                with run._reader.ahead([(name, ...) for name in names], 5):
                     found = {name: run.tensor(name, 5) for name in names}
             else:
                 found = run.state_dict(5)
@@ -129,7 +128,7 @@ def test_verifying_reads_ahead(bucket: Bucket, cloud_run: Made) -> None:
         reads = fetched(bucket.proxy)
         assert sum(end - start for _, start, end in reads) <= 1.01 * (cloud_run.root / "run.relex").stat().st_size
         assert len(reads) <= 8
-        run.base_reader()
+        run._reader.base_reader()
         bucket.proxy.clear()
         run.check_base()
         assert len(fetched(bucket.proxy)) <= 4
@@ -148,12 +147,12 @@ def test_a_second_step_reads_the_same(bucket: Bucket, cloud_run: Made) -> None:
 def test_opening_again_is_one_request(bucket: Bucket, cloud_run: Made) -> None:
     open_run = uploaded(bucket, cloud_run)
     with open_run() as run:
-        run.bits("norm", 5)
+        run._reader.bits("norm", 5)
     bucket.proxy.clear()
     with open_run() as run:
         assert [(seen.method, seen.range) for seen in bucket.proxy.seen] == [(bucket.server.looks, None)]
         bucket.proxy.clear()
-        run.base_reader()  # the listing, and by their versions alone the index and two shards
+        run._reader.base_reader()  # the listing, and by their versions alone the index and two shards
         assert [seen.range for seen in bucket.proxy.seen] == [None] * 4
         assert len({seen.name for seen in bucket.proxy.seen}) == 4 and bucket.proxy.sent < 64 << 10
     bucket.put("run.relex", (cloud_run.root / "run.relex").read_bytes()[:-1])
@@ -170,7 +169,7 @@ def test_the_exact_tier_reads_its_frames_only(bucket: Bucket, cloud_exact_run: M
     (segment,) = np.frombuffer(file.entries["relex.exact.segments"], "<u8").reshape(-1, 6)
     records = np.frombuffer(file.entries["relex.exact.frames"], "<u8").reshape(-1, 3)
     with uploaded(bucket, made)() as run:
-        run.base_reader()
+        run._reader.base_reader()
         bucket.proxy.clear()
         found = run.state_dict(11)
         for name, (_, bits) in made.at(11).items():
@@ -208,9 +207,9 @@ def test_web_servers(web: Web, cloud_run: Made) -> None:
     web.put("base.safetensors", write_single(cloud_run).read_bytes())
     with relex_codec.open(web.url("run.relex"), base=web.url("base.safetensors")) as run:
         assert len(web.proxy.seen) <= 2
-        run.base_reader()
+        run._reader.base_reader()
         web.proxy.clear()
-        found = run.bits("a", 5)
+        found = run._reader.bits("a", 5)
         reads = fetched(web.proxy)
         assert [read[0] for read in reads] == ["base.safetensors", "run.relex"]
         assert reads[1][1:] == chunks_of(file, "a")
@@ -218,7 +217,7 @@ def test_web_servers(web: Web, cloud_run: Made) -> None:
     with relex_codec.open(web.url("run.relex"), base=web.url("base.safetensors")) as run:
         assert web.proxy.requests == ["HEAD /run.relex"]
     with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
-        assert (found == local.bits("a", 5)).all()
+        assert (found == local._reader.bits("a", 5)).all()
 
 
 def write_single(made: Made) -> Path:
@@ -240,10 +239,10 @@ def test_what_opening_a_base_takes_in_round_trips(moto_bucket: Bucket, cloud_run
             return inner(method, path, headers, body)
 
         moto_bucket.proxy.answer = answer
-        run.base_reader()
+        run._reader.base_reader()
         assert len(moto_bucket.proxy.seen) == 4
         together = threading.Barrier(2, timeout=20)
-        run.bits("b", 5)  # file and base
+        run._reader.bits("b", 5)  # file and base
 
 
 @pytest.mark.parametrize("shards", [1, 3, 4])
@@ -254,14 +253,14 @@ def test_a_base_that_is_cut_into_other_files(moto_bucket: Bucket, cloud_run: Mad
     url, options = moto_bucket.url("run.relex"), moto_bucket.options
     with relex_codec.open(url, base=moto_bucket.url("other"), storage_options=options) as run:
         moto_bucket.proxy.clear()
-        found = run.bits("b", 5)
+        found = run._reader.bits("b", 5)
         missed = [seen.path for seen in moto_bucket.proxy.seen if seen.status == 404]
         assert {path.partition("?")[0].rpartition("/")[2] for path in missed} == (
             {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
             | ({"model.safetensors.index.json"} if shards == 1 else set())
         )
     with relex_codec.open(cloud_run.root / "run.relex", base=cloud_run.base_path) as local:
-        assert (found == local.bits("b", 5)).all()
+        assert (found == local._reader.bits("b", 5)).all()
 
 
 def test_sixteen_reads_are_under_way_at_a_time(
@@ -269,7 +268,7 @@ def test_sixteen_reads_are_under_way_at_a_time(
 ) -> None:
     monkeypatch.setattr("relex_codec.storage.prefetch.BLOCK", 1 << 20)
     with uploaded(moto_bucket, cloud_run)() as run:
-        run.base_reader()
+        run._reader.base_reader()
         moto_bucket.proxy.clear()
         together, waited = threading.Barrier(16, timeout=20), threading.Semaphore(16)
         inner = moto_bucket.proxy.answer
@@ -293,5 +292,5 @@ def test_a_file_with_a_longer_index_opens_with_two_requests(
     assert begin > 3000
     with uploaded(moto_bucket, cloud_run)() as run:
         assert fetched(moto_bucket.proxy) == [("run.relex", 0, 3000), ("run.relex", 3000, begin)]
-        summary(run.container)
+        run.info()
         assert moto_bucket.proxy.seen == []

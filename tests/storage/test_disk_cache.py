@@ -105,7 +105,9 @@ def test_a_step_is_read_from_it(moto_bucket: Bucket, large_file: Path, tmp_path:
     for _ in range(2):
         OBJECTS.clear()
         moto_bucket.proxy.clear()
-        with relex_codec.open(moto_bucket.url("run.relex"), moto_bucket.url("base"), storage_options=options) as run:
+        with relex_codec.open(
+            moto_bucket.url("run.relex"), base=moto_bucket.url("base"), storage_options=options
+        ) as run:
             found.append(run.state_dict(5))
     assert all((found[0][name] == found[1][name]).all() for name in found[0])
     gets = [seen for seen in moto_bucket.proxy.seen if seen.method == "GET" and seen.range]

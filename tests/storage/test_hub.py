@@ -120,7 +120,7 @@ def test_a_file_refers_to_the_commit(published: Hub, tmp_path: Path) -> None:
     relex_codec.encode("hf://org/run@step_{step}", tmp_path / "x.relex", base="hf://org/base", quality="raw")
     base.commit({**files(7), "README.md": b"another model"})  # main moves on
     with relex_codec.open(tmp_path / "x.relex") as run:
-        assert run.container.index.manifest.base_uri == f"hf://org/base@{commit}"
+        assert run._reader.container.index.manifest.base_uri == f"hf://org/base@{commit}"
         assert run.steps == STEPS
         state = run.state_dict(0)
     for name, (_, bits) in at(0).items():
@@ -147,7 +147,7 @@ def test_the_cache_comes_first(published: Hub, tmp_path: Path, offline: Callable
     assert pinned("hf://org/base") == f"hf://org/base@{commit}"  # as the cache has it
     relex_codec.encode(write_steps(tmp_path), tmp_path / "x.relex", base="hf://org/base", quality="raw")
     with relex_codec.open(tmp_path / "x.relex") as run:
-        assert run.container.index.manifest.base_uri == f"hf://org/base@{commit}"
+        assert run._reader.container.index.manifest.base_uri == f"hf://org/base@{commit}"
         run.save(tmp_path / "out", 2)
     assert (tmp_path / "out" / "README.md").read_bytes() == b"later"
     assert asked(published) == []
@@ -361,7 +361,7 @@ def test_a_branch_is_appended(published: Hub, tmp_path: Path) -> None:
     with relex_codec.open(file) as run:
         assert run.steps == STEPS
         for name, (_, bits) in at(5).items():
-            assert np.array_equal(run.bits(name, 5, "exact"), bits.reshape(-1))
+            assert np.array_equal(run._reader.bits(name, 5, "exact"), bits.reshape(-1))
     published.repositories["org/run"].commit(files(9))
     with pytest.raises(InvalidArgument, match="hf://org/run does not say which step it is"):
         relex_codec.append(file, ["hf://org/run"])

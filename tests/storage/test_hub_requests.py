@@ -18,7 +18,6 @@ import pytest
 import relex_codec
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.run.info import summary
 from relex_codec.storage.config import Settings
 from relex_codec.storage.header_cache import OBJECTS
 from relex_codec.storage.hub import client
@@ -102,18 +101,18 @@ def test_opening_a_run_and_one_tensor(published: Published, revision: str) -> No
     with relex_codec.open(f"hf://org/name{revision}/run.relex") as run:
         first = f"GET /org/name/resolve/{unquote(revision[1:]) or 'main'}/run.relex"
         assert asked(hub) == [first, "storage"]
-        summary(run.container)
+        run.info()
         assert asked(hub) == []
-        run.base_reader()
+        run._reader.base_reader()
         found = asked(hub)
         base = f"/org/base/resolve/{published.base}"
         shards = [f"GET {base}/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
         listing, index = f"GET /api/models/org/base/tree/{published.base}", f"GET {base}/model.safetensors.index.json"
         assert sorted(found) == sorted([listing, index, *shards, "storage", "storage"])
-        bits = run.bits("b", 2)
+        bits = run._reader.bits("b", 2)
         assert sorted(asked(hub)) == sorted([shards[0], at_commit, "storage", "storage"])
     with relex_codec.open(published.local) as local:
-        assert np.array_equal(bits, local.bits("b", 2))
+        assert np.array_equal(bits, local._reader.bits("b", 2))
 
 
 def test_a_base_on_a_branch_is_looked_up_once(published: Published) -> None:
@@ -375,7 +374,7 @@ def test_ctrl_c_while_the_hub_stalls(published: Published, place: str) -> None:
     program = """
 import relex_codec
 with relex_codec.open("hf://org/name/run.relex", storage_options={"relex": {"timeout": 50}}) as run:
-    run.base_reader()
+    run._reader.base_reader()
     print("ready", flush=True)
     input()
     run.state_dict(2)

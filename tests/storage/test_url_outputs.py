@@ -93,10 +93,10 @@ def test_what_is_at_a_url_is_what_is_on_disk(made: Path, memory: Any, tmp_path: 
     assert memory.size("/out/x.relex") == size
     with relex_codec.open("memory://out/x.relex") as run:
         run.save("memory://decoded", 25)
-        assert run.restore("memory://restored", "20:") == [20, 30]
+        assert run.restore("memory://restored", steps="20:") == [20, 30]
     with relex_codec.open(made / "run.relex") as run:
         run.save(tmp_path / "decoded", 25)
-        run.restore(tmp_path / "restored", "20:")
+        run.restore(tmp_path / "restored", steps="20:")
     for name in ("decoded", "restored"):
         assert contents_of(memory, f"/{name}") == contents(tmp_path / name)
     assert len(memory.find("/decoded")) == 3 + 1 + len(SIDE)
@@ -107,7 +107,7 @@ def test_what_is_at_a_url_is_what_is_on_disk(made: Path, memory: Any, tmp_path: 
         run.verify()
         assert run.check_exact() == 4
         for name in tensors(0):
-            assert run.bits(name, 33).tobytes() == other.bits(name, 33).tobytes()
+            assert run._reader.bits(name, 33).tobytes() == other._reader.bits(name, 33).tobytes()
     relex_codec.append(tmp_path / "appended.relex", [made / "run" / "global_step_40"], step=50,
                        output="memory://out/y.relex")  # fmt: skip
     assert memory.size("/out/y.relex") > 0
@@ -122,7 +122,7 @@ def test_the_file_that_completes_a_checkpoint_comes_last(made: Path, tmp_path: P
         assert moved[-1] == last and moved.count(last) == 1
         assert "zz.txt" in moved[:-1] and len(moved) == len(os.listdir(tmp_path / "decoded"))
         Faulty.reset()
-        run.restore(f"faulty://{tmp_path}/restored", "10:30")
+        run.restore(f"faulty://{tmp_path}/restored", steps="10:30")
         moved = [name.removeprefix(f"{tmp_path}/restored/") for kind, name in Faulty.calls if kind == "mv"]
         assert sorted(moved[-3:]) == [f"global_step_{step}/{last}" for step in (10, 20, 30)]
         weights = [at for at, name in enumerate(moved) if name.endswith(".safetensors")]
@@ -141,7 +141,7 @@ def test_wherever_it_fails_nothing_looks_complete(made: Path, tmp_path: Path, sc
             assert not target.exists()
             Faulty.spared = spared
             with pytest.raises((InvalidArgument, KeyboardInterrupt)):
-                run.restore(f"faulty://{target}", "10:20")
+                run.restore(f"faulty://{target}", steps="10:20")
             assert not target.exists()
     assert waiting(scratch) == []
 
