@@ -77,7 +77,7 @@ class BaseReader(TensorReader):
     All that the checkpoint has is in `tensors`; those that the file does not expect cannot be read.
 
     Args:
-        checkpoint: where the base is, or what the caller says it is.
+        checkpoint: what was opened as the base.
         expected: the tensors that may be read.
 
     Raises:

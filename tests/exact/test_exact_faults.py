@@ -204,7 +204,7 @@ def test_every_flipped_byte_is_found(file: File, good: Any, opened: Open) -> Non
                 with pytest.raises(Corrupt, match=name):
                     damaged(at).verify()
                 with pytest.raises(Corrupt, match=name):
-                    damaged(at).bits("a", 3)
+                    damaged(at)._reader.bits("a", 3)
     for at in chances.sample(range(begin, end), 100):
         with pytest.raises(Corrupt, match=DATA):
             damaged(at).verify()
@@ -669,7 +669,7 @@ def test_tables_that_break_a_rule(file: File, opened: Open) -> None:
             for use in (lambda run: run._reader.bits("a", 7, "exact"), lambda run: run.verify()):
                 with pytest.raises(Corrupt, match=r"relex\.data\.frames"):
                     use(opened(data))
-            opened(data).bits("s", 7, "exact")
+            opened(data)._reader.bits("s", 7, "exact")
 
         assert peak(read) < 16 << 20
 
