@@ -216,19 +216,19 @@ def _open_files(
     if not is_url(path) or public(path).endswith(".safetensors"):
         files = find_files(path, options, where)
         return files, [open_shard(target) for target in files.shards.values()]
-    stop = CancelScope()
+    scope = CancelScope()
     with ThreadPoolExecutor(REQUESTS) as pool:
         opened: dict[str, Future[tuple[Source, bytes]]] = {}
 
         def begin(names: Iterable[str]) -> None:
             for name in names:
                 if name not in opened and name.endswith(".safetensors"):
-                    opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
+                    opened[name] = pool.submit(scope.bind(open_shard), join(path, name))
 
         try:
             likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
             begin(likely)
-            read_index = stop.bound(lambda: _read_all(join(path, INDEX), options))
+            read_index = scope.bind(lambda: _read_all(join(path, INDEX), options))
             read = pool.submit(read_index) if INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
             names = {item.name for item in items if not item.is_dir}
@@ -239,7 +239,7 @@ def _open_files(
             begin(files.shards)
             return files, [opened[name].result() for name in files.shards]
         finally:
-            stop.set()  # what was opened in vain is not waited for
+            scope.cancel()  # what was opened in vain is not waited for
 
 
 class SideFile(NamedTuple):

@@ -295,31 +295,31 @@ def replay_all(
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
     """
-    stop, lock = CancelScope(), threading.Lock()
+    scope, lock = CancelScope(), threading.Lock()
     failures: list[BaseException] = []
 
     def one(parts: list[PartInfo]) -> None:
         try:
             for number, bits in replay_parts(tier, parts, steps, origin):
-                if stop.is_set():
+                if scope.is_cancelled():
                     return
                 use(parts, number, bits)
                 with lock:
                     on_bytes(sum(piece.nbytes for piece in bits))
         except BaseException as e:
-            if not stop.is_set():
+            if not scope.is_cancelled():
                 failures.append(e)
-            stop.set()
+            scope.cancel()
             raise
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             for lot, uses in _lots(batches(tier, tensors), plan):
                 with reading(uses):
-                    for _ in pool.map(stop.bound(one), lot):
+                    for _ in pool.map(scope.bind(one), lot):
                         pass
         except BaseException as e:
-            stop.set()  # the pool waits for what is under way
+            scope.cancel()  # the pool waits for what is under way
             if isinstance(e, Cancelled) and failures:  # results come in order, failures do not
                 raise failures[0] from None
             raise

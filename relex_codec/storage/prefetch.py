@@ -154,7 +154,7 @@ class Prefetch:
         self._limit = limit
         self._held = self._next = 0
         self._lock = threading.Lock()
-        self._stop, self._ended = CancelScope(), False
+        self._scope, self._ended = CancelScope(), False
         by_source: dict[PrefetchingSource, list[int]] = {}
         for i, use in enumerate(uses):
             by_source.setdefault(use.source, []).append(i)
@@ -183,7 +183,7 @@ class Prefetch:
             source.detach(self)
         with self._lock:
             self._ended = True
-        self._stop.set()
+        self._scope.cancel()
         self._pool.shutdown(cancel_futures=True)
 
     def covers(self, source: PrefetchingSource, start: int, end: int) -> bool:
@@ -207,7 +207,7 @@ class Prefetch:
                 view = memoryview(wait_for(data))
             except (Exception, Cancelled):
                 check_cancelled()
-                if self._ended or self._stop.is_set():
+                if self._ended or self._scope.is_cancelled():
                     return None
                 raise
             views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])
@@ -238,7 +238,7 @@ class Prefetch:
     def _submit(self, block: _Block) -> Future[bytes]:
         if block.data is None:
             self._held += block.end - block.start
-            fetch = self._stop.bound(block.source.inner.fetch)
+            fetch = self._scope.bind(block.source.inner.fetch)
             block.data = self._pool.submit(fetch, block.start, block.end)
         return block.data
 

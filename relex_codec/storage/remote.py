@@ -11,7 +11,7 @@ from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 from .coalesce import FIRST_READ, Range, merge
 from .config import Settings
 from .disk_cache import cache_of, key_of
-from .header_cache import OBJECTS, KeptObjects
+from .header_cache import HEADER_CACHE, HeaderCache
 from .hub import paths as hub
 from .retry import GaveUp, Passing, unreadable, until_it_passes
 from .source import Source, changed
@@ -61,16 +61,16 @@ class RemoteSource(Source):
         self._fixed = isinstance(self._backend, FsspecStore) and self._backend.fixed
         self._key = (shown, path, self._backend.identity)
         first = b""
-        known = self._known_mark() if OBJECTS.knows(self._key) or not self._backend.tells else None
+        known = self._known_mark() if self._key in HEADER_CACHE or not self._backend.tells else None
         if known is None:
             known, first = self._first_request()
         self._mark = known
         self.size = self._mark.size
         self.version = self._mark.version
         # an object without a version cannot be told from its successor: nothing of it is for others
-        self._objects = OBJECTS if self.version else KeptObjects()
+        self._headers = HEADER_CACHE if self.version else HeaderCache()
         if first:
-            self._objects.add(self._key, self.version, 0, first)
+            self._headers.add(self._key, self.version, 0, first)
         self._cache = cache_of(self._settings) if self.version else None
         self._cache_key = key_of(f"{shown} {path}", self.version)
 
@@ -98,7 +98,7 @@ class RemoteSource(Source):
         data = self._find_kept(start, end)
         if data is None:
             data = self.read(start, end)
-            self._objects.add(self._key, self.version, start, data)
+            self._headers.add(self._key, self.version, start, data)
         return data
 
     def has(self, start: int, end: int) -> bool:
@@ -118,7 +118,7 @@ class RemoteSource(Source):
         return data
 
     def _find_kept(self, start: int, end: int) -> bytes | None:
-        return self._objects.find(self._key, self.version, start, end)
+        return self._headers.find(self._key, self.version, start, end)
 
     def _get(self, start: int, end: int) -> bytes:
         try:

@@ -160,14 +160,14 @@ def test_who_reads_along_goes_on_when_the_one_who_read_ahead_is_gone(how: str) -
     file, inner = source()
     uses = [Use(file, start, start + 1000) for start in range(0, 40_000, 1000)]
     inner.gate.clear()
-    stop, found = CancelScope(), []
-    ahead = stop.bound(Prefetch)(uses)
-    reader = threading.Thread(target=lambda: found.append(CancelScope().bound(file.read)(39_000, 40_000)), daemon=True)
+    scope, found = CancelScope(), []
+    ahead = scope.bind(Prefetch)(uses)
+    reader = threading.Thread(target=lambda: found.append(CancelScope().bind(file.read)(39_000, 40_000)), daemon=True)
     with ahead:
         reader.start()
         time.sleep(0.2)
         if how == "stopped":
-            stop.set()
+            scope.cancel()
         else:
             threading.Timer(0.3, inner.gate.set).start()  # leaving waits for what is under way
     inner.gate.set()

@@ -15,7 +15,7 @@ import pytest
 
 import relex_codec
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexError, Truncated
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.source import Source
 from support.helpers import bf16, write_checkpoint, write_run
@@ -164,7 +164,7 @@ def test_what_does_not_pass_is_said_at_once(place: Place, status: str, message: 
         source.read(LOW, HIGH)
     assert str(caught.value).startswith(place.url)
     assert len(place.proxy.seen) == 1
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     place.proxy.clear()
     place.proxy.fail(status, 1000)
     with pytest.raises(CheckpointError, match=message):
@@ -179,7 +179,7 @@ def test_a_server_that_ignores_ranges_is_named(place: Place) -> None:
         source.read(LOW, HIGH)
     assert str(e.value).startswith(place.url)
     assert len(place.proxy.seen) == 1
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     with pytest.raises(Corrupt, match="ignored the range: 262144 bytes instead of 65536 from 0"):
         place.open()
 
@@ -188,13 +188,13 @@ def test_small_and_empty_objects(place: Place) -> None:
     place.put(b"abc")
     with place.open() as source:
         assert (source.size, source.read(0, 3), len(place.proxy.seen)) == (3, b"abc", 1)
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     place.proxy.fail("no_range")  # all of it, without a word of ranges: just what was asked for
     with place.open() as source:
         assert (source.size, source.read(1, 3)) == (3, b"bc")
     if place.options.get("key") == "S3RVER":
         return  # it breaks the connection where a range of an empty object is asked for
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     place.put(b"")
     with place.open() as source:
         assert (source.size, source.read(0, 0)) == (0, b"")
@@ -266,7 +266,7 @@ def test_signed_urls() -> None:
                 source.read(LOW, HIGH)
         with pytest.raises(InvalidArgument, match="is closed"):
             source.read(LOW, HIGH)
-        OBJECTS.clear()
+        HEADER_CACHE.clear()
         server.fail("500")
         with pytest.raises(InvalidArgument, match="the server answered 500") as failed:
             open_source(url, {"relex": {"retry_seconds": 0}})

@@ -109,11 +109,11 @@ def test_a_request_that_nobody_waits_for_is_taken_back(bucket: Bucket) -> None:
     bucket.put("x", DATA)
     with open_source(bucket.url("x"), bucket.options) as source:
         bucket.proxy.fail("stall")
-        stop = CancelScope()
-        threading.Timer(0.3, stop.set).start()
+        scope = CancelScope()
+        threading.Timer(0.3, scope.cancel).start()
         began = time.monotonic()
         with pytest.raises(Cancelled):
-            stop.bound(source.read)(100_000, 200_000)
+            scope.bind(source.read)(100_000, 200_000)
         assert time.monotonic() - began < 10
         assert source.read(100_000, 200_000) == DATA[100_000:200_000]
 

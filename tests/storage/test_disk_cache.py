@@ -12,7 +12,7 @@ import pytest
 
 import relex_codec
 from relex_codec.storage.disk_cache import DiskCache, key_of
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import open_source
 from support.helpers import bf16, write_checkpoint, write_run
 from support.servers.fixtures import Bucket
@@ -91,7 +91,7 @@ def test_it_is_off_by_default(moto_bucket: Bucket, tmp_path: Path, monkeypatch: 
         source.read(100_000, 200_000)
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("RELEX_CACHE", str(tmp_path / "cache"))
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     with open_source(moto_bucket.url("x"), moto_bucket.options) as source:
         source.read(100_000, 200_000)
     assert len(entries(tmp_path / "cache")) == 1
@@ -103,7 +103,7 @@ def test_a_step_is_read_from_it(moto_bucket: Bucket, large_file: Path, tmp_path:
     options = {**moto_bucket.options, "relex": {"cache": str(tmp_path)}}
     found = []
     for _ in range(2):
-        OBJECTS.clear()
+        HEADER_CACHE.clear()
         moto_bucket.proxy.clear()
         with relex_codec.open(moto_bucket.url("run.relex"), moto_bucket.url("base"), storage_options=options) as run:
             found.append(run.state_dict(5))

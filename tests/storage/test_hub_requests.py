@@ -20,7 +20,7 @@ from relex_codec.checkpoints.base_model import resolve
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.run.info import summary
 from relex_codec.storage.config import Settings
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.hub import client
 from relex_codec.storage.hub.paths import branches, pinned
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
@@ -71,7 +71,7 @@ def published(hub: Hub, run_folder: Path, tmp_path: Path) -> Published:
     made = hub.add("org/name", {"run.relex": (tmp_path / "x.relex").read_bytes()})
     made.branches["a/b"] = made.branches["refs/pr/1"] = made.branches["main"]
     hub.server.clear()
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     return Published(hub, tmp_path / "x.relex", made.branches["main"], base.branches["main"])
 
 

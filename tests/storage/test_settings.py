@@ -11,7 +11,7 @@ import pytest
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.storage.config import Settings, split, without_credentials
-from relex_codec.storage.header_cache import KeptObjects
+from relex_codec.storage.header_cache import HeaderCache
 from relex_codec.storage.retry import GaveUp, Passing, passes, unreadable, until_it_passes
 from relex_codec.storage.stores.base import Refused
 
@@ -160,30 +160,30 @@ def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="not this"):
         until_it_passes(attempt, 60)
     assert len(left) == 1
-    stop = CancelScope()
-    stop.set()
+    scope = CancelScope()
+    scope.cancel()
     left[:] = [ConnectionResetError()] * 2
     with pytest.raises(Cancelled):
-        stop.bound(until_it_passes)(attempt, 60)
+        scope.bind(until_it_passes)(attempt, 60)
     assert len(left) == 1
 
 
-def test_what_is_kept_in_memory_is_bounded_and_of_one_version() -> None:
-    objects = KeptObjects(limit=100)
-    objects.add("a", "1", 10, b"0123456789")
-    objects.add("a", "1", 30, b"xyz")
-    assert objects.find("a", "1", 12, 15) == b"234" and objects.find("a", "1", 31, 33) == b"yz"
-    assert objects.find("a", "1", 9, 12) is None and objects.find("a", "1", 18, 21) is None
-    assert objects.find("a", "2", 12, 15) is None and objects.find("b", "1", 12, 15) is None
-    objects.add("a", "2", 0, b"new")
-    assert objects.find("a", "1", 12, 15) is None and objects.find("a", "2", 0, 3) == b"new"
+def test_cached_headers_are_bounded_and_of_one_version() -> None:
+    cache = HeaderCache(limit=100)
+    cache.add("a", "1", 10, b"0123456789")
+    cache.add("a", "1", 30, b"xyz")
+    assert cache.find("a", "1", 12, 15) == b"234" and cache.find("a", "1", 31, 33) == b"yz"
+    assert cache.find("a", "1", 9, 12) is None and cache.find("a", "1", 18, 21) is None
+    assert cache.find("a", "2", 12, 15) is None and cache.find("b", "1", 12, 15) is None
+    cache.add("a", "2", 0, b"new")
+    assert cache.find("a", "1", 12, 15) is None and cache.find("a", "2", 0, 3) == b"new"
     for key in "cd":
-        objects.add(key, "1", 0, bytes(48))
-    assert [objects.knows(key) for key in "acd"] == [True, True, True]
-    assert objects.find("c", "1", 0, 1) is not None  # used, so it stays longer
-    objects.add("e", "1", 0, bytes(48))
-    assert [objects.knows(key) for key in "acde"] == [False, True, False, True]
-    objects.add("f", "1", 0, bytes(200))
-    assert [objects.knows(key) for key in "cef"] == [False, False, True]
-    objects.clear()
-    assert not objects.knows("f")
+        cache.add(key, "1", 0, bytes(48))
+    assert [key in cache for key in "acd"] == [True, True, True]
+    assert cache.find("c", "1", 0, 1) is not None  # used, so it stays longer
+    cache.add("e", "1", 0, bytes(48))
+    assert [key in cache for key in "acde"] == [False, True, False, True]
+    cache.add("f", "1", 0, bytes(200))
+    assert [key in cache for key in "cef"] == [False, False, True]
+    cache.clear()
+    assert "f" not in cache
