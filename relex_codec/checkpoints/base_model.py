@@ -14,7 +14,8 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.paths import is_hub, parse_model_url
+from relex_codec.storage.hub.revisions import cached_model_directory, refuse_offline, require_huggingface_hub
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
 
 from .checkpoint import Checkpoint, open_checkpoint
@@ -40,11 +41,11 @@ def resolve(uri: PathLike, storage_options: Options = None, likely: Collection[s
     """
     text = os.fspath(uri)
     options = options_for(text, storage_options)
-    if not hub.is_hub(text):
+    if not is_hub(text):
         return open_checkpoint(uri, options, likely=likely)
-    hub.require(text)
-    model = hub.parse(text)
-    folder = hub.cached(model) if model is not None else None
+    require_huggingface_hub(text)
+    model = parse_model_url(text)
+    folder = cached_model_directory(model) if model is not None else None
     if folder is not None:
         try:
             found = open_checkpoint(folder)
@@ -53,7 +54,7 @@ def resolve(uri: PathLike, storage_options: Options = None, likely: Collection[s
         else:
             found.path = text
             return found
-    hub.refuse_offline(text)
+    refuse_offline(text)
     return open_checkpoint(text, options, likely=likely)
 
 

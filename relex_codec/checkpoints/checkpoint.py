@@ -22,7 +22,7 @@ from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import WORD, header_length, load_object, parse
 from relex_codec.storage.coalesce import FIRST_READ
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.open import Item, list_directory, open_source
 from relex_codec.storage.remote import REQUESTS
 from relex_codec.storage.source import LocalSource, Source
@@ -198,7 +198,7 @@ def open_checkpoint(
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:
     """Return a directory of the Hub at the commit that its revision means now: what is in it is read one by one."""
-    return path if public(path).endswith(".safetensors") else hub.pinned(path, options)
+    return path if public(path).endswith(".safetensors") else pinned_to_commit(path, options)
 
 
 def _open_files(

@@ -12,7 +12,8 @@ from relex_codec.core.filenames import INDEX
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.format.constants import STEP_LIMIT
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.paths import parse_model_url
+from relex_codec.storage.hub.revisions import list_branches, refuse_offline
 from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
 
@@ -63,7 +64,7 @@ def find_run(
         return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
     where = f"run {public(root)}"
     options = options_for(root, storage_options)
-    hub.refuse_offline(root)
+    refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
     complete, incomplete = naming.step_names(item.name for item in items if item.is_dir)
     numbers = {entry.step for entry in (*complete, *incomplete)}
@@ -110,7 +111,7 @@ def find_numbered(
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
     where, options = f"run {public(template)}", options_for(template, storage_options)
-    hub.refuse_offline(template)
+    refuse_offline(template)
     listed = naming.listed_steps(steps)
     if listed is None:
         digits = _list_numbered(template, options, where)
@@ -142,9 +143,9 @@ def find_numbered(
 
 def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:
     """Return the digits of each step that there is."""
-    model = hub.parse(template)
+    model = parse_model_url(template)
     if model is not None and naming.PLACEHOLDER in (model.revision or ""):
-        names, segment = hub.branches(template, options), str(model.revision)
+        names, segment = list_branches(template, options), str(model.revision)
         what = "branches"
     else:
         before, _, after = template.partition(naming.PLACEHOLDER)
@@ -205,7 +206,7 @@ def find_checkpoints(
     found: dict[int, str] = {}
     for path in paths:
         options = options_for(path, storage_options)
-        hub.refuse_offline(path)
+        refuse_offline(path)
         folder = _look(os.fspath(path), options, None)
         number = step if step is not None else _step_of(path)
         if number in found:
@@ -216,7 +217,7 @@ def find_checkpoints(
 
 def _step_of(path: PathLike) -> int:
     name = os.fspath(path).rstrip("/").rpartition("/")[2]
-    model = hub.parse(path)
+    model = parse_model_url(path)
     if model is not None and not model.below:
         name = model.revision or ""
     complete, _ = naming.step_names([name])

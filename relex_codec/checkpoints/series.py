@@ -13,7 +13,7 @@ from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
 from .checkpoint import Checkpoint as Checkpoint
@@ -71,7 +71,7 @@ class CheckpointSeries:
             step, path = self.steps[index], self.paths[index]
             known = dict(self._known) if index else self._known  # what is not like the first is not kept
             options = options_for(path, self._options)
-            hub.refuse_offline(path)
+            refuse_offline(path)
             opened = open_checkpoint(path, options, step=step, known=known)
             if index:
                 self._compare(opened, self.checkpoint(0))

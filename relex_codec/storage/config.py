@@ -27,6 +27,7 @@ from typing import Any
 
 from relex_codec.errors import InvalidArgument
 
+from .retry import RetryPolicy
 from .urls import KEY, Options
 
 
@@ -38,6 +39,11 @@ class Settings:
     timeout: float = 30.0
     cache: str | None = None
     cache_bytes: int = 10 << 30
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """When a failed request is made again."""
+        return RetryPolicy(max_seconds=self.retry_seconds)
 
 
 def split(options: Options) -> tuple[Settings, dict[str, Any]]:

@@ -14,9 +14,9 @@ from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument, RelexError
 
 from .config import Settings, split
+from .explain import read_error
 from .prefetch import PrefetchingSource
 from .remote import RemoteSource, attempts, s3_options
-from .retry import unreadable
 from .source import LocalSource, Source
 from .stores.base import protocols
 from .stores.choose import store_of
@@ -78,7 +78,7 @@ def filesystem_of(url: PathLike, storage_options: Options, *, error: type[RelexE
     except ImportError as e:  # the message names the package to install
         raise error(f"cannot open {public(url)}: {one_line(e)}") from None
     except Exception as e:
-        raise unreadable(public(url), e, error) from None
+        raise read_error(public(url), e, error) from None
     return filesystem, name
 
 
@@ -103,7 +103,7 @@ def list_directory(
                     except OSError:  # a link to nowhere, or gone in between
                         continue
         except OSError as e:
-            raise unreadable(folder, e, error) from None
+            raise read_error(folder, e, error) from None
         return sorted(items, key=_by_name)
     filesystem, name, settings = _for_reading(path, storage_options, error)
     backend = store_of(filesystem, name, settings)

@@ -11,10 +11,11 @@ from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 from .coalesce import FIRST_READ, Range, merge
 from .config import Settings
 from .disk_cache import cache_of, key_of
+from .explain import changed_error, explain_read_from_hub, read_error
+from .failures import TransientError
 from .header_cache import HEADER_CACHE, HeaderCache
-from .hub import paths as hub
-from .retry import GaveUp, Passing, unreadable, until_it_passes
-from .source import Source, changed
+from .retry import RetriesExhausted, call_with_retries
+from .source import Source
 from .stores.base import EmptyObject, ObjectVersion, Replaced
 from .stores.choose import store_of
 from .stores.fsspec_store import FsspecStore
@@ -129,7 +130,7 @@ class RemoteSource(Source):
             asked = f"{end - start} from {start}"
             raise Corrupt(f"the server ignored the range: {len(data)} bytes instead of {asked}")
         if len(data) < end - start:
-            raise _Short(f"the answer has {len(data)} bytes instead of {end - start} from {start}")
+            raise _ShortAnswer(f"the answer has {len(data)} bytes instead of {end - start} from {start}")
         if not self._backend.tells and not self._fixed:
             mark = self._backend.head()
             if mark is None or not mark.same(self._mark):
@@ -141,7 +142,7 @@ class RemoteSource(Source):
             data, mark = self._backend.get(0, FIRST_READ, None)
             assert mark is not None
             if len(data) != min(FIRST_READ, mark.size):
-                raise _Short(f"the answer has {len(data)} bytes instead of {min(FIRST_READ, mark.size)} from 0")
+                raise _ShortAnswer(f"the answer has {len(data)} bytes instead of {min(FIRST_READ, mark.size)} from 0")
             return mark, data
 
         try:
@@ -164,7 +165,7 @@ class RemoteSource(Source):
         return attempts(attempt, self.path, self._error, self._settings, patient=self._backend.patient)
 
 
-class _Short(Passing):
+class _ShortAnswer(TransientError):
     """An answer that ends early."""
 
 
@@ -188,21 +189,21 @@ def attempts(
         error: everything else, in one line.
     """
     try:
-        return until_it_passes((lambda: _once(attempt)) if patient else attempt, settings.retry_seconds)
+        return call_with_retries((lambda: _once(attempt)) if patient else attempt, settings.retry)
     except Exception as e:  # backends raise what they like
-        last = e.__cause__ if isinstance(e, GaveUp) else e
-        if isinstance(last, _Short):
-            tried = f" ({e})" if isinstance(e, GaveUp) else ""
+        last = e.__cause__ if isinstance(e, RetriesExhausted) else e
+        if isinstance(last, _ShortAnswer):
+            tried = f" ({e})" if isinstance(e, RetriesExhausted) else ""
             raise Truncated(f"{path}: {last}{tried}") from None
         if isinstance(last, Corrupt):
             raise Corrupt(f"{path}: {last}") from None
         if isinstance(last, Replaced):
-            raise changed(path, error) from None
+            raise changed_error(path, error) from None
         if isinstance(last, EmptyObject):
             raise
-        if (said := hub.answered(path, last)) is not None:
-            raise error(said) from None
-        raise unreadable(path, last.error if isinstance(last, _Final) else e, error) from None
+        if (reason := explain_read_from_hub(path, last)) is not None:
+            raise error(reason) from None
+        raise read_error(path, last.error if isinstance(last, _Final) else e, error) from None
 
 
 class _Final(Exception):
@@ -215,7 +216,7 @@ class _Final(Exception):
 def _once(attempt: Callable[[], T]) -> T:
     try:
         return attempt()
-    except (Passing, Replaced, EmptyObject, RelexError):
+    except (TransientError, Replaced, EmptyObject, RelexError):
         raise
     except Exception as e:
         raise _Final(e) from None

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from relex_codec.errors import InvalidArgument, RelexError, Truncated
 
 from .coalesce import Range
-from .retry import unreadable
+from .explain import changed_error, read_error
 from .urls import PathLike
 
 
@@ -77,11 +77,6 @@ def closed_on_error(opened: AbstractContextManager[object]) -> Iterator[None]:
         stack.pop_all()
 
 
-def changed(path: str, error: type[RelexError]) -> RelexError:
-    """Return the error for a file that is no longer the one that was opened."""
-    return error(f"{path} changed while it was being read; read it again when nothing writes it")
-
-
 class LocalSource(Source):
     """A local file, read with ``pread``: no position is shared, and nothing is mapped.
 
@@ -136,7 +131,7 @@ class LocalSource(Source):
         try:
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would block for ever
         except OSError as e:
-            raise unreadable(self.path, e, self._error) from None
+            raise read_error(self.path, e, self._error) from None
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
@@ -157,13 +152,13 @@ class LocalSource(Source):
 
     def _check_identity(self, fd: int) -> None:
         if _identity(os.fstat(fd)) != self._identity:
-            raise changed(self.path, self._error)
+            raise changed_error(self.path, self._error)
 
     def _read(self, fd: int, start: int, end: int) -> bytes:
         try:
             data = os.pread(fd, end - start, start)
         except OSError as e:
-            raise unreadable(self.path, e, self._error) from None
+            raise read_error(self.path, e, self._error) from None
         if len(data) == end - start:
             return data
         out = bytearray(end - start)  # more than Linux reads at once (2 GiB), or the file ends
@@ -177,7 +172,7 @@ class LocalSource(Source):
             try:
                 count = os.preadv(fd, [out[at:]], start + at)
             except OSError as e:
-                raise unreadable(self.path, e, self._error) from None
+                raise read_error(self.path, e, self._error) from None
             if count == 0:
                 raise Truncated(f"{self.path} ends at byte {start + at}, expected at least {start + len(out)}")
             at += count

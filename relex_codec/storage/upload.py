@@ -15,8 +15,10 @@ from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
 
 from .config import split
+from .explain import message_of, upload_error
+from .failures import status_of
 from .open import filesystem_of
-from .retry import GaveUp, said, status_of, until_it_passes
+from .retry import RetriesExhausted, call_with_retries
 from .stores.choose import store_of
 from .urls import Options, PathLike, normal, options_for, public
 
@@ -176,18 +178,8 @@ class Target:
             yield
         except RelexError:
             raise
-        except Exception as e:  # backends raise what they like
-            hint, status = "", status_of(e)
-            if isinstance(e, FileNotFoundError) or status == 404:
-                hint = "; check that the bucket or directory exists"
-            elif (
-                isinstance(e, PermissionError)
-                or status in (401, 403)
-                or "Credential" in type(e).__name__
-                or str(e).startswith("Forbidden")  # as gcsfs has it
-            ):
-                hint = "; check the credentials and what they allow"
-            raise InvalidArgument(f"cannot write {self.shown}: {said(e)}{hint}") from None
+        except Exception as e:  # libraries raise what they like
+            raise upload_error(self.shown, e) from None
 
     def _upload(self, path: str, name: str) -> None:
         from fsspec.callbacks import Callback
@@ -226,8 +218,8 @@ class Target:
     def _again(self, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, tried again while that may help, for as long as the settings say."""
         try:
-            return until_it_passes(attempt, self._settings.retry_seconds)
-        except GaveUp as e:
+            return call_with_retries(attempt, self._settings.retry)
+        except RetriesExhausted as e:
             raise e.__cause__ or e from None
 
     def _raise_if_stopped(self, *_: Any, **__: Any) -> None:
@@ -244,7 +236,7 @@ class Target:
             try:
                 self._again(lambda: self.filesystem.mv(first, name))
             except Exception as e:
-                raise _Stranded(f"cannot write {self.shown}: {said(e)}; all of it is there, as {first}") from None
+                raise _Stranded(f"cannot write {self.shown}: {message_of(e)}; all of it is there, as {first}") from None
 
     def _remove(self, name: str) -> None:
         try:

@@ -22,7 +22,7 @@ from relex_codec.run.info import summary
 from relex_codec.storage.config import Settings
 from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.hub import client
-from relex_codec.storage.hub.paths import branches, pinned
+from relex_codec.storage.hub.revisions import list_branches, pinned_to_commit
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
 from relex_codec.storage.stores.choose import store_of
 from relex_codec.storage.stores.hub import HubStore
@@ -271,8 +271,8 @@ def test_the_token_stays_at_the_hub(hub: Hub) -> None:
         with open_source("hf://org/old/x.relex", options) as source:
             assert source.read(100_000, 200_000) == DATA[100_000:200_000]
     list_directory("hf://org/name", options)
-    pinned("hf://org/name", options)
-    branches("hf://org/name", options)
+    pinned_to_commit("hf://org/name", options)
+    list_branches("hf://org/name", options)
     to_storage = [seen for seen in hub.server.seen if seen.path.startswith("/storage/")]
     assert len(to_storage) == 3 and len(hub.server.seen) > 10
     for seen in hub.server.seen:
@@ -322,8 +322,8 @@ def test_listing_and_looking_up_are_tried_again(hub: Hub, file: str, fault: str)
     commit = hub.repositories["org/name"].branches["main"]
     for call, expected in (
         (lambda options: [item.name for item in list_directory("hf://org/name", options)], ["x.relex"]),
-        (lambda options: pinned("hf://org/name", options), f"hf://org/name@{commit}"),
-        (lambda options: branches("hf://org/name", options), ["main"]),
+        (lambda options: pinned_to_commit("hf://org/name", options), f"hf://org/name@{commit}"),
+        (lambda options: list_branches("hf://org/name", options), ["main"]),
     ):
         hub.server.fail(fault)
         assert call({"relex": {"retry_seconds": 30}}) == expected
@@ -343,7 +343,7 @@ def test_an_answer_that_is_no_json(hub: Hub, file: str) -> None:
     with pytest.raises(Corrupt, match="answered with something else than JSON"):
         list_directory("hf://org/name")
     with pytest.raises((CheckpointError, Corrupt), match="answered with something else than JSON"):
-        pinned("hf://org/name")
+        pinned_to_commit("hf://org/name")
 
 
 def test_the_session_of_the_user(hub: Hub, file: str) -> None:

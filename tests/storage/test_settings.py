@@ -11,8 +11,10 @@ import pytest
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.storage.config import Settings, split, without_credentials
+from relex_codec.storage.explain import read_error
+from relex_codec.storage.failures import TransientError, is_transient
 from relex_codec.storage.header_cache import HeaderCache
-from relex_codec.storage.retry import GaveUp, Passing, passes, unreadable, until_it_passes
+from relex_codec.storage.retry import RetriesExhausted, RetryPolicy, call_with_retries
 from relex_codec.storage.stores.base import Refused
 
 
@@ -108,11 +110,11 @@ def caused(e: OSError, cause: Exception) -> OSError:
         (Refused(503), True), (Refused(408, "x", "OperationTimedOut"), True), (Refused(403), False),
         (ServiceRequestError(OSError()), True), (ServiceRequestError(ClientConnectorCertificateError()), False),
         (ClientAuthenticationError(None), False), (ClientAuthenticationError(403), False),
-        (NoCredentialsError(), False), (OSError(errno.EIO, "disk"), False), (Passing(), True),
+        (NoCredentialsError(), False), (OSError(errno.EIO, "disk"), False), (TransientError(), True),
     ],
 )  # fmt: skip
 def test_what_passes(e: Exception, expected: bool) -> None:
-    assert passes(e) is expected
+    assert is_transient(e) is expected
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_what_passes(e: Exception, expected: bool) -> None:
     ],
 )
 def test_what_is_said(e: Exception, message: str) -> None:
-    found = unreadable("p", e, CheckpointError)
+    found = read_error("p", e, CheckpointError)
     assert type(found) is CheckpointError and message in str(found) and "\n" not in str(found)
 
 
@@ -149,22 +151,22 @@ def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
             raise failure
         return "done"
 
-    assert until_it_passes(attempt, 60) == "done"
+    assert call_with_retries(attempt, RetryPolicy(max_seconds=60)) == "done"
     left[:] = [ConnectionResetError()] * 1000
-    with pytest.raises(GaveUp, match=r"\d+ attempts in 0 s") as caught:
-        until_it_passes(attempt, 0.3)
+    with pytest.raises(RetriesExhausted, match=r"\d+ attempts in 0 s") as caught:
+        call_with_retries(attempt, RetryPolicy(max_seconds=0.3))
     assert isinstance(caught.value.__cause__, ConnectionResetError)
-    assert "attempts in 0 s" in str(unreadable("p", caught.value, CheckpointError))
+    assert "attempts in 0 s" in str(read_error("p", caught.value, CheckpointError))
     assert 1 < 1000 - len(left) < 1000
     left[:] = [ValueError("not this"), None]
     with pytest.raises(ValueError, match="not this"):
-        until_it_passes(attempt, 60)
+        call_with_retries(attempt, RetryPolicy(max_seconds=60))
     assert len(left) == 1
     scope = CancelScope()
     scope.cancel()
     left[:] = [ConnectionResetError()] * 2
     with pytest.raises(Cancelled):
-        scope.bind(until_it_passes)(attempt, 60)
+        scope.bind(call_with_retries)(attempt, RetryPolicy(max_seconds=60))
     assert len(left) == 1
 
 

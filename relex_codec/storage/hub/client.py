@@ -17,7 +17,7 @@ from relex_codec._version import __version__
 from relex_codec.core.cancellation import run_abandonable
 from relex_codec.core.text import one_line
 from relex_codec.errors import Corrupt
-from relex_codec.storage.retry import Passing, passes
+from relex_codec.storage.failures import TransientError, is_transient
 
 T = TypeVar("T")
 MAIN: Final = "main"
@@ -53,7 +53,7 @@ class StorageAnswered(Exception):
         self.status = status
 
 
-class StorageFailed(Passing):
+class StorageFailed(TransientError):
     """A connection to that storage that failed."""
 
 
@@ -177,10 +177,10 @@ def _naming_storage(url: str | None) -> Iterator[None]:
     """Let failures at `url`, if it is given, say which host it was instead of what some clients say: all of the URL."""
     try:
         yield
-    except (Passing, StorageAnswered):
+    except (TransientError, StorageAnswered):
         raise
     except Exception as e:
-        if url is None or not passes(e):
+        if url is None or not is_transient(e):
             raise
         said = re.sub(r"\?[^\s')]*", "", one_line(e))
         raise StorageFailed(f"{urlsplit(url).netloc}: {said}") from None

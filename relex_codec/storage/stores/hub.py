@@ -7,9 +7,9 @@ from typing import Any
 
 from relex_codec.errors import Corrupt
 from relex_codec.storage.config import Settings
+from relex_codec.storage.failures import status_of
 from relex_codec.storage.hub.client import HubClient, Told
-from relex_codec.storage.hub.paths import Model, parse
-from relex_codec.storage.retry import status_of
+from relex_codec.storage.hub.paths import Model, parse_model_url
 
 from .base import Answer, ObjectStore, ObjectVersion, Replaced, protocols, raise_for_condition, whole_size
 
@@ -91,4 +91,4 @@ def model_of(filesystem: Any, name: str) -> Model | None:
     """Return the model that a name on a filesystem is of, or that it is; None for every other filesystem and name."""
     if "hf" not in protocols(filesystem) or not hasattr(filesystem, "endpoint"):
         return None
-    return parse(f"hf://{name}")
+    return parse_model_url(f"hf://{name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from relex_codec.storage.config import Settings
-from relex_codec.storage.retry import status_of
+from relex_codec.storage.failures import status_of
 
 from .base import Answer, ObjectStore, ObjectVersion, Replaced, raise_for_condition, text, whole_size
 

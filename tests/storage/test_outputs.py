@@ -14,8 +14,7 @@ import pytest
 
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
-from relex_codec.storage.outgoing import UploadedDirectory, UploadedFile
-from relex_codec.storage.outputs import output_directory, output_file
+from relex_codec.storage.outputs import UploadedDirectory, UploadedFile, output_directory, output_file
 from relex_codec.storage.upload import PART, Target, put_options
 from relex_codec.storage.urls import options_for
 from support.faulty import Faulty, waiting
