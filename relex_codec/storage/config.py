@@ -32,8 +32,8 @@ from .urls import KEY, Options
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """See the table above."""
+class StorageConfig:
+    """How remote files are read; see the table above."""
 
     retry_seconds: float = 60.0
     timeout: float = 30.0
@@ -46,8 +46,8 @@ class Settings:
         return RetryPolicy(max_seconds=self.retry_seconds)
 
 
-def split(options: Options) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings that hold, and the options for fsspec alone.
+def split(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
+    """Return the config that holds, and the options for fsspec alone.
 
     What is in `options` comes before the environment.
 
@@ -57,7 +57,7 @@ def split(options: Options) -> tuple[Settings, dict[str, Any]]:
     plain = dict(options or {})
     own = plain.pop(KEY, None)
     own = {} if own is None else own
-    known = [field.name for field in fields(Settings)]
+    known = [field.name for field in fields(StorageConfig)]
     if not isinstance(own, Mapping) or (unknown := [name for name in own if name not in known]):
         what = repr(own) if not isinstance(own, Mapping) else f"{unknown[0]!r}"
         raise InvalidArgument(f"storage_options[{KEY!r}] has {what}, expected settings {', '.join(known)}")
@@ -68,7 +68,7 @@ def split(options: Options) -> tuple[Settings, dict[str, Any]]:
             values[name] = _value(f"storage_options[{KEY!r}][{name!r}]", name, own[name])
         elif os.environ.get(variable):
             values[name] = _value(variable, name, os.environ[variable])
-    return Settings(**values), plain
+    return StorageConfig(**values), plain
 
 
 def without_credentials(options: Options) -> Options:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .config import Settings
+from .config import StorageConfig
 
 DIGEST: Final = 16
 """Bytes of an entry's digest."""
@@ -140,11 +140,9 @@ _CACHES: Final[dict[tuple[str, int], DiskCache]] = {}
 _CACHES_LOCK: Final = threading.Lock()
 
 
-def cache_of(settings: Settings) -> DiskCache | None:
-    """Return the cache that the settings ask for; one a directory and process."""
-    if settings.cache is None:
+def cache_of(config: StorageConfig) -> DiskCache | None:
+    """Return the cache that `config` asks for, or None; one a directory and process."""
+    if config.cache is None:
         return None
     with _CACHES_LOCK:
-        return _CACHES.setdefault(
-            (settings.cache, settings.cache_bytes), DiskCache(settings.cache, settings.cache_bytes)
-        )
+        return _CACHES.setdefault((config.cache, config.cache_bytes), DiskCache(config.cache, config.cache_bytes))

@@ -28,18 +28,13 @@ _NAME_LIMIT: Final = 150
 class AtomicFile:
     """A context manager that writes a local file.
 
-    Parameters
-    ----------
-    path : str or path
-        The target; a link is followed, a file is replaced.
-    shown : str, optional
-        What messages call the file instead of `path`.
+    Args:
+        path: the target; a link is followed, a file is replaced.
+        shown: what messages call the file instead of `path`.
 
-    Raises
-    ------
-    InvalidArgument
-        The target is a URL, a directory or a device, its directory does not exist, or the disk is full. Raised on
-        entering, while writing, or on leaving; the target is then as it was.
+    Raises:
+        InvalidArgument: the target is a URL, a directory or a device, its directory does not exist, or the disk is
+            full. Raised on entering, while writing, or on leaving; the target is then as it was.
     """
 
     def __init__(self, path: PathLike, *, shown: str | None = None) -> None:
@@ -104,15 +99,11 @@ class AtomicFile:
 class AtomicDirectory:
     """A context manager that writes a local directory; files go to `path`, or through `file`.
 
-    Parameters
-    ----------
-    path : str or path
-        The target: absent (directories above it are made) or an empty directory.
+    Args:
+        path: the target: absent (directories above it are made) or an empty directory.
 
-    Raises
-    ------
-    InvalidArgument
-        The target exists and is not empty, is a URL, or cannot be written.
+    Raises:
+        InvalidArgument: the target exists and is not empty, is a URL, or cannot be written.
     """
 
     def __init__(self, path: PathLike) -> None:

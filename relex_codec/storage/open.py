@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument, RelexError
 
-from .config import Settings, split
+from .config import StorageConfig, split
 from .explain import read_error
 from .prefetch import PrefetchingSource
-from .remote import RemoteSource, attempts, s3_options
+from .remote import RemoteSource, request_with_retries, s3_options
 from .source import LocalSource, Source
 from .stores.base import protocols
-from .stores.choose import store_of
+from .stores.registry import store_for
 from .urls import Options, PathLike, is_url, local_path, normal, public
 
 
@@ -37,35 +37,31 @@ def open_source(
 ) -> Source:
     """Open a local path or an fsspec URL for ranged reads.
 
-    Parameters
-    ----------
-    path : str or path
-    storage_options : dict, optional
-        For fsspec (credentials, endpoints), and under ``relex`` for this package (see config.py); not used for local
-        paths.
-    hold : bool
-        Whether a local file stays open between reads.
-    error : type
-        Raised where the file does not exist or cannot be read.
+    Args:
+        path: local, or a URL.
+        storage_options: for fsspec (credentials, endpoints), and under ``relex`` for this package (see config.py); not
+            used for local paths.
+        hold: whether a local file stays open between reads.
+        error: raised where the file does not exist or cannot be read.
     """
     if not is_url(path):
         return LocalSource(local_path(path), hold=hold, error=error)
-    filesystem, name, settings = _for_reading(path, storage_options, error)
-    return PrefetchingSource(RemoteSource(filesystem, name, shown=public(path), error=error, settings=settings))
+    filesystem, name, config = _for_reading(path, storage_options, error)
+    return PrefetchingSource(RemoteSource(filesystem, name, shown=public(path), error=error, config=config))
 
 
-def _for_reading(url: PathLike, options: Options, error: type[RelexError]) -> tuple[Any, str, Settings]:
-    """Return the filesystem of `url` that reads are made with, the path in it, and the settings that hold.
+def _for_reading(url: PathLike, options: Options, error: type[RelexError]) -> tuple[Any, str, StorageConfig]:
+    """Return the filesystem of `url` that reads are made with, the path in it, and the config that holds.
 
     It is another instance than writing takes, because it leaves it to this package to try failed requests again.
     """
-    settings, plain = split(options)
+    config, plain = split(options)
     if normal(url).startswith(("s3://", "s3a://")):
-        filesystem, name = filesystem_of(url, s3_options(plain, settings), error=error)
+        filesystem, name = filesystem_of(url, s3_options(plain, config), error=error)
         filesystem.retries = 1
     else:
         filesystem, name = filesystem_of(url, plain, error=error)
-    return filesystem, name, settings
+    return filesystem, name, config
 
 
 def filesystem_of(url: PathLike, storage_options: Options, *, error: type[RelexError]) -> tuple[Any, str]:
@@ -87,10 +83,8 @@ def list_directory(
 ) -> list[Item]:
     """Return what directory `path` holds, sorted by name; links count as what they point to.
 
-    Raises
-    ------
-    error
-        `path` does not exist, is not a directory, or cannot be read.
+    Raises:
+        error: `path` does not exist, is not a directory, or cannot be read.
     """
     items = []
     if not is_url(path):
@@ -105,11 +99,11 @@ def list_directory(
         except OSError as e:
             raise read_error(folder, e, error) from None
         return sorted(items, key=_by_name)
-    filesystem, name, settings = _for_reading(path, storage_options, error)
-    backend = store_of(filesystem, name, settings)
+    filesystem, name, config = _for_reading(path, storage_options, error)
+    store = store_for(filesystem, name, config)
 
     def listed() -> Any:
-        own = backend.listing()
+        own = store.listing()
         if own is not None:
             return own
         if "hf" in protocols(filesystem):
@@ -117,7 +111,7 @@ def list_directory(
         filesystem.invalidate_cache(name)  # a run that is being written has more each time
         return filesystem.ls(name, detail=True)
 
-    listing = attempts(listed, public(path), error, settings, patient=backend.patient)
+    listing = request_with_retries(listed, public(path), error, config, retries_internally=store.retries_internally)
     root = name.rstrip("/")
     for found in listing:
         full = found["name"].rstrip("/")

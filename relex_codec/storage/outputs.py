@@ -26,16 +26,12 @@ from .urls import Options, PathLike, is_url
 def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | UploadedFile:
     """Return a file to be written, as a context manager: it appears when it is complete, or not at all.
 
-    Parameters
-    ----------
-    path : str or path
-    storage_options : dict, optional
-        For fsspec; not used for local paths.
+    Args:
+        path: local, or a URL.
+        storage_options: for fsspec; not used for local paths.
 
-    Raises
-    ------
-    InvalidArgument
-        Nothing can be written there.
+    Raises:
+        InvalidArgument: nothing can be written there.
     """
     return UploadedFile(path, storage_options) if is_url(path) else AtomicFile(path)
 
@@ -55,11 +51,9 @@ class UploadedFile:
     Where the upload fails, the file is kept here, and the message says where: hours of work may be in it. Who
     interrupts it wants nothing to be left, here as there.
 
-    Raises
-    ------
-    InvalidArgument
-        The target is a directory or cannot be written, or there is no room for the file in the temporary directory.
-        Raised when made, on entering, while writing, or on leaving.
+    Raises:
+        InvalidArgument: the target is a directory or cannot be written, or there is no room for the file in the
+            temporary directory. Raised when made, on entering, while writing, or on leaving.
     """
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
@@ -112,10 +106,8 @@ class UploadedDirectory:
 
     Unlike a local directory, the files appear one by one: the one that makes the others a checkpoint goes last.
 
-    Raises
-    ------
-    InvalidArgument
-        The target exists and is not empty, or cannot be written.
+    Raises:
+        InvalidArgument: the target exists and is not empty, or cannot be written.
     """
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:

@@ -26,12 +26,9 @@ class Source(ABC):
     def read(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end`.
 
-        Raises
-        ------
-        Truncated
-            The file or the answer ends early.
-        Corrupt
-            The answer is longer than asked.
+        Raises:
+            Truncated: the file or the answer ends early.
+            Corrupt: the answer is longer than asked.
         """
         return self.read_many([(start, end)])[0]
 

@@ -19,7 +19,7 @@ from .explain import message_of, upload_error
 from .failures import status_of
 from .open import filesystem_of
 from .retry import RetriesExhausted, call_with_retries
-from .stores.choose import store_of
+from .stores.registry import store_for
 from .urls import Options, PathLike, normal, options_for, public
 
 T = TypeVar("T")
@@ -46,10 +46,8 @@ class _Stranded(InvalidArgument):
 class Target:
     """A URL that is to be written to.
 
-    Raises
-    ------
-    InvalidArgument
-        It is of a kind that cannot be written to.
+    Raises:
+        InvalidArgument: it is of a kind that cannot be written to.
     """
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
@@ -66,7 +64,7 @@ class Target:
         if self.scheme in READ_ONLY:
             raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
         options = options_for(text, storage_options)
-        self._settings, _ = split(options)
+        self._config, _ = split(options)
         self.filesystem, name = filesystem_of(text, options, error=InvalidArgument)
         self.name = name.rstrip("/")
         self._stop = threading.Event()
@@ -100,8 +98,8 @@ class Target:
 
     def _listed(self) -> Any:
         # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
-        backend = store_of(self.filesystem, self.name, self._settings)
-        found = self._again(backend.listing)
+        store = store_for(self.filesystem, self.name, self._config)
+        found = self._again(store.listing)
         if found is None:
             self.filesystem.invalidate_cache(self.name)
             found = self.filesystem.ls(self.name, detail=True)
@@ -110,17 +108,12 @@ class Target:
     def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
         """Upload local files, ``(path, name)`` each, several at a time.
 
-        Parameters
-        ----------
-        files
-            The name is one on the filesystem.
-        on_file
-            Called with the path when the file is there, from one of several threads.
+        Args:
+            files: the name is one on the filesystem.
+            on_file: called with the path when the file is there, from one of several threads.
 
-        Raises
-        ------
-        InvalidArgument
-            A file cannot be written; others may have been. An interruption stops all of them.
+        Raises:
+            InvalidArgument: a file cannot be written; others may have been. An interruption stops all of them.
         """
         files = list(files)
         jobs, failures, lock, ended = iter(files), list[BaseException](), threading.Lock(), threading.Semaphore(0)
@@ -216,9 +209,9 @@ class Target:
                 raise
 
     def _again(self, attempt: Callable[[], T]) -> T:
-        """Return what `attempt` returns, tried again while that may help, for as long as the settings say."""
+        """Return what `attempt` returns, tried again while that may help, for as long as the config say."""
         try:
-            return call_with_retries(attempt, self._settings.retry)
+            return call_with_retries(attempt, self._config.retry)
         except RetriesExhausted as e:
             raise e.__cause__ or e from None
 

@@ -10,7 +10,7 @@ import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, current_scope, pause, run_abandonable, wait_for
 from relex_codec.core.threads import parallel_map, prefetched
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 from relex_codec.storage.stores.base import Answer, ObjectStore
 
 
@@ -91,14 +91,14 @@ def test_nothing_is_begun_in_a_cancelled_scope() -> None:
     with pytest.raises(Cancelled):
         scope.bind(run_abandonable)(lambda: begun.append(1))
     with pytest.raises(Cancelled):
-        scope.bind(Idle._run)(Idle(None, "x", Settings()), begin, begun)
+        scope.bind(Idle._run)(Idle(None, "x", StorageConfig()), begin, begun)
     assert begun == []
 
 
 class Idle(ObjectStore):
     """Has no event loop: nothing may be asked of it."""
 
-    def get(self, start: int, end: int, mark: object) -> Answer:
+    def get(self, start: int, end: int, version: object) -> Answer:
         raise NotImplementedError
 
     def head(self) -> None:

@@ -19,13 +19,13 @@ import relex_codec
 from relex_codec.checkpoints.base_model import resolve
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.run.info import summary
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.hub import client
 from relex_codec.storage.hub.revisions import list_branches, pinned_to_commit
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
-from relex_codec.storage.stores.choose import store_of
 from relex_codec.storage.stores.hub import HubStore
+from relex_codec.storage.stores.registry import store_for
 from support.helpers import bf16, checkpoint_files
 from support.hub_server import SIGNATURE, Hub, end_sessions
 
@@ -176,7 +176,7 @@ def test_listing_is_one_request_a_page(hub: Hub) -> None:
 
 def test_what_is_no_model_is_read_through_its_filesystem(hub: Hub) -> None:
     def backend(url: str) -> bool:
-        return isinstance(store_of(*filesystem_of(url, None, error=InvalidArgument), Settings()), HubStore)
+        return isinstance(store_for(*filesystem_of(url, None, error=InvalidArgument), StorageConfig()), HubStore)
 
     assert all(map(backend, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
     assert not any(map(backend, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))

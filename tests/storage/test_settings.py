@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.storage.config import Settings, split, without_credentials
+from relex_codec.storage.config import StorageConfig, split, without_credentials
 from relex_codec.storage.explain import read_error
-from relex_codec.storage.failures import TransientError, is_transient
+from relex_codec.storage.failures import TransientError, TransientFailures, is_transient
 from relex_codec.storage.header_cache import HeaderCache
 from relex_codec.storage.retry import RetriesExhausted, RetryPolicy, call_with_retries
-from relex_codec.storage.stores.base import Refused
+from relex_codec.storage.stores.base import RequestRefused
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +26,13 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_come_from_the_options_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert split(None) == (Settings(60, 30, None, 10 << 30), {})
+    assert split(None) == (StorageConfig(60, 30, None, 10 << 30), {})
     monkeypatch.setenv("RELEX_RETRY_SECONDS", "5")
     monkeypatch.setenv("RELEX_CACHE", "~/cache")
     monkeypatch.setenv("RELEX_CACHE_BYTES", "1e9")
     monkeypatch.setenv("RELEX_TIMEOUT", "")
     found, rest = split({"key": "k", "relex": {"retry_seconds": 0, "timeout": 2.5}})
-    assert found == Settings(0, 2.5, str(Path("~/cache").expanduser()), 10**9)
+    assert found == StorageConfig(0, 2.5, str(Path("~/cache").expanduser()), 10**9)
     assert rest == {"key": "k"}
     assert split({"relex": {"cache": None}})[0].cache is None
 
@@ -107,7 +108,8 @@ def caused(e: OSError, cause: Exception) -> OSError:
         (caused(OSError(errno.EINVAL, "x"), Botocore("InternalError", 500)), True),
         (caused(OSError(errno.EINVAL, "x"), Botocore("InvalidRequest", 400)), False),
         (FileNotFoundError(), False), (PermissionError(), False), (Corrupt("x"), False), (ValueError(), False),
-        (Refused(503), True), (Refused(408, "x", "OperationTimedOut"), True), (Refused(403), False),
+        (RequestRefused(503), True), (RequestRefused(408, "x", "OperationTimedOut"), True),
+        (RequestRefused(403), False),
         (ServiceRequestError(OSError()), True), (ServiceRequestError(ClientConnectorCertificateError()), False),
         (ClientAuthenticationError(None), False), (ClientAuthenticationError(403), False),
         (NoCredentialsError(), False), (OSError(errno.EIO, "disk"), False), (TransientError(), True),
@@ -123,9 +125,12 @@ def test_what_passes(e: Exception, expected: bool) -> None:
         (NoCredentialsError("none"), "p cannot be read: no credentials were found; set those of the storage"),
         (ClientAuthenticationError(None), "no credentials were found; set those of the storage in the environment (AZ"),
         (ClientAuthenticationError(403), "no token; check permissions or credentials"),
-        (Refused(403, "no right to\nRequestId:1", "x"), "the server answered 403 no right to; check permissions"),
-        (Refused(404, "", "ContainerNotFound"), "there is no such container; check its name"),
-        (Refused(401, "x", "NoGoogleCredentials"), "in the environment (GOOGLE_APPLICATION_CREDENTIALS) or"),
+        (
+            RequestRefused(403, "no right to\nRequestId:1", "x"),
+            "the server answered 403 no right to; check permissions",
+        ),
+        (RequestRefused(404, "", "ContainerNotFound"), "there is no such container; check its name"),
+        (RequestRefused(401, "x", "NoGoogleCredentials"), "in the environment (GOOGLE_APPLICATION_CREDENTIALS) or"),
         (ValueError("give a connection_string or account_name"), "no storage account is named; set AZURE_STORAGE_ACC"),
         (NoRegionError("none"), "p cannot be read: no region is set; set AWS_DEFAULT_REGION"),
         (Botocore("NoSuchBucket", 404), "p cannot be read: there is no such bucket; check its name"),
@@ -168,6 +173,52 @@ def test_trying_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Cancelled):
         scope.bind(call_with_retries)(attempt, RetryPolicy(max_seconds=60))
     assert len(left) == 1
+
+
+def test_trying_again_leaves_the_generator_of_the_program_alone() -> None:
+    """A training run seeds it; and other threads of a program would change it at moments of their own."""
+    random.seed(5)
+    before = random.getstate()
+    left = [ConnectionResetError(), ConnectionResetError()]
+
+    def attempt() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert call_with_retries(attempt, RetryPolicy()) == "done"
+    assert random.getstate() == before
+
+
+def test_waits_between_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("relex_codec.storage.retry.pause", waits.append)
+    monkeypatch.setattr("relex_codec.storage.retry._JITTER.uniform", lambda least, most: most)
+    left = [ConnectionResetError()] * 6
+
+    def attempt() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert call_with_retries(attempt, RetryPolicy(60, first_wait=1, longest_wait=20, growth=3)) == "done"
+    assert waits == [1, 3, 9, 20, 20, 20]
+
+
+def test_what_is_transient_can_be_chosen() -> None:
+    attempts = []
+
+    def attempt() -> None:
+        attempts.append(1)
+        raise RequestRefused(418)
+
+    with pytest.raises(RequestRefused):
+        call_with_retries(attempt, RetryPolicy(0.3))
+    assert len(attempts) == 1
+    policy = RetryPolicy(0.3, transient=TransientFailures(statuses=frozenset({418})))
+    with pytest.raises(RetriesExhausted):
+        call_with_retries(attempt, policy)
+    assert len(attempts) > 2
 
 
 def test_cached_headers_are_bounded_and_of_one_version() -> None:

@@ -237,7 +237,7 @@ def test_what_cannot_be_opened(tmp_path, memory):
         open_source("memory://dir")
 
 
-def test_a_missing_backend_is_named(monkeypatch):
+def test_a_missing_library_is_named(monkeypatch):
     def fail(*args, **options):
         raise ImportError("Install s3fs to access S3")
 
@@ -294,7 +294,7 @@ def test_answers_of_another_length(odd):
         source.read_many([(0, 10), (200_000, 200_010)])
 
 
-def test_errors_of_a_backend_are_reported_in_one_line(odd, monkeypatch):
+def test_errors_of_a_filesystem_are_reported_in_one_line(odd, monkeypatch):
     def fail(data, start, end):
         raise TimeoutError("no answer\nfrom the server")
 

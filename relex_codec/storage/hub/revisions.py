@@ -54,12 +54,9 @@ def pinned_to_commit(path: PathLike, storage_options: Options = None) -> str:
     Where the Hub cannot be reached, or shall not be, the local cache says which commit a revision was when it was
     downloaded.
 
-    Raises
-    ------
-    CheckpointError
-        There is no such repository or revision, or it is neither reached nor in the cache.
-    InvalidArgument
-        huggingface_hub is not installed.
+    Raises:
+        CheckpointError: there is no such repository or revision, or it is neither reached nor in the cache.
+        InvalidArgument: huggingface_hub is not installed.
     """
     model = parse_model_url(path)
     if model is None or (model.revision is not None and _COMMIT.fullmatch(model.revision)):
@@ -78,12 +75,9 @@ def pinned_to_commit(path: PathLike, storage_options: Options = None) -> str:
 def list_branches(path: PathLike, storage_options: Options = None) -> list[str]:
     """Return the names of the branches of a model's repository.
 
-    Raises
-    ------
-    CheckpointError
-        There is no such repository, or it is not reached.
-    InvalidArgument
-        The URL is not one of a model, or huggingface_hub is not installed.
+    Raises:
+        CheckpointError: there is no such repository, or it is not reached.
+        InvalidArgument: the URL is not one of a model, or huggingface_hub is not installed.
     """
     model = parse_model_url(path)
     if model is None:
@@ -109,9 +103,9 @@ def _ask_hub(
     """
     require_huggingface_hub(path)
     options = options_for(path, storage_options)
-    settings, plain = split(options)
-    client = HubClient(plain.get("endpoint"), plain.get("token"), settings.timeout)
-    policy = settings.retry if max_seconds is None else replace(settings.retry, max_seconds=max_seconds)
+    config, plain = split(options)
+    client = HubClient(plain.get("endpoint"), plain.get("token"), config.timeout)
+    policy = config.retry if max_seconds is None else replace(config.retry, max_seconds=max_seconds)
     try:
         return call_with_retries(lambda: ask(client), policy)
     except Exception as e:  # which HTTP client it uses, and thus raises from, depends on the release
