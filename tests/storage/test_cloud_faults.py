@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +19,10 @@ import pytest
 
 import relex_codec
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexError, Truncated
+from relex_codec.storage import retry
 from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import list_directory, open_source
+from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.source import Source
 from support.helpers import bf16, write_checkpoint, write_run
 from support.servers.counting import Answer, CountingServer, Files, proxy_of
@@ -45,11 +51,27 @@ class Place:
     def open(self, error: type[RelexError] = InvalidArgument, **settings: Any) -> Source:
         return open_source(self.url, {**self.options, "relex": settings}, error=error)
 
-    def opened(self, **settings: Any) -> Source:
-        """Open and forget the requests of that."""
+    def opened(self, retry_seconds: float | None = None, **settings: Any) -> Source:
+        """Open and forget the requests of that; failed reads are made again for `retry_seconds`.
+
+        Opening has time: on a busy machine it may take longer than the timeout that a test wants to see.
+        """
         found = self.open(**settings)
+        assert isinstance(found, PrefetchingSource)
+        if retry_seconds is not None:
+            found.inner._config = dataclasses.replace(found.inner._config, retry_seconds=retry_seconds)
         self.proxy.clear()
         return found
+
+    def requests_seen(self, expected: int) -> int:
+        """Return how many requests there were, after waiting for those that a reader has given up, but are on the way.
+
+        The server notes a request before it answers; on a busy machine that may be after the timeout of the reader.
+        """
+        until = time.monotonic() + 30
+        while len(self.proxy.seen) < expected and time.monotonic() < until:
+            time.sleep(0.01)
+        return len(self.proxy.seen)
 
 
 @contextmanager
@@ -99,26 +121,32 @@ def test_a_failure_that_passes_costs_one_request_more(place: Place, fault: str) 
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_failure_that_stays_is_reported_as_what_it_is(place: Place, fault: str) -> None:
-    source = place.opened(timeout=0.1, retry_seconds=0.4)
+def test_a_failure_that_stays_is_reported_as_what_it_is(
+    place: Place, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = place.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=3)
     place.proxy.fail(fault, 1000)
     error = Truncated if fault == "short" else InvalidArgument
-    with pytest.raises(error, match=r" \(\d+ attempts in \d s\)") as caught:
+    clock = itertools.count()  # a second passes with each attempt, however busy the machine is
+    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(retry, "pause", lambda seconds: None)
+    with pytest.raises(error, match=r" \(3 attempts in 3 s\)") as caught:
         source.read(LOW, HIGH)
     assert str(caught.value).startswith(place.url) and "\n" not in str(caught.value)
     if fault == "slow_down" and place.url.startswith("s3"):
         assert "Please reduce your request rate" in str(caught.value)
-    assert len(place.proxy.seen) >= 2
+    assert place.requests_seen(3) == 3
 
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_nothing_below_tries_again_by_itself(place: Place, fault: str) -> None:
-    source = place.opened(timeout=0.2, retry_seconds=0)
+    # a short timeout only where it is what ends the request
+    source = place.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=0)
     place.proxy.fail(fault, 1000)
     with pytest.raises(RelexError) as caught:
         source.read(LOW, HIGH)
     assert "attempts" not in str(caught.value)
-    assert len(place.proxy.seen) == 1
+    assert place.requests_seen(1) == 1
 
 
 @pytest.mark.parametrize("fault", ["reset", "slow_down", "short"])
