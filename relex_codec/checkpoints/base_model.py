@@ -16,14 +16,14 @@ from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub.paths import is_hub, parse_model_url
 from relex_codec.storage.hub.revisions import cached_model_directory, refuse_offline, require_huggingface_hub
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normalized, options_for, without_secrets
 
 from .checkpoint import Checkpoint, open_checkpoint
 
 
 def canonical_uri(path: PathLike) -> str:
     """Return the text by which a file refers to its base: an absolute path, or the URL without user and password."""
-    return public(normal(path)) if is_url(path) else os.path.abspath(local_path(path))
+    return without_secrets(normalized(path)) if is_url(path) else os.path.abspath(local_path(path))
 
 
 def resolve(uri: PathLike, storage_options: Options = None, likely: Collection[str] = ()) -> Checkpoint:

@@ -24,9 +24,9 @@ from relex_codec.format.safetensors_header import WORD, header_length, load_obje
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.open import Item, list_directory, open_source
-from relex_codec.storage.remote import REQUESTS
+from relex_codec.storage.remote import CONCURRENT_REQUESTS
 from relex_codec.storage.source import LocalSource, Source
-from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
 
 from . import naming
 
@@ -126,7 +126,9 @@ class Checkpoint:
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
-        return map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, REQUESTS)
+        return (
+            map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, CONCURRENT_REQUESTS)
+        )
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of each of `side_files` by number, without reading them."""
@@ -134,14 +136,14 @@ class Checkpoint:
         def size(side: SideFile) -> int:
             if side.size is not None:
                 return side.size
-            with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+            with open_source(side.path, self._options, keep_open=False, error=CheckpointError) as source:
                 return source.size
 
-        return dict(zip(self._sides, parallel_map(size, self._sides.values(), REQUESTS), strict=True))
+        return dict(zip(self._sides, parallel_map(size, self._sides.values(), CONCURRENT_REQUESTS), strict=True))
 
     def _read_side(self, name: str) -> bytes:
         side = self._sides[name]
-        with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+        with open_source(side.path, self._options, keep_open=False, error=CheckpointError) as source:
             if side.size not in (None, source.size):
                 raise CheckpointError(
                     f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
@@ -181,7 +183,7 @@ def open_checkpoint(
     Truncated
         A file is shorter than its header says.
     """
-    where = f"checkpoint {public(path)}"
+    where = f"checkpoint {without_secrets(path)}"
     files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
@@ -193,12 +195,12 @@ def open_checkpoint(
             known[fingerprint.digest()] = tensors
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
     indexed = files.weight_map is not None
-    return Checkpoint(public(path), step, tensors, sources, indexed, files.sides, storage_options)
+    return Checkpoint(without_secrets(path), step, tensors, sources, indexed, files.sides, storage_options)
 
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:
     """Return a directory of the Hub at the commit that its revision means now: what is in it is read one by one."""
-    return path if public(path).endswith(".safetensors") else pinned_to_commit(path, options)
+    return path if without_secrets(path).endswith(".safetensors") else pinned_to_commit(path, options)
 
 
 def _open_files(
@@ -210,25 +212,25 @@ def _open_files(
     """
 
     def open_shard(target: str) -> tuple[Source, bytes]:
-        source = open_source(target, options, hold=False, error=CheckpointError)
+        source = open_source(target, options, keep_open=False, error=CheckpointError)
         return source, _raw_header(source)
 
-    if not is_url(path) or public(path).endswith(".safetensors"):
+    if not is_url(path) or without_secrets(path).endswith(".safetensors"):
         files = find_files(path, options, where)
         return files, [open_shard(target) for target in files.shards.values()]
     scope = CancelScope()
-    with ThreadPoolExecutor(REQUESTS) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         opened: dict[str, Future[tuple[Source, bytes]]] = {}
 
         def begin(names: Iterable[str]) -> None:
             for name in names:
                 if name not in opened and name.endswith(".safetensors"):
-                    opened[name] = pool.submit(scope.bind(open_shard), join(path, name))
+                    opened[name] = pool.submit(scope.bind(open_shard), join_path(path, name))
 
         try:
             likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
             begin(likely)
-            read_index = scope.bind(lambda: _read_all(join(path, INDEX), options))
+            read_index = scope.bind(lambda: _read_all(join_path(path, INDEX), options))
             read = pool.submit(read_index) if INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
             names = {item.name for item in items if not item.is_dir}
@@ -275,8 +277,8 @@ def find_files(
         index: gives the content of its index, if that is read already; only called if the directory has one.
     """
     text = os.fspath(path)
-    if public(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
-        name = os.path.basename(public(text))
+    if without_secrets(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
+        name = os.path.basename(without_secrets(text))
         if not name.endswith(".safetensors"):
             raise CheckpointError(f"{where} is a file that is not called .safetensors, expected one or a directory")
         return Files({_safe(name, where): text}, None, {})
@@ -285,15 +287,15 @@ def find_files(
     sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
     if INDEX in sizes:
-        raw = index() if index else _read_all(join(path, INDEX), options)
+        raw = index() if index else _read_all(join_path(path, INDEX), options)
         weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
         shards = naming.shards_of_index(weight_map, sizes, where)
     else:
         shards = naming.shards_without_index(sizes, where)
     return Files(
-        {_safe(name, where): join(path, name) for name in shards},
+        {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,
-        {name: SideFile(join(path, name), sizes[name]) for name in naming.side_files(sizes)},
+        {name: SideFile(join_path(path, name), sizes[name]) for name in naming.side_files(sizes)},
     )
 
 
@@ -323,13 +325,13 @@ def _tensors(files: Files, opened: list[tuple[Source, bytes]], where: str) -> Te
 
 
 def _raw_header(source: Source) -> bytes:
-    head = source.read_kept(0, min(source.size, FIRST_READ))
+    head = source.read_cached(0, min(source.size, FIRST_READ))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
-        head += source.read_kept(len(head), end)
+        head += source.read_cached(len(head), end)
     return head[WORD:end]
 
 
 def _read_all(path: str, options: Options) -> bytes:
-    with open_source(path, options, hold=False, error=CheckpointError) as source:
+    with open_source(path, options, keep_open=False, error=CheckpointError) as source:
         return source.read(0, source.size)

@@ -15,7 +15,7 @@ from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.storage.hub.paths import parse_model_url
 from relex_codec.storage.hub.revisions import list_branches, refuse_offline
 from relex_codec.storage.open import Item, list_directory
-from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, options_for, without_secrets
 
 from . import naming
 from .checkpoint import Tensors, find_files, open_checkpoint
@@ -62,7 +62,7 @@ def find_run(
     """
     if naming.PLACEHOLDER in os.fspath(root):
         return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
-    where = f"run {public(root)}"
+    where = f"run {without_secrets(root)}"
     options = options_for(root, storage_options)
     refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
@@ -75,7 +75,7 @@ def find_run(
 
     def look(entry: naming.StepName) -> tuple[int, str] | CheckpointError:
         try:
-            return entry.step, _look(join(root, entry.name), options, known)
+            return entry.step, _look(join_path(root, entry.name), options, known)
         except (CheckpointError, Truncated) as e:
             if not skip_incomplete:
                 raise
@@ -110,7 +110,7 @@ def find_numbered(
     on_skip: Callable[[str], None] | None,
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
-    where, options = f"run {public(template)}", options_for(template, storage_options)
+    where, options = f"run {without_secrets(template)}", options_for(template, storage_options)
     refuse_offline(template)
     listed = naming.listed_steps(steps)
     if listed is None:
@@ -154,7 +154,7 @@ def _list_numbered(template: str, options: Options, where: str) -> dict[int, str
         if is_url(template) and (above.endswith("://") or "::" in template):
             raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
         names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
-        what = f"directories in {public(above).rstrip('/') or above}"
+        what = f"directories in {without_secrets(above).rstrip('/') or above}"
     found = naming.match_steps(names, segment, where)
     if not found:
         raise CheckpointError(
@@ -169,7 +169,7 @@ def _look(path: str, options: Options, known: dict[bytes, Tensors] | None) -> st
     if known is not None:
         open_checkpoint(folder, options, known=known)
     else:
-        find_files(folder, options, f"checkpoint {public(folder)}", items)
+        find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
     return folder
 
 
@@ -210,7 +210,9 @@ def find_checkpoints(
         folder = _look(os.fspath(path), options, None)
         number = step if step is not None else _step_of(path)
         if number in found:
-            raise InvalidArgument(f"{public(path)} and {public(found[number])} are both step {number}")
+            raise InvalidArgument(
+                f"{without_secrets(path)} and {without_secrets(found[number])} are both step {number}"
+            )
         found[number] = folder
     return sorted(found.items())
 
@@ -223,7 +225,8 @@ def _step_of(path: PathLike) -> int:
     complete, _ = naming.step_names([name])
     if not complete:
         raise InvalidArgument(
-            f"{public(path)} does not say which step it is: call it one of {', '.join(naming.STEPS)}, or pass --step"
+            f"{without_secrets(path)} does not say which step it is: call it one of {', '.join(naming.STEPS)}, or pass "
+            "--step"
         )
     return complete[0].step
 
@@ -236,15 +239,15 @@ def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:
         if below not in listings:
             above, _, last = below.rpartition("/")
             there = any(item.is_dir and item.name == last for item in look(above))
-            listings[below] = list_directory(join(path, below), options, error=CheckpointError) if there else []
+            listings[below] = list_directory(join_path(path, below), options, error=CheckpointError) if there else []
         return listings[below]
 
     for below in ("", *naming.BELOW):
         items = look(below)
         if any(not i.is_dir and (naming.is_weights(i.name) or i.name == INDEX) for i in items):
-            return (join(path, below) if below else path), items
+            return (join_path(path, below) if below else path), items
     names = [item.name for items in listings.values() for item in items if not item.is_dir]
-    raise CheckpointError(f"checkpoint {public(path)} {naming.instead(names)}")
+    raise CheckpointError(f"checkpoint {without_secrets(path)} {naming.instead(names)}")
 
 
 def _nothing_found(where: str, items: list[Item], skipped: list[str]) -> str:

@@ -48,7 +48,7 @@ def box_of(shape: Sequence[int], index: TensorIndex) -> tuple[Box, tuple[int, ..
     return tuple(box), tuple(kept)
 
 
-def split(index: Any) -> tuple[TensorIndex, Any]:
+def split_index(index: Any) -> tuple[TensorIndex, Any]:
     """Return an index of a box, as `box_of` takes it, and the index that is left to apply to that: together `index`.
 
     Slices may have any positive step. What is neither integers, slices nor ``...`` is left for afterwards altogether.

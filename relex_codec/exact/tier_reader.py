@@ -85,7 +85,7 @@ class ExactTier:
         self.container = container
         entries = container.index.entries
         first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
-        raw = container.source.read_kept(first.begin, second.end)
+        raw = container.source.read_cached(first.begin, second.end)
         records = []
         for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
             part = raw[entry.begin - first.begin : entry.end - first.begin]

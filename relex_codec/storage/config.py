@@ -26,9 +26,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from relex_codec.errors import InvalidArgument
+from relex_codec.storage.urls import OWN_OPTIONS, Options
 
 from .retry import RetryPolicy
-from .urls import KEY, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class StorageConfig:
         return RetryPolicy(max_seconds=self.retry_seconds)
 
 
-def split(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
+def split_options(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
     """Return the config that holds, and the options for fsspec alone.
 
     What is in `options` comes before the environment.
@@ -55,17 +55,17 @@ def split(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
         InvalidArgument: an unknown setting, or a value that cannot be.
     """
     plain = dict(options or {})
-    own = plain.pop(KEY, None)
+    own = plain.pop(OWN_OPTIONS, None)
     own = {} if own is None else own
     known = [field.name for field in fields(StorageConfig)]
     if not isinstance(own, Mapping) or (unknown := [name for name in own if name not in known]):
         what = repr(own) if not isinstance(own, Mapping) else f"{unknown[0]!r}"
-        raise InvalidArgument(f"storage_options[{KEY!r}] has {what}, expected settings {', '.join(known)}")
+        raise InvalidArgument(f"storage_options[{OWN_OPTIONS!r}] has {what}, expected settings {', '.join(known)}")
     values: dict[str, Any] = {}
     for name in known:
         variable = f"RELEX_{name.upper()}"
         if name in own:
-            values[name] = _value(f"storage_options[{KEY!r}][{name!r}]", name, own[name])
+            values[name] = _value(f"storage_options[{OWN_OPTIONS!r}][{name!r}]", name, own[name])
         elif os.environ.get(variable):
             values[name] = _value(variable, name, os.environ[variable])
     return StorageConfig(**values), plain
@@ -73,7 +73,7 @@ def split(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
 
 def without_credentials(options: Options) -> Options:
     """Return only the settings of this package: what may go to a place that a file names by itself."""
-    return {KEY: options[KEY]} if options and KEY in options else None
+    return {OWN_OPTIONS: options[OWN_OPTIONS]} if options and OWN_OPTIONS in options else None
 
 
 def _value(where: str, name: str, value: Any) -> Any:

@@ -123,7 +123,7 @@ class DiskCache:
         return self.folder / f"{name}{_SUFFIX}"
 
 
-def key_of(path: str, version: str | None) -> str:
+def disk_cache_key(path: str, version: str | None) -> str:
     """Return what stands for a version of an object: a URL that is signed anew is still that of the same object."""
     url, mark, query = path.partition("?")
     parts = {part: part.partition("=")[0] for part in query.split("&")}
@@ -140,7 +140,7 @@ _CACHES: Final[dict[tuple[str, int], DiskCache]] = {}
 _CACHES_LOCK: Final = threading.Lock()
 
 
-def cache_of(config: StorageConfig) -> DiskCache | None:
+def disk_cache_for(config: StorageConfig) -> DiskCache | None:
     """Return the cache that `config` asks for, or None; one a directory and process."""
     if config.cache is None:
         return None

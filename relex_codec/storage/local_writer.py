@@ -17,9 +17,9 @@ from typing import Final
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.errors import InvalidArgument
+from relex_codec.storage.urls import PathLike, is_url, local_path, without_secrets
 
 from .explain import write_error
-from .urls import PathLike, is_url, local_path, public
 
 _NAME_LIMIT: Final = 150
 """Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""
@@ -154,7 +154,9 @@ class AtomicDirectory:
 
 def _target(path: PathLike) -> str:
     if is_url(path):
-        raise InvalidArgument(f"cannot write {public(path)}: output must be a local path; upload it afterwards")
+        raise InvalidArgument(
+            f"cannot write {without_secrets(path)}: output must be a local path; upload it afterwards"
+        )
     text = local_path(path)
     if not text:
         raise InvalidArgument("cannot write to an empty path")

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.storage.upload import OBJECT_STORES, UploadTarget
 
 from .explain import write_error
 from .local_writer import AtomicDirectory, AtomicFile
-from .upload import OBJECT_STORES, Target
 from .urls import Options, PathLike, is_url
 
 
@@ -57,7 +57,7 @@ class UploadedFile:
     """
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
-        self._target = Target(url, storage_options)
+        self._target = UploadTarget(url, storage_options)
         self.path = self._target.shown
         self.scratch = ""
         self._file: AtomicFile
@@ -111,7 +111,7 @@ class UploadedDirectory:
     """
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
-        self._target = Target(url, storage_options)
+        self._target = UploadTarget(url, storage_options)
         self.shown = self._target.shown
         self.path = ""
         """A local directory for temporary files."""

@@ -1,6 +1,6 @@
 """Reading ahead: what will be asked for is fetched in large blocks, in that order, while what came before is in use.
 
-A plan of ranges over several files becomes blocks (`ranges.blocks`), which threads fetch, so many at a time and so many
+A plan of ranges over several files becomes blocks (`coalesce.plan_blocks`), which threads fetch, so many at a time and so many
 bytes before they are used. Reads of those files are served from the blocks, and a block is let go of when all ranges
 that were planned of it have been read. A read that nobody planned goes to the storage itself, so a plan may be wrong at
 the price of requests; the bytes are the same.
@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, check_cancelled, wait_for
+from relex_codec.storage.coalesce import LONGEST_READ, Range, plan_blocks
+from relex_codec.storage.remote import CONCURRENT_REQUESTS, RemoteSource
 
-from .coalesce import MERGED, Range, blocks
-from .remote import REQUESTS, RemoteSource
 from .source import LocalSource, Source
 
 BLOCK: Final = 8 << 20
@@ -100,8 +100,8 @@ class PrefetchingSource(Source):
             out[at : at + len(view)] = view
             at += len(view)
 
-    def read_kept(self, start: int, end: int) -> bytes:
-        return self.inner.read_kept(start, end)
+    def read_cached(self, start: int, end: int) -> bytes:
+        return self.inner.read_cached(start, end)
 
     def close(self) -> None:
         self.inner.close()
@@ -110,7 +110,7 @@ class PrefetchingSource(Source):
 
     def at_hand(self, start: int, end: int) -> bool:
         """Tell whether a read needs no request of its own: it is kept, or planned already."""
-        if self._copy is not None or self.inner.has(start, end):
+        if self._copy is not None or self.inner.is_cached(start, end):
             return True
         return any(ahead.covers(self, start, end) for ahead in self._running)
 
@@ -150,7 +150,7 @@ class Prefetch:
         requests: under way at a time.
     """
 
-    def __init__(self, uses: Sequence[Use], *, limit: int = AHEAD, requests: int = REQUESTS) -> None:
+    def __init__(self, uses: Sequence[Use], *, limit: int = AHEAD, requests: int = CONCURRENT_REQUESTS) -> None:
         self._limit = limit
         self._held = self._next = 0
         self._lock = threading.Lock()
@@ -162,8 +162,10 @@ class Prefetch:
         self._blocks: dict[PrefetchingSource, list[_Block]] = {}
         for source, numbers in by_source.items():
             ranges = [(uses[i].start, uses[i].end) for i in numbers]
-            alone = sum(end - start for start, end in ranges) <= MERGED  # one request, as for one tensor of usual size
-            planned = blocks(ranges, MERGED if alone else BLOCK)
+            alone = (
+                sum(end - start for start, end in ranges) <= LONGEST_READ
+            )  # one request, as for one tensor of usual size
+            planned = plan_blocks(ranges, LONGEST_READ if alone else BLOCK)
             made = [(numbers[block.first], _Block(source, block.start, block.end, block.used)) for block in planned]
             ordered += made
             self._blocks[source] = sorted((block for _, block in made), key=lambda block: block.start)

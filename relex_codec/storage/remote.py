@@ -7,10 +7,10 @@ from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
+from relex_codec.storage.coalesce import FIRST_READ, Range, merge_ranges
+from relex_codec.storage.disk_cache import disk_cache_for, disk_cache_key
 
-from .coalesce import FIRST_READ, Range, merge
 from .config import StorageConfig
-from .disk_cache import cache_of, key_of
 from .explain import changed_error, explain_read_from_hub, read_error
 from .failures import TransientError
 from .header_cache import HEADER_CACHE, HeaderCache
@@ -21,7 +21,7 @@ from .stores.fsspec_store import FsspecStore
 from .stores.registry import store_for
 
 T = TypeVar("T")
-REQUESTS: Final = 16
+CONCURRENT_REQUESTS: Final = 16
 """Requests that are under way at a time."""
 
 
@@ -66,16 +66,16 @@ class RemoteSource(Source):
         self._headers = HEADER_CACHE if self.identifier else HeaderCache()
         if first:
             self._headers.add(self._key, self.identifier, 0, first)
-        self._disk_cache = cache_of(self._config) if self.identifier else None
-        self._disk_key = key_of(f"{shown} {path}", self.identifier)
+        self._disk_cache = disk_cache_for(self._config) if self.identifier else None
+        self._disk_key = disk_cache_key(f"{shown} {path}", self.identifier)
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         self._check(ranges)
         self._check_open()
         found = [self._find_cached(*span) for span in ranges]
         rest = [i for i, data in enumerate(found) if data is None]
-        plan = merge([ranges[i] for i in rest])
-        fetched = parallel_map(lambda m: self.fetch(m.start, m.end), plan, REQUESTS)
+        plan = merge_ranges([ranges[i] for i in rest])
+        fetched = parallel_map(lambda m: self.fetch(m.start, m.end), plan, CONCURRENT_REQUESTS)
         for (start, end, members), data in zip(plan, fetched, strict=True):
             for member in members:
                 a, b = ranges[rest[member]]
@@ -89,14 +89,14 @@ class RemoteSource(Source):
         if self._closed:
             raise self._error(f"{self.path} is closed")
 
-    def read_kept(self, start: int, end: int) -> bytes:
+    def read_cached(self, start: int, end: int) -> bytes:
         data = self._find_cached(start, end)
         if data is None:
             data = self.read(start, end)
             self._headers.add(self._key, self.identifier, start, data)
         return data
 
-    def has(self, start: int, end: int) -> bool:
+    def is_cached(self, start: int, end: int) -> bool:
         """Tell whether bytes `start` to `end` are cached, so that reading them needs no request."""
         return self._find_cached(start, end) is not None
 
@@ -220,7 +220,7 @@ def _without_retries(attempt: Callable[[], T]) -> T:
         raise _RetriedFailure(e) from None
 
 
-def s3_options(options: dict[str, Any], config: StorageConfig) -> dict[str, Any]:
+def s3fs_options(options: dict[str, Any], config: StorageConfig) -> dict[str, Any]:
     """Return the options with which s3fs leaves retries to this package, and has its timeouts.
 
     By itself it tries a request 5 times, its read of the body 5 times around that, and botocore each of those 5 times:
@@ -231,6 +231,6 @@ def s3_options(options: dict[str, Any], config: StorageConfig) -> dict[str, Any]
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         "read_timeout": config.timeout,
         "connect_timeout": config.timeout,
-        "max_pool_connections": 2 * REQUESTS,
+        "max_pool_connections": 2 * CONCURRENT_REQUESTS,
     }
     return {**options, "config_kwargs": {**own, **(options.get("config_kwargs") or {})}}

@@ -40,7 +40,7 @@ class Source(ABC):
         """Fill `out` with the bytes from `start` on."""
         out[:] = self.read(start, start + len(out))
 
-    def read_kept(self, start: int, end: int) -> bytes:
+    def read_cached(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end` as `read`; for headers and indexes, which are worth keeping.
 
         A source that reads over the network keeps them for as long as the process runs, and gives them again, also to
@@ -77,7 +77,7 @@ def closed_on_error(opened: AbstractContextManager[object]) -> Iterator[None]:
 class LocalSource(Source):
     """A local file, read with ``pread``: no position is shared, and nothing is mapped.
 
-    With ``hold=False`` each read opens the file anew, so that a run of thousands of shards stays below the limit of
+    With ``keep_open=False`` each read opens the file anew, so that a run of thousands of shards stays below the limit of
     open files. A file that was written to or replaced in between is noticed and refused; one that is held and was
     replaced under its name is still read as it was.
     """
@@ -86,7 +86,7 @@ class LocalSource(Source):
         self,
         path: PathLike,
         *,
-        hold: bool = True,
+        keep_open: bool = True,
         error: type[RelexError] = InvalidArgument,
         descriptor: int | None = None,
     ) -> None:
@@ -101,10 +101,10 @@ class LocalSource(Source):
                 raise error(f"{self.path} is not a regular file")
             self.size = status.st_size
             self._identity = _identity(status)
-            self._hold = hold
+            self._keep_open = keep_open
             # Closed when nobody refers to the source any more, as file objects are.
-            self._finalizer = weakref.finalize(self, os.close, fd) if hold else lambda: None
-            if hold:
+            self._finalizer = weakref.finalize(self, os.close, fd) if keep_open else lambda: None
+            if keep_open:
                 self._held, fd = fd, -1
         finally:
             if fd >= 0:
@@ -133,7 +133,7 @@ class LocalSource(Source):
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
         """Give a descriptor to read from; the file must be unchanged before and after."""
-        if self._hold:
+        if self._keep_open:
             if self._held is None:
                 raise self._error(f"{self.path} is closed")
             yield self._held

@@ -13,14 +13,14 @@ from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.storage.config import split_options
+from relex_codec.storage.urls import Options, PathLike, normalized, options_for, without_secrets
 
-from .config import split
 from .explain import message_of, upload_error
 from .failures import status_of
 from .open import filesystem_of
 from .retry import RetriesExhausted, call_with_retries
 from .stores.registry import store_for
-from .urls import Options, PathLike, normal, options_for, public
 
 T = TypeVar("T")
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -43,7 +43,7 @@ class _Stranded(InvalidArgument):
     """The old file is gone, and the new one under its temporary name."""
 
 
-class Target:
+class UploadTarget:
     """A URL that is to be written to.
 
     Raises:
@@ -52,8 +52,8 @@ class Target:
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
         text = os.fspath(url)
-        self.shown = public(text)
-        self.scheme = normal(text).partition("://")[0]
+        self.shown = without_secrets(text)
+        self.scheme = normalized(text).partition("://")[0]
         if "::" in text:
             raise InvalidArgument(f"cannot write {self.shown}: it is a chain; give the URL of the place itself")
         if self.scheme == "hf":
@@ -64,7 +64,7 @@ class Target:
         if self.scheme in READ_ONLY:
             raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
         options = options_for(text, storage_options)
-        self._config, _ = split(options)
+        self._config, _ = split_options(options)
         self.filesystem, name = filesystem_of(text, options, error=InvalidArgument)
         self.name = name.rstrip("/")
         self._stop = threading.Event()

@@ -55,7 +55,7 @@ class Inner:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead_module, "BLOCK", 1000)
-    monkeypatch.setattr(ahead_module, "MERGED", 1000)
+    monkeypatch.setattr(ahead_module, "LONGEST_READ", 1000)
 
 
 def source() -> tuple[PrefetchingSource, Any]:

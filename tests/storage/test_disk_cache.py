@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import relex_codec
-from relex_codec.storage.disk_cache import DiskCache, key_of
+from relex_codec.storage.disk_cache import DiskCache, disk_cache_key
 from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import open_source
 from support.helpers import bf16, write_checkpoint, write_run
@@ -80,8 +80,8 @@ def test_another_version_is_another_entry(moto_bucket: Bucket, tmp_path: Path) -
     ],
 )
 def test_a_url_that_is_signed_anew_has_the_same_entries(one: str, other: str, same: bool) -> None:
-    assert (key_of(one, "v") == key_of(other, "v")) is same
-    assert key_of(one, "v") != key_of(one, "w")
+    assert (disk_cache_key(one, "v") == disk_cache_key(other, "v")) is same
+    assert disk_cache_key(one, "v") != disk_cache_key(one, "w")
 
 
 def test_it_is_off_by_default(moto_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_opening_again_is_one_request_without_a_body(hub: Hub, file: str) -> Non
         thread.start()
         thread.join()
     assert asked(hub) == ["HEAD /org/name/resolve/main/x.relex"] * 2
-    assert [source.read_kept(0, 9) for source in opened] == [DATA[:9]] * 2 and asked(hub) == []
+    assert [source.read_cached(0, 9) for source in opened] == [DATA[:9]] * 2 and asked(hub) == []
     hub.repositories["org/name"].commit({"x.relex": DATA[::-1]})
     assert open_source(file).read(0, 9) == DATA[::-1][:9]
 

@@ -15,7 +15,7 @@ import pytest
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
 from relex_codec.storage.outputs import UploadedDirectory, UploadedFile, output_directory, output_file
-from relex_codec.storage.upload import PART, Target, put_options
+from relex_codec.storage.upload import PART, UploadTarget, put_options
 from relex_codec.storage.urls import options_for
 from support.faulty import Faulty, waiting
 
@@ -76,7 +76,7 @@ def test_a_failed_upload_leaves_the_old_file_under_the_name_itself(
     """As in object stores, where there is no temporary name, and a file appears when all of it is there."""
     (tmp_path / "new").write_bytes(DATA)
     memory.pipe_file("/b/x", b"the old run, the only copy")
-    target = Target("memory://b/x", {"relex": {"retry_seconds": 0}})
+    target = UploadTarget("memory://b/x", {"relex": {"retry_seconds": 0}})
     target.scheme = "s3"
     upload = type(memory).put_file
 
@@ -92,10 +92,10 @@ def test_a_failed_upload_leaves_the_old_file_under_the_name_itself(
     assert memory.cat_file("/b/x") == b"the old run, the only copy"
     monkeypatch.setattr(type(memory), "put_file", cut)
     with pytest.raises(InvalidArgument, match=r"10 bytes arrived of 256,000"):
-        Target("memory://b/y").upload([(str(tmp_path / "new"), "/b/y")])
+        UploadTarget("memory://b/y").upload([(str(tmp_path / "new"), "/b/y")])
     assert not memory.exists("/b/y")
     monkeypatch.setattr(type(memory), "put_file", upload)
-    again = Target("memory://b/x")
+    again = UploadTarget("memory://b/x")
     again.scheme = "s3"
     again.upload([(str(tmp_path / "new"), again.name)])
     assert memory.cat_file("/b/x") == DATA
@@ -328,7 +328,7 @@ def test_a_full_temporary_directory_is_named(memory: Any, scratch: Path, monkeyp
 def test_an_interrupted_upload_of_parts_is_aborted(moto_bucket: Any, tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(np.random.default_rng(0).bytes(3 * PART))
-    target = Target(moto_bucket.url("large"), {**moto_bucket.options, "max_concurrency": 1})
+    target = UploadTarget(moto_bucket.url("large"), {**moto_bucket.options, "max_concurrency": 1})
     moto_bucket.proxy.latency = 0.2
 
     def interrupt() -> None:

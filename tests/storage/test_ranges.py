@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relex_codec.storage.coalesce import Block, blocks
+from relex_codec.storage.coalesce import Block, plan_blocks
 
 RANGES = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 400)).map(lambda t: (t[0], t[0] + t[1])), max_size=30)
 
@@ -17,7 +17,7 @@ RANGES = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 400)).map(lambd
 def test_blocks_hold_every_range_once_within_their_bounds(
     ranges: list[tuple[int, int]], limit: int, waste: int
 ) -> None:
-    plan = blocks(ranges, limit, waste)
+    plan = plan_blocks(ranges, limit, waste)
     places = sorted((block.start, block.end) for block in plan)
     assert all(a[1] <= b[0] for a, b in pairwise(places))  # no overlaps
     assert all(0 < end - start <= limit for start, end in places)
@@ -34,13 +34,13 @@ def test_blocks_hold_every_range_once_within_their_bounds(
 
 
 def test_blocks() -> None:
-    assert blocks([]) == [] and blocks([(5, 5)]) == []
-    assert blocks([(0, 10), (10, 30), (100, 110)], limit=15) == [
+    assert plan_blocks([]) == [] and plan_blocks([(5, 5)]) == []
+    assert plan_blocks([(0, 10), (10, 30), (100, 110)], limit=15) == [
         Block(0, 15, 0, 15), Block(15, 30, 1, 15), Block(100, 110, 2, 10),
     ]  # fmt: skip
-    assert blocks([(50, 60), (0, 10)], limit=100) == [Block(50, 60, 0, 10), Block(0, 10, 1, 10)]
-    assert blocks([(0, 10), (0, 10), (4, 6)], limit=100) == [Block(0, 10, 0, 22)]
-    assert blocks([(0, 512), (514, 520)], limit=1000) == [Block(0, 520, 0, 518)]  # a gap of one byte in 256
-    assert blocks([(0, 512), (515, 520)], limit=1000) == [Block(0, 512, 0, 512), Block(515, 520, 1, 5)]
-    lengths = [block.end - block.start for block in blocks([(0, 1001)], limit=100)]
+    assert plan_blocks([(50, 60), (0, 10)], limit=100) == [Block(50, 60, 0, 10), Block(0, 10, 1, 10)]
+    assert plan_blocks([(0, 10), (0, 10), (4, 6)], limit=100) == [Block(0, 10, 0, 22)]
+    assert plan_blocks([(0, 512), (514, 520)], limit=1000) == [Block(0, 520, 0, 518)]  # a gap of one byte in 256
+    assert plan_blocks([(0, 512), (515, 520)], limit=1000) == [Block(0, 512, 0, 512), Block(515, 520, 1, 5)]
+    lengths = [block.end - block.start for block in plan_blocks([(0, 1001)], limit=100)]
     assert sum(lengths) == 1001 and set(lengths) == {91}

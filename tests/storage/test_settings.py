@@ -11,7 +11,7 @@ import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.storage.config import StorageConfig, split, without_credentials
+from relex_codec.storage.config import StorageConfig, split_options, without_credentials
 from relex_codec.storage.explain import read_error
 from relex_codec.storage.failures import TransientError, TransientFailures, is_transient
 from relex_codec.storage.header_cache import HeaderCache
@@ -26,15 +26,15 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_settings_come_from_the_options_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert split(None) == (StorageConfig(60, 30, None, 10 << 30), {})
+    assert split_options(None) == (StorageConfig(60, 30, None, 10 << 30), {})
     monkeypatch.setenv("RELEX_RETRY_SECONDS", "5")
     monkeypatch.setenv("RELEX_CACHE", "~/cache")
     monkeypatch.setenv("RELEX_CACHE_BYTES", "1e9")
     monkeypatch.setenv("RELEX_TIMEOUT", "")
-    found, rest = split({"key": "k", "relex": {"retry_seconds": 0, "timeout": 2.5}})
+    found, rest = split_options({"key": "k", "relex": {"retry_seconds": 0, "timeout": 2.5}})
     assert found == StorageConfig(0, 2.5, str(Path("~/cache").expanduser()), 10**9)
     assert rest == {"key": "k"}
-    assert split({"relex": {"cache": None}})[0].cache is None
+    assert split_options({"relex": {"cache": None}})[0].cache is None
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_settings_come_from_the_options_before_the_environment(monkeypatch: pyte
 )  # fmt: skip
 def test_settings_that_cannot_be(own: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"storage_options\['relex'\]"):
-        split({"relex": own})
+        split_options({"relex": own})
 
 
 def test_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELEX_TIMEOUT", "soon")
     with pytest.raises(InvalidArgument, match="RELEX_TIMEOUT is 'soon', expected a number of seconds"):
-        split(None)
+        split_options(None)
 
 
 def test_credentials_stay_where_they_were_given() -> None:

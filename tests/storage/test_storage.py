@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, Truncated
-from relex_codec.storage.coalesce import merge
-from relex_codec.storage.config import split
+from relex_codec.storage.coalesce import merge_ranges
+from relex_codec.storage.config import split_options
 from relex_codec.storage.open import Item, list_directory, open_source
 from relex_codec.storage.remote import RemoteSource
 from relex_codec.storage.source import LocalSource
-from relex_codec.storage.urls import is_url, join, local_path, normal, public
+from relex_codec.storage.urls import is_url, join_path, local_path, normalized, without_secrets
 
 DATA = bytes(range(256)) * 1000
 
@@ -39,7 +39,7 @@ def nothing_is_tried_again(monkeypatch):
     st.integers(1, 100),
 )
 def test_a_plan_serves_every_range_once_and_keeps_its_bounds(ranges, gap, limit):
-    plan = merge(ranges, gap, limit)
+    plan = merge_ranges(ranges, gap, limit)
     served = sorted(i for read in plan for i in read.members)
     assert served == [i for i, (a, b) in enumerate(ranges) if a < b]
     for read in plan:
@@ -56,13 +56,16 @@ def test_a_plan_serves_every_range_once_and_keeps_its_bounds(ranges, gap, limit)
 
 
 def test_plans():
-    assert merge([]) == []
-    assert [(r.start, r.end, r.members) for r in merge([(50, 60), (0, 10), (12, 20)], gap=2)] == [
+    assert merge_ranges([]) == []
+    assert [(r.start, r.end, r.members) for r in merge_ranges([(50, 60), (0, 10), (12, 20)], gap=2)] == [
         (0, 20, (1, 2)),
         (50, 60, (0,)),
     ]
-    assert [(r.start, r.end) for r in merge([(0, 10), (10, 20), (20, 30)], gap=5, limit=20)] == [(0, 20), (20, 30)]
-    assert [(r.start, r.end) for r in merge([(0, 100), (10, 20)], gap=0, limit=5)] == [(0, 100)]
+    assert [(r.start, r.end) for r in merge_ranges([(0, 10), (10, 20), (20, 30)], gap=5, limit=20)] == [
+        (0, 20),
+        (20, 30),
+    ]
+    assert [(r.start, r.end) for r in merge_ranges([(0, 100), (10, 20)], gap=0, limit=5)] == [(0, 100)]
 
 
 # Names
@@ -84,7 +87,7 @@ def test_urls_are_told_from_paths(path, url):
      ("Dir://In::Folder", "dir://In::Folder"), ("/A/B::C", "/A/B::C"), ("/A/S3://b", "/A/S3://b"), ("C:\\X", "C:\\X")],
 )  # fmt: skip
 def test_schemes_are_in_lower_case_and_nothing_else(path, lower):
-    assert normal(path) == lower
+    assert normalized(path) == lower
 
 
 def test_schemes_may_be_in_upper_case(tmp_path, memory):
@@ -98,20 +101,20 @@ def test_schemes_may_be_in_upper_case(tmp_path, memory):
 
 
 def test_names_inside_directories(tmp_path):
-    assert join("s3://bucket/run", "a") == "s3://bucket/run/a"
-    assert join("s3://bucket/run/", "a") == "s3://bucket/run/a"
-    assert join("simplecache::s3://b/x", "a") == "simplecache::s3://b/x/a"
-    assert join("zip://in::s3://b/x.zip", "a") == "zip://in/a::s3://b/x.zip"
-    assert join("hf://org/name@main", "a") == "hf://org/name@main/a"
-    assert join(tmp_path, "a") == str(tmp_path / "a")
-    assert join("file:///x", "a") == "/x/a"
+    assert join_path("s3://bucket/run", "a") == "s3://bucket/run/a"
+    assert join_path("s3://bucket/run/", "a") == "s3://bucket/run/a"
+    assert join_path("simplecache::s3://b/x", "a") == "simplecache::s3://b/x/a"
+    assert join_path("zip://in::s3://b/x.zip", "a") == "zip://in/a::s3://b/x.zip"
+    assert join_path("hf://org/name@main", "a") == "hf://org/name@main/a"
+    assert join_path(tmp_path, "a") == str(tmp_path / "a")
+    assert join_path("file:///x", "a") == "/x/a"
     assert local_path("~/x") == os.path.expanduser("~/x")
 
 
 def test_passwords_are_not_shown():
-    assert public("https://me:secret@host/x?sig=abc#f") == "https://host/x"
-    assert public("hf://org/name@main") == "hf://org/name@main"
-    assert public("s3://b/x?versionId=1") == "s3://b/x?versionId=1"
+    assert without_secrets("https://me:secret@host/x?sig=abc#f") == "https://host/x"
+    assert without_secrets("hf://org/name@main") == "hf://org/name@main"
+    assert without_secrets("s3://b/x?versionId=1") == "s3://b/x?versionId=1"
 
 
 # Reading
@@ -123,7 +126,7 @@ def source(request, tmp_path, memory):
     memory.pipe_file("/d/x", DATA)
     opened = {
         "held": lambda: open_source(tmp_path / "x"),
-        "reopened": lambda: open_source(str(tmp_path / "x"), hold=False),
+        "reopened": lambda: open_source(str(tmp_path / "x"), keep_open=False),
         "file URL": lambda: open_source(f"file://{tmp_path}/x", {"ignored": 1}),
         "memory": lambda: open_source("memory://d/x"),
         "cached": lambda: open_source("simplecache::memory://d/x", {"simplecache": {"cache_storage": str(tmp_path)}}),
@@ -170,7 +173,7 @@ def test_threads_share_a_source(source):
 def test_a_local_file_that_shrinks(tmp_path, hold):
     path = tmp_path / "x"
     path.write_bytes(DATA)
-    with open_source(path, hold=hold, error=CheckpointError) as source:
+    with open_source(path, keep_open=keep_open, error=CheckpointError) as source:
         os.truncate(path, 100)
         with pytest.raises((Truncated, CheckpointError), match=r"ends at byte 100|changed while"):
             source.read(0, 101)
@@ -181,7 +184,7 @@ def test_a_local_file_that_shrinks(tmp_path, hold):
 def test_a_local_file_that_is_replaced(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(DATA)
-    held, reopened = open_source(path), open_source(path, hold=False, error=CheckpointError)
+    held, reopened = open_source(path), open_source(path, keep_open=False, error=CheckpointError)
     (tmp_path / "y").write_bytes(DATA[::-1])
     os.utime(tmp_path / "y", ns=(1, 1))  # clocks of file systems are coarse
     os.replace(tmp_path / "y", path)
@@ -200,7 +203,7 @@ def test_a_local_file_that_is_replaced(tmp_path):
 def test_no_descriptor_is_left(tmp_path):
     (tmp_path / "x").write_bytes(DATA)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    sources = [open_source(tmp_path / "x", hold=False) for _ in range(50)]
+    sources = [open_source(tmp_path / "x", keep_open=False) for _ in range(50)]
     for source in sources:
         source.read(0, 10)
     with open_source(tmp_path / "x"):
@@ -414,7 +417,7 @@ def test_filesystems_that_try_again_by_themselves_are_not_asked_again(memory, mo
     monkeypatch.setattr(Failing, "protocol", protocol)
     monkeypatch.setattr(Failing, "calls", 0)
     memory.pipe_file("/x", DATA)
-    source = RemoteSource(Failing(), "/x", shown=f"{protocol}://x", settings=split(None)[0])
+    source = RemoteSource(Failing(), "/x", shown=f"{protocol}://x", settings=split_options(None)[0])
     monkeypatch.setattr(Failing, "left", 2)
     if calls == 1:
         with pytest.raises(InvalidArgument, match="gone"):

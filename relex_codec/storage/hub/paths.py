@@ -6,7 +6,7 @@ import re
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
-from relex_codec.storage.urls import PathLike, normal
+from relex_codec.storage.urls import PathLike, normalized
 
 SCHEME: Final = "hf://"
 _MODEL: Final = re.compile(
@@ -33,7 +33,7 @@ class Model(NamedTuple):
 
 def is_hub(path: PathLike) -> bool:
     """Return whether a path is on the Hub."""
-    return normal(path).startswith(SCHEME)
+    return normalized(path).startswith(SCHEME)
 
 
 def parse_model_url(path: PathLike) -> Model | None:
@@ -45,7 +45,7 @@ def parse_model_url(path: PathLike) -> Model | None:
         >>> parse_model_url("s3://bucket/name") is None
         True
     """
-    match = _MODEL.fullmatch(normal(path).rstrip("/"))
+    match = _MODEL.fullmatch(normalized(path).rstrip("/"))
     if match is None:
         return None
     revision = match["revision"]

@@ -11,10 +11,10 @@ from typing import Final, TypeVar
 
 from relex_codec.core.filenames import CONFIG, INDEX, SINGLE
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
-from relex_codec.storage.config import split
+from relex_codec.storage.config import split_options
 from relex_codec.storage.explain import explain_hub_failure, is_answer_of_hub
 from relex_codec.storage.retry import RetriesExhausted, call_with_retries
-from relex_codec.storage.urls import Options, PathLike, join, options_for
+from relex_codec.storage.urls import Options, PathLike, join_path, options_for
 
 from .client import HubClient
 from .paths import Model, parse_model_url
@@ -43,7 +43,7 @@ def cached_model_directory(model: Model) -> str | None:
             found = try_to_load_from_cache(model.repo, below + name, revision=model.revision)
         except ValueError:  # not a name that the Hub allows
             return None
-        if isinstance(found, str) and os.path.exists(join(os.path.dirname(found), CONFIG)):
+        if isinstance(found, str) and os.path.exists(join_path(os.path.dirname(found), CONFIG)):
             return os.path.dirname(found)
     return None
 
@@ -103,7 +103,7 @@ def _ask_hub(
     """
     require_huggingface_hub(path)
     options = options_for(path, storage_options)
-    config, plain = split(options)
+    config, plain = split_options(options)
     client = HubClient(plain.get("endpoint"), plain.get("token"), config.timeout)
     policy = config.retry if max_seconds is None else replace(config.retry, max_seconds=max_seconds)
     try:
