@@ -1,9 +1,9 @@
-"""Reading ahead: what will be asked for is fetched in large blocks, in that order, while what came before is in use.
+"""Prefetching: what will be asked for is fetched in large blocks, in that order, while what came before is in use.
 
-A plan of ranges over several files becomes blocks (`coalesce.plan_blocks`), which threads fetch, so many at a time and so many
-bytes before they are used. Reads of those files are served from the blocks, and a block is let go of when all ranges
-that were planned of it have been read. A read that nobody planned goes to the storage itself, so a plan may be wrong at
-the price of requests; the bytes are the same.
+A plan of ranges over several files becomes blocks (`coalesce.plan_blocks`), which threads fetch, so many at a time and
+so many bytes before they are used. Reads of those files are served from the blocks, and a block is let go of when all
+ranges that were planned of it have been read. A read that nobody planned goes to the storage itself, so a plan may be
+wrong at the price of requests; the bytes are the same.
 """
 
 from __future__ import annotations

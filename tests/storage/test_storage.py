@@ -169,8 +169,8 @@ def test_threads_share_a_source(source):
     assert found == [DATA[i : i + 500] for i in range(0, 100_000, 997)]
 
 
-@pytest.mark.parametrize("hold", [True, False])
-def test_a_local_file_that_shrinks(tmp_path, hold):
+@pytest.mark.parametrize("keep_open", [True, False])
+def test_a_local_file_that_shrinks(tmp_path, keep_open):
     path = tmp_path / "x"
     path.write_bytes(DATA)
     with open_source(path, keep_open=keep_open, error=CheckpointError) as source:
