@@ -16,7 +16,7 @@ from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import FileReader
 from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
-from relex_codec.storage.prefetch import reading, remote
+from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 from relex_codec.storage.urls import Options, PathLike, is_url, normalized
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
@@ -64,7 +64,7 @@ class FileBase:
         rows = zip(index.tensors, index.manifest.tensors, strict=True)
         used = [tensor for record, tensor in rows if record["origin"] == f.IN_BASE]
         places = [reader.checkpoint.info(tensor.name) for tensor in used]
-        with reading(remote((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
+        with prefetching(ranges_to_fetch((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
             for tensor in used:
                 for lo in range(0, tensor.size, BATCH * f.PIECE):
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))

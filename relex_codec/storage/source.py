@@ -78,7 +78,7 @@ class LocalSource(Source):
     """A local file, read with ``pread``: no position is shared, and nothing is mapped.
 
     With ``keep_open=False`` each read opens the file anew, so that a run of thousands of shards stays below the limit
-    of open files. A file that was written to or replaced in between is noticed and refused; one that is kept open and was
+    of open files. A file that was written to or replaced in between is noticed and refused; one that stays open and was
     replaced under its name is still read as it was.
     """
 

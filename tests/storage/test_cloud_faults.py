@@ -407,7 +407,7 @@ def test_a_whole_step_that_fails_leaves_nothing_running(remote_run: Any, moto_bu
         moto_bucket.proxy.fail("503", 1000)
         with pytest.raises(RelexError, match="attempts"):
             run.state_dict(4)
-        assert not [t for t in threading.enumerate() if t.name.startswith("relex-ahead")]
+        assert not [t for t in threading.enumerate() if t.name.startswith("relex-prefetch")]
         moto_bucket.proxy.clear()
         assert len(run.state_dict(4)) == 4
 
