@@ -417,7 +417,7 @@ def test_filesystems_that_try_again_by_themselves_are_not_asked_again(memory, mo
     monkeypatch.setattr(Failing, "protocol", protocol)
     monkeypatch.setattr(Failing, "calls", 0)
     memory.pipe_file("/x", DATA)
-    source = RemoteSource(Failing(), "/x", shown=f"{protocol}://x", settings=split_options(None)[0])
+    source = RemoteSource(Failing(), "/x", shown=f"{protocol}://x", config=split_options(None)[0])
     monkeypatch.setattr(Failing, "left", 2)
     if calls == 1:
         with pytest.raises(InvalidArgument, match="gone"):
