@@ -3,14 +3,14 @@
 ===============  =======================  ========  ==================================================================
 key              environment              default   meaning
 ===============  =======================  ========  ==================================================================
-retry_seconds    RELEX_RETRY_SECONDS      60        how long a read that fails for the moment is tried again; 0: never
+retry_seconds    RELEX_RETRY_SECONDS      60        how long a read that fails for the moment is retried; 0: never
 timeout          RELEX_TIMEOUT            30        seconds without a byte after which a connection counts as dead
-cache            RELEX_CACHE              (none)    directory that fetched ranges are kept in; none: they are not kept
+cache            RELEX_CACHE              (none)    directory that fetched ranges are cached in; none: not cached
 cache_bytes      RELEX_CACHE_BYTES        10 GiB    how large that directory may grow
 ===============  =======================  ========  ==================================================================
 
 The first two hold for S3, HTTP, Google Cloud Storage, Azure and models on the Hub. Data sets on the Hub and caches of
-fsspec are read through libraries that try again by themselves, for as long as they are set up to.
+fsspec are read through libraries that retry by themselves, for as long as they are set up to.
 
 In Python they go under the key ``relex`` of ``storage_options``, which every function that reads takes::
 
@@ -26,9 +26,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.urls import OWN_OPTIONS, Options
 
 from .retry import RetryPolicy
+from .urls import OWN_OPTIONS, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def split_options(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
     What is in `options` comes before the environment.
 
     Raises:
-        InvalidArgument: an unknown setting, or a value that cannot be.
+        InvalidArgument: an unknown setting, or a value that is not allowed.
     """
     plain = dict(options or {})
     own = plain.pop(OWN_OPTIONS, None)

@@ -1,6 +1,6 @@
-"""Headers and indexes of remote objects, kept in memory for as long as the process runs.
+"""Headers and indexes of remote objects, cached in memory for as long as the process runs.
 
-They are kept as bytes, so that whoever opens an object again checks everything again.
+They are cached as bytes, so that whoever opens an object again checks everything again.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from typing import Final
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.urls import PathLike, is_url, local_path, without_secrets
 
 from .explain import write_error
+from .urls import PathLike, is_url, local_path, without_secrets
 
 _NAME_LIMIT: Final = 150
 """Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.storage.config import StorageConfig, split_options
-from relex_codec.storage.remote import RemoteSource, request_with_retries, s3fs_options
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normalized, without_secrets
 
+from .config import StorageConfig, split_options
 from .explain import read_error
 from .prefetch import PrefetchingSource
+from .remote import RemoteSource, request_with_retries, s3fs_options
 from .source import LocalSource, Source
 from .stores.base import protocols
 from .stores.registry import store_for
+from .urls import Options, PathLike, is_url, local_path, normalized, without_secrets
 
 
 class Item(NamedTuple):

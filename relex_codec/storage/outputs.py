@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.storage.upload import OBJECT_STORES, UploadTarget
 
 from .explain import write_error
 from .local_writer import AtomicDirectory, AtomicFile
+from .upload import OBJECT_STORES, UploadTarget
 from .urls import Options, PathLike, is_url
 
 
@@ -125,7 +125,7 @@ class UploadedDirectory:
         if kind is not None:
             what = "not empty; choose another place" if kind == "directory" else "not a directory"
             raise InvalidArgument(f"cannot write {self.shown}: it exists and is {what}")
-        if target.moves:
+        if target.moves_into_place:
             with target.reported():
                 if not target.filesystem.isdir(target.name):
                     self._made.add(target.name)
@@ -149,7 +149,7 @@ class UploadedDirectory:
         """Upload local files, ``(path, name below the target)`` each; unless they are kept, remove them here."""
         jobs = [(path, f"{self._target.name}/{name}") for path, name in files]
         self._uploaded += [name for _, name in jobs]
-        if self._target.moves:
+        if self._target.moves_into_place:
             for folder in {name.rpartition("/")[0] for _, name in jobs} - self._made - {self._target.name}:
                 self._made.add(folder)
                 with self._target.reported():

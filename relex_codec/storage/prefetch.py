@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, check_cancelled, wait_for
-from relex_codec.storage.coalesce import LONGEST_READ, Range, plan_blocks
 
+from .coalesce import LONGEST_READ, Range, plan_blocks
 from .remote import CONCURRENT_REQUESTS, RemoteSource
 from .source import LocalSource, Source
 

@@ -7,10 +7,10 @@ from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
-from relex_codec.storage.coalesce import FIRST_READ, Range, merge_ranges
-from relex_codec.storage.disk_cache import disk_cache_for, disk_cache_key
 
+from .coalesce import FIRST_READ, Range, merge_ranges
 from .config import StorageConfig
+from .disk_cache import disk_cache_for, disk_cache_key
 from .explain import changed_error, explain_read_from_hub, read_error
 from .failures import TransientError
 from .header_cache import HEADER_CACHE, HeaderCache

@@ -1,4 +1,4 @@
-"""What reads files in ranges: the contract, and local files. Nothing here knows about tensors."""
+"""What reads files in ranges: the interface, and local files."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Source(ABC):
         out[:] = self.read(start, start + len(out))
 
     def read_cached(self, start: int, end: int) -> bytes:
-        """Return bytes `start` to `end` as `read`; for headers and indexes, which are worth keeping.
+        """Return bytes `start` to `end` as `read`; for headers and indexes, which are read again and again.
 
-        A source that reads over the network keeps them for as long as the process runs, and gives them again, also to
-        who opens the same object again, for as long as the object is the same.
+        A source that reads over the network caches them for as long as the process runs, also for readers that open the
+        same object again, until the object is another one.
         """
         return self.read(start, end)
 

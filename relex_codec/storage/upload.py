@@ -1,4 +1,4 @@
-"""A place on an fsspec filesystem that files are uploaded to: checked first, written whole, tidied up afterwards."""
+"""A place on an fsspec filesystem that files are uploaded to: checked first, complete when shown, tidied up at the end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, Final, TypeVar
 
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.storage.config import split_options
-from relex_codec.storage.urls import Options, PathLike, normalized, options_for, without_secrets
 
+from .config import split_options
 from .explain import message_of, upload_error
 from .failures import status_of
 from .open import filesystem_of
 from .retry import RetriesExhausted, call_with_retries
 from .stores.registry import store_for
+from .urls import Options, PathLike, normalized, options_for, without_secrets
 
 T = TypeVar("T")
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -67,12 +67,12 @@ class UploadTarget:
         self._config, _ = split_options(options)
         self.filesystem, name = filesystem_of(text, options, error=InvalidArgument)
         self.name = name.rstrip("/")
-        self._stop = threading.Event()
+        self._cancelled = threading.Event()
         self._in_parts = threading.Lock()
 
     @property
-    def moves(self) -> bool:
-        """Whether files get a temporary name first."""
+    def moves_into_place(self) -> bool:
+        """Whether files are uploaded under a temporary name first, and then moved."""
         return self.scheme not in OBJECT_STORES
 
     def check(self, folder: str) -> None:
@@ -99,7 +99,7 @@ class UploadTarget:
     def _listed(self) -> Any:
         # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
         store = store_for(self.filesystem, self.name, self._config)
-        found = self._again(store.listing)
+        found = self._with_retries(store.listing)
         if found is None:
             self.filesystem.invalidate_cache(self.name)
             found = self.filesystem.ls(self.name, detail=True)
@@ -120,7 +120,7 @@ class UploadTarget:
 
         def work() -> None:
             try:
-                while not self._stop.is_set():
+                while not self._cancelled.is_set():
                     with lock:
                         job = next(jobs, None)
                     if job is None:
@@ -129,7 +129,7 @@ class UploadTarget:
                     on_file(job[0])
             except BaseException as error:
                 failures.append(error)
-                self._stop.set()
+                self._cancelled.set()
             finally:
                 ended.release()
 
@@ -144,7 +144,7 @@ class UploadTarget:
                 ended.acquire()
                 left -= 1
         except BaseException:
-            self._stop.set()
+            self._cancelled.set()
             until = time.monotonic() + GRACE
             for _ in range(left):
                 ended.acquire(timeout=max(0.0, until - time.monotonic()))
@@ -177,21 +177,21 @@ class UploadTarget:
     def _upload(self, path: str, name: str) -> None:
         from fsspec.callbacks import Callback
 
-        first = _temporary(name.rpartition("/")[0]) if self.moves else name
+        first = _temporary(name.rpartition("/")[0]) if self.moves_into_place else name
         arrived = False
         with self.reported():
             size = os.path.getsize(path)
             try:
                 # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
-                stop = Callback(hooks={"stop": self._raise_if_stopped})
+                callback = Callback(hooks={"cancel": self._raise_if_cancelled})
                 concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
 
                 def put() -> None:
-                    self._raise_if_stopped()
-                    self.filesystem.put_file(path, first, callback=stop, **put_options(self.filesystem, size))
+                    self._raise_if_cancelled()
+                    self.filesystem.put_file(path, first, callback=callback, **put_options(self.filesystem, size))
 
                 with self._in_parts if concurrent else nullcontext():
-                    self._again(put)  # all of the file, after what the filesystem itself tries for a part of it
+                    self._with_retries(put)  # all of the file, after what the filesystem itself tries for a part of it
                 arrived = True
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
@@ -208,15 +208,15 @@ class UploadTarget:
                         self._remove(first)
                 raise
 
-    def _again(self, attempt: Callable[[], T]) -> T:
+    def _with_retries(self, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, tried again while that may help, for as long as the config say."""
         try:
             return call_with_retries(attempt, self._config.retry)
         except RetriesExhausted as e:
             raise e.__cause__ or e from None
 
-    def _raise_if_stopped(self, *_: Any, **__: Any) -> None:
-        if self._stop.is_set():
+    def _raise_if_cancelled(self, *_: Any, **__: Any) -> None:
+        if self._cancelled.is_set():
             raise RuntimeError("interrupted")
 
     def _move(self, first: str, name: str) -> None:
@@ -227,7 +227,7 @@ class UploadTarget:
                 raise
             self._remove(name)  # some do not move over a file
             try:
-                self._again(lambda: self.filesystem.mv(first, name))
+                self._with_retries(lambda: self.filesystem.mv(first, name))
             except Exception as e:
                 raise _Stranded(f"cannot write {self.shown}: {message_of(e)}; all of it is there, as {first}") from None
 
@@ -239,7 +239,7 @@ class UploadTarget:
 
     def _is_marker(self) -> bool:
         """Whether an empty object stands for a directory."""
-        return not self.moves and self.filesystem.info(self.name).get("size") == 0
+        return not self.moves_into_place and self.filesystem.info(self.name).get("size") == 0
 
 
 def _temporary(folder: str) -> str:

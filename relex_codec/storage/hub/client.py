@@ -5,7 +5,7 @@ token, and the exceptions for what the Hub refuses. What is ours, and why:
 
 - One attempt, with a timeout, that can be cancelled. ``HfApi.model_info`` takes a timeout, ``list_repo_refs`` and
   ``list_repo_tree`` take none, and the latter tries again by itself. So all three documents are asked for in one way.
-- The ranged GET. huggingface_hub downloads whole files; its filesystem reads through a cache and tells no version.
+- The ranged GET. huggingface_hub downloads whole files; its filesystem reads through a cache and gives no version.
 - Redirects. What the Hub says of a file (commit, ETag, size) is in the headers of the redirect to its storage, which a
   session that follows it by itself does not show; and the token is for the Hub alone.
 """

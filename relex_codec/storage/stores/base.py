@@ -81,7 +81,7 @@ class ObjectStore(ABC):
 
     @property
     def identity(self) -> Hashable:
-        """What tells its filesystem from others that have something under the same name."""
+        """What distinguishes its filesystem from others that have something under the same name."""
         return hash(self.filesystem)
 
     @abstractmethod
