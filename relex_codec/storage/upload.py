@@ -1,4 +1,4 @@
-"""A place on an fsspec filesystem that files are uploaded to: checked first, complete when shown, tidied up at the end."""
+"""A place on an fsspec filesystem that files are uploaded to: checked first, complete when shown, tidied up after."""
 
 from __future__ import annotations
 
