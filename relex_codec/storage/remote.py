@@ -17,7 +17,6 @@ from .header_cache import HEADER_CACHE, HeaderCache
 from .retry import RetriesExhausted, call_with_retries
 from .source import Source
 from .stores.base import EmptyObject, ObjectReplaced, ObjectVersion
-from .stores.fsspec_store import FsspecStore
 from .stores.registry import store_for
 
 T = TypeVar("T")
@@ -53,7 +52,6 @@ class RemoteSource(Source):
         self._closed = False
         self._config = config or StorageConfig()
         self._store = store_for(filesystem, path, self._config)
-        self._immutable = isinstance(self._store, FsspecStore) and self._store.is_immutable
         self._key = (shown, path, self._store.identity)
         first = b""
         opened = self._known_version() if self._key in HEADER_CACHE or not self._store.has_versions else None
@@ -125,7 +123,7 @@ class RemoteSource(Source):
             raise Corrupt(f"the server ignored the range: {len(data)} bytes instead of {asked}")
         if len(data) < end - start:
             raise _ShortAnswer(f"the answer has {len(data)} bytes instead of {end - start} from {start}")
-        if not self._store.has_versions and not self._immutable:
+        if not self._store.has_versions and not self._store.is_immutable:
             version = self._store.head()
             if version is None or not version.matches(self._opened):
                 raise ObjectReplaced

@@ -45,7 +45,7 @@ class Inner:
     def read_into(self, start: int, out: memoryview) -> None:
         out[:] = self.read_many([(start, start + len(out))])[0]
 
-    def has(self, start: int, end: int) -> bool:
+    def is_cached(self, start: int, end: int) -> bool:
         return end <= 100
 
     def close(self) -> None:

@@ -84,6 +84,11 @@ class ObjectStore(ABC):
         """What distinguishes its filesystem from others that have something under the same name."""
         return hash(self.filesystem)
 
+    @property
+    def is_immutable(self) -> bool:
+        """Whether what has this name never changes, so that nobody needs to look whether it has."""
+        return False
+
     @abstractmethod
     def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
         """Return bytes `start` to `end`, of that version if one is given.

@@ -76,7 +76,7 @@ class FsspecStore(ObjectStore):
 
     @property
     def is_immutable(self) -> bool:
-        """Whether what has this name never changes: it is of a commit of the Hub."""
+        # a commit of the Hub
         return self._hub and re.search(r"@[0-9a-f]{40}(/|$)", self.name) is not None
 
 

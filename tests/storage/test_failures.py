@@ -1,60 +1,18 @@
-"""What users can set for reading, failures told apart, and what is kept in memory."""
+"""Failures of libraries: which are transient, what messages say of them, and how requests are made again."""
 
 from __future__ import annotations
 
 import errno
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope
-from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.storage.config import StorageConfig, split_options, without_credentials
+from relex_codec.errors import CheckpointError, Corrupt
 from relex_codec.storage.explain import read_error
 from relex_codec.storage.failures import TransientError, TransientFailures, is_transient
-from relex_codec.storage.header_cache import HeaderCache
 from relex_codec.storage.retry import RetriesExhausted, RetryPolicy, call_with_retries
 from relex_codec.storage.stores.base import RequestRefused
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RELEX_RETRY_SECONDS", "RELEX_TIMEOUT", "RELEX_CACHE", "RELEX_CACHE_BYTES"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def test_settings_come_from_the_options_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert split_options(None) == (StorageConfig(60, 30, None, 10 << 30), {})
-    monkeypatch.setenv("RELEX_RETRY_SECONDS", "5")
-    monkeypatch.setenv("RELEX_CACHE", "~/cache")
-    monkeypatch.setenv("RELEX_CACHE_BYTES", "1e9")
-    monkeypatch.setenv("RELEX_TIMEOUT", "")
-    found, rest = split_options({"key": "k", "relex": {"retry_seconds": 0, "timeout": 2.5}})
-    assert found == StorageConfig(0, 2.5, str(Path("~/cache").expanduser()), 10**9)
-    assert rest == {"key": "k"}
-    assert split_options({"relex": {"cache": None}})[0].cache is None
-
-
-@pytest.mark.parametrize(
-    "own", [{"retries": 3}, 7, {"retry_seconds": -1}, {"timeout": 0}, {"timeout": "soon"}, {"cache": 1},
-            {"cache_bytes": float("nan")}, {"retry_seconds": float("inf")}, {"retry_seconds": True}],
-)  # fmt: skip
-def test_settings_that_cannot_be(own: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"storage_options\['relex'\]"):
-        split_options({"relex": own})
-
-
-def test_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RELEX_TIMEOUT", "soon")
-    with pytest.raises(InvalidArgument, match="RELEX_TIMEOUT is 'soon', expected a number of seconds"):
-        split_options(None)
-
-
-def test_credentials_stay_where_they_were_given() -> None:
-    assert without_credentials({"key": "k", "relex": {"timeout": 1}}) == {"relex": {"timeout": 1}}
-    assert without_credentials({"key": "k"}) is None and without_credentials(None) is None
 
 
 class Answered(Exception):
@@ -219,24 +177,3 @@ def test_what_is_transient_can_be_chosen() -> None:
     with pytest.raises(RetriesExhausted):
         call_with_retries(attempt, policy)
     assert len(attempts) > 2
-
-
-def test_cached_headers_are_bounded_and_of_one_version() -> None:
-    cache = HeaderCache(limit=100)
-    cache.add("a", "1", 10, b"0123456789")
-    cache.add("a", "1", 30, b"xyz")
-    assert cache.find("a", "1", 12, 15) == b"234" and cache.find("a", "1", 31, 33) == b"yz"
-    assert cache.find("a", "1", 9, 12) is None and cache.find("a", "1", 18, 21) is None
-    assert cache.find("a", "2", 12, 15) is None and cache.find("b", "1", 12, 15) is None
-    cache.add("a", "2", 0, b"new")
-    assert cache.find("a", "1", 12, 15) is None and cache.find("a", "2", 0, 3) == b"new"
-    for key in "cd":
-        cache.add(key, "1", 0, bytes(48))
-    assert [key in cache for key in "acd"] == [True, True, True]
-    assert cache.find("c", "1", 0, 1) is not None  # used, so it stays longer
-    cache.add("e", "1", 0, bytes(48))
-    assert [key in cache for key in "acde"] == [False, True, False, True]
-    cache.add("f", "1", 0, bytes(200))
-    assert [key in cache for key in "cef"] == [False, False, True]
-    cache.clear()
-    assert "f" not in cache

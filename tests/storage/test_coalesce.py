@@ -1,4 +1,4 @@
-"""Planning of blocks (merging is tested in test_storage.py)."""
+"""Planning of reads: ranges that are merged, and blocks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,47 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relex_codec.storage.coalesce import Block, plan_blocks
+from relex_codec.storage.coalesce import Block, merge_ranges, plan_blocks
 
 RANGES = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 400)).map(lambda t: (t[0], t[0] + t[1])), max_size=30)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 60)).map(lambda t: (t[0], t[0] + t[1])), max_size=12),
+    st.integers(0, 40),
+    st.integers(1, 100),
+)
+def test_a_plan_serves_every_range_once_and_keeps_its_bounds(
+    ranges: list[tuple[int, int]], gap: int, limit: int
+) -> None:
+    plan = merge_ranges(ranges, gap, limit)
+    served = sorted(i for read in plan for i in read.members)
+    assert served == [i for i, (a, b) in enumerate(ranges) if a < b]
+    for read in plan:
+        members = sorted(ranges[i] for i in read.members)
+        assert (read.start, read.end) == (members[0][0], max(end for _, end in members))
+        longest = max(end - start for start, end in members)
+        assert read.end - read.start <= max(limit, longest)
+        reach = members[0][1]
+        for start, end in members[1:]:
+            assert start - reach <= gap
+            reach = max(reach, end)
+    starts = [read.start for read in plan]
+    assert starts == sorted(starts)
+
+
+def test_merged_ranges() -> None:
+    assert merge_ranges([]) == []
+    assert [(r.start, r.end, r.members) for r in merge_ranges([(50, 60), (0, 10), (12, 20)], gap=2)] == [
+        (0, 20, (1, 2)),
+        (50, 60, (0,)),
+    ]
+    assert [(r.start, r.end) for r in merge_ranges([(0, 10), (10, 20), (20, 30)], gap=5, limit=20)] == [
+        (0, 20),
+        (20, 30),
+    ]
+    assert [(r.start, r.end) for r in merge_ranges([(0, 100), (10, 20)], gap=0, limit=5)] == [(0, 100)]
 
 
 @settings(deadline=None)
