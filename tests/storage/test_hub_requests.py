@@ -175,11 +175,11 @@ def test_listing_is_one_request_a_page(hub: Hub) -> None:
 
 
 def test_what_is_no_model_is_read_through_its_filesystem(hub: Hub) -> None:
-    def backend(url: str) -> bool:
+    def is_of_the_hub(url: str) -> bool:
         return isinstance(store_for(*filesystem_of(url, None, error=InvalidArgument), StorageConfig()), HubStore)
 
-    assert all(map(backend, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
-    assert not any(map(backend, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))
+    assert all(map(is_of_the_hub, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
+    assert not any(map(is_of_the_hub, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))
 
 
 # The commit
