@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,11 @@ import pytest
 
 import relex_codec
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexError, Truncated
-from relex_codec.storage import retry
 from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.source import Source
+from support.clock import count_attempts_as_seconds
 from support.helpers import bf16, write_checkpoint, write_run
 from support.servers.counting import Answer, CountingServer, Files, proxy_of
 from support.servers.fixtures import LIBRARIES, Bucket, bucket_on, web_on
@@ -127,9 +125,7 @@ def test_a_failure_that_stays_is_reported_as_what_it_is(
     source = place.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=3)
     place.proxy.fail(fault, 1000)
     error = Truncated if fault == "short" else InvalidArgument
-    clock = itertools.count()  # a second passes with each attempt, however busy the machine is
-    monkeypatch.setattr(retry, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(retry, "pause", lambda seconds: None)
+    count_attempts_as_seconds(monkeypatch)
     with pytest.raises(error, match=r" \(3 attempts in 3 s\)") as caught:
         source.read(LOW, HIGH)
     assert str(caught.value).startswith(place.url) and "\n" not in str(caught.value)
