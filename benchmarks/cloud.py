@@ -43,7 +43,7 @@ from relex_codec.decoding.reading import reading_ahead
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.kernels.interface import flat
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.header_cache import HEADER_CACHE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.servers import programs
@@ -113,7 +113,7 @@ def count(
     proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: str
 ) -> tuple[dict[str, Row], Reads, Reads]:
     """Count the requests of each task; returns rows, and the reads of one tensor and of a whole step."""
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     proxy.clear()
     rows: dict[str, Row] = {}
     with open_run() as run:
@@ -152,7 +152,7 @@ def late(proxy: CountingServer, open_run: Callable[[], relex_codec.Run], name: s
     best = {0.0: math.inf, LATENCY: math.inf}
     for _ in range(runs):
         for latency in best:
-            OBJECTS.clear()
+            HEADER_CACHE.clear()
             proxy.clear()
             proxy.latency = latency
             began = time.perf_counter()

@@ -14,8 +14,9 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
-from relex_codec.storage.hub import paths as hub
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normal, options_for, public
+from relex_codec.storage.hub.paths import is_hub, parse_model_url
+from relex_codec.storage.hub.revisions import cached_model_directory, refuse_offline, require_huggingface_hub
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normalized, options_for, without_secrets
 
 from .checkpoint import TensorReader
 from .safetensors import SafetensorsCheckpoint, open_checkpoint
@@ -23,7 +24,7 @@ from .safetensors import SafetensorsCheckpoint, open_checkpoint
 
 def canonical_uri(path: PathLike) -> str:
     """Return the text by which a file refers to its base: an absolute path, or the URL without user and password."""
-    return public(normal(path)) if is_url(path) else os.path.abspath(local_path(path))
+    return without_secrets(normalized(path)) if is_url(path) else os.path.abspath(local_path(path))
 
 
 def open_base(uri: PathLike, storage_options: Options = None, likely: Collection[str] = ()) -> SafetensorsCheckpoint:
@@ -41,11 +42,11 @@ def open_base(uri: PathLike, storage_options: Options = None, likely: Collection
     """
     text = os.fspath(uri)
     options = options_for(text, storage_options)
-    if not hub.is_hub(text):
+    if not is_hub(text):
         return open_checkpoint(uri, options, likely=likely)
-    hub.require(text)
-    model = hub.parse(text)
-    folder = hub.cached(model) if model is not None else None
+    require_huggingface_hub(text)
+    model = parse_model_url(text)
+    folder = cached_model_directory(model) if model is not None else None
     if folder is not None:
         try:
             found = open_checkpoint(folder)
@@ -54,7 +55,7 @@ def open_base(uri: PathLike, storage_options: Options = None, likely: Collection
         else:
             found.path = text
             return found
-    hub.refuse_offline(text)
+    refuse_offline(text)
     return open_checkpoint(text, options, likely=likely)
 
 

@@ -13,9 +13,10 @@ from relex_codec.core.steps import listed_steps, select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.format.constants import STEP_LIMIT
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.paths import parse_model_url
+from relex_codec.storage.hub.revisions import list_branches, refuse_offline
 from relex_codec.storage.open import Item, list_directory
-from relex_codec.storage.urls import Options, PathLike, is_url, join, options_for, public
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, options_for, without_secrets
 
 from . import naming
 from .files import find_files
@@ -53,9 +54,9 @@ def find_run(
     """
     if naming.PLACEHOLDER in os.fspath(root):
         return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
-    where = f"run {public(root)}"
+    where = f"run {without_secrets(root)}"
     options = options_for(root, storage_options)
-    hub.refuse_offline(root)
+    refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
     complete, incomplete = naming.step_names(item.name for item in items if item.is_dir)
     numbers = {entry.step for entry in (*complete, *incomplete)}
@@ -66,7 +67,7 @@ def find_run(
 
     def look(entry: naming.StepName) -> tuple[int, str] | CheckpointError:
         try:
-            return entry.step, _look(join(root, entry.name), options, known)
+            return entry.step, _look(join_path(root, entry.name), options, known)
         except (CheckpointError, Truncated) as e:
             if not skip_incomplete:
                 raise
@@ -101,8 +102,8 @@ def find_numbered(
     on_skip: Callable[[str], None] | None,
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
-    where, options = f"run {public(template)}", options_for(template, storage_options)
-    hub.refuse_offline(template)
+    where, options = f"run {without_secrets(template)}", options_for(template, storage_options)
+    refuse_offline(template)
     listed = listed_steps(steps)
     if listed is None:
         digits = _list_numbered(template, options, where)
@@ -134,9 +135,9 @@ def find_numbered(
 
 def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:
     """Return the digits of each step that there is."""
-    model = hub.parse(template)
+    model = parse_model_url(template)
     if model is not None and naming.PLACEHOLDER in (model.revision or ""):
-        names, segment = hub.branches(template, options), str(model.revision)
+        names, segment = list_branches(template, options), str(model.revision)
         what = "branches"
     else:
         before, _, after = template.partition(naming.PLACEHOLDER)
@@ -145,7 +146,7 @@ def _list_numbered(template: str, options: Options, where: str) -> dict[int, str
         if is_url(template) and (above.endswith("://") or "::" in template):
             raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
         names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
-        what = f"directories in {public(above).rstrip('/') or above}"
+        what = f"directories in {without_secrets(above).rstrip('/') or above}"
     found = naming.match_steps(names, segment, where)
     if not found:
         raise CheckpointError(
@@ -160,7 +161,7 @@ def _look(path: str, options: Options, known: KnownTables | None) -> str:
     if known is not None:
         open_checkpoint(folder, options, known=known)
     else:
-        find_files(folder, options, f"checkpoint {public(folder)}", items)
+        find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
     return folder
 
 
@@ -188,24 +189,27 @@ def find_checkpoints(
     found: dict[int, str] = {}
     for path in paths:
         options = options_for(path, storage_options)
-        hub.refuse_offline(path)
+        refuse_offline(path)
         folder = _look(os.fspath(path), options, None)
         number = step if step is not None else _step_of(path)
         if number in found:
-            raise InvalidArgument(f"{public(path)} and {public(found[number])} are both step {number}")
+            raise InvalidArgument(
+                f"{without_secrets(path)} and {without_secrets(found[number])} are both step {number}"
+            )
         found[number] = folder
     return sorted(found.items())
 
 
 def _step_of(path: PathLike) -> int:
     name = os.fspath(path).rstrip("/").rpartition("/")[2]
-    model = hub.parse(path)
+    model = parse_model_url(path)
     if model is not None and not model.below:
         name = model.revision or ""
     complete, _ = naming.step_names([name])
     if not complete:
         raise InvalidArgument(
-            f"{public(path)} does not say which step it is: call it one of {', '.join(naming.STEPS)}, or pass --step"
+            f"{without_secrets(path)} does not say which step it is: call it one of {', '.join(naming.STEPS)}, or pass "
+            "--step"
         )
     return complete[0].step
 
@@ -218,15 +222,15 @@ def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:
         if below not in listings:
             above, _, last = below.rpartition("/")
             there = any(item.is_dir and item.name == last for item in look(above))
-            listings[below] = list_directory(join(path, below), options, error=CheckpointError) if there else []
+            listings[below] = list_directory(join_path(path, below), options, error=CheckpointError) if there else []
         return listings[below]
 
     for below in ("", *naming.BELOW):
         items = look(below)
         if any(not i.is_dir and (naming.is_weights(i.name) or i.name == INDEX) for i in items):
-            return (join(path, below) if below else path), items
+            return (join_path(path, below) if below else path), items
     names = [item.name for items in listings.values() for item in items if not item.is_dir]
-    raise CheckpointError(f"checkpoint {public(path)} {naming.instead(names)}")
+    raise CheckpointError(f"checkpoint {without_secrets(path)} {naming.instead(names)}")
 
 
 def _nothing_found(where: str, items: list[Item], skipped: list[str]) -> str:

@@ -14,7 +14,7 @@ from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import load_object
 from relex_codec.storage.open import Item, list_directory, open_source
-from relex_codec.storage.urls import Options, PathLike, is_url, join, local_path, public
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
 
 from . import naming
 
@@ -63,8 +63,8 @@ def find_files(
         CheckpointError: there are no weights, some are missing, or which ones belong to the model cannot be told.
     """
     text = os.fspath(path)
-    if public(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
-        name = os.path.basename(public(text))
+    if without_secrets(text).endswith(".safetensors") if is_url(path) else os.path.isfile(local_path(path)):
+        name = os.path.basename(without_secrets(text))
         if not name.endswith(".safetensors"):
             raise CheckpointError(f"{where} is a file that is not called .safetensors, expected one or a directory")
         return CheckpointFiles({_safe(name, where): text}, None, {})
@@ -73,15 +73,15 @@ def find_files(
     sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
     if INDEX in sizes:
-        raw = index() if index else read_whole(join(path, INDEX), options)
+        raw = index() if index else read_whole(join_path(path, INDEX), options)
         weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
         shards = naming.shards_of_index(weight_map, sizes, where)
     else:
         shards = naming.shards_without_index(sizes, where)
     return CheckpointFiles(
-        {_safe(name, where): join(path, name) for name in shards},
+        {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,
-        {name: SideFile(join(path, name), sizes[name]) for name in naming.side_files(sizes)},
+        {name: SideFile(join_path(path, name), sizes[name]) for name in naming.side_files(sizes)},
     )
 
 
@@ -93,5 +93,5 @@ def _safe(name: str, where: str) -> str:
 
 def read_whole(path: str, options: Options) -> bytes:
     """Return all bytes of a file, or raise CheckpointError."""
-    with open_source(path, options, hold=False, error=CheckpointError) as source:
+    with open_source(path, options, keep_open=False, error=CheckpointError) as source:
         return source.read(0, source.size)

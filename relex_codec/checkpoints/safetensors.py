@@ -20,11 +20,11 @@ from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import WORD, header_length, parse
 from relex_codec.storage.coalesce import FIRST_READ
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.open import list_directory, open_source
-from relex_codec.storage.remote import REQUESTS
+from relex_codec.storage.remote import CONCURRENT_REQUESTS
 from relex_codec.storage.source import LocalSource, Source
-from relex_codec.storage.urls import Options, PathLike, is_url, join, public
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, without_secrets
 
 from .checkpoint import TensorInfo, TensorReader
 from .files import CheckpointFiles, SideFile, find_files, read_whole
@@ -99,7 +99,9 @@ class SafetensorsCheckpoint(TensorReader):
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
-        return map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, REQUESTS)
+        return (
+            map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, CONCURRENT_REQUESTS)
+        )
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of each of `side_files` by name, without reading them."""
@@ -107,14 +109,16 @@ class SafetensorsCheckpoint(TensorReader):
         def size(side: SideFile) -> int:
             if side.size is not None:
                 return side.size
-            with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+            with open_source(side.path, self._options, keep_open=False, error=CheckpointError) as source:
                 return source.size
 
-        return dict(zip(self._side_files, parallel_map(size, self._side_files.values(), REQUESTS), strict=True))
+        return dict(
+            zip(self._side_files, parallel_map(size, self._side_files.values(), CONCURRENT_REQUESTS), strict=True)
+        )
 
     def _read_side(self, name: str) -> bytes:
         side = self._side_files[name]
-        with open_source(side.path, self._options, hold=False, error=CheckpointError) as source:
+        with open_source(side.path, self._options, keep_open=False, error=CheckpointError) as source:
             if side.size not in (None, source.size):
                 raise CheckpointError(
                     f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
@@ -143,7 +147,7 @@ def open_checkpoint(
             broken headers.
         Truncated: a file is shorter than its header says.
     """
-    where = f"checkpoint {public(path)}"
+    where = f"checkpoint {without_secrets(path)}"
     files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
@@ -155,12 +159,12 @@ def open_checkpoint(
             known[fingerprint.digest()] = tensors
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
     indexed = files.weight_map is not None
-    return SafetensorsCheckpoint(public(path), tensors, sources, indexed, files.side_files, storage_options)
+    return SafetensorsCheckpoint(without_secrets(path), tensors, sources, indexed, files.side_files, storage_options)
 
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:
     """Return a directory of the Hub at the commit that its revision means now: what is in it is read one by one."""
-    return path if public(path).endswith(".safetensors") else hub.pinned(path, options)
+    return path if without_secrets(path).endswith(".safetensors") else pinned_to_commit(path, options)
 
 
 def _open_files(
@@ -172,25 +176,25 @@ def _open_files(
     """
 
     def open_shard(target: str) -> tuple[Source, bytes]:
-        source = open_source(target, options, hold=False, error=CheckpointError)
+        source = open_source(target, options, keep_open=False, error=CheckpointError)
         return source, _raw_header(source)
 
-    if not is_url(path) or public(path).endswith(".safetensors"):
+    if not is_url(path) or without_secrets(path).endswith(".safetensors"):
         files = find_files(path, options, where)
         return files, [open_shard(target) for target in files.shards.values()]
-    stop = CancelScope()
-    with ThreadPoolExecutor(REQUESTS) as pool:
+    scope = CancelScope()
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         opened: dict[str, Future[tuple[Source, bytes]]] = {}
 
         def begin(names: Iterable[str]) -> None:
             for name in names:
                 if name not in opened and name.endswith(".safetensors"):
-                    opened[name] = pool.submit(stop.bound(open_shard), join(path, name))
+                    opened[name] = pool.submit(scope.bind(open_shard), join_path(path, name))
 
         try:
             likely = [name for name in likely if SAFE_NAME.fullmatch(name) or name == INDEX]
             begin(likely)
-            read_index = stop.bound(lambda: read_whole(join(path, INDEX), options))
+            read_index = scope.bind(lambda: read_whole(join_path(path, INDEX), options))
             read = pool.submit(read_index) if INDEX in likely else None
             items = list_directory(path, options, error=CheckpointError)
             names = {item.name for item in items if not item.is_dir}
@@ -201,7 +205,7 @@ def _open_files(
             begin(files.shards)
             return files, [opened[name].result() for name in files.shards]
         finally:
-            stop.set()  # what was opened in vain is not waited for
+            scope.cancel()  # what was opened in vain is not waited for
 
 
 def _parse_headers(files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str) -> dict[str, TensorInFile]:
@@ -224,8 +228,8 @@ def _parse_headers(files: CheckpointFiles, opened: list[tuple[Source, bytes]], w
 
 
 def _raw_header(source: Source) -> bytes:
-    head = source.read_kept(0, min(source.size, FIRST_READ))
+    head = source.read_cached(0, min(source.size, FIRST_READ))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
-        head += source.read_kept(len(head), end)
+        head += source.read_cached(len(head), end)
     return head[WORD:end]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
 from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
@@ -84,7 +84,7 @@ def open_series(
     def open_step(index: int) -> TensorReader:
         path = checkpoints[index][1]
         options = options_for(path, storage_options)
-        hub.refuse_offline(path)
+        refuse_offline(path)
         # of the others, tables that differ from the first one are not kept
         return open_checkpoint(path, options, known=dict(known) if index else known)
 

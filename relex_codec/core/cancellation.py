@@ -1,8 +1,8 @@
-"""Telling threads that nobody waits for them any more.
+"""Cancelling work on other threads: scopes, as in anyio or trio, for plain threads.
 
-Only the main thread gets Ctrl-C, while requests are waited for on others: of a pool, which is waited for before the
-interruption goes on. Whoever starts threads makes a `CancelScope` and runs them under it; whoever waits for a network
-waits with `wait_for`, which ends when the `CancelScope` it runs under is set, or one that this one was made under.
+Only the main thread gets Ctrl-C, while requests wait on threads of a pool, and a pool is waited for before the
+interruption goes on. Whoever starts threads makes a `CancelScope` and runs them in it; whoever waits for a network
+waits with `wait_for`, which raises `Cancelled` when the scope that its thread runs in is cancelled, or one around it.
 """
 
 from __future__ import annotations
@@ -17,59 +17,69 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-SLICE: Final = 0.1
-"""Seconds after which a thread that waits looks whether anyone still waits for it."""
+POLL_SECONDS: Final = 0.1
+"""How often a thread that waits looks whether it was cancelled."""
 
 
 class Cancelled(BaseException):
-    """Nobody waits for the result; not an Exception, so that nothing reports it as a failure."""
+    """The scope was cancelled; not an Exception, so that nothing reports it as a failure."""
 
 
 class CancelScope:
-    """Is set once, for all threads that run under it, and under what was made there."""
+    """Is cancelled once, with all threads that run in it, and all scopes that were made in it.
+
+    Example:
+        >>> scope = CancelScope()
+        >>> scope.cancel()
+        >>> try:
+        ...     scope.bind(check_cancelled)()
+        ... except Cancelled:
+        ...     print("cancelled")
+        cancelled
+    """
 
     def __init__(self) -> None:
-        self._set = threading.Event()
-        self._above = current()
+        self._cancelled = threading.Event()
+        self._parent = current_scope()
 
-    def set(self) -> None:
-        """Let everything under it end."""
-        self._set.set()
+    def cancel(self) -> None:
+        """Let everything that runs in it end as soon as it waits or checks."""
+        self._cancelled.set()
 
-    def is_set(self) -> bool:
-        """Tell whether it, or one above it, is set."""
-        return self._set.is_set() or (self._above is not None and self._above.is_set())
+    def is_cancelled(self) -> bool:
+        """Tell whether it was cancelled, or one around it."""
+        return self._cancelled.is_set() or (self._parent is not None and self._parent.is_cancelled())
 
-    def bound(self, function: Callable[..., R]) -> Callable[..., R]:
-        """Return `function` as one that runs under this."""
+    def bind(self, function: Callable[..., R]) -> Callable[..., R]:
+        """Return `function` as one that runs in this scope, on whichever thread it is called."""
 
         def run(*arguments: Any) -> R:
-            before = current()
-            _HERE.stop = self
+            outer = current_scope()
+            _THREAD.scope = self
             try:
                 return function(*arguments)
             finally:
-                _HERE.stop = before
+                _THREAD.scope = outer
 
         return run
 
 
-_HERE: Final = threading.local()
+_THREAD: Final = threading.local()
 
 
-def current() -> CancelScope | None:
-    """Return what this thread runs under, if anything."""
-    return getattr(_HERE, "stop", None)
+def current_scope() -> CancelScope | None:
+    """Return the scope that this thread runs in, if there is one."""
+    return getattr(_THREAD, "scope", None)
 
 
 def check_cancelled() -> None:
-    """Return if somebody still waits for what this thread does: to be called before something new is begun.
+    """Return if the scope of this thread is not cancelled: to be called before something new is begun.
 
     Raises:
-        Stopped: nobody does.
+        Cancelled: it is.
     """
-    stop = current()
-    if stop is not None and stop.is_set():
+    scope = current_scope()
+    if scope is not None and scope.is_cancelled():
         raise Cancelled
 
 
@@ -77,36 +87,36 @@ def wait_for(future: Future[T]) -> T:
     """Return the result of `future`, or raise its error.
 
     Raises:
-        Stopped: nobody waits for it any more; it may still be under way.
+        Cancelled: the scope of this thread is cancelled; what the future stands for may still be under way.
     """
-    stop = current()
-    while stop is not None and not future.done():  # also where it was cancelled, which `wait` does not count
+    scope = current_scope()
+    while scope is not None and not future.done():  # also where it was cancelled, which `wait` does not count
         with suppress(concurrent.futures.TimeoutError):
-            return future.result(SLICE)
+            return future.result(POLL_SECONDS)
         if not future.done():
             check_cancelled()
     return future.result()
 
 
 def pause(seconds: float) -> None:
-    """Wait.
+    """Wait so many seconds.
 
     Raises:
-        Stopped: as `wait_for`.
+        Cancelled: as `wait_for`.
     """
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         check_cancelled()
-        time.sleep(left if current() is None else min(left, SLICE))
+        time.sleep(left if current_scope() is None else min(left, POLL_SECONDS))
 
 
 def run_abandonable(call: Callable[[], T]) -> T:
-    """Return what `call` returns: on a thread of its own, if that is what it takes not to wait for its end.
+    """Return what `call` returns, for calls that cannot be interrupted: in a scope they get a thread of their own.
 
     Raises:
-        Stopped: as `wait_for`; what was begun goes on, and its end is not waited for at the end of the process.
+        Cancelled: as `wait_for`; the call goes on, abandoned, and the end of the process does not wait for it.
     """
-    if current() is None:
+    if current_scope() is None:
         return call()
     check_cancelled()
     future: Future[T] = Future()
@@ -122,26 +132,26 @@ def run_abandonable(call: Callable[[], T]) -> T:
 
 
 class KeyedLock:
-    """Gives each of several things to one thread at a time, so that the next one finds what the last one has left."""
+    """A lock for each key: threads that need the same thing take turns, others work at the same time."""
 
     def __init__(self) -> None:
-        self._taken: set[Hashable] = set()
+        self._held: set[Hashable] = set()
         self._changed = threading.Condition()
 
     @contextmanager
-    def of(self, keys: Collection[Hashable]) -> Iterator[None]:
-        """Wait until nobody has any of `keys`, and have them all for the time of the context.
+    def hold(self, keys: Collection[Hashable]) -> Iterator[None]:
+        """Hold all of `keys` within the context, after waiting until no other thread holds any of them.
 
         Raises:
-            Stopped: nobody waits for this thread any more.
+            Cancelled: as `wait_for`.
         """
         with self._changed:
-            while not self._changed.wait_for(lambda: self._taken.isdisjoint(keys), SLICE):
-                check_cancelled()  # who has them may wait for a network as long as it likes
-            self._taken.update(keys)
+            while not self._changed.wait_for(lambda: self._held.isdisjoint(keys), POLL_SECONDS):
+                check_cancelled()  # the thread that holds them may wait for a network for as long as it likes
+            self._held.update(keys)
         try:
             yield
         finally:
             with self._changed:
-                self._taken.difference_update(keys)
+                self._held.difference_update(keys)
                 self._changed.notify_all()

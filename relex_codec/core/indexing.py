@@ -32,23 +32,23 @@ def box_of(shape: Sequence[int], index: TensorIndex) -> tuple[Box, tuple[int, ..
     at = indices.index(...)
     rest = len(shape) - (len(indices) - 1)
     full: list[Any] = [*indices[:at], *[slice(None)] * rest, *indices[at + 1 :]]
-    box, kept = [], []
+    box, result_shape = [], []
     for chosen, size in zip(full, shape, strict=True):
         if isinstance(chosen, slice):
             lo, hi, step = chosen.indices(size)
             if step != 1:
                 raise InvalidArgument(f"slice step {step} in {index}, expected 1")
             box.append((lo, max(lo, hi)))
-            kept.append(max(lo, hi) - lo)
+            result_shape.append(max(lo, hi) - lo)
         else:
             row = chosen + size if chosen < 0 else chosen
             if not 0 <= row < size:
                 raise InvalidArgument(f"index {chosen} is out of range for the shape {list(shape)}")
             box.append((row, row + 1))
-    return tuple(box), tuple(kept)
+    return tuple(box), tuple(result_shape)
 
 
-def split(index: Any) -> tuple[TensorIndex, Any]:
+def split_index(index: Any) -> tuple[TensorIndex, Any]:
     """Return an index of a box, as `box_of` takes it, and the index that is left to apply to that: together `index`.
 
     Slices may have any positive step. What is neither integers, slices nor ``...`` is left for afterwards altogether.

@@ -53,18 +53,18 @@ def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int |
         return [function(value) for value in values]
     found: dict[int, R] = {}
     failures: dict[int, BaseException] = {}
-    stop = CancelScope()
+    scope = CancelScope()
     places = itertools.count()
 
     def lane() -> None:
-        while (i := next(places)) < len(values) and not stop.is_set():
+        while (i := next(places)) < len(values) and not scope.is_cancelled():
             try:
                 found[i] = function(values[i])
             except BaseException as e:
                 failures[i] = e
-                stop.set()
+                scope.cancel()
 
-    run = stop.bound(lane)
+    run = scope.bind(lane)
     helpers: list[Future[None]] = []
     try:
         for _ in range(workers - 1):
@@ -72,20 +72,20 @@ def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int |
         run()
         wait([helper for helper in helpers if not helper.cancel()])
     except BaseException:  # while it works, or while it waits for the others
-        stop.set()
+        scope.cancel()
         wait([helper for helper in helpers if not helper.cancel()])
         raise
     if failures:
-        # values are begun in order: the first that fails is among these, if it was not stopped by a later one; an
-        # interruption of the caller, which is on one of its own, is no failure to recover from
+        # values are begun in order: the first that fails is among these, if a later one did not cancel it; an
+        # interruption of the caller comes before them, for it is no failure to recover from
         raise min(failures.items(), key=lambda failure: (_rank(failure[1]), failure[0]))[1]
-    if len(found) < len(values):  # a Stop above this one
+    if len(found) < len(values):  # a scope around this one was cancelled
         raise Cancelled
     return [found[i] for i in range(len(values))]
 
 
 def _rank(error: BaseException) -> int:
-    """Which of several errors is raised: interruptions before failures before what only was stopped by one."""
+    """Which of several errors is raised: interruptions before failures before what they have cancelled."""
     return 2 if isinstance(error, Cancelled) else 1 if isinstance(error, Exception) else 0
 
 
@@ -97,12 +97,12 @@ def prefetched(values: Iterable[T], count: int) -> Iterator[T]:
     done = object()
     ready: queue.Queue[Any] = queue.Queue()
     room = threading.Semaphore(count)
-    stop = CancelScope()
+    scope = CancelScope()
 
     def make() -> None:
         try:
             made = iter(values)
-            while room.acquire() and not stop.is_set():
+            while room.acquire() and not scope.is_cancelled():
                 value = next(made, done)
                 if value is done:
                     break
@@ -111,7 +111,7 @@ def prefetched(values: Iterable[T], count: int) -> Iterator[T]:
         except BaseException as error:  # for the thread that waits
             ready.put((done, error))
 
-    worker = threading.Thread(target=stop.bound(make), daemon=True)
+    worker = threading.Thread(target=scope.bind(make), daemon=True)
     worker.start()
     try:
         while True:
@@ -123,6 +123,6 @@ def prefetched(values: Iterable[T], count: int) -> Iterator[T]:
             room.release()
             yield value
     finally:
-        stop.set()
+        scope.cancel()
         room.release()
         worker.join()

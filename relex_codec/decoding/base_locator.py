@@ -17,8 +17,8 @@ from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import FileReader
 from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
-from relex_codec.storage.prefetch import reading, remote
-from relex_codec.storage.urls import Options, PathLike, is_url, normal
+from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
+from relex_codec.storage.urls import Options, PathLike, is_url, normalized
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
 """Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""
@@ -65,7 +65,7 @@ class FileBase:
         rows = zip(index.tensors, index.manifest.tensors, strict=True)
         used = [tensor for record, tensor in rows if record["origin"] == f.IN_BASE]
         places = [reader.checkpoint.info(tensor.name) for tensor in used]
-        with reading(remote((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
+        with prefetching(ranges_to_fetch((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
             for tensor in used:
                 for lo in range(0, tensor.size, BATCH * f.PIECE):
                     reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
@@ -78,7 +78,7 @@ class FileBase:
         path, uri = self._container.source.path, manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
-        if is_url(uri) and ("::" in uri or normal(uri).partition("://")[0] not in BASES):
+        if is_url(uri) and ("::" in uri or normalized(uri).partition("://")[0] not in BASES):
             raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
             return open_base(uri, without_credentials(self._options), likely)

@@ -11,7 +11,7 @@ from relex_codec.format.constants import PIECE
 from relex_codec.kernels.interface import Window
 from relex_codec.kernels.windows import pieces
 from relex_codec.storage.coalesce import Range
-from relex_codec.storage.prefetch import PrefetchingSource, Use, reading, remote
+from relex_codec.storage.prefetch import PlannedRange, PrefetchingSource, prefetching, ranges_to_fetch
 from relex_codec.storage.source import Source
 
 from .read_plan import Need, Wanted, holds_origin, needs, reads_base, replay_needs
@@ -56,8 +56,8 @@ def reading_ahead(
         base=checkpoint.tensors if checkpoint else {},
         exact=lambda: decoder.exact,
     )
-    uses = remote(_placed(file, shards, planned))
-    return _registered(decoder, wanted, reading(uses)) if uses else nullcontext()
+    uses = ranges_to_fetch(_placed(file, shards, planned))
+    return _registered(decoder, wanted, prefetching(uses)) if uses else nullcontext()
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def _registered(decoder: Decoder, wanted: Sequence[Wanted], ahead: AbstractConte
         yield running
 
 
-def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequence[PartInfo]], list[Use]]:
+def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequence[PartInfo]], list[PlannedRange]]:
     """Return what gives the ranges of remote files that `exact.replay.replay_parts` will read, in its order.
 
     Args:
@@ -78,7 +78,7 @@ def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequenc
     seen: set[Key] = set()
     """Blobs, which are kept for further parts of their group."""
 
-    def plan(parts: Sequence[PartInfo]) -> list[Use]:
+    def plan(parts: Sequence[PartInfo]) -> list[PlannedRange]:
         read = [part for part in parts if not holds_origin(index, part.tensor, decoder.use_embedded)]
         checkpoint = decoder.base().checkpoint if read else None
         shards = checkpoint.sources if checkpoint else []
@@ -93,7 +93,7 @@ def replay_plan(decoder: Decoder, numbers: Collection[int]) -> Callable[[Sequenc
             keys = [key for key in keys_of(tier, parts, numbers) if key not in seen]
             seen.update(keys)
             blobs = tier.ranges_of(keys)
-        return remote([*_placed(file, shards, needed), *((file, *blob) for blob in blobs)])
+        return ranges_to_fetch([*_placed(file, shards, needed), *((file, *blob) for blob in blobs)])
 
     return plan
 

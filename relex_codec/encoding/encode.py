@@ -18,7 +18,7 @@ from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
-from relex_codec.storage.hub import paths as hub
+from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike
 
 from .pipeline import RunEncoder
@@ -84,7 +84,7 @@ def encode(
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
     writer = FileWriter(output, storage_options)  # refuses now what cannot be written
-    reference = hub.pinned(base, storage_options)
+    reference = pinned_to_commit(base, storage_options)
     base_reader = open_base(reference, storage_options)
     found = find_run(run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip)
     observed = _observed([step for step, _ in found], observe)

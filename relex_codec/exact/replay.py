@@ -16,7 +16,7 @@ from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
-from relex_codec.storage.prefetch import AHEAD, Use, reading
+from relex_codec.storage.prefetch import PREFETCH_BYTES, PlannedRange, prefetching
 
 from . import segments
 from .bisection import Interval, replay_order, whole_segment
@@ -26,12 +26,12 @@ from .segments import PartInfo
 from .tier_reader import Blob, ExactTier, Key, Origin, Streams
 
 T = TypeVar("T")
-Plan = Callable[[Sequence[PartInfo]], list[Use]]
+Plan = Callable[[Sequence[PartInfo]], list[PlannedRange]]
 BATCH_WORDS: Final = 1 << 20
 """Words that `batches` puts together at most."""
 SPREAD_FROM: Final = 1 << 22
 """Words from which a frame is spread over threads: with fewer, handing the work over takes longer than the work."""
-LOT: Final = AHEAD
+LOT: Final = PREFETCH_BYTES
 """Bytes of remote files that are read together: of each frame the blobs of some batches that lie side by side."""
 _NOTHING: Final = IntervalList(
     np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)
@@ -235,7 +235,7 @@ def replay_tensors(
     """
     manifest = tier.container.index.manifest
     parts = [part for tensor in range(len(manifest.tensors)) for part in all_parts(tier, tensor)]
-    with reading(plan(parts)):
+    with prefetching(plan(parts)):
         for number, found in replay_parts(tier, parts, steps, origin):
             whole: list[Bits] = [np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in manifest.tensors]
             for part, bits in zip(parts, found, strict=True):
@@ -295,40 +295,40 @@ def replay_all(
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
     """
-    stop, lock = CancelScope(), threading.Lock()
+    scope, lock = CancelScope(), threading.Lock()
     failures: list[BaseException] = []
 
     def one(parts: list[PartInfo]) -> None:
         try:
             for number, bits in replay_parts(tier, parts, steps, origin):
-                if stop.is_set():
+                if scope.is_cancelled():
                     return
                 use(parts, number, bits)
                 with lock:
                     on_bytes(sum(piece.nbytes for piece in bits))
         except BaseException as e:
-            if not stop.is_set():
+            if not scope.is_cancelled():
                 failures.append(e)
-            stop.set()
+            scope.cancel()
             raise
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             for lot, uses in _lots(batches(tier, tensors), plan):
-                with reading(uses):
-                    for _ in pool.map(stop.bound(one), lot):
+                with prefetching(uses):
+                    for _ in pool.map(scope.bind(one), lot):
                         pass
         except BaseException as e:
-            stop.set()  # the pool waits for what is under way
+            scope.cancel()  # the pool waits for what is under way
             if isinstance(e, Cancelled) and failures:  # results come in order, failures do not
                 raise failures[0] from None
             raise
 
 
-def _lots(found: Iterable[list[PartInfo]], plan: Plan) -> Iterator[tuple[list[list[PartInfo]], list[Use]]]:
+def _lots(found: Iterable[list[PartInfo]], plan: Plan) -> Iterator[tuple[list[list[PartInfo]], list[PlannedRange]]]:
     """Gather batches that are read together; all of them, if nothing is to be read ahead."""
     lot: list[list[PartInfo]] = []
-    uses: list[Use] = []
+    uses: list[PlannedRange] = []
     size = 0
     for parts in found:
         more = plan(parts)

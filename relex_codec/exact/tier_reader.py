@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from relex_codec.core.byte_lru import ByteLRU
 from relex_codec.core.cancellation import KeyedLock
 from relex_codec.core.digests import EXACT_DIGEST, part_digest
 from relex_codec.core.dtypes import Bits
@@ -91,7 +90,7 @@ class ExactTier:
         self.container = container
         entries = container.index.entries
         first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
-        raw = container.source.read_kept(first.begin, second.end)
+        raw = container.source.read_cached(first.begin, second.end)
         records = []
         for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
             part = raw[entry.begin - first.begin : entry.end - first.begin]
@@ -103,9 +102,8 @@ class ExactTier:
         self._number = np.repeat(np.arange(len(self.segments)), [segment.count for segment in self.segments])
         self._parts: dict[int, tuple[list[PartInfo], list[int], dict[int, int]]] = {}
         self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
-        self._blobs: OrderedDict[Key, tuple[int, Blob]] = OrderedDict()
-        self._held = 0
-        self._lock, self._turns = threading.Lock(), KeyedLock()
+        self._blobs: ByteLRU[Key, Blob] = ByteLRU(CACHE)
+        self._fetching = KeyedLock()
 
     # -- what lies where -------------------------------------------------------------------------------------------
 
@@ -162,18 +160,17 @@ class ExactTier:
 
     def fetch(self, keys: Sequence[Key]) -> dict[Key, Blob]:
         """Return checked and parsed blobs: those not held are read together, after the indexes of their blocks."""
-        with self._turns.of(keys):  # small tensors share them: threads would each read them, and what is ahead is gone
+        with self._fetching.hold(keys):  # small tensors share blobs: threads would each fetch them anew
             return self._fetch(keys)
 
     def _fetch(self, keys: Sequence[Key]) -> dict[Key, Blob]:
-        with self._lock:
-            found = {key: self._blobs[key][1] for key in keys if key in self._blobs}
+        found = {key: blob for key in keys if (blob := self._blobs.get(key)) is not None}
         missing = [key for key in keys if key not in found]
         if not missing:
             return found
         self._read_indexes(missing)
         ranges = [self._range(key) for key in missing]
-        sizes = {}
+        fetched = {}
         for key, (begin, _), raw in zip(missing, ranges, self.container.source.read_many(ranges), strict=True):
             if zlib.crc32(raw) != int(self._indexes[key.segment, key.step]["crc"][key.group]):
                 raise Corrupt(
@@ -181,23 +178,17 @@ class ExactTier:
                     "checksum: copy the file again"
                 )
             try:
-                found[key] = self._parse(key, raw)
+                blob = self._parse(key, raw)
             except Corrupt as error:
                 raise Corrupt(f"{self.container.source.path}: {f.DATA_FRAMES}, byte {begin}: {error}") from None
-            sizes[key] = len(raw) * (1 if key.step else TABLES_WEIGHT)
-        with self._lock:
-            for key, size in sizes.items():
-                if key not in self._blobs:
-                    self._held += size
-                self._blobs[key] = size, found[key]
-            while self._held > CACHE and len(self._blobs) > len(missing):
-                self._held -= self._blobs.popitem(last=False)[1][0]
+            found[key] = blob
+            fetched[key] = blob, len(raw) * (1 if key.step else TABLES_WEIGHT)
+        self._blobs.put_all(fetched)
         return found
 
     def ranges_of(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
         """Return where the blobs lie that `fetch` would read, after reading the indexes of their blocks."""
-        with self._lock:
-            missing = [key for key in keys if key not in self._blobs]
+        missing = [key for key in keys if key not in self._blobs]
         self._read_indexes(missing)
         return [self._range(key) for key in missing]
 

@@ -44,12 +44,12 @@ class FileReader:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        head = source.read_kept(0, min(source.size, FIRST_READ))
+        head = source.read_cached(0, min(source.size, FIRST_READ))
         length = safetensors_header.header_length(
             head, source.size, limit=f.HEADER_LIMIT, error=Corrupt, where=source.path
         )
         if len(head) < safetensors_header.WORD + length:
-            head += source.read_kept(len(head), safetensors_header.WORD + length)
+            head += source.read_cached(len(head), safetensors_header.WORD + length)
         self._data_start = safetensors_header.WORD + length
         metadata, entries = self._open_root(head)
         by_name = {entry.name: entry for entry in entries}
@@ -165,13 +165,13 @@ class FileReader:
         self._tail_start = by_name[f.STEPS].begin
         have = head[self._tail_start : last.end]
         missing = last.end - self._tail_start - len(have)
-        self._tail = have + (self.source.read_kept(last.end - missing, last.end) if missing else b"")
+        self._tail = have + (self.source.read_cached(last.end - missing, last.end) if missing else b"")
 
     def _bytes(self, head: bytes, start: int, end: int) -> bytes:
         """Bytes of the beginning of the file, read further if the first request did not reach them."""
         if end > self.source.size:
             raise Truncated(f"{self.source.path} has {self.source.size} bytes, expected at least {end}")
-        return head[start:end] if end <= len(head) else self.source.read_kept(start, end)
+        return head[start:end] if end <= len(head) else self.source.read_cached(start, end)
 
     def _entry(self, entry: Entry, head: bytes) -> bytes:
         raw = self._tail[entry.begin - self._tail_start : entry.end - self._tail_start]

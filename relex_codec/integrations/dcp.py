@@ -26,7 +26,7 @@ from relex_codec.core.torch_dtypes import DTYPES, as_tensor
 from relex_codec.errors import InvalidArgument
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.source import closed_on_error
-from relex_codec.storage.urls import Options, PathLike, public
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 TOGETHER: Final = 64 << 20
 """Bytes that are decoded at a time, or one slice if that is more: reads of small tensors wait together."""
@@ -92,7 +92,7 @@ class RelexStorageReader(StorageReader):
         return Metadata(
             {key: _described(reader, name) for key, name in names.items()},
             planner_data={key: (key,) for key in names},
-            storage_meta=StorageMeta(checkpoint_id=public(self.checkpoint_id)),
+            storage_meta=StorageMeta(checkpoint_id=without_secrets(self.checkpoint_id)),
         )
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -111,8 +111,8 @@ class RelexStorageReader(StorageReader):
         if not any(plan.items for plan in plans):
             key = next(iter(self._opened()[1]))
             raise InvalidArgument(
-                f"nothing in the state dict is in {public(self.checkpoint_id)}, whose keys are like {quote(key)}; "
-                "see key_prefix"
+                f"nothing in the state dict is in {without_secrets(self.checkpoint_id)}, whose keys are like "
+                f"{quote(key)}; see key_prefix"
             )
         return plans
 
@@ -150,7 +150,7 @@ class RelexStorageReader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: PathLike) -> bool:
         """Tell whether a path or URL looks like one of a ``.relex`` file."""
-        return public(checkpoint_id).endswith(".relex")
+        return without_secrets(checkpoint_id).endswith(".relex")
 
     def _opened(self) -> tuple[RunReader, dict[str, str]]:
         """Return the open file, and the name in it of each key."""

@@ -25,7 +25,7 @@ from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
 from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.source import closed_on_error
-from relex_codec.storage.urls import KEY, public
+from relex_codec.storage.urls import OWN_OPTIONS, without_secrets
 
 PROTOCOL: Final = "relex"
 _STEP: Final = re.compile(r"step_(-?[0-9]{1,18}(?:\.[0-9]{1,18})?)")
@@ -162,7 +162,9 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
             return _directory_info(path)
         size = place.size()
         if size is None:
-            raise FileNotFoundError(errno.ENOENT, f"{quote(place.name)} is no file of a step of {public(self.url)}")
+            raise FileNotFoundError(
+                errno.ENOENT, f"{quote(place.name)} is no file of a step of {without_secrets(self.url)}"
+            )
         return _file_info(path, size, place.tier)
 
     def exists(self, path: str, **kwargs: Any) -> bool:
@@ -287,7 +289,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         match = _STEP.fullmatch(folder)
         if match is None:
             raise FileNotFoundError(
-                errno.ENOENT, f"{quote(folder)} is no directory of {public(self.url)}, expected step_N"
+                errno.ENOENT, f"{quote(folder)} is no directory of {without_secrets(self.url)}, expected step_N"
             )
         files, step = self._opened(), float(match[1])
         try:
@@ -300,7 +302,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         path = self._strip_protocol(path)
         info = self.info(path)
         if info["type"] == "directory":
-            raise IsADirectoryError(errno.EISDIR, f"{quote(path)} is a directory of {public(self.url)}")
+            raise IsADirectoryError(errno.EISDIR, f"{quote(path)} is a directory of {without_secrets(self.url)}")
         return self._place(path), info["size"]
 
 
@@ -340,7 +342,7 @@ def unchained(fo: str, protocol: str | None, options: dict[str, Any] | None) -> 
     if not found:
         return links[0], options
     found[name] = own
-    settings = {key: link.pop(key) for link in found.values() for key in (KEY,) if key in link}
+    settings = {key: link.pop(key) for link in found.values() for key in (OWN_OPTIONS,) if key in link}
     return "::".join(links), found | settings
 
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from relex_codec.core.indexing import split
+from relex_codec.core.indexing import split_index
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.run.run_reader import RunReader
-from relex_codec.storage.urls import Options, PathLike, public
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +95,7 @@ def load_model(
     _check_complete(info, chosen, reader.path, allow_mismatched=allow)
     if generation is not None and model.can_generate():
         model.generation_config = generation
-    model.name_or_path = model.config.name_or_path = f"relex://step_{step:g}::{public(url)}"
+    model.name_or_path = model.config.name_or_path = f"relex://step_{step:g}::{without_secrets(url)}"
     return (model, info) if give_info else model
 
 
@@ -181,7 +181,7 @@ class LazyTensor:
         if self._failed:
             raise self._failed[0]
         try:
-            part, rest = split(index)
+            part, rest = split_index(index)
             found = self._reader.tensor(self._name, self._step, self._tier, part)[rest]
         except RelexError as error:
             self._failed.append(error)

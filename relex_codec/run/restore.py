@@ -15,9 +15,8 @@ from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.storage.filled import create, fill, flush
-from relex_codec.storage.local_writer import AtomicDirectory
-from relex_codec.storage.outgoing import UploadedDirectory
+from relex_codec.storage.local_writer import AtomicDirectory, create_file, flush_directory, write_at
+from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
 from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
@@ -113,15 +112,15 @@ def _restore_to_disk(
         for number in folders:
             os.mkdir(place(number, ""))
             for shard in shards:
-                create(place(number, shard.name), shard.head, shard.size)
+                create_file(place(number, shard.name), shard.head, shard.size)
     _replay(decoder, shards, folders, place, directory.reported, on_bytes)
     for name, content in side:
         data = b"".join(content)
         with directory.reported():
             for number in folders:
-                create(place(number, name), data, len(data))
+                create_file(place(number, name), data, len(data))
     with directory.reported():
-        parallel_map(flush, [place(number, "") for number in folders], IO_THREADS)
+        parallel_map(flush_directory, [place(number, "") for number in folders], IO_THREADS)
 
 
 def _restore_to_url(
@@ -139,13 +138,13 @@ def _restore_to_url(
         for lot in _lots(directory, shard, list(folders)):
             with directory.local():
                 for number in lot:
-                    create(place(number, shard.name), shard.head, shard.size)
+                    create_file(place(number, shard.name), shard.head, shard.size)
             _replay(decoder, [shard], lot, place, directory.local, on_bytes)
             directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
     for name, content in side:
         path, data = place(0, name), b"".join(content)
         with directory.local():
-            create(path, data, len(data))
+            create_file(path, data, len(data))
         directory.upload([(path, f"{folder}/{name}") for folder in folders.values()], keep=True)
         os.unlink(path)
 
@@ -177,7 +176,7 @@ def _replay(
             pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
         with reported():
             for name, rows in pieces.items():
-                fill(place(number, name), rows)
+                write_at(place(number, name), rows)
 
     replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys(), replay_plan(decoder, numbers))
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensors import read_weights
 from relex_codec.format.manifest import TensorEntry
-from relex_codec.storage.urls import Options, PathLike, public
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .describe import DescribedRun
 from .export import export, nbytes
@@ -60,7 +60,7 @@ class Run(DescribedRun):
     ) -> None:
         self.device = checked_device(device)
         reader = RunReader(path, base=base, storage_options=storage_options)
-        super().__init__(reader, None if base is None else public(base))
+        super().__init__(reader, None if base is None else without_secrets(base))
         self._options = storage_options
 
     def __enter__(self) -> Run:

@@ -24,7 +24,7 @@ from relex_codec.format.reader import FileReader
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.kernels.interface import flat
 from relex_codec.kernels.windows import windows
-from relex_codec.storage.hub.paths import refuse_offline
+from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, options_for

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from relex_codec.core.indexing import TensorIndex, box_of, split
+from relex_codec.core.indexing import TensorIndex, box_of, split_index
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike
@@ -135,7 +135,7 @@ class Slice:
 
     def _indexed(self, index: Any) -> Any:
         try:
-            part, rest = split(index)
+            part, rest = split_index(index)
             box_of(self._entry.shape, part)
         except InvalidArgument as error:  # which is a ValueError too
             raise IndexError(f"{error}: {self._name!r}") from None

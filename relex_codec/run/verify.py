@@ -11,7 +11,7 @@ from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
 from relex_codec.kernels.windows import BATCH
-from relex_codec.storage.prefetch import reading, remote
+from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 
 
 def check_all(decoder: Decoder) -> None:
@@ -21,7 +21,7 @@ def check_all(decoder: Decoder) -> None:
         Corrupt: a checksum, frame, code or digest is wrong.
     """
     source = decoder.container.source
-    with reading(remote([(source, 0, source.size)])):
+    with prefetching(ranges_to_fetch([(source, 0, source.size)])):
         _check_entries(decoder)
 
 

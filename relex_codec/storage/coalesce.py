@@ -11,15 +11,15 @@ Range = tuple[int, int]
 
 FIRST_READ: Final = 64 << 10
 """Bytes of the first request of a file: the headers and indexes of usual files fit, so that one request opens them."""
-GAP: Final = 64 << 10
+MERGE_GAP: Final = 64 << 10
 """Ranges this close are read as one: a request costs more than these bytes."""
-MERGED: Final = 16 << 20
+LONGEST_READ: Final = 16 << 20
 """The longest read that merging makes."""
 WASTE: Final = 256
-"""`blocks` fetches one byte too many in so many, at most."""
+"""`plan_blocks` fetches one byte too many in so many, at most."""
 
 
-class Merged(NamedTuple):
+class MergedRead(NamedTuple):
     """One read that serves several ranges."""
 
     start: int
@@ -28,12 +28,12 @@ class Merged(NamedTuple):
     """Indices of the ranges served."""
 
 
-def merge(ranges: Sequence[Range], gap: int = GAP, limit: int = MERGED) -> list[Merged]:
+def merge_ranges(ranges: Sequence[Range], gap: int = MERGE_GAP, limit: int = LONGEST_READ) -> list[MergedRead]:
     """Plan reads for `ranges`: neighbours at most `gap` bytes apart share a read of at most `limit` bytes.
 
     A range that is longer than `limit` is read alone; empty ranges are not read. The plan is in order of position.
     """
-    plan: list[Merged] = []
+    plan: list[MergedRead] = []
     for index in sorted(range(len(ranges)), key=lambda i: ranges[i]):
         start, end = ranges[index]
         if start == end:
@@ -42,9 +42,9 @@ def merge(ranges: Sequence[Range], gap: int = GAP, limit: int = MERGED) -> list[
             last = plan[-1]
             joined = max(last.end, end)
             if start - last.end <= gap and (joined == last.end or joined - last.start <= limit):
-                plan[-1] = Merged(last.start, joined, (*last.members, index))
+                plan[-1] = MergedRead(last.start, joined, (*last.members, index))
                 continue
-        plan.append(Merged(start, end, (index,)))
+        plan.append(MergedRead(start, end, (index,)))
     return plan
 
 
@@ -59,7 +59,7 @@ class Block(NamedTuple):
     """Bytes of it that the ranges take, those that several take counted as often."""
 
 
-def blocks(ranges: Sequence[Range], limit: int = MERGED, waste: int = WASTE) -> list[Block]:
+def plan_blocks(ranges: Sequence[Range], limit: int = LONGEST_READ, waste: int = WASTE) -> list[Block]:
     """Plan reads for `ranges`, which will be asked for in this order, in blocks of `limit` bytes at most.
 
     Blocks do not overlap, and neighbouring ranges share one; a long stretch is cut into blocks of equal size, more

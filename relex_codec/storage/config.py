@@ -3,14 +3,14 @@
 ===============  =======================  ========  ==================================================================
 key              environment              default   meaning
 ===============  =======================  ========  ==================================================================
-retry_seconds    RELEX_RETRY_SECONDS      60        how long a read that fails for the moment is tried again; 0: never
+retry_seconds    RELEX_RETRY_SECONDS      60        how long a read that fails for the moment is retried; 0: never
 timeout          RELEX_TIMEOUT            30        seconds without a byte after which a connection counts as dead
-cache            RELEX_CACHE              (none)    directory that fetched ranges are kept in; none: they are not kept
+cache            RELEX_CACHE              (none)    directory that fetched ranges are cached in; none: not cached
 cache_bytes      RELEX_CACHE_BYTES        10 GiB    how large that directory may grow
 ===============  =======================  ========  ==================================================================
 
 The first two hold for S3, HTTP, Google Cloud Storage, Azure and models on the Hub. Data sets on the Hub and caches of
-fsspec are read through libraries that try again by themselves, for as long as they are set up to.
+fsspec are read through libraries that retry by themselves, for as long as they are set up to.
 
 In Python they go under the key ``relex`` of ``storage_options``, which every function that reads takes::
 
@@ -27,47 +27,53 @@ from typing import Any
 
 from relex_codec.errors import InvalidArgument
 
-from .urls import KEY, Options
+from .retry import RetryPolicy
+from .urls import OWN_OPTIONS, Options
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """See the table above."""
+class StorageConfig:
+    """How remote files are read; see the table above."""
 
     retry_seconds: float = 60.0
     timeout: float = 30.0
     cache: str | None = None
     cache_bytes: int = 10 << 30
 
+    @property
+    def retry(self) -> RetryPolicy:
+        """When a failed request is made again."""
+        return RetryPolicy(max_seconds=self.retry_seconds)
 
-def split(options: Options) -> tuple[Settings, dict[str, Any]]:
-    """Return the settings that hold, and the options for fsspec alone.
+
+def split_options(options: Options) -> tuple[StorageConfig, dict[str, Any]]:
+    """Return the config that holds, and the options for fsspec alone.
 
     What is in `options` comes before the environment.
 
     Raises:
-        InvalidArgument: an unknown setting, or a value that cannot be.
+        InvalidArgument: an unknown setting, or a value that is not allowed.
     """
     plain = dict(options or {})
-    own = plain.pop(KEY, None)
+    own = plain.pop(OWN_OPTIONS, None)
     own = {} if own is None else own
-    known = [field.name for field in fields(Settings)]
+    known = [field.name for field in fields(StorageConfig)]
     if not isinstance(own, Mapping) or (unknown := [name for name in own if name not in known]):
         what = repr(own) if not isinstance(own, Mapping) else f"{unknown[0]!r}"
-        raise InvalidArgument(f"storage_options[{KEY!r}] has {what}, expected settings {', '.join(known)}")
+        raise InvalidArgument(f"storage_options[{OWN_OPTIONS!r}] has {what}, expected settings {', '.join(known)}")
     values: dict[str, Any] = {}
     for name in known:
         variable = f"RELEX_{name.upper()}"
         if name in own:
-            values[name] = _value(f"storage_options[{KEY!r}][{name!r}]", name, own[name])
+            values[name] = _value(f"storage_options[{OWN_OPTIONS!r}][{name!r}]", name, own[name])
         elif os.environ.get(variable):
             values[name] = _value(variable, name, os.environ[variable])
-    return Settings(**values), plain
+    return StorageConfig(**values), plain
 
 
 def without_credentials(options: Options) -> Options:
     """Return only the settings of this package: what may go to a place that a file names by itself."""
-    return {KEY: options[KEY]} if options and KEY in options else None
+    return {OWN_OPTIONS: options[OWN_OPTIONS]} if options and OWN_OPTIONS in options else None
 
 
 def _value(where: str, name: str, value: Any) -> Any:

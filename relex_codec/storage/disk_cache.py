@@ -1,4 +1,4 @@
-"""Fetched ranges on disk, for who reads the same ones again: off unless a directory is given, bounded in size.
+"""Fetched ranges on disk, for programs that read the same ones again: off unless a directory is given, bounded in size.
 
 An entry is a file, named by a hash of what it holds (object, version, range), with a digest of its bytes at its end. It
 is written under another name and renamed, so that processes may share a directory without locks, and a kill leaves at
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .config import Settings
+from .config import StorageConfig
 
 DIGEST: Final = 16
 """Bytes of an entry's digest."""
@@ -42,7 +42,7 @@ _NAME: Final = re.compile(r"[0-9a-f]{40}\.range(?P<temporary>\.[0-9a-f]{12}\.par
 class DiskCache:
     """A directory of fetched ranges.
 
-    Failures of the disk are not reported: what cannot be kept is fetched again.
+    Failures of the disk are not reported: what cannot be cached is fetched again.
 
     Args:
         folder: made if it does not exist, for the user alone.
@@ -72,7 +72,7 @@ class DiskCache:
         return content
 
     def store(self, key: str, start: int, end: int, data: bytes) -> None:
-        """Keep `data` as bytes `start` to `end`, unless it is larger than the whole cache may be."""
+        """Cache `data` as bytes `start` to `end`, unless it is larger than the whole cache may be."""
         size = len(data) + DIGEST
         if size > self.limit:
             return
@@ -123,13 +123,13 @@ class DiskCache:
         return self.folder / f"{name}{_SUFFIX}"
 
 
-def key_of(path: str, version: str | None) -> str:
+def disk_cache_key(path: str, version: str | None) -> str:
     """Return what stands for a version of an object: a URL that is signed anew is still that of the same object."""
-    url, mark, query = path.partition("?")
+    url, question_mark, query = path.partition("?")
     parts = {part: part.partition("=")[0] for part in query.split("&")}
     signed = any(_SIGNATURE.fullmatch(name) for name in parts.values())
-    kept = [part for part, name in parts.items() if not (signed and _SIGNING.fullmatch(name))]
-    return f"{url}{mark if any(kept) else ''}{'&'.join(kept)} {version}"
+    lasting = [part for part, name in parts.items() if not (signed and _SIGNING.fullmatch(name))]
+    return f"{url}{question_mark if any(lasting) else ''}{'&'.join(lasting)} {version}"
 
 
 def _digest(data: bytes) -> bytes:
@@ -140,11 +140,9 @@ _CACHES: Final[dict[tuple[str, int], DiskCache]] = {}
 _CACHES_LOCK: Final = threading.Lock()
 
 
-def cache_of(settings: Settings) -> DiskCache | None:
-    """Return the cache that the settings ask for; one a directory and process."""
-    if settings.cache is None:
+def disk_cache_for(config: StorageConfig) -> DiskCache | None:
+    """Return the cache that `config` asks for, or None; one a directory and process."""
+    if config.cache is None:
         return None
     with _CACHES_LOCK:
-        return _CACHES.setdefault(
-            (settings.cache, settings.cache_bytes), DiskCache(settings.cache, settings.cache_bytes)
-        )
+        return _CACHES.setdefault((config.cache, config.cache_bytes), DiskCache(config.cache, config.cache_bytes))

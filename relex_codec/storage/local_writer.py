@@ -1,12 +1,12 @@
-"""Files and directories that appear under their names only when they are complete.
+"""Local files and directories that appear under their names only when they are complete.
 
 Both are written under a temporary name beside the target, flushed to disk and renamed; whatever goes wrong before, an
-interruption by the user included, removes the temporary name and leaves the target as it was.
+interruption by the user included, removes the temporary name and leaves the target as it was. Below a directory that is
+being written, `create_file`, `write_at` and `flush_directory` make files of known size whose bytes come in any order.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from relex_codec.core.text import one_line
+from relex_codec.core.dtypes import Bits
 from relex_codec.errors import InvalidArgument
 
-from .urls import PathLike, is_url, local_path, public
+from .explain import write_error
+from .urls import PathLike, is_url, local_path, without_secrets
 
 _NAME_LIMIT: Final = 150
 """Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""
@@ -27,18 +28,13 @@ _NAME_LIMIT: Final = 150
 class AtomicFile:
     """A context manager that writes a local file.
 
-    Parameters
-    ----------
-    path : str or path
-        The target; a link is followed, a file is replaced.
-    shown : str, optional
-        What messages call the file instead of `path`.
+    Args:
+        path: the target; a link is followed, a file is replaced.
+        shown: what messages call the file instead of `path`.
 
-    Raises
-    ------
-    InvalidArgument
-        The target is a URL, a directory or a device, its directory does not exist, or the disk is full. Raised on
-        entering, while writing, or on leaving; the target is then as it was.
+    Raises:
+        InvalidArgument: the target is a URL, a directory or a device, its directory does not exist, or the disk is
+            full. Raised on entering, while writing, or on leaving; the target is then as it was.
     """
 
     def __init__(self, path: PathLike, *, shown: str | None = None) -> None:
@@ -97,21 +93,17 @@ class AtomicFile:
         try:
             yield
         except OSError as e:
-            raise unwritable(self._shown, e) from None
+            raise write_error(self._shown, e) from None
 
 
 class AtomicDirectory:
     """A context manager that writes a local directory; files go to `path`, or through `file`.
 
-    Parameters
-    ----------
-    path : str or path
-        The target: absent (directories above it are made) or an empty directory.
+    Args:
+        path: the target: absent (directories above it are made) or an empty directory.
 
-    Raises
-    ------
-    InvalidArgument
-        The target exists and is not empty, is a URL, or cannot be written.
+    Raises:
+        InvalidArgument: the target exists and is not empty, is a URL, or cannot be written.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -157,12 +149,14 @@ class AtomicDirectory:
         try:
             yield
         except OSError as e:
-            raise unwritable(self.shown, e) from None
+            raise write_error(self.shown, e) from None
 
 
 def _target(path: PathLike) -> str:
     if is_url(path):
-        raise InvalidArgument(f"cannot write {public(path)}: output must be a local path; upload it afterwards")
+        raise InvalidArgument(
+            f"cannot write {without_secrets(path)}: output must be a local path; upload it afterwards"
+        )
     text = local_path(path)
     if not text:
         raise InvalidArgument("cannot write to an empty path")
@@ -185,11 +179,49 @@ def _sync_directory(path: str) -> None:
             os.close(fd)
 
 
-def unwritable(shown: str, e: OSError) -> InvalidArgument:
-    """Return the error for a write to `shown` that failed."""
-    hint = ""
-    if e.errno == errno.ENOENT:
-        hint = "; its directory does not exist, make it first"
-    elif e.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "; free some space or choose another place"
-    return InvalidArgument(f"cannot write {shown}: {one_line(e)}{hint}; nothing was changed there")
+def create_file(path: str, head: bytes, size: int) -> None:
+    """Make a file of `size` bytes that begins with `head`.
+
+    Raises:
+        OSError: it exists, or cannot be written.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all_at(fd, memoryview(head), 0)
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def write_at(path: str, pieces: list[tuple[int, Bits]]) -> None:
+    """Write pieces into a file, each at the position in bytes that goes with it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for at, bits in pieces:
+            _write_all_at(fd, bits.data.cast("B"), at)
+    finally:
+        os.close(fd)
+
+
+def flush_directory(folder: str) -> None:
+    """Bring a directory and its files to the disk.
+
+    Raises:
+        OSError: what was written cannot be kept.
+    """
+    for path in (*(entry.path for entry in os.scandir(folder)), folder):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _write_all_at(fd: int, data: memoryview, at: int) -> None:
+    while data:  # a full disk writes a part first
+        count = os.pwrite(fd, data, at)
+        data, at = data[count:], at + count

@@ -1,9 +1,9 @@
-"""Reading ahead: what will be asked for is fetched in large blocks, in that order, while what came before is in use.
+"""Prefetching: what will be asked for is fetched in large blocks, in that order, while what came before is in use.
 
-A plan of ranges over several files becomes blocks (`ranges.blocks`), which threads fetch, so many at a time and so many
-bytes before they are used. Reads of those files are served from the blocks, and a block is let go of when all ranges
-that were planned of it have been read. A read that nobody planned goes to the storage itself, so a plan may be wrong at
-the price of requests; the bytes are the same.
+A plan of ranges over several files becomes blocks (`coalesce.plan_blocks`), which threads fetch, so many at a time and
+so many bytes before they are used. Reads of those files are served from the blocks, and a block is let go of when all
+ranges that were planned of it have been read. A read that nobody planned goes to the storage itself, so a plan may be
+wrong at the price of requests; the bytes are the same.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import IO, Any, Final, NamedTuple
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, check_cancelled, wait_for
 
-from .coalesce import MERGED, Range, blocks
-from .remote import REQUESTS, RemoteSource
+from .coalesce import LONGEST_READ, Range, plan_blocks
+from .remote import CONCURRENT_REQUESTS, RemoteSource
 from .source import LocalSource, Source
 
-BLOCK: Final = 8 << 20
+BLOCK_BYTES: Final = 8 << 20
 """The longest read of a plan that needs several: 16 of them are under way at a time."""
-AHEAD: Final = 24 * BLOCK
+PREFETCH_BYTES: Final = 24 * BLOCK_BYTES
 """Bytes that are under way or wait to be used."""
 
 
-class Use(NamedTuple):
+class PlannedRange(NamedTuple):
     """A range that will be read."""
 
     source: PrefetchingSource
@@ -35,26 +35,26 @@ class Use(NamedTuple):
     end: int
 
 
-def remote(ranges: Iterable[tuple[Source, int, int]]) -> list[Use]:
-    """Return those of some ranges that need a request: of remote files, neither kept nor planned already."""
+def ranges_to_fetch(ranges: Iterable[tuple[Source, int, int]]) -> list[PlannedRange]:
+    """Return those of some ranges that need a request: of remote files, neither cached nor planned already."""
     return [
-        Use(source, start, end)
+        PlannedRange(source, start, end)
         for source, start, end in ranges
-        if isinstance(source, PrefetchingSource) and not source.at_hand(start, end)
+        if isinstance(source, PrefetchingSource) and not source.is_available(start, end)
     ]
 
 
-def reading(uses: Sequence[Use]) -> AbstractContextManager[Any]:
-    """Return a context in which these ranges, asked for in about this order, are read ahead."""
-    return Prefetch(uses) if uses else nullcontext()
+def prefetching(planned: Sequence[PlannedRange]) -> AbstractContextManager[Any]:
+    """Return a context in which these ranges, which will be asked for in about this order, are prefetched."""
+    return Prefetcher(planned) if planned else nullcontext()
 
 
 class PrefetchingSource(Source):
-    """A remote file, parts of which may have been read ahead."""
+    """A remote file, parts of which may have been prefetched."""
 
     def __init__(self, inner: RemoteSource) -> None:
         self.inner, self.path, self.size = inner, inner.path, inner.size
-        self._running: tuple[Prefetch, ...] = ()
+        self._running: tuple[Prefetcher, ...] = ()
         self._lock = threading.Lock()
         self._copy: LocalSource | None = None
 
@@ -65,9 +65,9 @@ class PrefetchingSource(Source):
             OSError: the local file cannot be written.
             RelexError: as `read`.
         """
-        with reading([Use(self, 0, self.size)]):
-            for start in range(0, self.size, BLOCK):
-                file.write(self.read(start, min(start + BLOCK, self.size)))
+        with prefetching([PlannedRange(self, 0, self.size)]):
+            for start in range(0, self.size, BLOCK_BYTES):
+                file.write(self.read(start, min(start + BLOCK_BYTES, self.size)))
         file.flush()
         self._copy = LocalSource(self.path, descriptor=file.fileno())
 
@@ -100,33 +100,33 @@ class PrefetchingSource(Source):
             out[at : at + len(view)] = view
             at += len(view)
 
-    def read_kept(self, start: int, end: int) -> bytes:
-        return self.inner.read_kept(start, end)
+    def read_cached(self, start: int, end: int) -> bytes:
+        return self.inner.read_cached(start, end)
 
     def close(self) -> None:
         self.inner.close()
         if self._copy is not None:
             self._copy.close()
 
-    def at_hand(self, start: int, end: int) -> bool:
-        """Tell whether a read needs no request of its own: it is kept, or planned already."""
-        if self._copy is not None or self.inner.has(start, end):
+    def is_available(self, start: int, end: int) -> bool:
+        """Tell whether a read needs no request of its own: it is cached, or planned already."""
+        if self._copy is not None or self.inner.is_cached(start, end):
             return True
-        return any(ahead.covers(self, start, end) for ahead in self._running)
+        return any(prefetcher.covers(self, start, end) for prefetcher in self._running)
 
-    def attach(self, ahead: Prefetch) -> None:
-        """Serve reads from `ahead` from now on."""
+    def attach(self, prefetcher: Prefetcher) -> None:
+        """Serve reads from `prefetcher` from now on."""
         with self._lock:
-            self._running = (*self._running, ahead)
+            self._running = (*self._running, prefetcher)
 
-    def detach(self, ahead: Prefetch) -> None:
+    def detach(self, prefetcher: Prefetcher) -> None:
         """No longer do so."""
         with self._lock:
-            self._running = tuple(other for other in self._running if other is not ahead)
+            self._running = tuple(other for other in self._running if other is not prefetcher)
 
     def _take(self, start: int, end: int) -> list[memoryview] | None:
-        for ahead in self._running:
-            views = ahead.take(self, start, end)
+        for prefetcher in self._running:
+            views = prefetcher.take(self, start, end)
             if views is not None:
                 return views
         return None
@@ -140,38 +140,42 @@ class _Block:
         self.data: Future[bytes] | None = None
 
 
-class Prefetch:
+class Prefetcher:
     """Fetches planned ranges ahead of their use; a context manager.
 
     Args:
-        uses: in the order in which they will be asked for; a range that will be asked for twice is there twice.
-        limit: of bytes that are under way or wait. A block that is asked for before its turn is fetched at once and
-            counts too, so a reader never waits for its own progress.
+        planned: in the order in which they will be asked for; a range that will be asked for twice is there twice.
+        limit: of bytes that are under way or wait. A block that is asked for before the others is fetched at once
+            and counts too, so a reader never waits for its own progress.
         requests: under way at a time.
     """
 
-    def __init__(self, uses: Sequence[Use], *, limit: int = AHEAD, requests: int = REQUESTS) -> None:
+    def __init__(
+        self, planned: Sequence[PlannedRange], *, limit: int = PREFETCH_BYTES, requests: int = CONCURRENT_REQUESTS
+    ) -> None:
         self._limit = limit
         self._held = self._next = 0
         self._lock = threading.Lock()
-        self._stop, self._ended = CancelScope(), False
+        self._scope, self._ended = CancelScope(), False
         by_source: dict[PrefetchingSource, list[int]] = {}
-        for i, use in enumerate(uses):
-            by_source.setdefault(use.source, []).append(i)
+        for i, range_ in enumerate(planned):
+            by_source.setdefault(range_.source, []).append(i)
         ordered: list[tuple[int, _Block]] = []
         self._blocks: dict[PrefetchingSource, list[_Block]] = {}
         for source, numbers in by_source.items():
-            ranges = [(uses[i].start, uses[i].end) for i in numbers]
-            alone = sum(end - start for start, end in ranges) <= MERGED  # one request, as for one tensor of usual size
-            planned = blocks(ranges, MERGED if alone else BLOCK)
-            made = [(numbers[block.first], _Block(source, block.start, block.end, block.used)) for block in planned]
+            ranges = [(planned[i].start, planned[i].end) for i in numbers]
+            alone = (
+                sum(end - start for start, end in ranges) <= LONGEST_READ
+            )  # one request, as for one tensor of usual size
+            plan = plan_blocks(ranges, LONGEST_READ if alone else BLOCK_BYTES)
+            made = [(numbers[block.first], _Block(source, block.start, block.end, block.used)) for block in plan]
             ordered += made
             self._blocks[source] = sorted((block for _, block in made), key=lambda block: block.start)
         self._starts = {source: [block.start for block in found] for source, found in self._blocks.items()}
         self._order = [block for _, block in sorted(ordered, key=lambda pair: pair[0])]
-        self._pool = ThreadPoolExecutor(requests, "relex-ahead")
+        self._pool = ThreadPoolExecutor(requests, "relex-prefetch")
 
-    def __enter__(self) -> Prefetch:
+    def __enter__(self) -> Prefetcher:
         for source in self._blocks:
             source.attach(self)
         with self._lock:
@@ -183,7 +187,7 @@ class Prefetch:
             source.detach(self)
         with self._lock:
             self._ended = True
-        self._stop.set()
+        self._scope.cancel()
         self._pool.shutdown(cancel_futures=True)
 
     def covers(self, source: PrefetchingSource, start: int, end: int) -> bool:
@@ -194,7 +198,7 @@ class Prefetch:
     def take(self, source: PrefetchingSource, start: int, end: int) -> list[memoryview] | None:
         """Return bytes `start` to `end` in parts, waiting for them; None if they are not planned, or used up.
 
-        None also where reading ahead was ended meanwhile, by another thread: then the reader is on its own.
+        None also where another thread has ended prefetching meanwhile: then the reader fetches for itself.
         """
         with self._lock:
             found = None if self._ended else self._find(source, start, end)
@@ -207,7 +211,7 @@ class Prefetch:
                 view = memoryview(wait_for(data))
             except (Exception, Cancelled):
                 check_cancelled()
-                if self._ended or self._stop.is_set():
+                if self._ended or self._scope.is_cancelled():
                     return None
                 raise
             views.append(view[max(start, block.start) - block.start : min(end, block.end) - block.start])
@@ -238,7 +242,7 @@ class Prefetch:
     def _submit(self, block: _Block) -> Future[bytes]:
         if block.data is None:
             self._held += block.end - block.start
-            fetch = self._stop.bound(block.source.inner.fetch)
+            fetch = self._scope.bind(block.source.inner.fetch)
             block.data = self._pool.submit(fetch, block.start, block.end)
         return block.data
 

@@ -1,4 +1,4 @@
-"""Files that are read over the network: tried again, checked, kept, and never mixed with what replaced them."""
+"""Files that are read over the network: retried, checked, cached, and never mixed with what replaced them."""
 
 from __future__ import annotations
 
@@ -8,40 +8,34 @@ from typing import Any, Final, TypeVar
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 
-from .coalesce import FIRST_READ, Range, merge
-from .config import Settings
-from .disk_cache import cache_of, key_of
-from .header_cache import OBJECTS, KeptObjects
-from .hub import paths as hub
-from .retry import GaveUp, Passing, unreadable, until_it_passes
-from .source import Source, changed
-from .stores.base import EmptyObject, ObjectVersion, Replaced
-from .stores.choose import store_of
-from .stores.fsspec_store import FsspecStore
+from .coalesce import FIRST_READ, Range, merge_ranges
+from .config import StorageConfig
+from .disk_cache import disk_cache_for, disk_cache_key
+from .explain import changed_error, explain_read_from_hub, read_error
+from .failures import TransientError
+from .header_cache import HEADER_CACHE, HeaderCache
+from .retry import RetriesExhausted, call_with_retries
+from .source import Source
+from .stores.base import EmptyObject, ObjectReplaced, ObjectVersion
+from .stores.registry import store_for
 
 T = TypeVar("T")
-REQUESTS: Final = 16
+CONCURRENT_REQUESTS: Final = 16
 """Requests that are under way at a time."""
 
 
 class RemoteSource(Source):
     """A file on an fsspec filesystem, read with explicit ranges and never through a read-ahead buffer.
 
-    Parameters
-    ----------
-    filesystem : fsspec filesystem
-    path : str
-        In that filesystem.
-    shown : str
-        What messages call it.
-    error : type
-        Raised where it cannot be read, or was replaced since it was opened.
-    settings : Settings
+    Args:
+        filesystem: of fsspec.
+        path: the file in it.
+        shown: what messages call it.
+        error: raised where it cannot be read, or was replaced since it was opened.
+        config: timeouts, retries and the cache on disk.
 
-    Attributes
-    ----------
-    version : str or None
-        What the object that was opened is known by; None if the storage tells nothing but a size.
+    Attributes:
+        identifier: of the version that was opened; None if the storage has none, but only a size.
     """
 
     def __init__(
@@ -51,36 +45,35 @@ class RemoteSource(Source):
         *,
         shown: str,
         error: type[RelexError] = InvalidArgument,
-        settings: Settings | None = None,
+        config: StorageConfig | None = None,
     ) -> None:
         self.path = shown
         self._error = error
         self._closed = False
-        self._settings = settings or Settings()
-        self._backend = store_of(filesystem, path, self._settings)
-        self._fixed = isinstance(self._backend, FsspecStore) and self._backend.fixed
-        self._key = (shown, path, self._backend.identity)
+        self._config = config or StorageConfig()
+        self._store = store_for(filesystem, path, self._config)
+        self._key = (shown, path, self._store.identity)
         first = b""
-        known = self._known_mark() if OBJECTS.knows(self._key) or not self._backend.tells else None
-        if known is None:
-            known, first = self._first_request()
-        self._mark = known
-        self.size = self._mark.size
-        self.version = self._mark.version
-        # an object without a version cannot be told from its successor: nothing of it is for others
-        self._objects = OBJECTS if self.version else KeptObjects()
+        opened = self._known_version() if self._key in HEADER_CACHE or not self._store.has_versions else None
+        if opened is None:
+            opened, first = self._first_request()
+        self._opened = opened
+        self.size = self._opened.size
+        self.identifier = self._opened.identifier
+        # an object without a version cannot be told from its successor: nothing of it is for other readers
+        self._headers = HEADER_CACHE if self.identifier else HeaderCache()
         if first:
-            self._objects.add(self._key, self.version, 0, first)
-        self._cache = cache_of(self._settings) if self.version else None
-        self._cache_key = key_of(f"{shown} {path}", self.version)
+            self._headers.add(self._key, self.identifier, 0, first)
+        self._disk_cache = disk_cache_for(self._config) if self.identifier else None
+        self._disk_key = disk_cache_key(f"{shown} {path}", self.identifier)
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         self._check(ranges)
         self._check_open()
-        found = [self._find_kept(*span) for span in ranges]
+        found = [self._find_cached(*span) for span in ranges]
         rest = [i for i, data in enumerate(found) if data is None]
-        plan = merge([ranges[i] for i in rest])
-        fetched = parallel_map(lambda m: self.fetch(m.start, m.end), plan, REQUESTS)
+        plan = merge_ranges([ranges[i] for i in rest])
+        fetched = parallel_map(lambda m: self.fetch(m.start, m.end), plan, CONCURRENT_REQUESTS)
         for (start, end, members), data in zip(plan, fetched, strict=True):
             for member in members:
                 a, b = ranges[rest[member]]
@@ -94,135 +87,139 @@ class RemoteSource(Source):
         if self._closed:
             raise self._error(f"{self.path} is closed")
 
-    def read_kept(self, start: int, end: int) -> bytes:
-        data = self._find_kept(start, end)
+    def read_cached(self, start: int, end: int) -> bytes:
+        data = self._find_cached(start, end)
         if data is None:
             data = self.read(start, end)
-            self._objects.add(self._key, self.version, start, data)
+            self._headers.add(self._key, self.identifier, start, data)
         return data
 
-    def has(self, start: int, end: int) -> bool:
-        """Tell whether bytes `start` to `end` are kept, so that reading them needs no request."""
-        return self._find_kept(start, end) is not None
+    def is_cached(self, start: int, end: int) -> bool:
+        """Tell whether bytes `start` to `end` are cached, so that reading them needs no request."""
+        return self._find_cached(start, end) is not None
 
     def fetch(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end` with one request, or from the cache on disk."""
         self._check_open()
-        if self._cache is not None:
-            kept = self._cache.load(self._cache_key, start, end)
-            if kept is not None:
-                return kept
-        data = self._attempts(lambda: self._get(start, end))
-        if self._cache is not None:
-            self._cache.store(self._cache_key, start, end, data)
+        if self._disk_cache is not None:
+            cached = self._disk_cache.load(self._disk_key, start, end)
+            if cached is not None:
+                return cached
+        data = self._request(lambda: self._get(start, end))
+        if self._disk_cache is not None:
+            self._disk_cache.store(self._disk_key, start, end, data)
         return data
 
-    def _find_kept(self, start: int, end: int) -> bytes | None:
-        return self._objects.find(self._key, self.version, start, end)
+    def _find_cached(self, start: int, end: int) -> bytes | None:
+        return self._headers.find(self._key, self.identifier, start, end)
 
     def _get(self, start: int, end: int) -> bytes:
         try:
-            data = self._backend.get(start, end, self._mark).data
+            data = self._store.get(start, end, self._opened).data
         except EmptyObject:  # it had these bytes
-            raise Replaced from None
+            raise ObjectReplaced from None
         if len(data) > end - start:
             asked = f"{end - start} from {start}"
             raise Corrupt(f"the server ignored the range: {len(data)} bytes instead of {asked}")
         if len(data) < end - start:
-            raise _Short(f"the answer has {len(data)} bytes instead of {end - start} from {start}")
-        if not self._backend.tells and not self._fixed:
-            mark = self._backend.head()
-            if mark is None or not mark.same(self._mark):
-                raise Replaced
+            raise _ShortAnswer(f"the answer has {len(data)} bytes instead of {end - start} from {start}")
+        if not self._store.has_versions and not self._store.is_immutable:
+            version = self._store.head()
+            if version is None or not version.matches(self._opened):
+                raise ObjectReplaced
         return bytes(data)
 
     def _first_request(self) -> tuple[ObjectVersion, bytes]:
         def attempt() -> tuple[ObjectVersion, bytes]:
-            data, mark = self._backend.get(0, FIRST_READ, None)
-            assert mark is not None
-            if len(data) != min(FIRST_READ, mark.size):
-                raise _Short(f"the answer has {len(data)} bytes instead of {min(FIRST_READ, mark.size)} from 0")
-            return mark, data
+            data, version = self._store.get(0, FIRST_READ, None)
+            assert version is not None
+            if len(data) != min(FIRST_READ, version.size):
+                raise _ShortAnswer(
+                    f"the answer has {len(data)} bytes instead of {min(FIRST_READ, version.size)} from 0"
+                )
+            return version, data
 
         try:
-            return self._attempts(attempt)
+            return self._request(attempt)
         except EmptyObject:
             return self._head(), b""
 
-    def _known_mark(self) -> ObjectVersion | None:
+    def _known_version(self) -> ObjectVersion | None:
         """Ask for the version alone; None where the server does not answer that, as for URLs signed for reading."""
-        return self._attempts(self._backend.head) if self._backend.tells else self._head()
+        return self._request(self._store.head) if self._store.has_versions else self._head()
 
     def _head(self) -> ObjectVersion:
-        mark = self._attempts(self._backend.head)
-        if mark is None:
+        version = self._request(self._store.head)
+        if version is None:
             raise self._error(f"{self.path} is not a file of known size")
-        return mark
+        return version
 
-    def _attempts(self, attempt: Callable[[], T]) -> T:
-        """Call `attempt`, again if that may help, and report what it raises as what it is."""
-        return attempts(attempt, self.path, self._error, self._settings, patient=self._backend.patient)
+    def _request(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt`, one request for this file, returns; see `request_with_retries`."""
+        return request_with_retries(
+            attempt, self.path, self._error, self._config, retries_internally=self._store.retries_internally
+        )
 
 
-class _Short(Passing):
+class _ShortAnswer(TransientError):
     """An answer that ends early."""
 
 
-def attempts(
+def request_with_retries(
     attempt: Callable[[], T],
     path: str,
     error: type[RelexError],
-    settings: Settings,
+    config: StorageConfig,
     *,
-    patient: bool = False,
+    retries_internally: bool = False,
 ) -> T:
-    """Return what `attempt`, one request for `path`, returns; tried again within the limit of `settings`.
+    """Return what `attempt`, one request for `path`, returns; made again after failures as `config` says.
 
     Args:
-        patient: the filesystem tries failed requests again by itself: then only once here, short answers apart.
+        retries_internally: as of `ObjectStore`: then it is made again here only after short answers.
 
     Raises:
         Truncated: all answers end early.
         Corrupt: what came is not what was asked for.
-        EmptyObject: as `backends.Backend.get`, where nothing was known of the object.
+        EmptyObject: as `ObjectStore.get`.
         error: everything else, in one line.
     """
     try:
-        return until_it_passes((lambda: _once(attempt)) if patient else attempt, settings.retry_seconds)
-    except Exception as e:  # backends raise what they like
-        last = e.__cause__ if isinstance(e, GaveUp) else e
-        if isinstance(last, _Short):
-            tried = f" ({e})" if isinstance(e, GaveUp) else ""
+        return call_with_retries((lambda: _without_retries(attempt)) if retries_internally else attempt, config.retry)
+    except Exception as e:  # libraries raise what they like
+        last = e.__cause__ if isinstance(e, RetriesExhausted) else e
+        if isinstance(last, _ShortAnswer):
+            tried = f" ({e})" if isinstance(e, RetriesExhausted) else ""
             raise Truncated(f"{path}: {last}{tried}") from None
         if isinstance(last, Corrupt):
             raise Corrupt(f"{path}: {last}") from None
-        if isinstance(last, Replaced):
-            raise changed(path, error) from None
+        if isinstance(last, ObjectReplaced):
+            raise changed_error(path, error) from None
         if isinstance(last, EmptyObject):
             raise
-        if (said := hub.answered(path, last)) is not None:
-            raise error(said) from None
-        raise unreadable(path, last.error if isinstance(last, _Final) else e, error) from None
+        if (reason := explain_read_from_hub(path, last)) is not None:
+            raise error(reason) from None
+        raise read_error(path, last.error if isinstance(last, _RetriedFailure) else e, error) from None
 
 
-class _Final(Exception):
-    """A failure that the filesystem itself tried to get over."""
+class _RetriedFailure(Exception):
+    """A failure that the library has retried by itself."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
-def _once(attempt: Callable[[], T]) -> T:
+def _without_retries(attempt: Callable[[], T]) -> T:
     try:
         return attempt()
-    except (Passing, Replaced, EmptyObject, RelexError):
+    except (TransientError, ObjectReplaced, EmptyObject, RelexError):
         raise
     except Exception as e:
-        raise _Final(e) from None
+        raise _RetriedFailure(e) from None
 
 
-def s3_options(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return the options with which s3fs leaves trying again to this package, and waits as long as it is told.
+def s3fs_options(options: dict[str, Any], config: StorageConfig) -> dict[str, Any]:
+    """Return the options with which s3fs leaves retries to this package, and has its timeouts.
 
     By itself it tries a request 5 times, its read of the body 5 times around that, and botocore each of those 5 times:
     up to 125 requests before a failure shows. (Its own first number is its attribute ``retries``.) Connections are
@@ -230,8 +227,8 @@ def s3_options(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """
     own = {
         "retries": {"total_max_attempts": 1, "mode": "standard"},
-        "read_timeout": settings.timeout,
-        "connect_timeout": settings.timeout,
-        "max_pool_connections": 2 * REQUESTS,
+        "read_timeout": config.timeout,
+        "connect_timeout": config.timeout,
+        "max_pool_connections": 2 * CONCURRENT_REQUESTS,
     }
     return {**options, "config_kwargs": {**own, **(options.get("config_kwargs") or {})}}

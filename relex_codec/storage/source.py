@@ -1,4 +1,4 @@
-"""What reads files in ranges: the contract, and local files. Nothing here knows about tensors."""
+"""What reads files in ranges: the interface, and local files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from relex_codec.errors import InvalidArgument, RelexError, Truncated
 
 from .coalesce import Range
-from .retry import unreadable
+from .explain import changed_error, read_error
 from .urls import PathLike
 
 
@@ -26,12 +26,9 @@ class Source(ABC):
     def read(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end`.
 
-        Raises
-        ------
-        Truncated
-            The file or the answer ends early.
-        Corrupt
-            The answer is longer than asked.
+        Raises:
+            Truncated: the file or the answer ends early.
+            Corrupt: the answer is longer than asked.
         """
         return self.read_many([(start, end)])[0]
 
@@ -43,11 +40,11 @@ class Source(ABC):
         """Fill `out` with the bytes from `start` on."""
         out[:] = self.read(start, start + len(out))
 
-    def read_kept(self, start: int, end: int) -> bytes:
-        """Return bytes `start` to `end` as `read`; for headers and indexes, which are worth keeping.
+    def read_cached(self, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` as `read`; for headers and indexes, which are read again and again.
 
-        A source that reads over the network keeps them for as long as the process runs, and gives them again, also to
-        who opens the same object again, for as long as the object is the same.
+        A source that reads over the network caches them for as long as the process runs, also for readers that open the
+        same object again, until the object is another one.
         """
         return self.read(start, end)
 
@@ -77,16 +74,11 @@ def closed_on_error(opened: AbstractContextManager[object]) -> Iterator[None]:
         stack.pop_all()
 
 
-def changed(path: str, error: type[RelexError]) -> RelexError:
-    """Return the error for a file that is no longer the one that was opened."""
-    return error(f"{path} changed while it was being read; read it again when nothing writes it")
-
-
 class LocalSource(Source):
     """A local file, read with ``pread``: no position is shared, and nothing is mapped.
 
-    With ``hold=False`` each read opens the file anew, so that a run of thousands of shards stays below the limit of
-    open files. A file that was written to or replaced in between is noticed and refused; one that is held and was
+    With ``keep_open=False`` each read opens the file anew, so that a run of thousands of shards stays below the limit
+    of open files. A file that was written to or replaced in between is noticed and refused; one that stays open and was
     replaced under its name is still read as it was.
     """
 
@@ -94,7 +86,7 @@ class LocalSource(Source):
         self,
         path: PathLike,
         *,
-        hold: bool = True,
+        keep_open: bool = True,
         error: type[RelexError] = InvalidArgument,
         descriptor: int | None = None,
     ) -> None:
@@ -109,10 +101,10 @@ class LocalSource(Source):
                 raise error(f"{self.path} is not a regular file")
             self.size = status.st_size
             self._identity = _identity(status)
-            self._hold = hold
+            self._keep_open = keep_open
             # Closed when nobody refers to the source any more, as file objects are.
-            self._finalizer = weakref.finalize(self, os.close, fd) if hold else lambda: None
-            if hold:
+            self._finalizer = weakref.finalize(self, os.close, fd) if keep_open else lambda: None
+            if keep_open:
                 self._held, fd = fd, -1
         finally:
             if fd >= 0:
@@ -136,12 +128,12 @@ class LocalSource(Source):
         try:
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would block for ever
         except OSError as e:
-            raise unreadable(self.path, e, self._error) from None
+            raise read_error(self.path, e, self._error) from None
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
         """Give a descriptor to read from; the file must be unchanged before and after."""
-        if self._hold:
+        if self._keep_open:
             if self._held is None:
                 raise self._error(f"{self.path} is closed")
             yield self._held
@@ -157,13 +149,13 @@ class LocalSource(Source):
 
     def _check_identity(self, fd: int) -> None:
         if _identity(os.fstat(fd)) != self._identity:
-            raise changed(self.path, self._error)
+            raise changed_error(self.path, self._error)
 
     def _read(self, fd: int, start: int, end: int) -> bytes:
         try:
             data = os.pread(fd, end - start, start)
         except OSError as e:
-            raise unreadable(self.path, e, self._error) from None
+            raise read_error(self.path, e, self._error) from None
         if len(data) == end - start:
             return data
         out = bytearray(end - start)  # more than Linux reads at once (2 GiB), or the file ends
@@ -177,7 +169,7 @@ class LocalSource(Source):
             try:
                 count = os.preadv(fd, [out[at:]], start + at)
             except OSError as e:
-                raise unreadable(self.path, e, self._error) from None
+                raise read_error(self.path, e, self._error) from None
             if count == 0:
                 raise Truncated(f"{self.path} ends at byte {start + at}, expected at least {start + len(out)}")
             at += count

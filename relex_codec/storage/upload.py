@@ -1,4 +1,4 @@
-"""A place on an fsspec filesystem that files are uploaded to: checked first, written whole, tidied up afterwards."""
+"""A place on an fsspec filesystem that files are uploaded to: checked first, complete when shown, tidied up after."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any, Final, TypeVar
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
 
-from .config import split
+from .config import split_options
+from .explain import message_of, upload_error
+from .failures import status_of
 from .open import filesystem_of
-from .retry import GaveUp, said, status_of, until_it_passes
-from .stores.choose import store_of
-from .urls import Options, PathLike, normal, options_for, public
+from .retry import RetriesExhausted, call_with_retries
+from .stores.registry import store_for
+from .urls import Options, PathLike, normalized, options_for, without_secrets
 
 T = TypeVar("T")
 OBJECT_STORES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss"})
@@ -41,19 +43,17 @@ class _Stranded(InvalidArgument):
     """The old file is gone, and the new one under its temporary name."""
 
 
-class Target:
+class UploadTarget:
     """A URL that is to be written to.
 
-    Raises
-    ------
-    InvalidArgument
-        It is of a kind that cannot be written to.
+    Raises:
+        InvalidArgument: it is of a kind that cannot be written to.
     """
 
     def __init__(self, url: PathLike, storage_options: Options = None) -> None:
         text = os.fspath(url)
-        self.shown = public(text)
-        self.scheme = normal(text).partition("://")[0]
+        self.shown = without_secrets(text)
+        self.scheme = normalized(text).partition("://")[0]
         if "::" in text:
             raise InvalidArgument(f"cannot write {self.shown}: it is a chain; give the URL of the place itself")
         if self.scheme == "hf":
@@ -64,15 +64,15 @@ class Target:
         if self.scheme in READ_ONLY:
             raise InvalidArgument(f"cannot write {self.shown}: {self.scheme}:// is for reading; give another place")
         options = options_for(text, storage_options)
-        self._settings, _ = split(options)
+        self._config, _ = split_options(options)
         self.filesystem, name = filesystem_of(text, options, error=InvalidArgument)
         self.name = name.rstrip("/")
-        self._stop = threading.Event()
+        self._cancelled = threading.Event()
         self._in_parts = threading.Lock()
 
     @property
-    def moves(self) -> bool:
-        """Whether files get a temporary name first."""
+    def moves_into_place(self) -> bool:
+        """Whether files are uploaded under a temporary name first, and then moved."""
         return self.scheme not in OBJECT_STORES
 
     def check(self, folder: str) -> None:
@@ -98,8 +98,8 @@ class Target:
 
     def _listed(self) -> Any:
         # not adlfs's where it can be avoided: of a directory that has a marker it shows nothing else
-        backend = store_of(self.filesystem, self.name, self._settings)
-        found = self._again(backend.listing)
+        store = store_for(self.filesystem, self.name, self._config)
+        found = self._with_retries(store.listing)
         if found is None:
             self.filesystem.invalidate_cache(self.name)
             found = self.filesystem.ls(self.name, detail=True)
@@ -108,24 +108,19 @@ class Target:
     def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
         """Upload local files, ``(path, name)`` each, several at a time.
 
-        Parameters
-        ----------
-        files
-            The name is one on the filesystem.
-        on_file
-            Called with the path when the file is there, from one of several threads.
+        Args:
+            files: the name is one on the filesystem.
+            on_file: called with the path when the file is there, from one of several threads.
 
-        Raises
-        ------
-        InvalidArgument
-            A file cannot be written; others may have been. An interruption stops all of them.
+        Raises:
+            InvalidArgument: a file cannot be written; others may have been. An interruption stops all of them.
         """
         files = list(files)
         jobs, failures, lock, ended = iter(files), list[BaseException](), threading.Lock(), threading.Semaphore(0)
 
         def work() -> None:
             try:
-                while not self._stop.is_set():
+                while not self._cancelled.is_set():
                     with lock:
                         job = next(jobs, None)
                     if job is None:
@@ -134,7 +129,7 @@ class Target:
                     on_file(job[0])
             except BaseException as error:
                 failures.append(error)
-                self._stop.set()
+                self._cancelled.set()
             finally:
                 ended.release()
 
@@ -149,7 +144,7 @@ class Target:
                 ended.acquire()
                 left -= 1
         except BaseException:
-            self._stop.set()
+            self._cancelled.set()
             until = time.monotonic() + GRACE
             for _ in range(left):
                 ended.acquire(timeout=max(0.0, until - time.monotonic()))
@@ -176,37 +171,27 @@ class Target:
             yield
         except RelexError:
             raise
-        except Exception as e:  # backends raise what they like
-            hint, status = "", status_of(e)
-            if isinstance(e, FileNotFoundError) or status == 404:
-                hint = "; check that the bucket or directory exists"
-            elif (
-                isinstance(e, PermissionError)
-                or status in (401, 403)
-                or "Credential" in type(e).__name__
-                or str(e).startswith("Forbidden")  # as gcsfs has it
-            ):
-                hint = "; check the credentials and what they allow"
-            raise InvalidArgument(f"cannot write {self.shown}: {said(e)}{hint}") from None
+        except Exception as e:  # libraries raise what they like
+            raise upload_error(self.shown, e) from None
 
     def _upload(self, path: str, name: str) -> None:
         from fsspec.callbacks import Callback
 
-        first = _temporary(name.rpartition("/")[0]) if self.moves else name
+        first = _temporary(name.rpartition("/")[0]) if self.moves_into_place else name
         arrived = False
         with self.reported():
             size = os.path.getsize(path)
             try:
                 # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
-                stop = Callback(hooks={"stop": self._raise_if_stopped})
+                callback = Callback(hooks={"cancel": self._raise_if_cancelled})
                 concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
 
                 def put() -> None:
-                    self._raise_if_stopped()
-                    self.filesystem.put_file(path, first, callback=stop, **put_options(self.filesystem, size))
+                    self._raise_if_cancelled()
+                    self.filesystem.put_file(path, first, callback=callback, **put_options(self.filesystem, size))
 
                 with self._in_parts if concurrent else nullcontext():
-                    self._again(put)  # all of the file, after what the filesystem itself tries for a part of it
+                    self._with_retries(put)  # all of the file, after what the filesystem itself tries for a part of it
                 arrived = True
                 self.filesystem.invalidate_cache(first)
                 found = self.filesystem.info(first)["size"]
@@ -223,15 +208,15 @@ class Target:
                         self._remove(first)
                 raise
 
-    def _again(self, attempt: Callable[[], T]) -> T:
-        """Return what `attempt` returns, tried again while that may help, for as long as the settings say."""
+    def _with_retries(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` returns, tried again while that may help, for as long as the config say."""
         try:
-            return until_it_passes(attempt, self._settings.retry_seconds)
-        except GaveUp as e:
+            return call_with_retries(attempt, self._config.retry)
+        except RetriesExhausted as e:
             raise e.__cause__ or e from None
 
-    def _raise_if_stopped(self, *_: Any, **__: Any) -> None:
-        if self._stop.is_set():
+    def _raise_if_cancelled(self, *_: Any, **__: Any) -> None:
+        if self._cancelled.is_set():
             raise RuntimeError("interrupted")
 
     def _move(self, first: str, name: str) -> None:
@@ -242,9 +227,9 @@ class Target:
                 raise
             self._remove(name)  # some do not move over a file
             try:
-                self._again(lambda: self.filesystem.mv(first, name))
+                self._with_retries(lambda: self.filesystem.mv(first, name))
             except Exception as e:
-                raise _Stranded(f"cannot write {self.shown}: {said(e)}; all of it is there, as {first}") from None
+                raise _Stranded(f"cannot write {self.shown}: {message_of(e)}; all of it is there, as {first}") from None
 
     def _remove(self, name: str) -> None:
         try:
@@ -254,7 +239,7 @@ class Target:
 
     def _is_marker(self) -> bool:
         """Whether an empty object stands for a directory."""
-        return not self.moves and self.filesystem.info(self.name).get("size") == 0
+        return not self.moves_into_place and self.filesystem.info(self.name).get("size") == 0
 
 
 def _temporary(folder: str) -> str:

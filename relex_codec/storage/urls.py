@@ -15,7 +15,7 @@ from relex_codec.errors import InvalidArgument
 PathLike = str | os.PathLike[str]
 Options = dict[str, Any] | None
 """``storage_options`` of fsspec."""
-KEY: Final = "relex"
+OWN_OPTIONS: Final = "relex"
 """Of ``storage_options``: what is meant for this package and not for fsspec."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _BEFORE_PATH: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -23,7 +23,7 @@ _ALIASES: Final = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss", "adl"),
 """Protocols that are one to fsspec."""
 
 
-def normal(path: PathLike) -> str:
+def normalized(path: PathLike) -> str:
     """Return `path` with its schemes in lower case, as fsspec knows them: ``S3://Bucket`` is ``s3://Bucket``."""
     text = os.fspath(path)
     if _SCHEME.match(text) is None:
@@ -36,17 +36,17 @@ def normal(path: PathLike) -> str:
 
 def is_url(path: PathLike) -> bool:
     """Return whether `path` is for fsspec (``s3://...``, ``simplecache::s3://...``) rather than a local path."""
-    text = normal(path)
+    text = normalized(path)
     return _SCHEME.match(text) is not None and not text.startswith(("file://", "local://"))
 
 
 def local_path(path: PathLike) -> str:
     """Return a local path as the operating system takes it: ``file://`` removed, ``~`` expanded."""
-    text = re.sub(r"^(file|local)://", "", normal(path))
+    text = re.sub(r"^(file|local)://", "", normalized(path))
     return os.path.expanduser(text)
 
 
-def join(path: PathLike, name: str) -> str:
+def join_path(path: PathLike, name: str) -> str:
     """Return the path or URL of `name` inside directory `path`; in chained URLs, inside the first one with a path."""
     if not is_url(path):
         return os.path.join(local_path(path), name)
@@ -56,12 +56,12 @@ def join(path: PathLike, name: str) -> str:
     return "::".join(links)
 
 
-def public(path: PathLike) -> str:
+def without_secrets(path: PathLike) -> str:
     """Return `path` without what must not end up in messages and files: passwords, and the queries of HTTP URLs."""
-    return "::".join(map(_public, os.fspath(path).split("::")))
+    return "::".join(map(_link_without_secrets, os.fspath(path).split("::")))
 
 
-def _public(link: str) -> str:
+def _link_without_secrets(link: str) -> str:
     if not link.lower().startswith(("http://", "https://")):
         return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*:[^/]*@", r"\1", link)
     parts = urlsplit(link)
@@ -80,10 +80,10 @@ def options_for(path: PathLike, options: Options) -> Options:
     from fsspec import available_protocols  # type: ignore[import-untyped, unused-ignore]  # here: 0.2 seconds
 
     known = frozenset(available_protocols())
-    others = {key: value for key, value in options.items() if key != KEY}
+    others = {key: value for key, value in options.items() if key != OWN_OPTIONS}
     if not others or not all(isinstance(value, dict) and key in known for key, value in others.items()):
         return options
-    protocol = normal(path).partition("://")[0]
+    protocol = normalized(path).partition("://")[0]
     same = next((names for names in _ALIASES if protocol in names), (protocol,))
     own = {key: value for name in same for key, value in others.get(name, {}).items()}
-    return {**own, KEY: options[KEY]} if KEY in options else own
+    return {**own, OWN_OPTIONS: options[OWN_OPTIONS]} if OWN_OPTIONS in options else own

@@ -16,7 +16,7 @@ from relex_codec.core.digests import digest
 from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE
-from relex_codec.storage.hub import paths as hub_module
+from relex_codec.storage.hub import revisions
 from support.helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
 
 SIZE = 2 * PIECE + 1000
@@ -164,7 +164,7 @@ def test_uris_that_a_file_keeps(tmp_path, monkeypatch):
 
 
 def test_the_hub_without_its_package(monkeypatch):
-    monkeypatch.setattr(hub_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(revisions.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidArgument, match=r"hf://org/name needs huggingface_hub: pip install 'relex-codec\[hub\]'"):
         open_base("hf://org/name")
 

@@ -12,7 +12,7 @@ from conftest import Made
 import relex_codec
 from relex_codec import CheckpointError
 from relex_codec.decoding import base_locator
-from relex_codec.storage.urls import Options, PathLike, options_for, public
+from relex_codec.storage.urls import Options, PathLike, options_for, without_secrets
 
 
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:
@@ -79,7 +79,7 @@ def test_credentials_stay_where_the_caller_points(
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:
-    assert public(url) == shown
+    assert without_secrets(url) == shown
 
 
 def test_options_by_protocol_know_other_names_of_it() -> None:

@@ -77,13 +77,13 @@ def test_lots_bound_what_is_held_and_change_nothing(
     monkeypatch.setattr(replay, "LOT", 600_000)
     monkeypatch.setattr(replay, "BATCH_WORDS", 1)  # a batch for each part
     held: list[int] = []
-    reading = replay.reading
+    prefetching = replay.prefetching
 
     def counting(uses: Any) -> Any:
         held.append(sum(use.end - use.start for use in uses))
-        return reading(uses)
+        return prefetching(uses)
 
-    monkeypatch.setattr(replay, "reading", counting)
+    monkeypatch.setattr(replay, "prefetching", counting)
     assert run.check_exact() == len(cloud_exact_run.steps)
     reads = fetched(moto_bucket.proxy)
     assert len(held) > 2

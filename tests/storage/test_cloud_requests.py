@@ -266,7 +266,7 @@ def test_a_base_that_is_cut_into_other_files(moto_bucket: Bucket, cloud_run: Mad
 def test_sixteen_reads_are_under_way_at_a_time(
     moto_bucket: Bucket, cloud_run: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relex_codec.storage.prefetch.BLOCK", 1 << 20)
+    monkeypatch.setattr("relex_codec.storage.prefetch.BLOCK_BYTES", 1 << 20)
     with uploaded(moto_bucket, cloud_run)() as run:
         run._reader.base_reader()
         moto_bucket.proxy.clear()

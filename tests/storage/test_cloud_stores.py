@@ -12,12 +12,12 @@ import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.stores.azure import AzureStore
-from relex_codec.storage.stores.choose import store_of
 from relex_codec.storage.stores.fsspec_store import FsspecStore
 from relex_codec.storage.stores.gcs import GCSStore
+from relex_codec.storage.stores.registry import store_for
 from support.servers.counting import Answer
 from support.servers.fixtures import Bucket, bucket_on
 
@@ -109,11 +109,11 @@ def test_a_request_that_nobody_waits_for_is_taken_back(bucket: Bucket) -> None:
     bucket.put("x", DATA)
     with open_source(bucket.url("x"), bucket.options) as source:
         bucket.proxy.fail("stall")
-        stop = CancelScope()
-        threading.Timer(0.3, stop.set).start()
+        scope = CancelScope()
+        threading.Timer(0.3, scope.cancel).start()
         began = time.monotonic()
         with pytest.raises(Cancelled):
-            stop.bound(source.read)(100_000, 200_000)
+            scope.bind(source.read)(100_000, 200_000)
         assert time.monotonic() - began < 10
         assert source.read(100_000, 200_000) == DATA[100_000:200_000]
 
@@ -140,7 +140,7 @@ def test_releases_that_lack_what_is_needed_are_read_as_any_filesystem(
     bucket.put("x", DATA)
     name = f"{bucket.name}/x"
     own = GCSStore if store == "google" else AzureStore
-    assert type(store_of(bucket.filesystem, name, Settings())) is own
-    found = store_of(Like(bucket.filesystem, missing), name, Settings())
-    assert type(found) is FsspecStore and found.patient
+    assert type(store_for(bucket.filesystem, name, StorageConfig())) is own
+    found = store_for(Like(bucket.filesystem, missing), name, StorageConfig())
+    assert type(found) is FsspecStore and found.retries_internally
     assert found.get(10, 20, None).data == DATA[10:20]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import relex_codec
-from relex_codec.storage.disk_cache import DiskCache, key_of
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.disk_cache import DiskCache, disk_cache_key
+from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import open_source
 from support.helpers import bf16, write_checkpoint, write_run
 from support.servers.fixtures import Bucket
@@ -80,8 +80,8 @@ def test_another_version_is_another_entry(moto_bucket: Bucket, tmp_path: Path) -
     ],
 )
 def test_a_url_that_is_signed_anew_has_the_same_entries(one: str, other: str, same: bool) -> None:
-    assert (key_of(one, "v") == key_of(other, "v")) is same
-    assert key_of(one, "v") != key_of(one, "w")
+    assert (disk_cache_key(one, "v") == disk_cache_key(other, "v")) is same
+    assert disk_cache_key(one, "v") != disk_cache_key(one, "w")
 
 
 def test_it_is_off_by_default(moto_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_it_is_off_by_default(moto_bucket: Bucket, tmp_path: Path, monkeypatch: 
         source.read(100_000, 200_000)
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("RELEX_CACHE", str(tmp_path / "cache"))
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     with open_source(moto_bucket.url("x"), moto_bucket.options) as source:
         source.read(100_000, 200_000)
     assert len(entries(tmp_path / "cache")) == 1
@@ -103,7 +103,7 @@ def test_a_step_is_read_from_it(moto_bucket: Bucket, large_file: Path, tmp_path:
     options = {**moto_bucket.options, "relex": {"cache": str(tmp_path)}}
     found = []
     for _ in range(2):
-        OBJECTS.clear()
+        HEADER_CACHE.clear()
         moto_bucket.proxy.clear()
         with relex_codec.open(
             moto_bucket.url("run.relex"), base=moto_bucket.url("base"), storage_options=options

@@ -1,4 +1,4 @@
-"""Bases and runs on the Hub, through huggingface_hub's own client: found, pinned to a commit, and why not."""
+"""Bases and runs on the Hub, through huggingface_hub's own client: found, pinned_to_commit to a commit, and why not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import relex_codec
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.discovery import find_checkpoints, find_run
 from relex_codec.errors import CheckpointError, InvalidArgument
-from relex_codec.storage.hub import paths as module
-from relex_codec.storage.hub.paths import Model, branches, parse, pinned
+from relex_codec.storage.hub import revisions
+from relex_codec.storage.hub.paths import Model, parse_model_url
+from relex_codec.storage.hub.revisions import list_branches, pinned_to_commit
 from support.commands import cli, failed
 from support.helpers import bf16, checkpoint_files
 from support.hub_server import Hub, end_sessions
@@ -93,9 +94,9 @@ def asked(hub: Hub) -> list[str]:
     ],
 )
 def test_urls_of_models(url: str, model: Model | None) -> None:
-    assert parse(url) == model
+    assert parse_model_url(url) == model
     if model is not None:
-        assert parse(str(model)) == model
+        assert parse_model_url(str(model)) == model
 
 
 # ---- The commit of a base ----
@@ -105,12 +106,12 @@ def test_a_reference_is_pinned_to_its_commit(published: Hub) -> None:
     base = published.repositories["org/base"]
     main, first = base.branches["main"], base.tags["v1"]
     assert main != first
-    assert pinned("hf://org/base") == pinned("hf://org/base@main") == f"hf://org/base@{main}"
-    assert pinned("hf://org/base@v1") == f"hf://org/base@{first}"
-    assert pinned("hf://org/base@sub/sub") == f"hf://org/base@{base.branches['sub']}/sub"
+    assert pinned_to_commit("hf://org/base") == pinned_to_commit("hf://org/base@main") == f"hf://org/base@{main}"
+    assert pinned_to_commit("hf://org/base@v1") == f"hf://org/base@{first}"
+    assert pinned_to_commit("hf://org/base@sub/sub") == f"hf://org/base@{base.branches['sub']}/sub"
     asked(published)
     for unchanged in (f"hf://org/base@{first}", "/local/base", "s3://bucket/base", "hf://datasets/org/base"):
-        assert pinned(unchanged) == unchanged
+        assert pinned_to_commit(unchanged) == unchanged
     assert asked(published) == []
 
 
@@ -144,7 +145,7 @@ def test_the_cache_comes_first(published: Hub, tmp_path: Path, offline: Callable
     assert np.array_equal(found.read("a"), at(0)["a"][1].reshape(-1))
     assert all(request.startswith(("/org/base/resolve/", "/storage/")) for request in asked(published))
     offline()
-    assert pinned("hf://org/base") == f"hf://org/base@{commit}"  # as the cache has it
+    assert pinned_to_commit("hf://org/base") == f"hf://org/base@{commit}"  # as the cache has it
     relex_codec.encode(write_steps(tmp_path), tmp_path / "x.relex", base="hf://org/base", quality="raw")
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert run._reader.container.index.manifest.base_uri == f"hf://org/base@{commit}"
@@ -165,7 +166,7 @@ def test_a_folder_of_a_cached_repository_is_pinned_offline(published: Hub, offli
     commit = published.repositories["org/base"].branches["sub"]
     download("org/base", "sub")
     offline()
-    assert pinned("hf://org/base@sub/sub") == f"hf://org/base@{commit}/sub"
+    assert pinned_to_commit("hf://org/base@sub/sub") == f"hf://org/base@{commit}/sub"
     assert np.array_equal(open_base("hf://org/base@sub/sub").read("b"), at(0)["b"][1].reshape(-1))
 
 
@@ -178,16 +179,16 @@ def test_a_hub_that_is_not_reached_is_one_that_is_off(
     download("org/base")
     monkeypatch.setenv("RELEX_RETRY_SECONDS", "0.3")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert pinned("hf://org/base") == f"hf://org/base@{commit}"
+    assert pinned_to_commit("hf://org/base") == f"hf://org/base@{commit}"
     with pytest.raises(CheckpointError, match=r"cache, and http://127.0.0.1:9 is not reached \(.*hf download org/run"):
-        pinned("hf://org/run@step_1")
+        pinned_to_commit("hf://org/run@step_1")
 
 
 def test_a_moved_branch_is_asked_for_though_it_is_cached(published: Hub) -> None:
     base = published.repositories["org/base"]
     download("org/base")
     newer = base.commit({**files(0), "README.md": b"newest"})
-    assert pinned("hf://org/base") == f"hf://org/base@{newer}"
+    assert pinned_to_commit("hf://org/base") == f"hf://org/base@{newer}"
 
 
 def test_a_token_goes_with_requests(published: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,14 +196,14 @@ def test_a_token_goes_with_requests(published: Hub, monkeypatch: pytest.MonkeyPa
     published.add("org/gated", files(0), gate="secret")
     for name in ("private", "gated"):
         with pytest.raises(CheckpointError):
-            open_base(pinned(f"hf://org/{name}"))
+            open_base(pinned_to_commit(f"hf://org/{name}"))
     options = {"hf": {"token": "secret"}, "s3": {"key": "other"}}
     for name in ("private", "gated"):
-        found = open_base(pinned(f"hf://org/{name}", options), options)
+        found = open_base(pinned_to_commit(f"hf://org/{name}", options), options)
         assert np.array_equal(found.read("a"), at(0)["a"][1].reshape(-1))
     monkeypatch.setenv("HF_TOKEN", "secret")
     for name in ("private", "gated"):
-        assert open_base(pinned(f"hf://org/{name}") + "/").shards == ["model.safetensors"]
+        assert open_base(pinned_to_commit(f"hf://org/{name}") + "/").shards == ["model.safetensors"]
 
 
 # ---- Why not ----
@@ -220,7 +221,7 @@ def test_a_token_goes_with_requests(published: Hub, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_what_is_not_there(published: Hub, url: str, message: str) -> None:
-    for read in (open_base, lambda url: open_base(pinned(url)), find_checkpoints_of):
+    for read in (open_base, lambda url: open_base(pinned_to_commit(url)), find_checkpoints_of):
         with pytest.raises(CheckpointError, match=message):
             read(url)
 
@@ -257,7 +258,7 @@ def test_messages_name_the_hub_that_is_asked(published: Hub, monkeypatch: pytest
     monkeypatch.setenv("RELEX_RETRY_SECONDS", "0.3")
     monkeypatch.setattr(constants, "ENDPOINT", own)
     with pytest.raises(CheckpointError, match=f"and {elsewhere} is not reached"):
-        pinned("HF://org/base", {"endpoint": elsewhere})
+        pinned_to_commit("HF://org/base", {"endpoint": elsewhere})
 
 
 def test_offline_without_a_cache(published: Hub, offline: Callable[[], None], tmp_path: Path) -> None:
@@ -265,10 +266,10 @@ def test_offline_without_a_cache(published: Hub, offline: Callable[[], None], tm
     offline()
     message = r"is not completely in the local cache, and HF_HUB_OFFLINE is set: .*`hf download org/base`"
     commit = published.repositories["org/base"].branches["main"]
-    assert pinned("hf://org/base") == f"hf://org/base@{commit}"
+    assert pinned_to_commit("hf://org/base") == f"hf://org/base@{commit}"
     with pytest.raises(CheckpointError, match=message):
         open_base("hf://org/base")
-    for read in (open_base, pinned):
+    for read in (open_base, pinned_to_commit):
         with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set: .*`hf download org/base --revision v1`"):
             read("hf://org/base@v1")
     with pytest.raises(CheckpointError, match=r"`hf download org/run --revision step_1`"):
@@ -293,12 +294,12 @@ def test_an_answer_is_not_overruled_by_the_cache(published: Hub) -> None:
     download("org/base")
     published.repositories.pop("org/base")
     with pytest.raises(CheckpointError, match="no repository org/base"):
-        pinned("hf://org/base")
+        pinned_to_commit("hf://org/base")
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    for call in (pinned, branches, open_base):
+    monkeypatch.setattr(revisions.importlib.util, "find_spec", lambda name: None)
+    for call in (pinned_to_commit, list_branches, open_base):
         with pytest.raises(InvalidArgument, match=r"needs huggingface_hub: pip install 'relex-codec\[hub\]'"):
             call("hf://org/name")
 
@@ -309,7 +310,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_branches_are_listed(published: Hub) -> None:
     published.repositories["org/run"].commit({"x": b""}, "step_x")
     published.repositories["org/run"].tags["step_9"] = published.repositories["org/run"].branches["step_1"]
-    assert branches("hf://org/run")[:2] == ["main", "step_1"]
+    assert list_branches("hf://org/run")[:2] == ["main", "step_1"]
     expected = [(step, f"hf://org/run@step_{step}") for step in STEPS]
     assert find_run("hf://org/run@step_{step}") == expected
     assert find_run("hf://org/run@step_{step}", steps="2:") == expected[1:]

@@ -18,13 +18,13 @@ import pytest
 import relex_codec
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
-from relex_codec.storage.config import Settings
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.config import StorageConfig
+from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.hub import client
-from relex_codec.storage.hub.paths import branches, pinned
+from relex_codec.storage.hub.revisions import list_branches, pinned_to_commit
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
-from relex_codec.storage.stores.choose import store_of
 from relex_codec.storage.stores.hub import HubStore
+from relex_codec.storage.stores.registry import store_for
 from support.helpers import bf16, checkpoint_files
 from support.hub_server import SIGNATURE, Hub, end_sessions
 
@@ -70,7 +70,7 @@ def published(hub: Hub, run_folder: Path, tmp_path: Path) -> Published:
     made = hub.add("org/name", {"run.relex": (tmp_path / "x.relex").read_bytes()})
     made.branches["a/b"] = made.branches["refs/pr/1"] = made.branches["main"]
     hub.server.clear()
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     return Published(hub, tmp_path / "x.relex", made.branches["main"], base.branches["main"])
 
 
@@ -141,7 +141,7 @@ def test_opening_again_is_one_request_without_a_body(hub: Hub, file: str) -> Non
         thread.start()
         thread.join()
     assert asked(hub) == ["HEAD /org/name/resolve/main/x.relex"] * 2
-    assert [source.read_kept(0, 9) for source in opened] == [DATA[:9]] * 2 and asked(hub) == []
+    assert [source.read_cached(0, 9) for source in opened] == [DATA[:9]] * 2 and asked(hub) == []
     hub.repositories["org/name"].commit({"x.relex": DATA[::-1]})
     assert open_source(file).read(0, 9) == DATA[::-1][:9]
 
@@ -174,11 +174,11 @@ def test_listing_is_one_request_a_page(hub: Hub) -> None:
 
 
 def test_what_is_no_model_is_read_through_its_filesystem(hub: Hub) -> None:
-    def backend(url: str) -> bool:
-        return isinstance(store_of(*filesystem_of(url, None, error=InvalidArgument), Settings()), HubStore)
+    def is_of_the_hub(url: str) -> bool:
+        return isinstance(store_for(*filesystem_of(url, None, error=InvalidArgument), StorageConfig()), HubStore)
 
-    assert all(map(backend, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
-    assert not any(map(backend, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))
+    assert all(map(is_of_the_hub, ("hf://org/name/x", "hf://models/org/name@v1/x", "hf://org/name")))
+    assert not any(map(is_of_the_hub, ("hf://datasets/org/name/x", "hf://spaces/org/name@a/x")))
 
 
 # The commit
@@ -270,8 +270,8 @@ def test_the_token_stays_at_the_hub(hub: Hub) -> None:
         with open_source("hf://org/old/x.relex", options) as source:
             assert source.read(100_000, 200_000) == DATA[100_000:200_000]
     list_directory("hf://org/name", options)
-    pinned("hf://org/name", options)
-    branches("hf://org/name", options)
+    pinned_to_commit("hf://org/name", options)
+    list_branches("hf://org/name", options)
     to_storage = [seen for seen in hub.server.seen if seen.path.startswith("/storage/")]
     assert len(to_storage) == 3 and len(hub.server.seen) > 10
     for seen in hub.server.seen:
@@ -321,8 +321,8 @@ def test_listing_and_looking_up_are_tried_again(hub: Hub, file: str, fault: str)
     commit = hub.repositories["org/name"].branches["main"]
     for call, expected in (
         (lambda options: [item.name for item in list_directory("hf://org/name", options)], ["x.relex"]),
-        (lambda options: pinned("hf://org/name", options), f"hf://org/name@{commit}"),
-        (lambda options: branches("hf://org/name", options), ["main"]),
+        (lambda options: pinned_to_commit("hf://org/name", options), f"hf://org/name@{commit}"),
+        (lambda options: list_branches("hf://org/name", options), ["main"]),
     ):
         hub.server.fail(fault)
         assert call({"relex": {"retry_seconds": 30}}) == expected
@@ -342,7 +342,7 @@ def test_an_answer_that_is_no_json(hub: Hub, file: str) -> None:
     with pytest.raises(Corrupt, match="answered with something else than JSON"):
         list_directory("hf://org/name")
     with pytest.raises((CheckpointError, Corrupt), match="answered with something else than JSON"):
-        pinned("hf://org/name")
+        pinned_to_commit("hf://org/name")
 
 
 def test_the_session_of_the_user(hub: Hub, file: str) -> None:

@@ -1,7 +1,13 @@
-"""Single requests to the Hub, through the session of huggingface_hub: proxies and clients that are set up there hold.
+"""Single requests to the Hub: ranges of files, and the few documents that naming a commit takes.
 
-One attempt each: nothing here, or below, waits or tries again. Redirects are followed here and not by the session, for
-what the Hub says of a file is in the headers of the redirect to its storage, and the token is for the Hub alone.
+What is huggingface_hub's: the session (proxies and clients that are set up there hold), addresses, headers with the
+token, and the exceptions for what the Hub refuses. What is ours, and why:
+
+- One attempt, with a timeout, that can be cancelled. ``HfApi.model_info`` takes a timeout, ``list_repo_refs`` and
+  ``list_repo_tree`` take none, and the latter tries again by itself. So all three documents are asked for in one way.
+- The ranged GET. huggingface_hub downloads whole files; its filesystem reads through a cache and gives no version.
+- Redirects. What the Hub says of a file (commit, ETag, size) is in the headers of the redirect to its storage, which a
+  session that follows it by itself does not show; and the token is for the Hub alone.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from relex_codec._version import __version__
 from relex_codec.core.cancellation import run_abandonable
 from relex_codec.core.text import one_line
 from relex_codec.errors import Corrupt
-from relex_codec.storage.retry import Passing, passes
+from relex_codec.storage.failures import TransientError, is_transient
 
 T = TypeVar("T")
 MAIN: Final = "main"
@@ -27,8 +33,8 @@ _REDIRECT: Final = frozenset({301, 302, 303, 307, 308})
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-class Told(NamedTuple):
-    """What an answer says, and what the redirects on the way to it say of the file."""
+class HubAnswer(NamedTuple):
+    """An answer, with what the redirects on the way to it say of the file."""
 
     status: int
     headers: Mapping[str, str]
@@ -45,7 +51,7 @@ class Told(NamedTuple):
         return _number(self.headers.get("Content-Length"))
 
 
-class StorageAnswered(Exception):
+class StorageRefused(Exception):
     """A refusal by the storage that the Hub sends its clients to; its URLs are signed, and not for messages."""
 
     def __init__(self, host: str, status: int) -> None:
@@ -53,7 +59,7 @@ class StorageAnswered(Exception):
         self.status = status
 
 
-class StorageFailed(Passing):
+class StorageFailed(TransientError):
     """A connection to that storage that failed."""
 
 
@@ -65,8 +71,8 @@ class HubClient:
         token: as huggingface_hub takes it: a text, or whether to send the one that is stored (None: if there is one).
         timeout: seconds without a byte after which a connection counts as dead.
 
-    Methods raise what huggingface_hub makes of answers (`huggingface_hub.errors`), what its session raises, and
-    Stopped.
+    Methods raise what huggingface_hub makes of refusals (`huggingface_hub.errors`), what its session raises, and
+    `Cancelled`.
     """
 
     def __init__(self, endpoint: str | None, token: bool | str | None, timeout: float) -> None:
@@ -104,29 +110,32 @@ class HubClient:
         """Return what the API says, and the query of the next page of it, if there is one."""
         _tools().validate_repo_id(repo)
         url = f"{self.endpoint}/api/models/{repo}/{what}".rstrip("/") + (f"?{query}" if query else "")
-        told, body = self.request("GET", url, {}, lambda told: told)
-        following = re.search(r'<([^>]*)>;\s*rel="?next"?', told.headers.get("Link") or "")
+        answer, body = self.request("GET", url, {}, lambda answer: answer)
+        following = re.search(r'<([^>]*)>;\s*rel="?next"?', answer.headers.get("Link") or "")
         try:
             return json.loads(body), urlsplit(following[1]).query if following else None
         except ValueError:
             raise Corrupt(f"{self.endpoint} answered with something else than JSON") from None
 
-    def request(self, method: str, url: str, headers: Mapping[str, str], look: Callable[[Told], T]) -> tuple[T, bytes]:
-        """Return what `look` makes of the answer, and the body, which is only read if `look` raises nothing.
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], inspect: Callable[[HubAnswer], T]
+    ) -> tuple[T, bytes]:
+        """Return what `inspect` makes of the answer, and the body, which is only read if `inspect` raises nothing.
 
-        HEAD does not go on to a storage whose file the Hub has told size and ETag of.
+        HEAD does not go on to a storage of whose file the Hub has given size and ETag.
 
         Raises:
-            StorageAnswered, StorageFailed: the Hub itself answered.
+            StorageRefused: the storage that the Hub redirects to refused.
+            StorageFailed: the connection to it failed.
         """
         session = _tools().get_session()  # before release 1.0 each thread has its own: here, on the one that stays
         own = _tools().build_hf_headers(token=self.token, library_name="relex-codec", library_version=__version__)
         # a compressed answer would be a range of something else
         every = {**own, "Accept-Encoding": "identity", **headers}
-        return run_abandonable(lambda: self._follow(session, method, url, every, look))
+        return run_abandonable(lambda: self._follow(session, method, url, every, inspect))
 
     def _follow(
-        self, session: Any, method: str, url: str, headers: dict[str, str], look: Callable[[Told], T]
+        self, session: Any, method: str, url: str, headers: dict[str, str], inspect: Callable[[HubAnswer], T]
     ) -> tuple[T, bytes]:
         commit = etag = linked = None
         home = _origin(url)
@@ -147,7 +156,7 @@ class HubClient:
                 if status >= 400:
                     _refused(got, None if at_hub else url)
                 known = _bare(etag or got.headers.get("ETag"))
-                return look(Told(status, got.headers, commit, known, _number(linked))), _body(got)
+                return inspect(HubAnswer(status, got.headers, commit, known, _number(linked))), _body(got)
         raise Corrupt(f"the Hub redirected {REDIRECTS} times, one after the other")
 
 
@@ -168,7 +177,7 @@ def _body(answer: Any) -> bytes:
 
 def _refused(answer: Any, storage: str | None) -> None:
     if storage is not None:
-        raise StorageAnswered(urlsplit(storage).netloc, int(answer.status_code))
+        raise StorageRefused(urlsplit(storage).netloc, int(answer.status_code))
     _tools().hf_raise_for_status(answer)
 
 
@@ -177,13 +186,13 @@ def _naming_storage(url: str | None) -> Iterator[None]:
     """Let failures at `url`, if it is given, say which host it was instead of what some clients say: all of the URL."""
     try:
         yield
-    except (Passing, StorageAnswered):
+    except (TransientError, StorageRefused):
         raise
     except Exception as e:
-        if url is None or not passes(e):
+        if url is None or not is_transient(e):
             raise
-        said = re.sub(r"\?[^\s')]*", "", one_line(e))
-        raise StorageFailed(f"{urlsplit(url).netloc}: {said}") from None
+        message = re.sub(r"\?[^\s')]*", "", one_line(e))
+        raise StorageFailed(f"{urlsplit(url).netloc}: {message}") from None
 
 
 def _tools() -> Any:

@@ -1,4 +1,4 @@
-"""What a backend is, what it answers, and what it raises."""
+"""What a store is, what it answers, and what it raises."""
 
 from __future__ import annotations
 
@@ -10,32 +10,38 @@ from typing import Any, NamedTuple, TypeVar
 
 from relex_codec.core.cancellation import check_cancelled, wait_for
 from relex_codec.errors import Corrupt
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 
 T = TypeVar("T")
 
 
 class ObjectVersion(NamedTuple):
-    """What a version of an object is known by."""
+    """What a version of an object is known by.
+
+    Attributes:
+        size: in bytes.
+        etag: what the storage calls the version: an ETag, a generation, a commit.
+        modified: when it was last modified, as the storage writes it.
+    """
 
     size: int
     etag: str | None = None
     modified: str | None = None
 
     @property
-    def version(self) -> str | None:
-        """As text, or None where there is nothing but a size."""
-        told = self.etag or self.modified
-        return f"{told} {self.size}" if told else None
+    def identifier(self) -> str | None:
+        """All of it as text, or None where there is nothing but a size."""
+        name = self.etag or self.modified
+        return f"{name} {self.size}" if name else None
 
-    def same(self, other: ObjectVersion) -> bool:
+    def matches(self, other: ObjectVersion) -> bool:
         """Tell whether both can be of one version; an ETag is not outvoted by clocks of servers that differ."""
         if self.etag and other.etag:
             return (self.etag, self.size) == (other.etag, other.size)
         return self.size == other.size and (not self.modified or not other.modified or self.modified == other.modified)
 
 
-class Replaced(Exception):
+class ObjectReplaced(Exception):
     """The object is no longer the one that was opened."""
 
 
@@ -43,46 +49,52 @@ class EmptyObject(Exception):
     """A range of an object without bytes was asked for."""
 
 
-class Refused(Exception):
-    """What a server answered instead of what was asked for: its status, its words, and its code for it, if any."""
+class RequestRefused(Exception):
+    """A server answered with an error: its status, its message, and its code for it, if any."""
 
-    def __init__(self, status: int, said: str = "", code: str = "") -> None:
-        super().__init__(status, said, code)
-        self.status, self.message, self.error_code = status, said, code
+    def __init__(self, status: int, message: str = "", code: str = "") -> None:
+        super().__init__(status, message, code)
+        self.status, self.message, self.error_code = status, message, code
 
 
 class Answer(NamedTuple):
-    """Bytes, and the object that they are of (None: the backend does not tell)."""
+    """Bytes, and the version of the object that they are of (None: the store does not know)."""
 
     data: bytes
-    mark: ObjectVersion | None
+    version: ObjectVersion | None
 
 
 class ObjectStore(ABC):
     """One object on a filesystem of fsspec. Methods make one attempt, and raise what the filesystem raises.
 
     Attributes:
-        tells: whether answers have marks.
-        patient: whether failed requests are tried again further down already.
+        has_versions: whether each answer says which version of the object it is of. Otherwise the object is looked at
+            before and after.
+        retries_internally: whether the library below makes failed requests again by itself, so that nothing above does.
     """
 
-    tells = False
-    patient = False
+    has_versions = False
+    retries_internally = False
 
-    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
-        self.filesystem, self.name, self.settings = filesystem, name, settings
+    def __init__(self, filesystem: Any, name: str, config: StorageConfig) -> None:
+        self.filesystem, self.name, self.config = filesystem, name, config
 
     @property
     def identity(self) -> Hashable:
-        """What tells its filesystem from others that have something under the same name."""
+        """What distinguishes its filesystem from others that have something under the same name."""
         return hash(self.filesystem)
 
+    @property
+    def is_immutable(self) -> bool:
+        """Whether what has this name never changes, so that nobody needs to look whether it has."""
+        return False
+
     @abstractmethod
-    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
-        """Return bytes `start` to `end`, of the version `mark` if that is given.
+    def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
+        """Return bytes `start` to `end`, of that version if one is given.
 
         Raises:
-            Replaced: the object is another one now.
+            ObjectReplaced: the object is another one now.
             Corrupt: the server ignores ranges; without reading the object where that can be seen before.
             EmptyObject: the object has no bytes.
         """
@@ -92,11 +104,11 @@ class ObjectStore(ABC):
         """Return size and version of the object; None for what is no file of known size, or does not say so."""
 
     def listing(self) -> list[dict[str, Any]] | None:
-        """Return what is in the directory of that name as ``ls`` of fsspec tells it; None: that is to be asked."""
+        """Return what is in the directory of that name, as ``ls`` of fsspec does; None: ask the filesystem."""
         return None
 
     def _run(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-        """Run a coroutine on the filesystem's event loop; who is interrupted takes it back."""
+        """Run a coroutine on the filesystem's event loop, and cancel it if this thread is cancelled or interrupted."""
         check_cancelled()
         future = asyncio.run_coroutine_threadsafe(coroutine(*arguments), self.filesystem.loop)
         try:
@@ -106,7 +118,7 @@ class ObjectStore(ABC):
             raise
 
 
-def whole_size(content_range: str | None, status: int, length: int | None, start: int, end: int) -> int:
+def object_size(content_range: str | None, status: int, length: int | None, start: int, end: int) -> int:
     """Return the size of an object from an answer to bytes `start` to `end`, before its body is read.
 
     Raises:
@@ -127,7 +139,7 @@ def whole_size(content_range: str | None, status: int, length: int | None, start
 def raise_for_condition(status: int | None, e: BaseException | None) -> None:
     """Raise what a status says of the object: that it is another one, or empty; from `e`, if that is given."""
     if status == 412:
-        raise Replaced from e
+        raise ObjectReplaced from e
     if status == 416:
         raise EmptyObject from e
 
@@ -138,6 +150,6 @@ def protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def text(value: Any) -> str | None:
-    """Return what a server tells as text; None for nothing."""
+def text_or_none(value: Any) -> str | None:
+    """Return a value of an answer as text; None for nothing."""
     return None if not value else str(value)

@@ -9,40 +9,40 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from relex_codec.core.cancellation import run_abandonable
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 
-from .base import Answer, ObjectStore, ObjectVersion, protocols, text
+from .base import Answer, ObjectStore, ObjectVersion, protocols, text_or_none
 
 _FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time each."""
 _FILE_CACHES_LOCK: Final = Lock()
-_PATIENT: Final = frozenset({"hf", "gs", "gcs", "az", "abfs", "abfss", "adl"})
-"""Filesystems that try failed requests again by themselves, as those below a file cache do: not tried again on top."""
-_MARKS: Final = (
+_RETRYING: Final = frozenset({"hf", "gs", "gcs", "az", "abfs", "abfss", "adl"})
+"""Filesystems whose libraries make failed requests again by themselves."""
+_VERSION_KEYS: Final = (
     "ETag", "etag", "generation", "blob_id", "md5Hash", "content_md5", "LastModified", "last_modified", "updated",
     "mtime", "modified", "Last-Modified", "created",
 )  # fmt: skip
-"""What filesystems call that by which a version of an object is known; the first that is there counts."""
+"""What filesystems call the version of an object; the first that is there counts."""
 
 
 class FsspecStore(ObjectStore):
     """A file on any other filesystem."""
 
-    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
-        super().__init__(filesystem, name, settings)
+    def __init__(self, filesystem: Any, name: str, config: StorageConfig) -> None:
+        super().__init__(filesystem, name, config)
         names = protocols(filesystem)
         self._hub = "hf" in names
         self._cached = "cache" in " ".join(names)
         with _FILE_CACHES_LOCK:
-            self._turn = _FILE_CACHES.setdefault(filesystem, Lock()) if self._cached else nullcontext()
-        self.patient = tries_again(filesystem)
+            self._lock = _FILE_CACHES.setdefault(filesystem, Lock()) if self._cached else nullcontext()
+        self.retries_internally = retries_by_itself(filesystem)
 
-    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
+    def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
         # hf:// reads through open(), whose default cache fetches 5 MB ahead of what was asked
         plain = {"cache_type": "none"} if self._hub else {}
 
         def ask() -> list[Any]:
-            with self._turn:
+            with self._lock:
                 return list(self.filesystem.cat_ranges([self.name], [start], [end], on_error="raise", **plain))
 
         answers = run_abandonable(ask)
@@ -57,11 +57,11 @@ class FsspecStore(ObjectStore):
         size = details.get("size")
         if details.get("type") == "directory" or type(size) is not int:
             return None
-        told = next((details[name] for name in _MARKS if details.get(name)), None)
-        return ObjectVersion(size, None, text(told))
+        modified = next((details[name] for name in _VERSION_KEYS if details.get(name)), None)
+        return ObjectVersion(size, None, text_or_none(modified))
 
     def _details(self) -> dict[str, Any]:
-        if self.fixed:
+        if self.is_immutable:
             found = self.filesystem.info(self.name)
         elif self._hub:
             found = self.filesystem.info(self.name, refresh=True)
@@ -75,12 +75,12 @@ class FsspecStore(ObjectStore):
         return dict(found)
 
     @property
-    def fixed(self) -> bool:
-        """Whether the name stands for one version for ever: a commit of the Hub."""
+    def is_immutable(self) -> bool:
+        # a commit of the Hub
         return self._hub and re.search(r"@[0-9a-f]{40}(/|$)", self.name) is not None
 
 
-def tries_again(filesystem: Any) -> bool:
-    """Tell whether a filesystem tries failed requests again by itself."""
+def retries_by_itself(filesystem: Any) -> bool:
+    """Tell whether a filesystem, or one below a file cache, makes failed requests again by itself."""
     names = protocols(filesystem)
-    return "cache" in " ".join(names) or not _PATIENT.isdisjoint(names)
+    return "cache" in " ".join(names) or not _RETRYING.isdisjoint(names)

@@ -8,45 +8,54 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from urllib.parse import quote
 
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 
-from .base import Answer, ObjectStore, ObjectVersion, Refused, Replaced, raise_for_condition, text, whole_size
+from .base import (
+    Answer,
+    ObjectReplaced,
+    ObjectStore,
+    ObjectVersion,
+    RequestRefused,
+    object_size,
+    raise_for_condition,
+    text_or_none,
+)
 
 _NEEDED: Final = ("_set_session", "_get_params", "_get_headers", "url", "base", "split_path")
 """What gcsfs sends its own requests with; its ``_request`` tries each of them up to six times."""
 
 
-def speaks_gcs(filesystem: Any) -> bool:
-    """Tell whether this release of gcsfs has what `GCSStore` goes through."""
+def is_supported_gcsfs(filesystem: Any) -> bool:
+    """Tell whether this release of gcsfs has what `GCSStore` calls."""
     return all(hasattr(filesystem, name) for name in _NEEDED)
 
 
 class GCSStore(ObjectStore):
     """An object in Google Cloud Storage, through session and credentials of gcsfs.
 
-    The version of an object is its generation, which every answer tells and every request can be made to depend on.
+    The version of an object is its generation: every answer has it, and every request can be made to depend on it.
     """
 
-    tells = True
+    has_versions = True
 
-    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
-        super().__init__(filesystem, name, settings)
+    def __init__(self, filesystem: Any, name: str, config: StorageConfig) -> None:
+        super().__init__(filesystem, name, config)
         self._bucket, self._key, self._generation = filesystem.split_path(name)
 
-    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
+    def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
         if not self._key:
             raise IsADirectoryError("a bucket is not a file")
-        return self._run(self._get, start, end, mark)
+        return self._run(self._get, start, end, version)
 
-    async def _get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
+    async def _get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
         # an object that was stored compressed would be a range of something else
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        condition = {"ifGenerationMatch": mark.etag if mark else None}
+        condition = {"ifGenerationMatch": version.etag if version else None}
         async with self._answer(self.filesystem.url(self.name), condition, headers) as answer:
-            size = whole_size(answer.headers.get("Content-Range"), answer.status, answer.content_length, start, end)
+            size = object_size(answer.headers.get("Content-Range"), answer.status, answer.content_length, start, end)
             found = ObjectVersion(size, answer.headers.get("X-Goog-Generation"), answer.headers.get("Last-Modified"))
-            if mark is not None and not mark.same(found):
-                raise Replaced
+            if version is not None and not version.matches(found):
+                raise ObjectReplaced
             return Answer(await answer.read(), found)
 
     def head(self) -> ObjectVersion | None:
@@ -56,7 +65,7 @@ class GCSStore(ObjectStore):
         found = await self._json(
             f"/o/{quote(self._key, safe='')}", {"generation": self._generation, "fields": "size,generation"}
         )
-        return ObjectVersion(int(found["size"]), text(found.get("generation")))
+        return ObjectVersion(int(found["size"]), text_or_none(found.get("generation")))
 
     def listing(self) -> list[dict[str, Any]] | None:
         return self._run(self._list) if self._bucket else None
@@ -84,8 +93,8 @@ class GCSStore(ObjectStore):
             if not token:
                 break
         if not found and self._key:
-            mark = await self._head()  # raises where there is nothing
-            found.append({"name": self.name, "type": "file", "size": mark.size})
+            version = await self._head()  # raises where there is nothing
+            found.append({"name": self.name, "type": "file", "size": version.size})
         return found
 
     async def _json(self, path: str, params: Mapping[str, str | None]) -> dict[str, Any]:
@@ -100,7 +109,7 @@ class GCSStore(ObjectStore):
         import aiohttp  # gcsfs has it loaded
 
         filesystem = self.filesystem
-        seconds = self.settings.timeout
+        seconds = self.config.timeout
         timeout = filesystem.requests_timeout or aiohttp.ClientTimeout(
             total=None, sock_connect=seconds, sock_read=seconds
         )
@@ -112,21 +121,21 @@ class GCSStore(ObjectStore):
             timeout=timeout,
         ) as answer:
             if answer.status >= 400:
-                said = _said(await answer.read())
+                message = _error_message(await answer.read())
                 raise_for_condition(answer.status, None)
-                code = "NoSuchBucket" if answer.status == 404 and "bucket does not exist" in said else ""
+                code = "NoSuchBucket" if answer.status == 404 and "bucket does not exist" in message else ""
                 if answer.status in (401, 403) and _found_none(filesystem.credentials):
                     code = "NoGoogleCredentials"
-                raise Refused(answer.status, said, code)
+                raise RequestRefused(answer.status, message, code)
             yield answer
 
 
 def _found_none(credentials: Any) -> bool:
-    """Tell whether gcsfs looked for credentials and went on without, rather than having been told to."""
+    """Tell whether gcsfs looked for credentials and went on without, rather than being set up to."""
     return getattr(credentials, "token", "") is None and getattr(credentials, "credentials", "") is None
 
 
-def _said(body: bytes) -> str:
+def _error_message(body: bytes) -> str:
     """Return the message in the body of an error: JSON, or plain text where bytes were asked for."""
     plain = body.decode(errors="replace")
     try:

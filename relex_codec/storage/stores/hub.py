@@ -6,27 +6,27 @@ from collections.abc import Hashable
 from typing import Any
 
 from relex_codec.errors import Corrupt
-from relex_codec.storage.config import Settings
-from relex_codec.storage.hub.client import HubClient, Told
-from relex_codec.storage.hub.paths import Model, parse
-from relex_codec.storage.retry import status_of
+from relex_codec.storage.config import StorageConfig
+from relex_codec.storage.failures import status_of
+from relex_codec.storage.hub.client import HubAnswer, HubClient
+from relex_codec.storage.hub.paths import Model, parse_model_url
 
-from .base import Answer, ObjectStore, ObjectVersion, Replaced, protocols, raise_for_condition, whole_size
+from .base import Answer, ObjectReplaced, ObjectStore, ObjectVersion, object_size, protocols, raise_for_condition
 
 
 class HubStore(ObjectStore):
     """A file of a model, by the address that the Hub gives it.
 
     The first answer says which commit its revision is. What is asked later is asked of that commit, so that the file
-    stays the same for who reads it while its branch moves on.
+    stays the same while it is being read and its branch moves on.
     """
 
-    tells = True
+    has_versions = True
 
-    def __init__(self, filesystem: Any, name: str, settings: Settings, model: Model) -> None:
-        super().__init__(filesystem, name, settings)
+    def __init__(self, filesystem: Any, name: str, config: StorageConfig, model: Model) -> None:
+        super().__init__(filesystem, name, config)
         self._model = model
-        self._client = HubClient(filesystem.endpoint, filesystem.token, settings.timeout)
+        self._client = HubClient(filesystem.endpoint, filesystem.token, config.timeout)
 
     @property
     def identity(self) -> Hashable:
@@ -38,27 +38,27 @@ class HubStore(ObjectStore):
         root = self.name.rstrip("/")
         return [{**entry, "name": f"{root}/{entry['path'].rpartition('/')[2]}"} for entry in found]
 
-    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
+    def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
         if not self._model.below:
             raise IsADirectoryError("a model is not a file")
 
-        def look(told: Told) -> tuple[ObjectVersion, Told]:
-            size = whole_size(told.headers.get("Content-Range"), told.status, told.length, start, end)
-            found = _mark_of(size, told)
-            if mark is not None and not mark.same(found):
-                raise Replaced
-            if told.linked_size not in (None, size):
-                raise Corrupt(f"the storage has {size} bytes of a file of {told.linked_size}")
-            return found, told
+        def inspect(answer: HubAnswer) -> tuple[ObjectVersion, HubAnswer]:
+            size = object_size(answer.headers.get("Content-Range"), answer.status, answer.length, start, end)
+            found = _version_of(size, answer)
+            if version is not None and not version.matches(found):
+                raise ObjectReplaced
+            if answer.linked_size not in (None, size):
+                raise Corrupt(f"the storage has {size} bytes of a file of {answer.linked_size}")
+            return found, answer
 
         try:
-            found, data = self._ask("GET", {"Range": f"bytes={start}-{end - 1}"}, look)
+            found, data = self._ask("GET", {"Range": f"bytes={start}-{end - 1}"}, inspect)
         except Exception as e:
             raise_for_condition(status_of(e), e)
             from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
-            if mark is not None and isinstance(e, EntryNotFoundError | RevisionNotFoundError):
-                raise Replaced from e  # the history that the commit was in was written anew
+            if version is not None and isinstance(e, EntryNotFoundError | RevisionNotFoundError):
+                raise ObjectReplaced from e  # the history that the commit was in was written anew
             raise
         return Answer(data, found)
 
@@ -66,29 +66,29 @@ class HubStore(ObjectStore):
         if not self._model.below:
             return None
 
-        def look(told: Told) -> tuple[ObjectVersion | None, Told]:
-            size = told.length if told.linked_size is None else told.linked_size
-            return None if size is None else _mark_of(size, told), told
+        def inspect(answer: HubAnswer) -> tuple[ObjectVersion | None, HubAnswer]:
+            size = answer.length if answer.linked_size is None else answer.linked_size
+            return None if size is None else _version_of(size, answer), answer
 
-        mark: ObjectVersion | None = self._ask("HEAD", {}, look)[0]
-        return mark
+        version: ObjectVersion | None = self._ask("HEAD", {}, inspect)[0]
+        return version
 
-    def _ask(self, method: str, headers: dict[str, str], look: Any) -> Any:
+    def _ask(self, method: str, headers: dict[str, str], inspect: Any) -> Any:
         model = self._model
-        (found, told), data = self._client.request(
-            method, self._client.url(model.repo, model.revision, model.below), headers, look
+        (found, answer), data = self._client.request(
+            method, self._client.url(model.repo, model.revision, model.below), headers, inspect
         )
-        if told.commit:
-            self._model = model._replace(revision=told.commit)
+        if answer.commit:
+            self._model = model._replace(revision=answer.commit)
         return found, data
 
 
-def _mark_of(size: int, told: Told) -> ObjectVersion:
-    return ObjectVersion(size, told.etag or told.commit)
+def _version_of(size: int, answer: HubAnswer) -> ObjectVersion:
+    return ObjectVersion(size, answer.etag or answer.commit)
 
 
 def model_of(filesystem: Any, name: str) -> Model | None:
     """Return the model that a name on a filesystem is of, or that it is; None for every other filesystem and name."""
     if "hf" not in protocols(filesystem) or not hasattr(filesystem, "endpoint"):
         return None
-    return parse(f"hf://{name}")
+    return parse_model_url(f"hf://{name}")

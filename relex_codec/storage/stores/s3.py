@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from relex_codec.storage.config import Settings
-from relex_codec.storage.retry import status_of
+from relex_codec.storage.config import StorageConfig
+from relex_codec.storage.failures import status_of
 
-from .base import Answer, ObjectStore, ObjectVersion, Replaced, raise_for_condition, text, whole_size
+from .base import Answer, ObjectReplaced, ObjectStore, ObjectVersion, object_size, raise_for_condition, text_or_none
 
 
 class S3Store(ObjectStore):
     """An object in S3 or what speaks like it, through the client of s3fs."""
 
-    tells = True
+    has_versions = True
 
-    def __init__(self, filesystem: Any, name: str, settings: Settings) -> None:
-        super().__init__(filesystem, name, settings)
+    def __init__(self, filesystem: Any, name: str, config: StorageConfig) -> None:
+        super().__init__(filesystem, name, config)
         self._bucket, self._key, self._version_id = filesystem.split_path(name)
 
     @property
@@ -24,13 +24,13 @@ class S3Store(ObjectStore):
         plain = {"Bucket": self._bucket, "Key": self._key}
         return {**plain, "VersionId": self._version_id} if self._version_id else plain
 
-    def get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
+    def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
         if not self._key:
             raise IsADirectoryError("a bucket is not a file")
-        return self._run(self._get, start, end, mark)
+        return self._run(self._get, start, end, version)
 
-    async def _get(self, start: int, end: int, mark: ObjectVersion | None) -> Answer:
-        condition = {"IfMatch": mark.etag} if mark and mark.etag else {}
+    async def _get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
+        condition = {"IfMatch": version.etag} if version and version.etag else {}
         try:
             answer = await self.filesystem._call_s3(
                 "get_object", **self._object, Range=f"bytes={start}-{end - 1}", **condition
@@ -41,10 +41,10 @@ class S3Store(ObjectStore):
         body = answer["Body"]
         try:
             status = answer["ResponseMetadata"]["HTTPStatusCode"]
-            size = whole_size(answer.get("ContentRange"), status, answer.get("ContentLength"), start, end)
-            found = ObjectVersion(size, answer.get("ETag") or None, text(answer.get("LastModified")))
-            if mark is not None and not mark.same(found):
-                raise Replaced
+            size = object_size(answer.get("ContentRange"), status, answer.get("ContentLength"), start, end)
+            found = ObjectVersion(size, answer.get("ETag") or None, text_or_none(answer.get("LastModified")))
+            if version is not None and not version.matches(found):
+                raise ObjectReplaced
             return Answer(await body.read(), found)
         finally:
             body.close()
@@ -54,4 +54,6 @@ class S3Store(ObjectStore):
 
     async def _head(self) -> ObjectVersion:
         answer = await self.filesystem._call_s3("head_object", **self._object)
-        return ObjectVersion(int(answer["ContentLength"]), answer.get("ETag") or None, text(answer.get("LastModified")))
+        return ObjectVersion(
+            int(answer["ContentLength"]), answer.get("ETag") or None, text_or_none(answer.get("LastModified"))
+        )

@@ -9,7 +9,7 @@ import pytest
 from conftest import Made
 
 import relex_codec
-from relex_codec.storage.header_cache import OBJECTS
+from relex_codec.storage.header_cache import HEADER_CACHE
 from support.helpers import Tensor, bf16, write_checkpoint, write_run
 
 from .fixtures import Bucket
@@ -56,9 +56,9 @@ def cloud_exact_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture
 def nothing_kept() -> Iterator[None]:
     """Nothing is known of any object when the test begins."""
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
     yield
-    OBJECTS.clear()
+    HEADER_CACHE.clear()
 
 
 def uploaded(bucket: Bucket, made: Made) -> Callable[[], relex_codec.Run]:

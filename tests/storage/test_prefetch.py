@@ -13,8 +13,8 @@ import pytest
 
 from relex_codec.core.cancellation import CancelScope
 from relex_codec.errors import Corrupt, Truncated
-from relex_codec.storage import prefetch as ahead_module
-from relex_codec.storage.prefetch import Prefetch, PrefetchingSource, Use
+from relex_codec.storage import prefetch as prefetch_module
+from relex_codec.storage.prefetch import PlannedRange, Prefetcher, PrefetchingSource
 
 DATA = random.Random(1).randbytes(100_000)
 
@@ -45,7 +45,7 @@ class Inner:
     def read_into(self, start: int, out: memoryview) -> None:
         out[:] = self.read_many([(start, start + len(out))])[0]
 
-    def has(self, start: int, end: int) -> bool:
+    def is_cached(self, start: int, end: int) -> bool:
         return end <= 100
 
     def close(self) -> None:
@@ -54,8 +54,8 @@ class Inner:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead_module, "BLOCK", 1000)
-    monkeypatch.setattr(ahead_module, "MERGED", 1000)
+    monkeypatch.setattr(prefetch_module, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(prefetch_module, "LONGEST_READ", 1000)
 
 
 def source() -> tuple[PrefetchingSource, Any]:
@@ -66,11 +66,11 @@ def source() -> tuple[PrefetchingSource, Any]:
 def test_planned_reads_come_from_blocks_and_others_from_the_file() -> None:
     file, inner = source()
     ranges = [(i, i + 300) for i in range(0, 30_000, 300)]
-    with Prefetch([Use(file, *r) for r in ranges]):
-        assert file.at_hand(600, 900) and file.at_hand(0, 50) and not file.at_hand(50_000, 50_001)
+    with Prefetcher([PlannedRange(file, *r) for r in ranges]):
+        assert file.is_available(600, 900) and file.is_available(0, 50) and not file.is_available(50_000, 50_001)
         for a, b in ranges:
             assert file.read(a, b) == DATA[a:b]
-        assert not file.at_hand(600, 900)  # used up
+        assert not file.is_available(600, 900)  # used up
         assert inner.direct == []
         assert file.read(600, 900) == DATA[600:900] and file.read(50_000, 50_010) == DATA[50_000:50_010]
         assert inner.direct == [(600, 900), (50_000, 50_010)]
@@ -83,7 +83,7 @@ def test_reads_of_any_shape_and_order_are_right() -> None:
     rng = random.Random(2)
     file, _ = source()
     ranges = [(a, a + rng.randrange(1, 2500)) for a in (rng.randrange(90_000) for _ in range(200))]
-    with Prefetch([Use(file, *r) for r in ranges], limit=3000):
+    with Prefetcher([PlannedRange(file, *r) for r in ranges], limit=3000):
         rng.shuffle(ranges)
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda r: file.read_many([r, (5, 5)])[0], ranges[:100]))
@@ -100,7 +100,7 @@ def test_what_waits_is_bounded() -> None:
     file, inner = source()
     ranges = [(i, i + 1000) for i in range(0, 50_000, 1000)]
     inner.gate.clear()
-    with Prefetch([Use(file, *r) for r in ranges], limit=4000) as ahead:
+    with Prefetcher([PlannedRange(file, *r) for r in ranges], limit=4000) as ahead:
         assert ahead._held == 4000
         inner.gate.set()
         for i, (a, b) in enumerate(ranges):
@@ -113,8 +113,12 @@ def test_what_waits_is_bounded() -> None:
 def test_files_are_fetched_in_the_order_of_their_use() -> None:
     first, inner = source()
     second, other = source()
-    uses = [use for i in range(0, 20_000, 1000) for use in (Use(first, i, i + 1000), Use(second, i, i + 1000))]
-    with Prefetch(uses, limit=6000, requests=1):
+    uses = [
+        use
+        for i in range(0, 20_000, 1000)
+        for use in (PlannedRange(first, i, i + 1000), PlannedRange(second, i, i + 1000))
+    ]
+    with Prefetcher(uses, limit=6000, requests=1):
         for use in uses:
             assert use.source.read(use.start, use.end) == DATA[use.start : use.end]
             assert abs(len(inner.fetched) - len(other.fetched)) <= 1
@@ -123,8 +127,8 @@ def test_files_are_fetched_in_the_order_of_their_use() -> None:
 
 def test_ranges_that_are_asked_for_twice_are_fetched_once() -> None:
     file, inner = source()
-    uses = [Use(file, 0, 500), Use(file, 400, 900), Use(file, 0, 500)]
-    with Prefetch(uses):
+    uses = [PlannedRange(file, 0, 500), PlannedRange(file, 400, 900), PlannedRange(file, 0, 500)]
+    with Prefetcher(uses):
         for use in uses:
             assert file.read(use.start, use.end) == DATA[use.start : use.end]
     assert inner.fetched == [(0, 900)] and inner.direct == []
@@ -133,16 +137,19 @@ def test_ranges_that_are_asked_for_twice_are_fetched_once() -> None:
 def test_failures_reach_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     file, inner = source()
     inner.error = Corrupt("broken")
-    with Prefetch([Use(file, i, i + 1000) for i in range(0, 50_000, 1000)]), pytest.raises(Corrupt, match="broken"):
+    with (
+        Prefetcher([PlannedRange(file, i, i + 1000) for i in range(0, 50_000, 1000)]),
+        pytest.raises(Corrupt, match="broken"),
+    ):
         file.read(0, 10)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("relex-ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("relex-prefetch")]
     assert len(inner.fetched) < 50
 
 
 def test_a_reader_whose_fetching_was_ended_by_another_thread_is_on_its_own() -> None:
     file, inner = source()
     inner.gate.clear()
-    ahead = Prefetch([Use(file, i, i + 1000) for i in range(0, 5000, 1000)], requests=1)
+    ahead = Prefetcher([PlannedRange(file, i, i + 1000) for i in range(0, 5000, 1000)], requests=1)
     with ThreadPoolExecutor(2) as pool:
         with ahead:
             waiting = pool.submit(file.read, 3000, 4000)  # its block waits behind others
@@ -158,16 +165,16 @@ def test_a_reader_whose_fetching_was_ended_by_another_thread_is_on_its_own() -> 
 def test_who_reads_along_goes_on_when_the_one_who_read_ahead_is_gone(how: str) -> None:
     """Blocks that were not begun are cancelled, and those under way are let go of: others fetch them themselves."""
     file, inner = source()
-    uses = [Use(file, start, start + 1000) for start in range(0, 40_000, 1000)]
+    uses = [PlannedRange(file, start, start + 1000) for start in range(0, 40_000, 1000)]
     inner.gate.clear()
-    stop, found = CancelScope(), []
-    ahead = stop.bound(Prefetch)(uses)
-    reader = threading.Thread(target=lambda: found.append(CancelScope().bound(file.read)(39_000, 40_000)), daemon=True)
+    scope, found = CancelScope(), []
+    ahead = scope.bind(Prefetcher)(uses)
+    reader = threading.Thread(target=lambda: found.append(CancelScope().bind(file.read)(39_000, 40_000)), daemon=True)
     with ahead:
         reader.start()
         time.sleep(0.2)
         if how == "stopped":
-            stop.set()
+            scope.cancel()
         else:
             threading.Timer(0.3, inner.gate.set).start()  # leaving waits for what is under way
     inner.gate.set()

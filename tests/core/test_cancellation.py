@@ -8,39 +8,39 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from relex_codec.core.cancellation import Cancelled, CancelScope, current, pause, run_abandonable, wait_for
+from relex_codec.core.cancellation import Cancelled, CancelScope, current_scope, pause, run_abandonable, wait_for
 from relex_codec.core.threads import parallel_map, prefetched
-from relex_codec.storage.config import Settings
+from relex_codec.storage.config import StorageConfig
 from relex_codec.storage.stores.base import Answer, ObjectStore
 
 
-def test_without_a_stop_results_and_errors_are_those_of_the_future() -> None:
+def test_without_a_scope_results_and_errors_are_those_of_the_future() -> None:
     done: Future[int] = Future()
     done.set_result(3)
-    assert current() is None and wait_for(done) == 3
+    assert current_scope() is None and wait_for(done) == 3
     failed: Future[int] = Future()
     failed.set_exception(TimeoutError("its own"))
     with pytest.raises(TimeoutError, match="its own"):
-        CancelScope().bound(wait_for)(failed)
+        CancelScope().bind(wait_for)(failed)
 
 
-def test_what_waits_under_a_stop_ends_when_it_or_one_above_is_set() -> None:
+def test_what_waits_in_a_scope_ends_when_it_or_one_around_it_is_cancelled() -> None:
     outer = CancelScope()
-    inner = outer.bound(CancelScope)()
-    assert outer.bound(current)() is outer and current() is None
+    inner = outer.bind(CancelScope)()
+    assert outer.bind(current_scope)() is outer and current_scope() is None
     never: Future[int] = Future()
-    threading.Timer(0.2, outer.set).start()
+    threading.Timer(0.2, outer.cancel).start()
     with pytest.raises(Cancelled):
-        inner.bound(wait_for)(never)
-    assert inner.is_set() and outer.is_set()
+        inner.bind(wait_for)(never)
+    assert inner.is_cancelled() and outer.is_cancelled()
     with pytest.raises(Cancelled):
-        inner.bound(pause)(60)
-    below = CancelScope()
-    below.set()
-    assert not CancelScope().is_set()
+        inner.bind(pause)(60)
+    other = CancelScope()
+    other.cancel()
+    assert not CancelScope().is_cancelled()
 
 
-def test_a_pause_without_a_stop_is_a_pause() -> None:
+def test_a_pause_without_a_scope_is_a_pause() -> None:
     began = time.monotonic()
     pause(0.05)
     assert time.monotonic() - began >= 0.05
@@ -49,13 +49,13 @@ def test_a_pause_without_a_stop_is_a_pause() -> None:
 def test_a_call_is_left_behind_only_where_it_may_be() -> None:
     here = threading.current_thread()
     assert run_abandonable(threading.current_thread) is here
-    stop, gate = CancelScope(), threading.Event()
-    assert stop.bound(run_abandonable)(threading.current_thread) is not here
+    scope, gate = CancelScope(), threading.Event()
+    assert scope.bind(run_abandonable)(threading.current_thread) is not here
     with pytest.raises(ZeroDivisionError):
-        stop.bound(run_abandonable)(lambda: 1 // 0)
-    threading.Timer(0.2, stop.set).start()
+        scope.bind(run_abandonable)(lambda: 1 // 0)
+    threading.Timer(0.2, scope.cancel).start()
     with pytest.raises(Cancelled):
-        stop.bound(run_abandonable)(gate.wait)
+        scope.bind(run_abandonable)(gate.wait)
     gate.set()
 
 
@@ -82,23 +82,23 @@ def test_a_future_that_is_cancelled_ends_the_wait() -> None:
     cancelled: Future[int] = Future()
     cancelled.cancel()
     with pytest.raises(CancelledError):
-        CancelScope().bound(wait_for)(cancelled)
+        CancelScope().bind(wait_for)(cancelled)
 
 
-def test_nothing_is_begun_under_a_stop_that_is_set() -> None:
-    stop, begun = CancelScope(), []
-    stop.set()
+def test_nothing_is_begun_in_a_cancelled_scope() -> None:
+    scope, begun = CancelScope(), []
+    scope.cancel()
     with pytest.raises(Cancelled):
-        stop.bound(run_abandonable)(lambda: begun.append(1))
+        scope.bind(run_abandonable)(lambda: begun.append(1))
     with pytest.raises(Cancelled):
-        stop.bound(Idle._run)(Idle(None, "x", Settings()), begin, begun)
+        scope.bind(Idle._run)(Idle(None, "x", StorageConfig()), begin, begun)
     assert begun == []
 
 
 class Idle(ObjectStore):
     """Has no event loop: nothing may be asked of it."""
 
-    def get(self, start: int, end: int, mark: object) -> Answer:
+    def get(self, start: int, end: int, version: object) -> Answer:
         raise NotImplementedError
 
     def head(self) -> None:
