@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import relex_codec
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from relex_codec.checkpoints import checkpoint as module
 from relex_codec.checkpoints.series import CheckpointSeries, find_checkpoints, find_run, select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
-from support.helpers import bf16, random_bits, upload, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.filesystems import upload
+from support.tensors import bf16, random_bits
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

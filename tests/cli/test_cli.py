@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.checkpoints import write_checkpoint, write_run
 from support.commands import cli, failed
-from support.helpers import bf16, write_checkpoint, write_run
+from support.tensors import bf16
 
 STEPS = [10, 20, 30, 40]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec import CheckpointError
 from relex_codec.checkpoints import base_model
 from relex_codec.decoding import base_locator
 from relex_codec.storage.urls import Options, PathLike, options_for, public
+from support.runs import Made
 
 
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:

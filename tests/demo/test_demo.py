@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE
 
 transformers = pytest.importorskip("transformers")
 

@@ -20,7 +20,9 @@ from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.exact.bisection import frame_bound
 from relex_codec.exact.segments import step_costs
 from relex_codec.format import constants as f
-from support.helpers import ELSEWHERE, Tensor, bf16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
+from support.tensors import Tensor, bf16, f32, random_bits
 
 STEPS = list(range(2, 22, 2))
 

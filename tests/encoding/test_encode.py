@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from conftest import SIDE, Made, moving
 
 import relex_codec
 from relex_codec import CheckpointError, InvalidArgument
-from support.helpers import bf16, f16, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File, deltas, narrow, read_safetensors, widen
+from support.runs import SIDE, Made, moving
+from support.tensors import bf16, f16, f32
 
 SAME, MOVING, SERIES = 0, 1, 2
 IN_BASE, STORED, NO_ORIGIN = 0, 1, 2

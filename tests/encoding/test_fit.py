@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +15,10 @@ import relex_codec
 from relex_codec.encoding import tensor_history
 from relex_codec.encoding.fit import deltas, directions, fit, gram_of, line
 from support import plain
-from support.helpers import bf16, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File
+from support.runs import Made
+from support.tensors import bf16, f32
 
 Zoo = Callable[..., Path]
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.helpers import ELSEWHERE, WIDTH, bf16, safetensors_bytes
+from support.checkpoints import safetensors_bytes
+from support.commands import ELSEWHERE
+from support.tensors import WIDTH, bf16
 
 BUDGET = 64 * 10**6
 SEARCH = 80 * 10**6

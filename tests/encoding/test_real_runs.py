@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import relex_codec
-from support.helpers import safetensors_bytes
+from support.checkpoints import safetensors_bytes
 from support.plain import Array, File, deltas, fit, narrow, read_safetensors, widen
 
 RUNS = Path(__file__).resolve().parents[3] / "shared" / "runs"

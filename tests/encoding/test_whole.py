@@ -13,7 +13,8 @@ import torch
 import relex_codec
 from relex_codec import InvalidArgument
 from relex_codec.run.info import summary
-from support.helpers import Array, bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.tensors import Array, bf16
 
 SHAPE = (4096, 512)  # eight pieces of 2^18
 STEPS = [1, 2, 3, 4, 5, 6]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -21,21 +20,16 @@ from relex_codec.errors import Corrupt
 from relex_codec.exact import contexts
 from relex_codec.exact.bisection import Interval, frames_of, root
 from relex_codec.exact.frequency_tables import UNUSED, Model, Tables, fit, most_bytes, parse, prepare, to_bytes
-from relex_codec.exact.interval_lists import IntervalList, apply
-from relex_codec.exact.ordered_words import layout_of, to_words
 from relex_codec.exact.piece_coder import (
     CODED,
     PLAIN,
-    Counter,
     Frame,
     PartDecoder,
-    PartEncoder,
     Symbols,
-    lowest_exponent,
 )
 from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
-from relex_codec.exact.segments import model_numbers
 from relex_codec.format.packing import to_planes
+from support.exact_parts import CONTENTS, Part, content, part_of, random_elements, replayed
 from support.plain import Array
 
 CONTEXTS = 1075
@@ -381,49 +375,6 @@ def test_any_byte_of_models_is_a_model_or_refused(data: Any) -> None:
 # ---- Parts ----
 
 
-@dataclass
-class Part:
-    """A part that was coded, as a group of its own."""
-
-    bits: Array
-    dtype: str
-    low: int
-    dense: int
-    numbers: list[int]
-    tables: list[Tables]
-    symbols: dict[int, Symbols]
-    streams: dict[int, tuple[int, bytes]]
-
-    def __post_init__(self) -> None:
-        self.models = [prepare(tables) for tables in parse(to_bytes(self.tables), len(self.tables))]
-        self.asked: list[int] = []
-
-    def decoder(self) -> PartDecoder:
-        def frame(step: int) -> Frame:
-            self.asked.append(step)
-            return Frame(*self.streams[step], self.models[self.numbers[step - 1]])
-
-        self.asked.clear()
-        return PartDecoder(self.bits[0], self.dtype, self.low, len(self.bits) - 1, self.dense, frame)
-
-    @property
-    def size(self) -> int:
-        return sum(len(stream) for _, stream in self.streams.values())
-
-
-def part_of(bits: Array, dtype: str) -> Part:
-    layout, count = layout_of(dtype), len(bits) - 1
-    low = lowest_exponent(to_words(bits[0], layout), layout)
-    numbers = model_numbers(count)
-    encoder, counter = PartEncoder(bits, layout, low), Counter()
-    dense = encoder.dense()
-    symbols = encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter)
-    tables = [fit(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]
-    models = [prepare(found) for found in tables]
-    streams = {step: found.encode(models[numbers[step - 1]]) for step, found in symbols.items()}
-    return Part(bits, dtype, low, dense, numbers, tables, symbols, streams)
-
-
 def check_part(part: Part) -> None:
     """Every step, every range, and no frame larger than the XOR with the left end."""
     count = len(part.bits) - 1
@@ -444,24 +395,6 @@ def check_part(part: Part) -> None:
     check_sizes(part)
 
 
-def replayed(decoder: PartDecoder, start: int, stop: int) -> Iterator[int]:
-    """Restore steps one after the other, each frame decoded once, as replay.py does; yields their numbers."""
-
-    def walk(interval: Interval, node: IntervalList) -> Iterator[int]:
-        if interval.left >= stop:
-            return
-        if interval.right <= start or not interval.has_middle:
-            apply(node.rank, node.right, decoder.order.places, decoder.words)
-            if interval.right >= start:
-                yield interval.right
-            return
-        low, high = decoder.halves(interval, node)
-        yield from walk(interval.low, low)
-        yield from walk(interval.high, high)
-
-    yield from walk(root(decoder.count), decoder.whole())
-
-
 def intervals(count: int) -> Iterator[tuple[int, int]]:
     """(left end, step) of every frame."""
     yield 0, count
@@ -479,93 +412,6 @@ def check_sizes(part: Part) -> None:
     for left, step in intervals(len(part.bits) - 1):
         xored = zstandard.ZstdCompressor(3).compress(to_planes(part.bits[left] ^ part.bits[step]).tobytes())
         assert len(part.streams[step][1]) <= len(xored) + 24, (left, step)
-
-
-def random_elements(dtype: str, size: int, seed: int) -> Array:
-    return np.random.default_rng(seed).integers(0, 256, size * ITEMSIZE[dtype], np.uint8).view(f"<u{ITEMSIZE[dtype]}")
-
-
-def weights(dtype: str, size: int, seed: int) -> Array:
-    """Normal numbers in float dtypes, otherwise small integers."""
-    rng = np.random.default_rng(seed)
-    values = (rng.standard_normal(size) * 0.05).astype(np.float32)
-    if dtype == "BF16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    if dtype == "F16":
-        return values.astype(np.float16).view(np.uint16)
-    if dtype == "F32":
-        return values.view(np.uint32)
-    if dtype == "F64":
-        return values.astype(np.float64).view(np.uint64)
-    if dtype == "C64":
-        return np.stack([values, values[::-1]], 1).reshape(-1).view(np.uint64)
-    if dtype == "BOOL":
-        return (values > 0).astype(np.uint8)
-    return rng.integers(0, 100, size).astype(f"<u{ITEMSIZE[dtype]}")
-
-
-Content = Callable[[str, int, int], list[Array]]
-
-
-def still(dtype: str, size: int, steps: int) -> list[Array]:
-    return [random_elements(dtype, size, 1)] * (steps + 1)
-
-
-def noise(dtype: str, size: int, steps: int) -> list[Array]:
-    return [random_elements(dtype, size, step) for step in range(steps + 1)]
-
-
-def moved(dtype: str, size: int, steps: int, share: float) -> list[Array]:
-    rng = np.random.default_rng(size)
-    found = [weights(dtype, size, 3)]
-    for _ in range(steps):
-        bits = found[-1].copy()
-        where = np.flatnonzero(rng.random(size) < share)
-        bits[where] += rng.choice(np.array([1, 1, 1, 2, -1], np.int64), len(where)).astype(bits.dtype)
-        found.append(bits)
-    return found
-
-
-def sparse(dtype: str, size: int, steps: int) -> list[Array]:
-    return moved(dtype, size, steps, 0.02)
-
-
-def dense(dtype: str, size: int, steps: int) -> list[Array]:
-    return moved(dtype, size, steps, 0.6)
-
-
-def alternating(dtype: str, size: int, steps: int) -> list[Array]:
-    a, b = weights(dtype, size, 4), weights(dtype, size, 5)
-    return [a if step % 2 else b for step in range(steps + 1)]
-
-
-def wraps(dtype: str, size: int, steps: int) -> list[Array]:
-    """From the smallest word to the largest and back: differences of the whole range."""
-    width = 8 * ITEMSIZE[dtype]
-    ends = np.array([0, (1 << width) - 1, 1 << width - 1, (1 << width - 1) - 1], f"<u{ITEMSIZE[dtype]}")
-    return [np.resize(np.roll(ends, step), size) for step in range(steps + 1)]
-
-
-def drift(dtype: str, size: int, steps: int) -> list[Array]:
-    first = weights(dtype, size, 6)
-    speed = np.arange(size) % 50
-    return [(first + (speed * step).astype(first.dtype)).astype(first.dtype) for step in range(steps + 1)]
-
-
-def repeated(dtype: str, size: int, steps: int) -> list[Array]:
-    """All move by the same bits, to words far away: best said by the XOR."""
-    first = weights(dtype, size, 7)
-    flip = np.resize(np.array([0x9E3779B97F4A7C15 >> (64 - 8 * ITEMSIZE[dtype])], first.dtype), size)
-    return [first ^ flip if step % 3 == 1 else first for step in range(steps + 1)]
-
-
-CONTENTS: dict[str, Content] = {
-    c.__name__: c for c in (still, noise, sparse, dense, alternating, wraps, drift, repeated)
-}
-
-
-def content(name: str, dtype: str, size: int, steps: int) -> Array:
-    return np.array(CONTENTS[name](dtype, size, steps))
 
 
 @pytest.mark.parametrize("name", CONTENTS)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from conftest import Made, moving
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument, safe_open
 from relex_codec.exact.bisection import frames_of
 from relex_codec.storage.source import Source
-from support.helpers import Tensor, bf16, f16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File, narrow, read_safetensors
+from support.runs import Made, moving
+from support.tensors import Tensor, bf16, f16, f32, random_bits
 
 SAME, MOVING, SERIES = 0, 1, 2
 IN_BASE, STORED = 0, 1

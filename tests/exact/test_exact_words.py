@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.exact.ordered_words import from_words, layout_of, to_words
-from support.helpers import WIDTH
 from support.plain import Array, narrow, widen
+from support.tensors import WIDTH
 
 DTYPES = sorted(ITEMSIZE)
 FLOATS = {"BF16", "F16", "F32", "C64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"}

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import Made
 
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
@@ -26,7 +25,9 @@ from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f
 from relex_codec.run.info import KINDS, summary, text
-from support.helpers import Tensor, bf16, bits_of, f16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.tensors import Tensor, bf16, bits_of, f16, f32, random_bits
 
 STEPS = [*range(1, 12), 15, 16, 20, 21, 22, 30]
 Counted = Counter[tuple[int, int, int]]

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec.errors import InvalidArgument
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE
+from support.runs import Made
 from support.servers.fixtures import Bucket
 from support.servers.runs import SHAPES, uploaded
 

@@ -13,7 +13,6 @@ from relex_codec.kernels import torch_eager
 from support.kernel_cases import (
     Case,
     block_ends,
-    check_torch,
     converted,
     far_cases,
     random_case,
@@ -21,6 +20,7 @@ from support.kernel_cases import (
     several_pieces,
     to_be_rounded,
 )
+from support.kernel_checks import check_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -29,7 +29,6 @@ from support.kernel_cases import (
     Case,
     Drawn,
     block_ends,
-    check_torch,
     converted,
     far_cases,
     make,
@@ -37,8 +36,8 @@ from support.kernel_cases import (
     several_cases,
     several_pieces,
     to_be_rounded,
-    torch_job,
 )
+from support.kernel_checks import check_torch, torch_job
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

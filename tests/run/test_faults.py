@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from conftest import Held, Made
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
-from support.helpers import ELSEWHERE, bf16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
 from support.plain import COVERED_ELSEWHERE, Array, File
+from support.runs import Made
+from support.sources import Held
+from support.tensors import bf16, f32, random_bits
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Made
 
 import relex_codec
 from relex_codec import InvalidArgument, Run
 from relex_codec.kernels import torch_eager
 from relex_codec.run import resident
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.tensors import bf16
 
 Zoo = Callable[..., Path]
 STEPS = [0, 1, 3, 9, 12.5, 23, 40]
@@ -138,7 +139,7 @@ NAMES: dict[str, Any] = {"q": ("qkv", slice(0, 48)), "k": ("qkv", slice(48, 64))
 @pytest.fixture(scope="module")
 def moving_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model for `Model`."""
-    from conftest import moving
+    from support.runs import moving
 
     root = tmp_path_factory.mktemp("moving")
     shapes = {"q": (48, 64), "k": (16, 64), "turned.weight": (40, 24), "apart": (8, 24), "norm": (16,), "wide": (6, 6)}

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SIDE, Made
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.exact import replay
 from relex_codec.exact.bisection import frames_of
 from relex_codec.exact.tier_reader import ExactTier, Key
-from support.commands import cli, failed
-from support.helpers import ELSEWHERE, Tensor, bf16, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE, cli, failed
 from support.plain import read_safetensors
+from support.runs import SIDE, Made
+from support.tensors import Tensor, bf16, f32
 
 Zoo = Callable[..., Path]
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import relex_codec
 from relex_codec import InvalidArgument
 from relex_codec.kernels.interface import Window, flat
-from support.helpers import bf16, f16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.tensors import bf16, f16, f32, random_bits
 
 STEP = 6.5
 Pair = tuple[Any, Any]

@@ -18,9 +18,10 @@ from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, RelexE
 from relex_codec.storage.header_cache import OBJECTS
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.source import Source
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.servers.counting import Answer, CountingServer, Files, proxy_of
 from support.servers.fixtures import LIBRARIES, Bucket, bucket_on, web_on
+from support.tensors import bf16
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads

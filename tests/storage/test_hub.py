@@ -17,9 +17,10 @@ from relex_codec.checkpoints.series import find_checkpoints, find_run
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.storage.hub import paths as module
 from relex_codec.storage.hub.paths import Model, branches, parse, pinned
+from support.checkpoints import checkpoint_files
 from support.commands import cli, failed
-from support.helpers import bf16, checkpoint_files
 from support.hub_server import Hub, end_sessions
+from support.tensors import bf16
 
 STEPS = [1, 2, 3, 5]
 BASE = {name: np.random.default_rng(i).standard_normal((24, 32)) * 0.1 for i, name in enumerate("abc")}

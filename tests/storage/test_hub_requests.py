@@ -26,8 +26,9 @@ from relex_codec.storage.hub.paths import branches, pinned
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
 from relex_codec.storage.stores.choose import store_of
 from relex_codec.storage.stores.hub import HubStore
-from support.helpers import bf16, checkpoint_files
+from support.checkpoints import checkpoint_files
 from support.hub_server import SIGNATURE, Hub, end_sessions
+from support.tensors import bf16
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads

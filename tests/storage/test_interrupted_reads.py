@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import relex_codec
-from support.helpers import ELSEWHERE, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
 from support.servers.counting import CountingServer
+from support.tensors import random_bits
 
 
 @pytest.fixture(scope="module")

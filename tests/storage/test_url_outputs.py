@@ -19,10 +19,12 @@ import pytest
 import relex_codec
 from relex_codec.checkpoints.series import open_checkpoint
 from relex_codec.errors import CheckpointError, InvalidArgument
-from support.commands import cli, failed
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE, cli, failed
 from support.faulty import Faulty, waiting
-from support.helpers import ELSEWHERE, Tensor, bf16, f32, upload, write_checkpoint, write_run
+from support.filesystems import upload
 from support.servers.fixtures import bucket_on
+from support.tensors import Tensor, bf16, f32
 
 pytestmark = pytest.mark.usefixtures("scratch")
 STORES = ["moto", "emulator", "azurite"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 
-from .helpers import ELSEWHERE
+ELSEWHERE = tempfile.gettempdir()
+"""Where subprocesses start: ``python -c`` puts its working directory first on the import path, and in the checkout that
+would hide the package that is installed."""
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

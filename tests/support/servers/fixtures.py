@@ -1,4 +1,4 @@
-"""Fixtures around the servers, loaded by conftest.py (as are the runs in kernels/cpu/inner_loops.py).
+"""Fixtures around the servers, loaded by conftest.py (as are the runs in runs.py).
 
 A test that reads from object stores takes `bucket`: an empty bucket on moto, and once more each on s3rver, on an
 emulator of Google Cloud Storage and on Azurite, with a counting proxy in front::

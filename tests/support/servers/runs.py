@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec.storage.header_cache import OBJECTS
-from support.helpers import Tensor, bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.tensors import Tensor, bf16
 
 from .fixtures import Bucket
 
