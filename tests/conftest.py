@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,13 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 import relex_codec
+from relex_codec.encoding.direction_search import Search, Stored
 from support.checkpoints import write_checkpoint, write_run
 from support.faulty import Faulty
 from support.filesystems import empty_memory
 from support.reference import script
 from support.runs import SIDE, Made, zoo
+from support.shared import made_once
 
 pytest_plugins = ["support.servers.fixtures", "support.servers.runs", "support.hub_server"]
 
@@ -30,31 +35,62 @@ def pytest_configure() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+# Times say nothing on a machine that others use as well. Examples stay random in CI too: fixed ones would only
+# repeat the run before, and what fails is printed in a form that can be run again anywhere.
+settings.register_profile("relex", deadline=None, print_blob=True)
+settings.load_profile("relex")
+
+
+SERVERS = {"stores", "nginx_server", "hub", "web", "own_web", "place", "proxied", "replaceable", "reports"}
+"""Fixtures that start servers or processes of a group, or have others started."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs servers, by the fixtures that it takes: no test can be forgotten."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS & set(item.fixturenames):
+            item.add_marker("servers")
+
+
 @pytest.fixture(scope="session")
 def zoo_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Every kind of tensor, seven uneven steps, base in three shards, checkpoints in two."""
-    root = tmp_path_factory.mktemp("zoo")
     base, at = zoo()
     steps = [1, 2, 5, 9, 14, 20, 23]
-    write_checkpoint(root / "base", base, shards=3, side=SIDE)
-    write_run(root / "run", steps, at, shards=2)
-    return Made(root, steps, base, at)
+
+    def make(root: Path) -> None:
+        write_checkpoint(root / "base", base, shards=3, side=SIDE)
+        write_run(root / "run", steps, at, shards=2)
+
+    return Made(made_once(tmp_path_factory, "zoo", make), steps, base, at)
 
 
 @pytest.fixture(scope="session")
 def zoo_file(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Encode the zoo: ``zoo_file("raw", rank=2)``; each combination once."""
-    folder = tmp_path_factory.mktemp("zoo_files")
-    known: dict[str, Path] = {}
+    """Encode the zoo: ``zoo_file("raw", rank=2)``; each combination once a test run.
+
+    Options beside rank and quality change nothing of how directions are stored, and the search for that is nearly all
+    of the time: what it found is remembered.
+    """
+    found: dict[bytes, Stored] = {}
+    search = Search.run
+
+    def remembered(self: Search) -> Stored:
+        asked = pickle.dumps({name: value for name, value in vars(self).items() if name != "read"})
+        key = hashlib.sha256(asked).digest()
+        if key not in found:
+            found[key] = search(self)
+        return found[key]
 
     def make(quality: str | float = "raw", **options: Any) -> Path:
-        key = f"{quality}-" + "-".join(f"{k}={v}" for k, v in sorted(options.items()))
-        if key not in known:
-            path = folder / f"{key}.relex"
-            size = relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality=quality, **options)
+        def encode(path: Path) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Search, "run", remembered)
+                size = relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality=quality, **options)
             assert size == path.stat().st_size
-            known[key] = path
-        return known[key]
+
+        name = f"{quality}-" + "-".join(f"{k}={v}" for k, v in sorted(options.items()))
+        return made_once(tmp_path_factory, f"{name}.relex", encode)
 
     return make
 

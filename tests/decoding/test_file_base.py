@@ -20,7 +20,7 @@ def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: st
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
         patch.setattr(base_model, "canonical_uri", lambda _: uri)
-        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="micro")
+        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
     return tmp_path / "x.relex"
 
 

@@ -126,6 +126,7 @@ def middle(size: int) -> tuple[int, int]:
     return size // 3, size // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [everything, middle])
 @pytest.mark.parametrize(
     "options", [{}, {"rank": 2}, {"embed_base": True}, {"exact": True}, {"exact": True, "embed_base": True}], ids=str

@@ -44,6 +44,7 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
             assert torch.equal(one[name].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8)), name
 
 
+@pytest.mark.slow
 def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of one tensor; host memory is kept until the events say that the device has read it."""
     monkeypatch.setattr(tensor_decoder, "BATCH", 1)

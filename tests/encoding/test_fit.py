@@ -124,7 +124,7 @@ def test_a_run_larger_than_the_budget_gives_the_same_fit(tmp_path: Path, monkeyp
 # ---- The parts ----
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 7), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 3), st.data()
 )  # fmt: skip
@@ -153,7 +153,7 @@ def test_fit_equals_a_full_decomposition(count: int, size: int, seed: int, rank:
         assert found.explained[j] == pytest.approx(sigma[j] ** 2 / (sigma**2).sum(), rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=20, unique=True), st.integers(0, 2**32 - 1))
 def test_line_is_least_squares(steps: list[int], seed: int) -> None:
     t = np.array(sorted(steps), np.int64)

@@ -24,6 +24,7 @@ def wide(tensor: tuple[str, Array]) -> Array:
     return (tensor[1].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one piece moves", "one piece moves more"])
 def test_the_rule_holds_where_pieces_differ(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(5)
@@ -72,7 +73,7 @@ def test_outputs_are_not_called_safetensors(tmp_path: Path) -> None:
 
 def test_modules_on_meta_are_refused(tmp_path: Path) -> None:
     file = small(tmp_path)
-    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="raw")
     module = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.empty(16, 16, device="meta"))})
     with relex_codec.open(file) as run, pytest.raises(InvalidArgument, match="to_empty"):
         run.load_into(module, 3)
@@ -80,7 +81,7 @@ def test_modules_on_meta_are_refused(tmp_path: Path) -> None:
 
 def test_devices_without_values_are_refused(tmp_path: Path) -> None:
     file = small(tmp_path)
-    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="raw")
     with pytest.raises(InvalidArgument, match="meta"):
         relex_codec.open(file, device="meta")
 
@@ -88,7 +89,7 @@ def test_devices_without_values_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_forgotten_runs_close_their_files(tmp_path: Path) -> None:
     file = small(tmp_path)
-    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="raw")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         relex_codec.open(file).bits("w", 3)

@@ -59,7 +59,6 @@ def slow_number(value: int) -> tuple[int, int, int]:
     raise AssertionError(value)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 31).map(lambda k: (1 << k + 1) - 1)))
 def test_numbers_are_symbols_and_raw_bits(value: int) -> None:
     symbol, bits, raw = slow_number(value)
@@ -70,7 +69,6 @@ def test_numbers_are_symbols_and_raw_bits(value: int) -> None:
     assert value & ((1 << bits) - 1) == raw  # how the encoder finds them
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**32), 2**32), st.sampled_from([1 << 7, 1 << 15, 1 << 31]))
 def test_moves_are_numbers(value: int, half: int) -> None:
     z = plainly(contexts.zigzag)(value)
@@ -202,7 +200,8 @@ def random_records(count: int, seed: int, spread: float, numbers: float) -> list
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=60)
 @given(
     st.one_of(st.integers(1, 6), st.integers(1, 600)), st.integers(0, 2**32), st.sampled_from([0.2, 2, 20, 1000]),
     st.sampled_from([0, 0.3, 1]),
@@ -313,7 +312,7 @@ def test_contexts_that_differ_get_tables_of_their_own() -> None:
     assert abs(int(tables.frequency[tables.contexts[0], 0]) - 3700) < 30
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.integers(0, 2**32), st.booleans())
 def test_any_counts_give_tables(symbols: int, seed: int, rare: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -359,7 +358,7 @@ def test_models_that_break_the_rules_are_refused() -> None:
     assert len(parse(bytes([0, 0]) + bytes([UNUSED]) * CONTEXTS, 1)[0].frequency) == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_byte_of_models_is_a_model_or_refused(data: Any) -> None:
     good = to_bytes([fit(random_counts(1, 30), 2), fit(random_counts(2, 5), 0)])
@@ -450,7 +449,7 @@ def test_what_is_no_number_comes_back() -> None:
     check_part(part_of(wide[rng.integers(0, len(wide), (5, 500))], "F32"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["BF16", "U8", "F32", "I64"]), st.integers(1, 60), st.integers(1, 12), st.integers(0, 2**32),
     st.integers(1, 5),

@@ -193,6 +193,7 @@ def test_a_rebuilt_file_reads_the_same(file: File, good: Any, opened: Open) -> N
 # ---- Damage ----
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(file: File, good: Any, opened: Open) -> None:
     chances = random.Random(0)
     begin, end = file.places[DATA]
@@ -226,6 +227,7 @@ def test_what_is_cut_off_is_missed(file: File, opened: Open) -> None:
 # ---- Bad streams with checksums that fit ----
 
 
+@pytest.mark.slow
 def test_blobs_of_anything(file: File, good: Any, opened: Open) -> None:
     """Frames and models in which anything has changed, with checksums that fit: the decoder meets them itself."""
     chances = random.Random(1)
@@ -285,6 +287,7 @@ def parts_of(file: File) -> list[list[str]]:
     return groups
 
 
+@pytest.mark.slow
 def test_streams_of_anything(file: File, good: Any, opened: Open) -> None:
     """The same below the blobs: each stream is what its length says, but says something else."""
     chances = random.Random(2)
@@ -314,6 +317,7 @@ def model_blobs(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(raw)
 
 
+@pytest.mark.slow
 def test_models_of_anything(file: File, good: Any, opened: Open) -> None:
     chances = random.Random(3)
     refused = right = 0
@@ -370,6 +374,7 @@ print(decoded_streams(int(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 def test_no_index_is_out_of_bounds() -> None:
     """Compiled code has no bounds checks, the interpreter has: both must find the same."""
     found = subprocess.run(
@@ -384,6 +389,7 @@ def test_no_index_is_out_of_bounds() -> None:
 # ---- Records that lie ----
 
 
+@pytest.mark.slow
 def test_tables_of_random_numbers_are_refused_or_read(file: File, good: Any, opened: Open) -> None:
     """Any value in any field of a record or an index: an error of this package, or the right bits."""
     chances = random.Random(6)

@@ -242,6 +242,7 @@ def test_what_fails_stops_the_others(opened: relex_codec.Run, monkeypatch: pytes
     assert len(calls) < 5 + 3 * 17
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "BATCH_WORDS", f.PIECE)
     monkeypatch.setattr(replay, "cpu_count", lambda: 1)

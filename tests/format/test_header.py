@@ -18,7 +18,7 @@ from relex_codec.format.safetensors_header import LIMIT, Entry, build, header_le
 from support.checkpoints import safetensors_bytes
 from support.tensors import WIDTH, random_bits
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 def split(data: bytes) -> tuple[bytes, int]:

@@ -131,7 +131,7 @@ def test_a_base_without_an_index_gives_one_file_of_weights(large: tuple[Path, by
 # ---- Ranges ----
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_range_of_any_file(exact: Path, data: st.DataObject) -> None:
     fs = fsspec.filesystem("relex", fo=str(exact))

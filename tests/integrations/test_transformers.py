@@ -99,6 +99,7 @@ def test_weights_are_decoded_one_by_one(path: Path, monkeypatch: pytest.MonkeyPa
         assert sorted(read) == sorted(run.keys())
 
 
+@pytest.mark.slow
 def test_tied_weights(path: Path, tmp_path: Path) -> None:
     model = relex_codec.load_model(path, 60)
     assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -48,7 +48,7 @@ BOTH = pytest.mark.parametrize("prepare", KERNELS, ids=["reference", "cpu"])
 
 
 @BOTH
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 1 << 32), SHAPES, DTYPES, DTYPES, st.integers(1, 3), st.integers(1, 3))
 def test_any_job(
     prepare: Prepare, seed: int, shape: tuple[int, ...], origin_dtype: str, dtype: str, directions: int, steps: int
@@ -57,7 +57,7 @@ def test_any_job(
 
 
 @BOTH
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(several_cases(5))
 def test_several_jobs_at_once(prepare: Prepare, cases: list[Case]) -> None:
     check_numpy(prepare, cases)
@@ -125,6 +125,7 @@ def test_nothing_to_decode(prepare: Prepare) -> None:
     prepare([case.job])([case.coefficients], [[]])
 
 
+@pytest.mark.slow
 def test_small_work_needs_no_compiler() -> None:
     """The reference decodes a little where nothing is compiled yet; imports stay what they are."""
     code = """
@@ -150,6 +151,7 @@ def test_stacks_of_small_matrices_take_no_more_room() -> None:
     assert factors.b.base is not None and factors.b.base.size <= 2000 * 3 * 3 + 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])
 def test_a_thread_that_flushes_subnormals_is_refused(kernel: str) -> None:
     code = """
@@ -179,6 +181,7 @@ def test_a_thread_that_flushes_subnormals_is_refused(kernel: str) -> None:
     assert "subnormal" in done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_contracted(tmp_path: Path) -> None:
     """No multiply-add in the compiled code: it would change the last bit of some weights where processors have it."""
     code = """
@@ -202,7 +205,7 @@ def test_nothing_is_contracted(tmp_path: Path) -> None:
 # ---- Codes ----
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(PACKINGS[2:]), st.integers(1, 40), st.integers(0, 1 << 32))
 def test_the_same_codes_are_refused(packing: Packing, n: int, seed: int) -> None:
     """A good piece with some bytes replaced: read as the reference decoder does, or refused as it does."""

@@ -56,6 +56,7 @@ EACH = pytest.mark.parametrize("kernel", KERNELS)
 TWO = {"quality": "default", "rank": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "options"),
     [*((k, {"quality": q}) for k in ("cpu", "torch") for q in ("raw", "small")), *((k, TWO) for k in KERNELS)],
@@ -74,6 +75,7 @@ def test_every_kind_of_tensor(
         same(got, expected[step])
 
 
+@pytest.mark.slow
 @EACH
 def test_in_a_file_with_the_exact_tier(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """``auto`` is what it is in a file without that tier; tensors of the exact tier alone are held as they change."""
@@ -227,6 +229,7 @@ def test_what_is_held_is_not_handed_out(zoo_file: Zoo) -> None:
     assert "tensors on cpu" in repr(held)
 
 
+@pytest.mark.slow
 @EACH
 def test_slices_into_any_memory(moving_file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """Random boxes of matrices into views with gaps: nothing beside them is written."""

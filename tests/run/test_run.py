@@ -145,6 +145,7 @@ def test_results_belong_to_the_caller(zoo_run: Made, zoo_file: Zoo) -> None:
             np.testing.assert_array_equal(run.bits(name, 9), before)
 
 
+@pytest.mark.slow
 def test_ranges_of_elements_are_those_of_the_whole(large: Path) -> None:
     piece = 1 << 18
     with relex_codec.open(large) as run:

@@ -204,7 +204,7 @@ def indices(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_index_of_a_torch_tensor_behaves_the_same(paths: tuple[Path, Path], data: st.DataObject) -> None:
     name, shape = data.draw(st.sampled_from([("matrix", (14, 9)), ("cube", (4, 6, 5)), ("vector", (11,))]))

@@ -73,10 +73,19 @@ def place_at(kind: str, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 REPLACEABLE = [*LIBRARIES, "nginx", "own"]
+PROXIED = [name for name in REPLACEABLE if name not in ("s3rver", "nginx")] + ["hub", "hub_storage"]
+"""One of each protocol: a fault is made by the proxy, and what stands behind it does not matter."""
 
 
 @pytest.fixture(params=[*REPLACEABLE, "hub", "hub_storage"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place_at(request.param, request) as found:
+        yield found
+
+
+@pytest.fixture(params=PROXIED)
+def proxied(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Where what fails is the connection, not the server."""
     with place_at(request.param, request) as found:
         yield found
 
@@ -92,34 +101,34 @@ def replaceable(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_failure_that_passes_costs_one_request_more(place: Place, fault: str) -> None:
-    source = place.opened(timeout=1 if fault == "stall" else 30, retry_seconds=60)
-    place.proxy.fail(fault)
+def test_a_failure_that_passes_costs_one_request_more(proxied: Place, fault: str) -> None:
+    source = proxied.opened(timeout=1 if fault == "stall" else 30, retry_seconds=60)
+    proxied.proxy.fail(fault)
     assert source.read(LOW, HIGH) == DATA[LOW:HIGH]
-    assert place.proxy.requests == ["GET bytes=100000-199999"] * 2
+    assert proxied.proxy.requests == ["GET bytes=100000-199999"] * 2
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_failure_that_stays_is_reported_as_what_it_is(place: Place, fault: str) -> None:
-    source = place.opened(timeout=0.1, retry_seconds=0.4)
-    place.proxy.fail(fault, 1000)
+def test_a_failure_that_stays_is_reported_as_what_it_is(proxied: Place, fault: str) -> None:
+    source = proxied.opened(timeout=0.1, retry_seconds=0.4)
+    proxied.proxy.fail(fault, 1000)
     error = Truncated if fault == "short" else InvalidArgument
     with pytest.raises(error, match=r" \(\d+ attempts in \d s\)") as caught:
         source.read(LOW, HIGH)
-    assert str(caught.value).startswith(place.url) and "\n" not in str(caught.value)
-    if fault == "slow_down" and place.url.startswith("s3"):
+    assert str(caught.value).startswith(proxied.url) and "\n" not in str(caught.value)
+    if fault == "slow_down" and proxied.url.startswith("s3"):
         assert "Please reduce your request rate" in str(caught.value)
-    assert len(place.proxy.seen) >= 2
+    assert len(proxied.proxy.seen) >= 2
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_nothing_below_tries_again_by_itself(place: Place, fault: str) -> None:
-    source = place.opened(timeout=0.2, retry_seconds=0)
-    place.proxy.fail(fault, 1000)
+def test_nothing_below_tries_again_by_itself(proxied: Place, fault: str) -> None:
+    source = proxied.opened(timeout=0.2, retry_seconds=0)
+    proxied.proxy.fail(fault, 1000)
     with pytest.raises(RelexError) as caught:
         source.read(LOW, HIGH)
     assert "attempts" not in str(caught.value)
-    assert len(place.proxy.seen) == 1
+    assert len(proxied.proxy.seen) == 1
 
 
 @pytest.mark.parametrize("fault", ["reset", "slow_down", "short"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from relex_codec.storage.coalesce import Block, blocks
@@ -12,7 +12,6 @@ from relex_codec.storage.coalesce import Block, blocks
 RANGES = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 400)).map(lambda t: (t[0], t[0] + t[1])), max_size=30)
 
 
-@settings(deadline=None)
 @given(RANGES, st.integers(1, 200), st.integers(1, 64))
 def test_blocks_hold_every_range_once_within_their_bounds(
     ranges: list[tuple[int, int]], limit: int, waste: int

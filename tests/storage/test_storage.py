@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, Truncated
@@ -32,7 +32,6 @@ def nothing_is_tried_again(monkeypatch):
 # Planning
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 300), st.integers(0, 60)).map(lambda t: (t[0], t[0] + t[1])), max_size=12),
     st.integers(0, 40),
