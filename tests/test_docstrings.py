@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import relex_codec
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.tensors import bf16
 
 HAVE_EXAMPLES = {"Coefficients", "Run", "append", "encode", "open", "safe_open"}
 

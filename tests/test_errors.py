@@ -14,8 +14,9 @@ import pytest
 import relex_codec
 from relex_codec import errors
 from relex_codec.errors import MissingCheckpoint, MissingFile, RelexError, missing
+from support.checkpoints import write_checkpoint
 from support.commands import cli, failed
-from support.helpers import bf16, write_checkpoint
+from support.tensors import bf16
 
 KINDS: list[type[RelexError]] = [
     kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type) and issubclass(kind, RelexError)

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 import relex_codec
-from support.commands import failed
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE, failed
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -17,7 +17,9 @@ from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import revisions
-from support.helpers import bf16, empty_memory, random_bits, upload, write_checkpoint
+from support.checkpoints import write_checkpoint
+from support.filesystems import empty_memory, upload
+from support.tensors import bf16, random_bits
 
 SIZE = 2 * PIECE + 1000
 TENSORS = {

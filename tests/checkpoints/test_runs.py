@@ -14,7 +14,9 @@ from relex_codec.checkpoints import safetensors as module
 from relex_codec.checkpoints.discovery import find_checkpoints, find_run
 from relex_codec.checkpoints.series import open_series
 from relex_codec.errors import CheckpointError, InvalidArgument
-from support.helpers import bf16, random_bits, upload, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.filesystems import upload
+from support.tensors import bf16, random_bits
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

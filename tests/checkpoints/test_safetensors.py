@@ -12,7 +12,9 @@ from relex_codec.checkpoints import safetensors as module
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError, Truncated
 from relex_codec.format.safetensors_header import build
-from support.helpers import WIDTH, checkpoint_files, random_bits, safetensors_bytes, upload, write_checkpoint
+from support.checkpoints import checkpoint_files, safetensors_bytes, write_checkpoint
+from support.filesystems import upload
+from support.tensors import WIDTH, random_bits
 
 TENSORS = {
     "b.weight": random_bits("BF16", (5, 7), 1),

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SIDE
 
 import relex_codec
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError
 from relex_codec.run.export import SideFiles
-from support.helpers import bf16, checkpoint_files, upload, write_checkpoint, write_run
+from support.checkpoints import checkpoint_files, write_checkpoint, write_run
+from support.filesystems import upload
 from support.hub_server import Hub
+from support.runs import SIDE
 from support.servers.counting import Answer
 from support.servers.fixtures import Bucket
 from support.servers.runs import weights
+from support.tensors import bf16
 
 SHAPES = {"a": (30, 20), "norm": (7,)}
 SIDES = sorted(SIDE)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.commands import cli, failed
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import cli, cli_process, failed
+from support.tensors import bf16
 
 STEPS = [10, 20, 30, 40]
 
@@ -27,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     write_checkpoint(folder / "base", tensors(0))
     write_run(folder / "run", STEPS, tensors)
-    done = cli("encode", folder / "run", "--base", folder / "base", "-o", folder / "run.relex", "--observe", 30)
+    done = cli_process("encode", folder / "run", "--base", folder / "base", "-o", folder / "run.relex", "--observe", 30)
     assert done.returncode == 0, done.stderr
     assert "4 steps" in done.stdout
     assert done.stderr == ""  # the bar vanishes where there is no terminal
@@ -35,8 +36,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_info_as_text_fits_a_screen(made: Path) -> None:
-    done = cli("info", made / "run.relex")
-    assert done.returncode == 0
+    done = cli_process("info", made / "run.relex")
+    assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) <= 24
     assert "observed 3, to 30" in done.stdout
     rows = cli("info", made / "run.relex", "--tensors").stdout.splitlines()
@@ -65,7 +66,7 @@ def test_decode_says_what_it_took(made: Path, tmp_path: Path, step: float, tier:
 
 
 def test_verify(made: Path) -> None:
-    assert "as they were written" in cli("verify", made / "run.relex").stdout
+    assert "as they were written" in cli_process("verify", made / "run.relex").stdout
     document = json.loads(cli("verify", made / "run.relex", "--base", made / "base", "--json").stdout)
     assert document["ok"] is True
 
@@ -74,7 +75,7 @@ def test_a_damaged_file_is_one_line(made: Path, tmp_path: Path) -> None:
     data = bytearray((made / "run.relex").read_bytes())
     data[-3] ^= 1
     (tmp_path / "bad.relex").write_bytes(data)
-    failed(cli("verify", tmp_path / "bad.relex"), "checksum")
+    failed(cli_process("verify", tmp_path / "bad.relex"), "checksum")
     (tmp_path / "short.relex").write_bytes(data[:-9])
     failed(cli("info", tmp_path / "short.relex"), "expected")
 
@@ -111,6 +112,7 @@ def test_usage_errors_exit_2(made: Path) -> None:
         ("no",),
     ):
         assert cli(*arguments).returncode == 2
+    assert cli_process("decode", made / "run.relex").returncode == 2
 
 
 @pytest.mark.parametrize("command", ["encode", "decode", "append", "restore", "info", "verify", "demo"])
@@ -121,6 +123,12 @@ def test_help(command: str) -> None:
     assert command in cli("--help").stdout
 
 
+def test_help_in_a_process() -> None:
+    done = cli_process("--help")
+    assert (done.returncode, done.stderr) == (0, "") and "Commands:" in done.stdout
+
+
+@pytest.mark.slow
 def test_raw_and_micro_from_the_command_line(made: Path, tmp_path: Path) -> None:
     for quality, extra in (("raw", ()), ("micro", ("--factor-rank", 3)), ("0.1", ()), ("fine", ("--embed-base",))):
         out = tmp_path / f"{quality}.relex"

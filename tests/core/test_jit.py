@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from relex_codec.core import jit
 
 CODE = """
@@ -21,6 +23,7 @@ print(outer(3), sum(outer.stats.cache_hits.values()))
 """
 
 
+@pytest.mark.slow
 def test_a_change_in_another_file_is_noticed(tmp_path: Path) -> None:
     """numba itself looks at the file of the outer function only, which stays as it is."""
     package = tmp_path / "package"

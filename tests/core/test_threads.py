@@ -13,7 +13,7 @@ import pytest
 
 from relex_codec.core import threads
 from relex_codec.core.threads import parallel_map
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2, 16, 1000])

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec import CheckpointError
 from relex_codec.decoding import base_locator
 from relex_codec.storage.urls import Options, PathLike, options_for, without_secrets
+from support.runs import Made
 
 
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
         patch.setattr("relex_codec.encoding.encode.canonical_uri", lambda _: uri)
-        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="micro")
+        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
     return tmp_path / "x.relex"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec.core.indexing import box_of
@@ -16,7 +15,9 @@ from relex_codec.decoding.read_plan import Wanted, needs, reads_base
 from relex_codec.decoding.reading import wanted_of
 from relex_codec.kernels.windows import windows
 from relex_codec.storage.source import LocalSource, Source
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.tensors import bf16
 
 PIECE = 1 << 18
 
@@ -125,6 +126,7 @@ def middle(size: int) -> tuple[int, int]:
     return size // 3, size // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [everything, middle])
 @pytest.mark.parametrize(
     "options", [{}, {"rank": 2}, {"embed_base": True}, {"exact": True}, {"exact": True, "embed_base": True}], ids=str

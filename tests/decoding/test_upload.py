@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import moving
 
 import relex_codec
 from relex_codec import InvalidArgument
@@ -19,7 +18,9 @@ from relex_codec.core.threads import prefetched
 from relex_codec.decoding import device_transfer, tensor_decoder
 from relex_codec.decoding.tensors import whole
 from relex_codec.kernels import torch_eager
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import moving
+from support.tensors import bf16
 
 Zoo = Callable[..., Path]
 
@@ -43,6 +44,7 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
             assert torch.equal(one[name].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8)), name
 
 
+@pytest.mark.slow
 def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of one tensor; host memory is kept until the events say that the device has read it."""
     monkeypatch.setattr(tensor_decoder, "BATCH", 1)

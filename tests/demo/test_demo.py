@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE
 
 transformers = pytest.importorskip("transformers")
 
@@ -157,6 +157,7 @@ def test_loading_leaves_the_settings_of_transformers_alone(capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_whole_demonstration_on_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = task.score
     monkeypatch.setattr(task, "score", lambda directory: measure(directory, 64))

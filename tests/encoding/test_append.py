@@ -20,7 +20,9 @@ from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.exact.bisection import frame_bound
 from relex_codec.exact.segments import step_costs
 from relex_codec.format import constants as f
-from support.helpers import ELSEWHERE, Tensor, bf16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE, cli
+from support.tensors import Tensor, bf16, f32, random_bits
 
 STEPS = list(range(2, 22, 2))
 
@@ -48,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("append")
     write_checkpoint(root / "base", tensors(0))
     write_run(root / "run", STEPS, tensors)
-    relex_codec.encode(root / "run", root / "six.relex", base=root / "base", steps="2:12", exact=True)
+    relex_codec.encode(root / "run", root / "six.relex", base=root / "base", quality="raw", steps="2:12", exact=True)
     return root
 
 
@@ -105,10 +107,11 @@ def test_the_old_checkpoints_are_not_needed(made: Path, tmp_path: Path) -> None:
     check(file, STEPS[:7], base=tmp_path / "base")
 
 
+@pytest.mark.slow
 def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: Path) -> None:
-    file = copy(made, tmp_path)
+    file, whole = tmp_path / "run.relex", tmp_path / "whole.relex"
+    relex_codec.encode(made / "run", file, base=made / "base", steps="2:12", exact=True)
     relex_codec.append(file, paths(made, *STEPS[6:]))
-    whole = tmp_path / "whole.relex"
     relex_codec.encode(made / "run", whole, base=made / "base", exact=True)
     with relex_codec.open(file) as one, relex_codec.open(whole) as other:
         assert one.observed_steps == other.observed_steps == STEPS
@@ -125,13 +128,14 @@ def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: P
 
 def test_observed_steps_stay_what_they_were(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
-    relex_codec.encode(made / "run", file, base=made / "base", steps="2:12", observe=8, exact=True)
+    relex_codec.encode(made / "run", file, base=made / "base", quality="raw", steps="2:12", observe=8, exact=True)
     relex_codec.append(file, paths(made, 14))
     with relex_codec.open(file) as run:
         assert run.observed_steps == [2, 4, 6, 8]
     check(file, STEPS[:7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", ["raw", "micro", 0.07])
 def test_quality_stays(made: Path, tmp_path: Path, quality: Any) -> None:
     file = tmp_path / "run.relex"
@@ -153,7 +157,7 @@ def test_quality_stays(made: Path, tmp_path: Path, quality: Any) -> None:
 def test_embedded_base_stays(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
     base = shutil.copytree(made / "base", tmp_path / "base")
-    relex_codec.encode(made / "run", file, base=base, steps="2:12", embed_base=True, exact=True)
+    relex_codec.encode(made / "run", file, base=base, quality="raw", steps="2:12", embed_base=True, exact=True)
     shutil.rmtree(base)
     relex_codec.append(file, paths(made, 14, 16))
     check(file, STEPS[:8])
@@ -208,7 +212,7 @@ def test_what_cannot_be_appended(made: Path, tmp_path: Path) -> None:
 
 def test_a_file_without_the_exact_tier(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
-    relex_codec.encode(made / "run", file, base=made / "base", steps="2:12")
+    relex_codec.encode(made / "run", file, base=made / "base", quality="raw", steps="2:12")
     with pytest.raises(InvalidArgument, match=r"no exact tier.*--exact"):
         relex_codec.append(file, paths(made, 14))
 
@@ -249,6 +253,7 @@ def test_a_full_disk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert os.listdir(tmp_path) == ["run.relex"]
 
 
+@pytest.mark.slow
 def test_interrupted(made: Path, tmp_path: Path) -> None:
     """Ctrl-C while the new file is written leaves the old one, and nothing beside it."""
     file = copy(made, tmp_path)
@@ -272,12 +277,6 @@ def test_interrupted(made: Path, tmp_path: Path) -> None:
 
 def test_command(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
-
-    def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-        code = "from relex_codec.cli.main import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
-
     done = cli("append", file, *paths(made, 14, 16))
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 steps more, 14 to 16; now 8 steps" in done.stdout

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from conftest import SIDE, Made, moving
 
 import relex_codec
 from relex_codec import CheckpointError, InvalidArgument
-from support.helpers import bf16, f16, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File, deltas, narrow, read_safetensors, widen
+from support.runs import SIDE, Made, moving
+from support.tensors import bf16, f16, f32
 
 SAME, MOVING, SERIES = 0, 1, 2
 IN_BASE, STORED, NO_ORIGIN = 0, 1, 2
@@ -101,6 +102,7 @@ def test_what_does_not_move_is_exact_at_every_step(
                 np.testing.assert_array_equal(decoded(run, name, step), zoo_run.base[name][1].reshape(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quality", "options"), QUALITIES)
 def test_the_reference_decoder_reads_the_same_bits(
     zoo_run: Made, zoo_file: Zoo, reference: ModuleType, quality: str | float, options: dict[str, Any]
@@ -183,6 +185,7 @@ def grown_raw(grown: Made) -> dict[str, float]:
         return {name: relative_error(grown, name, 10, decoded(run, name, 10)) for name in grown.base}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quality", "growth"), [("fine", 0.01), ("default", 0.05), ("small", 0.2), (0.5, 0.5)])
 def test_weight_error_grows_at_most_as_asked(
     grown: Made, grown_raw: dict[str, float], quality: str | float, growth: float
@@ -202,6 +205,7 @@ def test_weight_error_grows_at_most_as_asked(
     assert size < plain / 2
 
 
+@pytest.mark.slow
 def test_a_looser_rule_gives_a_smaller_file(grown: Made, grown_raw: dict[str, float]) -> None:
     names = ("raw", "fine", "default", "small", "0.5")
     missing = [name for name in names if not (grown.root / f"{name}.relex").exists()]
@@ -211,6 +215,7 @@ def test_a_looser_rule_gives_a_smaller_file(grown: Made, grown_raw: dict[str, fl
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
 
 
+@pytest.mark.slow
 def test_directions_hold_the_rule_together(grown: Made, tmp_path: Path) -> None:
     names = ("dense", "vector")
     write_checkpoint(tmp_path / "base", {name: grown.base[name] for name in names})
@@ -382,6 +387,7 @@ def test_a_given_base_comes_before_an_embedded_one(zoo_run: Made, tmp_path: Path
         run._reader.bits("layers.0.norm.weight", 5)
 
 
+@pytest.mark.slow
 def test_encoding_twice_gives_the_same_bytes(zoo_run: Made, zoo_file: Zoo, tmp_path: Path) -> None:
     for quality, options in (("default", {}), ("micro", {"factor_rank": 2}), ("raw", {"embed_base": True, "rank": 2})):
         first = zoo_file(quality, **options).read_bytes()

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +15,10 @@ import relex_codec
 from relex_codec.encoding import tensor_history
 from relex_codec.encoding.fit import deltas, directions_from_deltas, fit_directions, fit_line, gram_of
 from support import plain
-from support.helpers import bf16, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File
+from support.runs import Made
+from support.tensors import bf16, f32
 
 Zoo = Callable[..., Path]
 
@@ -123,7 +124,7 @@ def test_a_run_larger_than_the_budget_gives_the_same_fit(tmp_path: Path, monkeyp
 # ---- The parts ----
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 7), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 3), st.data()
 )  # fmt: skip
@@ -152,7 +153,7 @@ def test_fit_equals_a_full_decomposition(count: int, size: int, seed: int, rank:
         assert found.explained[j] == pytest.approx(sigma[j] ** 2 / (sigma**2).sum(), rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=20, unique=True), st.integers(0, 2**32 - 1))
 def test_line_is_least_squares(steps: list[int], seed: int) -> None:
     t = np.array(sorted(steps), np.int64)

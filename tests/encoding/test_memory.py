@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.helpers import ELSEWHERE, WIDTH, bf16, safetensors_bytes
+from support.checkpoints import safetensors_bytes
+from support.commands import ELSEWHERE
+from support.tensors import WIDTH, bf16
 
 BUDGET = 64 * 10**6
 SEARCH = 80 * 10**6
@@ -81,6 +83,7 @@ def baseline(runs: dict[str, Path]) -> int:
     return peak(runs["tiny"], "raw")
 
 
+@pytest.mark.slow
 def test_the_runs_are_larger_than_the_budget(runs: dict[str, Path]) -> None:
     size = {
         name: sum(f.stat().st_size for f in (folder / "run").rglob("*.safetensors")) for name, folder in runs.items()
@@ -90,6 +93,7 @@ def test_the_runs_are_larger_than_the_budget(runs: dict[str, Path]) -> None:
     assert size["long"] == 2 * size["large"] > 5 * size["small"]
 
 
+@pytest.mark.slow
 def test_neither_model_nor_steps_raise_the_peak(runs: dict[str, Path], baseline: int) -> None:
     small, large, long = (peak(runs[name], "raw") - baseline for name in ("small", "large", "long"))
     assert large < BUDGET + 16 * 10**6
@@ -97,5 +101,6 @@ def test_neither_model_nor_steps_raise_the_peak(runs: dict[str, Path], baseline:
     assert long < large + 10 * 10**6  # 480 MB against 240 MB
 
 
+@pytest.mark.slow
 def test_the_search_adds_a_constant(runs: dict[str, Path], baseline: int) -> None:
     assert peak(runs["large"], "default") - baseline < BUDGET + SEARCH

@@ -47,7 +47,7 @@ def slowly_quantised(x: Array, width: float, bias: float, zero: int) -> Array:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("packing", [*CODED, WORD], ids=lambda p: p.name)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(width=st.floats(0.02, 3), bias=st.floats(0, 0.45), seed=st.integers(0, 99))
 def test_error_and_bits_are_those_of_the_codes(
     kind: str, packing: Packing, width: float, bias: float, seed: int
@@ -200,7 +200,7 @@ def test_decompose_of_a_large_matrix_is_close_to_the_best(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(found.a, again.a)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 7]))
 def test_factors_are_rounded_to_few_bits_of_bf16(seed: int, mantissa: int) -> None:
     rng = np.random.default_rng(seed)

@@ -26,7 +26,8 @@ from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 from relex_codec.format.writer import FileWriter
 from relex_codec.run.run import open as open_run
-from support.helpers import Tensor, bf16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.tensors import Tensor, bf16, f32, random_bits
 
 STEPS = [1, 2, 3, 5, 8]
 BUDGET = 64 * 10**6

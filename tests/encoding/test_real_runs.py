@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import relex_codec
-from support.helpers import safetensors_bytes
+from support.checkpoints import safetensors_bytes
 from support.plain import Array, File, deltas, fit, narrow, read_safetensors, widen
 
 RUNS = Path(__file__).resolve().parents[3] / "shared" / "runs"
@@ -49,6 +49,7 @@ def weights(folder: Path) -> dict[str, tuple[str, Array]]:
     return read_safetensors(folder / "model.safetensors")[0]
 
 
+@pytest.mark.slow
 def test_size_and_error(real: tuple[str, Path]) -> None:
     name, root = real
     quality, most_bits, _ = QUALITIES[name]
@@ -84,6 +85,7 @@ def test_size_and_error(real: tuple[str, Path]) -> None:
     assert 0.05 < np.sqrt(total[1] / total[0]) < 0.7  # the run has one main direction, and is not it
 
 
+@pytest.mark.slow
 def test_decoded_steps_are_close_to_the_run(real: tuple[str, Path]) -> None:
     name, root = real
     base = weights(root / "base")

@@ -12,7 +12,8 @@ import torch
 
 import relex_codec
 from relex_codec import InvalidArgument
-from support.helpers import Array, bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.tensors import Array, bf16
 
 SHAPE = (4096, 512)  # eight pieces of 2^18
 STEPS = [1, 2, 3, 4, 5, 6]
@@ -22,6 +23,7 @@ def wide(tensor: tuple[str, Array]) -> Array:
     return (tensor[1].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one piece moves", "one piece moves more"])
 def test_the_rule_holds_where_pieces_differ(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(5)
@@ -70,7 +72,7 @@ def test_outputs_are_not_called_safetensors(tmp_path: Path) -> None:
 
 def test_modules_on_meta_are_refused(tmp_path: Path) -> None:
     file = small(tmp_path)
-    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="raw")
     module = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.empty(16, 16, device="meta"))})
     with relex_codec.open(file) as run, pytest.raises(InvalidArgument, match="to_empty"):
         run.load_into(module, 3)
@@ -78,7 +80,7 @@ def test_modules_on_meta_are_refused(tmp_path: Path) -> None:
 
 def test_devices_without_values_are_refused(tmp_path: Path) -> None:
     file = small(tmp_path)
-    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="raw")
     with pytest.raises(InvalidArgument, match="meta"):
         relex_codec.open(file, device="meta")
 
@@ -86,7 +88,7 @@ def test_devices_without_values_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_forgotten_runs_close_their_files(tmp_path: Path) -> None:
     file = small(tmp_path)
-    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base")
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality="raw")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         relex_codec.open(file)._reader.bits("w", 3)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Made
 
 import relex_codec
 from relex_codec.exact import replay
 from relex_codec.storage.prefetch import PrefetchingSource
-from support.helpers import write_checkpoint
+from support.checkpoints import write_checkpoint
 from support.plain import File
+from support.runs import Made
 from support.servers.counting import fetched
 from support.servers.fixtures import Bucket
 from support.servers.runs import uploaded

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -30,21 +29,16 @@ from relex_codec.exact.frequency_tables import (
     tables_from_bytes,
     tables_to_bytes,
 )
-from relex_codec.exact.interval_lists import IntervalList, write_words
-from relex_codec.exact.ordered_words import layout_of, to_words
 from relex_codec.exact.part_coder import (
     CODED,
     PLAIN,
     Frame,
     PartDecoder,
-    PartEncoder,
-    SymbolCounter,
     Symbols,
-    lowest_exponent,
 )
 from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
-from relex_codec.exact.segments import table_set_numbers
 from relex_codec.format.packing import to_planes
+from support.exact_parts import CONTENTS, Part, content, part_of, random_elements, replayed
 from support.plain import Array
 
 CONTEXTS = 1075
@@ -74,7 +68,6 @@ def slow_number(value: int) -> tuple[int, int, int]:
     raise AssertionError(value)
 
 
-@settings(deadline=None)
 @given(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 31).map(lambda k: (1 << k + 1) - 1)))
 def test_numbers_are_symbols_and_raw_bits(value: int) -> None:
     symbol, bits, raw = slow_number(value)
@@ -85,7 +78,6 @@ def test_numbers_are_symbols_and_raw_bits(value: int) -> None:
     assert value & ((1 << bits) - 1) == raw  # how the encoder finds them
 
 
-@settings(deadline=None)
 @given(st.integers(-(2**32), 2**32), st.sampled_from([1 << 7, 1 << 15, 1 << 31]))
 def test_moves_are_numbers(value: int, half: int) -> None:
     z = plainly(contexts.zigzag)(value)
@@ -217,7 +209,8 @@ def random_records(count: int, seed: int, spread: float, numbers: float) -> list
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=60)
 @given(
     st.one_of(st.integers(1, 6), st.integers(1, 600)), st.integers(0, 2**32), st.sampled_from([0.2, 2, 20, 1000]),
     st.sampled_from([0, 0.3, 1]),
@@ -328,7 +321,7 @@ def test_contexts_that_differ_get_tables_of_their_own() -> None:
     assert abs(int(tables.frequency[tables.contexts[0], 0]) - 3700) < 30
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.integers(0, 2**32), st.booleans())
 def test_any_counts_give_tables(symbols: int, seed: int, rare: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -374,7 +367,7 @@ def test_tables_that_break_the_rules_are_refused() -> None:
     assert len(tables_from_bytes(bytes([0, 0]) + bytes([UNUSED]) * CONTEXTS, 1)[0].frequency) == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_byte_of_tables_is_a_table_or_refused(data: Any) -> None:
     good = tables_to_bytes([fit_tables(random_counts(1, 30), 2), fit_tables(random_counts(2, 5), 0)])
@@ -388,49 +381,6 @@ def test_any_byte_of_tables_is_a_table_or_refused(data: Any) -> None:
 
 
 # ---- Parts ----
-
-
-@dataclass
-class Part:
-    """A part that was coded, as a group of its own."""
-
-    bits: Array
-    dtype: str
-    low: int
-    dense: int
-    numbers: list[int]
-    tables: list[FrequencyTables]
-    symbols: dict[int, Symbols]
-    streams: dict[int, tuple[int, bytes]]
-
-    def __post_init__(self) -> None:
-        self.coders = [lay_out(tables) for tables in tables_from_bytes(tables_to_bytes(self.tables), len(self.tables))]
-        self.asked: list[int] = []
-
-    def decoder(self) -> PartDecoder:
-        def frame(step: int) -> Frame:
-            self.asked.append(step)
-            return Frame(*self.streams[step], self.coders[self.numbers[step - 1]])
-
-        self.asked.clear()
-        return PartDecoder(self.bits[0], self.dtype, self.low, len(self.bits) - 1, self.dense, frame)
-
-    @property
-    def size(self) -> int:
-        return sum(len(stream) for _, stream in self.streams.values())
-
-
-def part_of(bits: Array, dtype: str) -> Part:
-    layout, count = layout_of(dtype), len(bits) - 1
-    low = lowest_exponent(to_words(bits[0], layout), layout)
-    numbers = table_set_numbers(count)
-    encoder, counter = PartEncoder(bits, layout, low), SymbolCounter()
-    dense = encoder.dense()
-    symbols = encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter)
-    tables = [fit_tables(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]
-    coders = [lay_out(found) for found in tables]
-    streams = {step: found.encode(coders[numbers[step - 1]]) for step, found in symbols.items()}
-    return Part(bits, dtype, low, dense, numbers, tables, symbols, streams)
 
 
 def check_part(part: Part) -> None:
@@ -453,24 +403,6 @@ def check_part(part: Part) -> None:
     check_sizes(part)
 
 
-def replayed(decoder: PartDecoder, start: int, stop: int) -> Iterator[int]:
-    """Restore steps one after the other, each frame decoded once, as replay.py does; yields their numbers."""
-
-    def walk(interval: Interval, listed: IntervalList) -> Iterator[int]:
-        if interval.left >= stop:
-            return
-        if interval.right <= start or not interval.has_middle:
-            write_words(listed.rank, listed.right, decoder.order.places, decoder.words)
-            if interval.right >= start:
-                yield interval.right
-            return
-        low, high = decoder.halves(interval, listed)
-        yield from walk(interval.low, low)
-        yield from walk(interval.high, high)
-
-    yield from walk(whole_segment(decoder.count), decoder.first_list())
-
-
 def intervals(count: int) -> Iterator[tuple[int, int]]:
     """(left end, step) of every frame."""
     yield 0, count
@@ -488,93 +420,6 @@ def check_sizes(part: Part) -> None:
     for left, step in intervals(len(part.bits) - 1):
         xored = zstandard.ZstdCompressor(3).compress(to_planes(part.bits[left] ^ part.bits[step]).tobytes())
         assert len(part.streams[step][1]) <= len(xored) + 24, (left, step)
-
-
-def random_elements(dtype: str, size: int, seed: int) -> Array:
-    return np.random.default_rng(seed).integers(0, 256, size * ITEMSIZE[dtype], np.uint8).view(f"<u{ITEMSIZE[dtype]}")
-
-
-def weights(dtype: str, size: int, seed: int) -> Array:
-    """Normal numbers in float dtypes, otherwise small integers."""
-    rng = np.random.default_rng(seed)
-    values = (rng.standard_normal(size) * 0.05).astype(np.float32)
-    if dtype == "BF16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    if dtype == "F16":
-        return values.astype(np.float16).view(np.uint16)
-    if dtype == "F32":
-        return values.view(np.uint32)
-    if dtype == "F64":
-        return values.astype(np.float64).view(np.uint64)
-    if dtype == "C64":
-        return np.stack([values, values[::-1]], 1).reshape(-1).view(np.uint64)
-    if dtype == "BOOL":
-        return (values > 0).astype(np.uint8)
-    return rng.integers(0, 100, size).astype(f"<u{ITEMSIZE[dtype]}")
-
-
-Content = Callable[[str, int, int], list[Array]]
-
-
-def still(dtype: str, size: int, steps: int) -> list[Array]:
-    return [random_elements(dtype, size, 1)] * (steps + 1)
-
-
-def noise(dtype: str, size: int, steps: int) -> list[Array]:
-    return [random_elements(dtype, size, step) for step in range(steps + 1)]
-
-
-def moved(dtype: str, size: int, steps: int, share: float) -> list[Array]:
-    rng = np.random.default_rng(size)
-    found = [weights(dtype, size, 3)]
-    for _ in range(steps):
-        bits = found[-1].copy()
-        where = np.flatnonzero(rng.random(size) < share)
-        bits[where] += rng.choice(np.array([1, 1, 1, 2, -1], np.int64), len(where)).astype(bits.dtype)
-        found.append(bits)
-    return found
-
-
-def sparse(dtype: str, size: int, steps: int) -> list[Array]:
-    return moved(dtype, size, steps, 0.02)
-
-
-def dense(dtype: str, size: int, steps: int) -> list[Array]:
-    return moved(dtype, size, steps, 0.6)
-
-
-def alternating(dtype: str, size: int, steps: int) -> list[Array]:
-    a, b = weights(dtype, size, 4), weights(dtype, size, 5)
-    return [a if step % 2 else b for step in range(steps + 1)]
-
-
-def wraps(dtype: str, size: int, steps: int) -> list[Array]:
-    """From the smallest word to the largest and back: differences of the whole range."""
-    width = 8 * ITEMSIZE[dtype]
-    ends = np.array([0, (1 << width) - 1, 1 << width - 1, (1 << width - 1) - 1], f"<u{ITEMSIZE[dtype]}")
-    return [np.resize(np.roll(ends, step), size) for step in range(steps + 1)]
-
-
-def drift(dtype: str, size: int, steps: int) -> list[Array]:
-    first = weights(dtype, size, 6)
-    speed = np.arange(size) % 50
-    return [(first + (speed * step).astype(first.dtype)).astype(first.dtype) for step in range(steps + 1)]
-
-
-def repeated(dtype: str, size: int, steps: int) -> list[Array]:
-    """All move by the same bits, to words far away: best said by the XOR."""
-    first = weights(dtype, size, 7)
-    flip = np.resize(np.array([0x9E3779B97F4A7C15 >> (64 - 8 * ITEMSIZE[dtype])], first.dtype), size)
-    return [first ^ flip if step % 3 == 1 else first for step in range(steps + 1)]
-
-
-CONTENTS: dict[str, Content] = {
-    c.__name__: c for c in (still, noise, sparse, dense, alternating, wraps, drift, repeated)
-}
-
-
-def content(name: str, dtype: str, size: int, steps: int) -> Array:
-    return np.array(CONTENTS[name](dtype, size, steps))
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -613,7 +458,7 @@ def test_what_is_no_number_comes_back() -> None:
     check_part(part_of(wide[rng.integers(0, len(wide), (5, 500))], "F32"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["BF16", "U8", "F32", "I64"]), st.integers(1, 60), st.integers(1, 12), st.integers(0, 2**32),
     st.integers(1, 5),

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from conftest import Made, moving
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument, safe_open
 from relex_codec.exact.bisection import frames_of
 from relex_codec.storage.source import Source
-from support.helpers import Tensor, bf16, f16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File, narrow, read_safetensors
+from support.runs import Made, moving
+from support.tensors import Tensor, bf16, f16, f32, random_bits
 
 SAME, MOVING, SERIES = 0, 1, 2
 IN_BASE, STORED = 0, 1
@@ -280,7 +281,7 @@ def test_infinities_that_only_rounding_makes_are_no_series(tmp_path: Path) -> No
     rounded: Tensor = ("BF16", narrow("BF16", large[1].view(np.float32)))
     write_checkpoint(tmp_path / "base", {"a": large, "w": bf16(np.zeros(6))})
     write_run(tmp_path / "run", [1, 2], lambda step: {"a": rounded, "w": bf16(np.arange(6) + step)})
-    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", exact=True)
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", quality="raw", exact=True)
     with relex_codec.open(tmp_path / "x.relex") as run:
         for step in (1, 2):
             np.testing.assert_array_equal(run._reader.bits("a", step), rounded[1])
@@ -297,7 +298,7 @@ def test_short_runs_and_step_0(tmp_path: Path, steps: list[int]) -> None:
     made = Made(tmp_path, steps, base, at)
     write_checkpoint(made.base_path, base)
     write_run(made.run, steps, at)
-    relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, exact=True)
+    relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw", exact=True)
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert_all_steps(run, made)
         assert run.tier(0) == "base"

@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from conftest import Held, Made
 
 import relex_codec
 from relex_codec import Corrupt, RelexError, Truncated
 from relex_codec.exact.bisection import frame_order
-from support.helpers import ELSEWHERE, bf16, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
 from support.plain import COVERED_ELSEWHERE, MAGIC, File
+from support.runs import Made
+from support.sources import Held
+from support.spoiled import decoded_streams, mutated
+from support.tensors import bf16, random_bits
 
 SEGMENTS, FRAMES, DATA = "relex.exact.segments", "relex.exact.frames", "relex.data.frames"
 STEPS = [2, 3, 7, 9, 12]
@@ -189,6 +193,7 @@ def test_a_rebuilt_file_reads_the_same(file: File, good: Any, opened: Open) -> N
 # ---- Damage ----
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(file: File, good: Any, opened: Open) -> None:
     chances = random.Random(0)
     begin, end = file.places[DATA]
@@ -222,26 +227,7 @@ def test_what_is_cut_off_is_missed(file: File, opened: Open) -> None:
 # ---- Bad streams with checksums that fit ----
 
 
-def mutated(blob: bytes, chances: random.Random) -> bytes:
-    data = bytearray(blob)
-    for _ in range(chances.choice((1, 1, 2, 8))):
-        at = chances.randrange(len(data) + 1)
-        match chances.randrange(6):
-            case 0 if at < len(data):
-                data[at] ^= 1 << chances.randrange(8)
-            case 1:
-                data[at : at + 4] = chances.randbytes(4)
-            case 2:
-                del data[at : at + chances.randrange(1, 9)]
-            case 3:
-                data[at:at] = chances.randbytes(chances.randrange(1, 40))
-            case 4:
-                data[at : at + 8] = chances.choice((b"\0", b"\xff")) * 8
-            case 5:
-                data[at:] = chances.randbytes(len(data) - at)
-    return bytes(data)
-
-
+@pytest.mark.slow
 def test_blobs_of_anything(file: File, good: Any, opened: Open) -> None:
     """Frames and tables in which anything has changed, with checksums that fit: the decoder meets them itself."""
     chances = random.Random(1)
@@ -301,6 +287,7 @@ def parts_of(file: File) -> list[list[str]]:
     return groups
 
 
+@pytest.mark.slow
 def test_streams_of_anything(file: File, good: Any, opened: Open) -> None:
     """The same below the blobs: each stream is what its length says, but says something else."""
     chances = random.Random(2)
@@ -330,6 +317,7 @@ def table_blobs(raw: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(raw)
 
 
+@pytest.mark.slow
 def test_tables_of_anything(file: File, good: Any, opened: Open) -> None:
     chances = random.Random(3)
     refused = right = 0
@@ -379,42 +367,18 @@ def test_frequencies_of_anything(file: File, good: Any, opened: Open) -> None:
 
 
 INTERPRETED = """
-import os, random, sys, time
-sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
-from test_exact_faults import decoded_streams
+import sys
+sys.path.insert(0, sys.argv[1])
+from support.spoiled import decoded_streams
 print(decoded_streams(int(sys.argv[2])))
 """
 
 
-def decoded_streams(rounds: int) -> list[str]:
-    """What decoding spoiled streams gives: the sums of the bits, or what is wrong; no other error."""
-    from test_exact_coder import content, part_of, replayed
-
-    chances = random.Random(5)
-    found = []
-    kinds = (("dense", "BF16", 60), ("noise", "U8", 40), ("sparse", "F32", 300), ("wraps", "I64", 9))
-    parts = [part_of(content(name, dtype, size, 4), dtype) for name, dtype, size in kinds]
-    for number in range(rounds):
-        part = parts[number % len(parts)]
-        step, kept = 1 + number // len(parts) % 4, dict(part.streams)
-        coding, stream = part.streams[step]
-        if number >= 4 * len(parts):  # at first as they are
-            part.streams[step] = coding, mutated(stream, chances)
-        try:
-            decoder = part.decoder()
-            bits = [int(decoder.bits().astype(np.uint64).sum()) for _ in replayed(decoder, 1, 4)]
-            found.append(str(bits))
-        except Corrupt as error:
-            found.append(str(error))
-        part.streams.clear()
-        part.streams.update(kept)
-    return found
-
-
+@pytest.mark.slow
 def test_no_index_is_out_of_bounds() -> None:
     """Compiled code has no bounds checks, the interpreter has: both must find the same."""
     found = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent), "200"],
+        [sys.executable, "-c", INTERPRETED, str(Path(__file__).parents[1]), "200"],
         cwd=ELSEWHERE, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
@@ -425,6 +389,7 @@ def test_no_index_is_out_of_bounds() -> None:
 # ---- Records that lie ----
 
 
+@pytest.mark.slow
 def test_tables_of_random_numbers_are_refused_or_read(file: File, good: Any, opened: Open) -> None:
     """Any value in any field of a record or an index: an error of this package, or the right bits."""
     chances = random.Random(6)

@@ -115,7 +115,7 @@ def linked(counts: list[int]) -> tuple[list[Segment], list[int]]:
     return segments, costs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
 def test_any_appends_keep_the_bound(counts: list[int]) -> None:
     segments, costs = linked(counts)
@@ -123,7 +123,7 @@ def test_any_appends_keep_the_bound(counts: list[int]) -> None:
     assert costs == step_costs(segments)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.sampled_from([(1, 1), (1, 2), (1, 50), (20, 50), (2, 5)]))
 def test_many_appends_keep_the_bound(seed: int, sizes: tuple[int, int]) -> None:
     chances = random.Random(seed)
@@ -236,7 +236,7 @@ def test_table_sets_go_by_level(count: int) -> None:
     assert [level_of[number] for number in sorted(level_of)] == sorted(level_of.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.sampled_from(["BF16", "F32", "I64", "U8"]), st.integers(0, 3 * PIECE)), max_size=12),
     st.sampled_from([1, 1000, PIECE, PIECE + 1, 3 * PIECE, 1 << 40]),

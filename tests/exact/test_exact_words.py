@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.exact.ordered_words import from_words, layout_of, to_words
-from support.helpers import WIDTH
 from support.plain import Array, narrow, widen
+from support.tensors import WIDTH
 
 DTYPES = sorted(ITEMSIZE)
 FLOATS = {"BF16", "F16", "F32", "C64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"}
@@ -73,7 +73,7 @@ def test_words_are_ordered_as_the_format_says(dtype: str) -> None:
     np.testing.assert_array_equal(bits, given_bits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(DTYPES), st.binary(max_size=400))
 def test_any_bits_come_back(dtype: str, data: bytes) -> None:
     data = data[: len(data) // ITEMSIZE[dtype] * ITEMSIZE[dtype]]
@@ -99,7 +99,7 @@ def test_every_value_of_16_bits_is_in_order(dtype: str) -> None:
     assert np.signbit(values[:first].view(np.int32)).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=40))
 def test_single_floats_are_in_order(found: list[int]) -> None:
     bits = np.array(found, np.uint32)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import Made
 
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
@@ -26,7 +25,9 @@ from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f
 from relex_codec.run.info import KINDS, text
-from support.helpers import Tensor, bf16, bits_of, f16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.tensors import Tensor, bf16, bits_of, f16, f32, random_bits
 
 STEPS = [*range(1, 12), 15, 16, 20, 21, 22, 30]
 Counted = Counter[tuple[int, int, int]]
@@ -241,6 +242,7 @@ def test_what_fails_stops_the_others(opened: relex_codec.Run, monkeypatch: pytes
     assert len(calls) < 5 + 3 * 17
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "BATCH_WORDS", f.PIECE)
     monkeypatch.setattr(replay, "cpu_count", lambda: 1)

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, deserialize, safe_open
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, Corrupt, RelexError, Truncated
 from relex_codec.format.safetensors_header import LIMIT, Entry, build, header_length, load_object, parse
-from support.helpers import WIDTH, random_bits, safetensors_bytes
+from support.checkpoints import safetensors_bytes
+from support.tensors import WIDTH, random_bits
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 def split(data: bytes) -> tuple[bytes, int]:

@@ -52,7 +52,7 @@ def random_codes(count: int, zero: int, seed: int) -> Any:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.one_of(st.integers(1, 40), st.integers(4090, 4100), st.integers(20470, 20490)), seed=st.integers(0, 999)
 )
@@ -108,7 +108,7 @@ def test_padding_that_is_not_zero_is_refused(name: str) -> None:
         check_codes(good - np.uint8(radix ** (m - 1)), m - 1, BY_NAME[name])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 8).filter(lambda w: w in (1, 2, 4, 8)), st.integers(0, 300), st.integers(0, 2**32 - 1))
 def test_planes(width: int, count: int, seed: int) -> None:
     bits = np.random.default_rng(seed).integers(0, 256, count * width, np.uint8).view(f"<u{width}")
@@ -118,7 +118,7 @@ def test_planes(width: int, count: int, seed: int) -> None:
     np.testing.assert_array_equal(from_planes(planes, bits.dtype), bits)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**7))
 def test_pieces(count: int) -> None:
     lengths = piece_lengths(count)
@@ -132,7 +132,7 @@ def test_no_packing_packs_nothing() -> None:
 # ---- Compression ----
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(1, 5000), st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 20, 256]), st.floats(0, 1), st.booleans()
 )  # fmt: skip

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec.errors import InvalidArgument
-from support.helpers import ELSEWHERE
+from support.commands import cli
+from support.runs import Made
 from support.servers.fixtures import Bucket
 from support.servers.runs import SHAPES, uploaded
 
@@ -27,7 +25,9 @@ def test_functions_that_read_take_storage_options(moto_bucket: Bucket, cloud_exa
     out = tmp_path / "run.relex"
     moto_bucket.proxy.fail("503", 3, lambda method, path: path.endswith(".safetensors"))
     base, steps = moto_bucket.url("base"), "1:8"
-    relex_codec.encode(moto_bucket.url("run"), out, base=base, steps=steps, exact=True, storage_options=options)
+    relex_codec.encode(
+        moto_bucket.url("run"), out, base=base, quality="raw", steps=steps, exact=True, storage_options=options
+    )
     checkpoints = [moto_bucket.url(f"run/global_step_{step}") for step in (9, 10)]
     relex_codec.append(out, checkpoints, base=base, storage_options=options)
     moto_bucket.put("new.relex", out.read_bytes())
@@ -43,18 +43,13 @@ def test_functions_that_read_take_storage_options(moto_bucket: Bucket, cloud_exa
 
 
 def test_the_command_line_reads_with_what_the_environment_says(
-    moto_bucket: Bucket, cloud_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moto_bucket: Bucket, cloud_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_clients: None
 ) -> None:
     uploaded(moto_bucket, cloud_run)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_bucket.proxy.url)
     url, base = moto_bucket.url("run.relex"), moto_bucket.url("base")
-
-    def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-        code = "from relex_codec.cli.main import main; main()"
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
 
     found = cli("info", url, "--json")
     assert found.returncode == 0 and json.loads(found.stdout)["tensors"] == len(SHAPES), found

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import Made
 
 import relex_codec
 from relex_codec.core.indexing import TensorIndex, box_of
@@ -18,7 +17,8 @@ from relex_codec.decoding.read_plan import needs
 from relex_codec.decoding.reading import wanted_of
 from relex_codec.kernels.windows import windows
 from relex_codec.storage.coalesce import FIRST_READ
-from support.helpers import write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
 from support.servers.counting import fetched
 from support.servers.fixtures import Bucket
 from support.servers.runs import SHAPES, uploaded, weights
@@ -150,9 +150,11 @@ def test_the_slices_of_one_rank(moto_bucket: Bucket, cloud_run: Made, one_of_fou
 def test_a_model_and_its_tokenizer(moto_bucket: Bucket, tmp_path: Path, tier: str) -> None:
     pytest.importorskip("transformers")
     from safetensors.torch import load_file
-    from test_transformers import BASE, encode, same_weights
 
-    file = encode(tmp_path, load_file(f"{BASE}/model.safetensors"))
+    from relex_codec.demo.run_demo import BASE
+    from support.models import encode_model, same_weights
+
+    file = encode_model(tmp_path, load_file(f"{BASE}/model.safetensors"))
     with relex_codec.open(file) as run:
         expected = needed(run, dict.fromkeys(run.keys(), ...), 20, tier)
         sides = run._reader.side_files().sizes()

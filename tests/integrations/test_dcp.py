@@ -20,7 +20,6 @@ if not torch.distributed.is_available():
     pytest.skip("this torch is built without torch.distributed", allow_module_level=True)
 
 import torch.distributed.checkpoint as dcp
-from conftest import Made
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -28,7 +27,10 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 import relex_codec
 from relex_codec import CheckpointError, InvalidArgument
 from relex_codec.integrations.dcp import batches
-from support.helpers import ELSEWHERE, bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
+from support.runs import Made
+from support.tensors import bf16
 
 Zoo = Callable[..., Path]
 RANKS = 2

@@ -20,7 +20,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from conftest import Made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
@@ -31,9 +30,13 @@ from relex_codec.format.constants import PIECE
 from relex_codec.integrations.fsspec_filesystem import unchained
 from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
-from support.helpers import ELSEWHERE, bf16, empty_memory, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
+from support.filesystems import empty_memory
+from support.runs import Made
 from support.servers.counting import Answer, Files
 from support.servers.fixtures import Bucket
+from support.tensors import bf16, f32
 
 Zoo = Callable[..., Path]
 STEPS = ["step_1", "step_2", "step_5", "step_9", "step_14", "step_20", "step_23"]
@@ -130,7 +133,7 @@ def test_a_base_without_an_index_gives_one_file_of_weights(large: tuple[Path, by
 # ---- Ranges ----
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_range_of_any_file(exact: Path, data: st.DataObject) -> None:
     fs = fsspec.filesystem("relex", fo=str(exact))

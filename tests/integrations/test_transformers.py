@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,56 +11,30 @@ import pytest
 transformers = pytest.importorskip("transformers")
 
 import torch  # noqa: E402 (after the skip)
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 import relex_codec  # noqa: E402
 from relex_codec import BaseMismatch, CheckpointError, Corrupt, InvalidArgument  # noqa: E402
 from relex_codec.demo.run_demo import BASE  # noqa: E402
 from relex_codec.run.run_reader import RunReader  # noqa: E402
-from support.helpers import empty_memory, upload  # noqa: E402
+from support.filesystems import empty_memory, upload  # noqa: E402
+from support.models import State, encode_model, same_weights, write_model  # noqa: E402
 from support.plain import File  # noqa: E402
 
 DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 TOKENS = torch.arange(1, 13)[None] % 12
 Made = tuple[Path, Path]
-State = dict[str, torch.Tensor]
-
-
-def write(folder: Path, state: State) -> Path:
-    """A checkpoint as the demonstration's base is, with other weights."""
-    shutil.copytree(BASE, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def encode(root: Path, base: State, change: Callable[[int], State] | None = None) -> Path:
-    """A run of three steps from `base`; `change` gives the weights at a step."""
-    generator = torch.Generator().manual_seed(4)
-    drift = {name: torch.randn(value.shape, generator=generator) * 2e-3 for name, value in base.items()}
-    write(root / "base", base)
-    for step in (10, 20, 30):
-        moved = {name: (value + drift[name] * step / 10).to(value.dtype) for name, value in base.items()}
-        write(root / "run" / f"checkpoint-{step}", moved if change is None else change(step))
-    relex_codec.encode(root / "run", root / "x.relex", base=root / "base", quality="raw", exact=True)
-    return root / "x.relex"
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the small model that comes along."""
-    return encode(tmp_path_factory.mktemp("model"), load_file(f"{BASE}/model.safetensors"))
+    return encode_model(tmp_path_factory.mktemp("model"), load_file(f"{BASE}/model.safetensors"))
 
 
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(TOKENS.to(model.device)).logits
-
-
-def same_weights(a: Any, b: Any) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(
-        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
-    )
 
 
 @pytest.mark.parametrize(("step", "tier"), [(20, "auto"), (20, "line"), (24.5, "auto"), (90, "auto"), (0, "auto")])
@@ -127,6 +100,7 @@ def test_weights_are_decoded_one_by_one(path: Path, monkeypatch: pytest.MonkeyPa
         assert sorted(read) == sorted(run.keys())
 
 
+@pytest.mark.slow
 def test_tied_weights(path: Path, tmp_path: Path) -> None:
     model = relex_codec.load_model(path, 60)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -134,7 +108,7 @@ def test_tied_weights(path: Path, tmp_path: Path) -> None:
     state["lm_head.weight"] = state["model.embed_tokens.weight"] + 1
     untied = transformers.AutoConfig.from_pretrained(BASE)
     untied.tie_word_embeddings = False
-    other = encode(tmp_path, state)
+    other = encode_model(tmp_path, state)
     model = relex_codec.load_model(other, 60, config=untied)
     with relex_codec.open(other) as run:
         assert torch.equal(model.lm_head.weight, run.tensor("lm_head.weight", 60))
@@ -195,7 +169,7 @@ def test_from_a_url_with_a_moved_base(path: Path) -> None:
 def test_weights_of_another_model_are_refused(tmp_path: Path, change: Callable[[State], Any], message: str) -> None:
     state = load_file(f"{BASE}/model.safetensors")
     change(state)
-    path = encode(tmp_path, state)
+    path = encode_model(tmp_path, state)
     with pytest.raises(InvalidArgument, match=message):
         relex_codec.load_model(path, 20)
 
@@ -203,7 +177,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, change: Callable[[
 def test_sizes_that_differ_can_be_allowed_as_in_from_pretrained(tmp_path: Path) -> None:
     state = load_file(f"{BASE}/model.safetensors")
     state["model.norm.weight"] = torch.ones(7, dtype=torch.bfloat16)
-    path = encode(tmp_path, state)
+    path = encode_model(tmp_path, state)
     model, info = relex_codec.load_model(path, 20, ignore_mismatched_sizes=True, output_loading_info=True)
     assert len(info["mismatched_keys"]) == 1 and model.model.norm.weight.shape != (7,)
 
@@ -211,7 +185,7 @@ def test_sizes_that_differ_can_be_allowed_as_in_from_pretrained(tmp_path: Path) 
 def test_what_goes_wrong_while_decoding_keeps_its_name(path: Path, tmp_path: Path) -> None:
     state = load_file(f"{BASE}/model.safetensors")
     state["model.norm.weight"] = state["model.norm.weight"] + 1
-    write(tmp_path / "wrong", state)
+    write_model(tmp_path / "wrong", state)
     with pytest.raises(BaseMismatch, match=r"'model.norm.weight'"):
         relex_codec.load_model(path, 90, base=tmp_path / "wrong")
     data = bytearray(path.read_bytes())

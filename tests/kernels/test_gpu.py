@@ -12,21 +12,13 @@ import torch
 from relex_codec.format.constants import BYTE, NIBBLE, NONE, PACKINGS
 from relex_codec.kernels import torch_eager
 from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare, flat
-from support.kernel_cases import (
-    Case,
-    Drawn,
-    by_the_reference,
-    check_torch,
-    number,
-    patterns,
-    random_case,
-    same,
-    several_pieces,
-    to_torch,
-    torch_job,
-)
+from support.kernel_cases import Case, Drawn, by_the_reference, number, patterns, random_case, several_pieces
+from support.kernel_checks import check_torch, same, to_torch, torch_job
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from relex_codec.kernels import reference
 from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.dispatch import host_kernel
 from relex_codec.kernels.interface import Prepare, flat
-from support.helpers import ELSEWHERE
+from support.commands import ELSEWHERE
 from support.kernel_cases import (
     DTYPES,
     SHAPES,
@@ -34,63 +33,40 @@ from support.kernel_cases import (
     block_ends,
     converted,
     far_cases,
-    load,
     make,
     patterns,
     random_case,
-    same,
     several_cases,
     several_pieces,
     to_be_rounded,
 )  # fmt: skip
+from support.kernel_checks import check_numpy
+from support.reference import ref
 
-ref = load()
 KERNELS = [reference.prepare, launch.prepare]
 BOTH = pytest.mark.parametrize("prepare", KERNELS, ids=["reference", "cpu"])
 
 
-def check(prepare: Prepare, given: Sequence[Case]) -> None:
-    """Decode all cases in one call, and compare all memory that targets lie in."""
-    memories = [[target.memory.copy() for target in case.targets] for case in given]
-    views = [
-        [view(memory, case, i) for i, memory in enumerate(of_case)]
-        for case, of_case in zip(given, memories, strict=True)
-    ]
-    before = [case.job.origin.tobytes() for case in given]
-    prepare([case.job for case in given])([case.coefficients for case in given], views)
-    for case, of_case, origin in zip(given, memories, before, strict=True):
-        assert case.job.origin.tobytes() == origin
-        for memory, target in zip(of_case, case.targets, strict=True):
-            same(memory, target.expected, case.job)
-
-
-def view(memory: Array, case: Case, i: int) -> Array:
-    """Target i of a case, in this memory."""
-    target, window = case.targets[i], case.job.window
-    strides = tuple(stride * memory.itemsize for stride in target.strides)
-    return np.lib.stride_tricks.as_strided(memory[target.at :], (window.rows, window.columns), strides)
-
-
 @BOTH
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 1 << 32), SHAPES, DTYPES, DTYPES, st.integers(1, 3), st.integers(1, 3))
 def test_any_job(
     prepare: Prepare, seed: int, shape: tuple[int, ...], origin_dtype: str, dtype: str, directions: int, steps: int
 ) -> None:
-    check(prepare, [random_case(seed, shape, origin_dtype, dtype, directions, steps)])
+    check_numpy(prepare, [random_case(seed, shape, origin_dtype, dtype, directions, steps)])
 
 
 @BOTH
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(several_cases(5))
 def test_several_jobs_at_once(prepare: Prepare, cases: list[Case]) -> None:
-    check(prepare, cases)
+    check_numpy(prepare, cases)
 
 
 @BOTH
 @pytest.mark.parametrize("packing", PACKINGS[1:], ids=lambda packing: packing.name)
 def test_ends_of_blocks(prepare: Prepare, packing: Packing) -> None:
-    check(prepare, block_ends(packing))
+    check_numpy(prepare, block_ends(packing))
 
 
 @BOTH
@@ -102,27 +78,27 @@ def test_ranks(prepare: Prepare, rank: int) -> None:
         for packing in (NIBBLE, TERNARY, QUINARY, BYTE, *([NONE] if rank else [])):
             terms = [Drawn.random(rng, shape, packing, rank)]
             for window in (flat(0, int(np.prod(shape))), None):
-                check(prepare, [make(rng, shape, "BF16", "BF16", terms, steps=2, window=window)])
+                check_numpy(prepare, [make(rng, shape, "BF16", "BF16", terms, steps=2, window=window)])
 
 
 @BOTH
 @pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.name)
 def test_several_pieces(prepare: Prepare, packing: Packing) -> None:
-    check(prepare, [several_pieces(packing, 2 if packing is NONE else 0, (3, 2 * PIECE // 3 + 1001))])
+    check_numpy(prepare, [several_pieces(packing, 2 if packing is NONE else 0, (3, 2 * PIECE // 3 + 1001))])
 
 
 @BOTH
 def test_beyond_two_to_the_thirty_first(prepare: Prepare) -> None:
     for case in far_cases():
-        check(prepare, [case])
+        check_numpy(prepare, [case])
 
 
 @BOTH
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
 def test_rounding(prepare: Prepare, dtype: str) -> None:
-    check(prepare, [converted(to_be_rounded(), "F32", dtype)])
+    check_numpy(prepare, [converted(to_be_rounded(), "F32", dtype)])
     for origin_dtype in ("BF16", "F16"):
-        check(prepare, [converted(np.arange(1 << 16, dtype="<u2"), origin_dtype, dtype)])
+        check_numpy(prepare, [converted(np.arange(1 << 16, dtype="<u2"), origin_dtype, dtype)])
 
 
 @BOTH
@@ -137,23 +113,24 @@ def test_zeros_of_the_quantiser(prepare: Prepare, packing: Packing, scale: float
     for zero in (0x0000, 0x8000):
         origin = np.full(301, zero, "<u2")
         case = make(rng, (301,), "BF16", "BF16", [drawn], window=flat(0, 301), origin=origin, steps=3)
-        check(prepare, [case])
+        check_numpy(prepare, [case])
 
 
 @BOTH
 def test_nothing_to_decode(prepare: Prepare) -> None:
     prepare([])([], [])
     rng = np.random.default_rng(0)
-    check(prepare, [make(rng, (9, 9), "BF16", "F16", [Drawn.random(rng, (9, 9))], window=flat(5, 5))])
+    check_numpy(prepare, [make(rng, (9, 9), "BF16", "F16", [Drawn.random(rng, (9, 9))], window=flat(5, 5))])
     case = make(rng, (9, 9), "BF16", "F16", [Drawn.random(rng, (9, 9))], steps=0)
     prepare([case.job])([case.coefficients], [[]])
 
 
+@pytest.mark.slow
 def test_small_work_needs_no_compiler() -> None:
     """The reference decodes a little where nothing is compiled yet; imports stay what they are."""
     code = """
         import json, sys
-        sys.path[:0] = [TESTS, TESTS + "/kernels"]
+        sys.path.insert(0, TESTS)
         from support.kernel_cases import random_case
         from relex_codec.kernels.dispatch import SMALL, host_kernel
         from relex_codec.kernels.interface import DecodeJob
@@ -174,25 +151,26 @@ def test_stacks_of_small_matrices_take_no_more_room() -> None:
     assert factors.b.base is not None and factors.b.base.size <= 2000 * 3 * 3 + 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])
 def test_a_thread_that_flushes_subnormals_is_refused(kernel: str) -> None:
     code = """
         import sys
-        sys.path[:0] = [TESTS, TESTS + "/kernels"]
+        sys.path.insert(0, TESTS)
         import numpy as np, torch
         from support.kernel_cases import random_case
-        from test_kernels import check
+        from support.kernel_checks import check_numpy
         from relex_codec.errors import InvalidArgument
         from relex_codec.kernels import reference
         from relex_codec.kernels.cpu import launch as cpu
         prepare = KERNEL.prepare
         case = random_case(1, (20, 20), "BF16", "BF16", 1, 1)
-        check(prepare, [case])
+        check_numpy(prepare, [case])
         if not torch.set_flush_denormal(True):
             print("cannot")
         else:
             try:
-                check(prepare, [case])
+                check_numpy(prepare, [case])
             except InvalidArgument as error:
                 print(error)
     """
@@ -203,15 +181,16 @@ def test_a_thread_that_flushes_subnormals_is_refused(kernel: str) -> None:
     assert "subnormal" in done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_contracted(tmp_path: Path) -> None:
     """No multiply-add in the compiled code: it would change the last bit of some weights where processors have it."""
     code = """
         import sys
-        sys.path[:0] = [TESTS, TESTS + "/kernels"]
+        sys.path.insert(0, TESTS)
         from support.kernel_cases import random_case
-        from test_kernels import check
+        from support.kernel_checks import check_numpy
         from relex_codec.kernels.cpu import launch, loops
-        check(launch.prepare, [random_case(2, (30, 30), "BF16", "BF16", 1, 1)])
+        check_numpy(launch.prepare, [random_case(2, (30, 30), "BF16", "BF16", 1, 1)])
         print(*loops.decode.inspect_llvm().values(), *loops.decode.inspect_asm().values())
     """
     code = textwrap.dedent(code).replace("TESTS", repr(str(Path(__file__).parents[1])))
@@ -226,7 +205,7 @@ def test_nothing_is_contracted(tmp_path: Path) -> None:
 # ---- Codes ----
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(PACKINGS[2:]), st.integers(1, 40), st.integers(0, 1 << 32))
 def test_the_same_codes_are_refused(packing: Packing, n: int, seed: int) -> None:
     """A good piece with some bytes replaced: read as the reference decoder does, or refused as it does."""

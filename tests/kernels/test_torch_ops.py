@@ -13,7 +13,6 @@ from relex_codec.kernels import torch_eager
 from support.kernel_cases import (
     Case,
     block_ends,
-    check_torch,
     converted,
     far_cases,
     random_case,
@@ -21,11 +20,13 @@ from support.kernel_cases import (
     several_pieces,
     to_be_rounded,
 )
+from support.kernel_checks import check_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=300)
 @given(several_cases(2))
 def test_any_jobs(cases: list[Case]) -> None:
     check_torch(torch_eager.prepare, cases, DEVICE)
@@ -41,6 +42,7 @@ def test_several_pieces() -> None:
     check_torch(torch_eager.prepare, cases, DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, PIECE + 5), (700, 700), (2, 600, 300)])
 def test_windows_across_pieces(shape: tuple[int, ...]) -> None:
     for seed in range(4):

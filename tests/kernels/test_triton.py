@@ -29,7 +29,6 @@ from support.kernel_cases import (
     Case,
     Drawn,
     block_ends,
-    check_torch,
     converted,
     far_cases,
     make,
@@ -37,8 +36,8 @@ from support.kernel_cases import (
     several_cases,
     several_pieces,
     to_be_rounded,
-    torch_job,
 )
+from support.kernel_checks import check_torch, torch_job
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -59,7 +58,8 @@ def prepare(gpu: Any) -> Prepare:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(cases=several_cases(3))
 def test_any_jobs(prepare: Prepare, cases: list[Case]) -> None:
     check_torch(prepare, cases, DEVICE)
@@ -70,6 +70,7 @@ def test_ends_of_blocks(prepare: Prepare, packing: Packing) -> None:
     check_torch(prepare, block_ends(packing), DEVICE)
 
 
+@pytest.mark.slow
 def test_several_pieces(prepare: Prepare) -> None:
     """Also rows shorter and longer than a tile, and several matrices."""
     cases = [
@@ -95,6 +96,7 @@ def test_whole_blocks_of_all_dtypes(prepare: Prepare, origin_dtype: str, dtype: 
     check_torch(prepare, cases, DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "packings", [(NIBBLE, NIBBLE), (TERNARY, BYTE, NONE), (NIBBLE, TERNARY), (BYTE, NIBBLE, WORD, FLOAT32), (BYTE,) * 6]
 )
@@ -121,18 +123,24 @@ def test_rows_and_columns(prepare: Prepare, layout: str) -> None:
     check_torch(prepare, cases, DEVICE)
 
 
+@pytest.mark.slow
 def test_elements_beyond_32_bits(prepare: Prepare) -> None:
     check_torch(prepare, far_cases(), DEVICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", sorted(FLOATS))
 def test_rounding(prepare: Prepare, dtype: str) -> None:
-    cases = [converted(to_be_rounded(), "F32", dtype)]
-    check_torch(prepare, cases, DEVICE)
+    values = to_be_rounded()
+    if DEVICE == "cpu":  # interpreted: a fifth of them, but all beside powers of two, infinities and NaNs
+        top = values >> 16 & 0x7F
+        values = values[(np.arange(len(values)) % 5 == 0) | (top == 0) | (top == 0x7F)]
+    check_torch(prepare, [converted(values, "F32", dtype)], DEVICE)
     if dtype != "F32":
         check_torch(prepare, [converted(np.arange(1 << 16, dtype="<u2"), dtype, "F32")], DEVICE)
 
 
+@pytest.mark.slow
 def test_one_prepared_decoder_serves_many_calls(gpu: Any) -> None:
     """With other coefficients, numbers of steps and forms of targets; few plans are kept."""
     rng = np.random.default_rng(3)
@@ -158,6 +166,7 @@ def test_one_prepared_decoder_serves_many_calls(gpu: Any) -> None:
     assert len(prepared._plans) <= gpu.PLANS
 
 
+@pytest.mark.slow
 def test_many_tensors_take_few_launches(gpu: Any) -> None:
     """Three hundred matrices and vectors: a launch for whole blocks and one for the others."""
     rng = np.random.default_rng(4)
@@ -191,6 +200,7 @@ def test_arrays_with_gaps_are_refused(prepare: Prepare) -> None:
         prepare([dataclasses.replace(job, origin=torch.zeros(100, dtype=torch.int16, device=DEVICE)[::2])])
 
 
+@pytest.mark.slow
 def test_a_resident_run(gpu: Any, zoo_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """All kinds of tensors of a file, at several steps, as they are without the kernel."""
     if DEVICE == "cpu":
@@ -234,6 +244,7 @@ except InvalidArgument as error:
     assert "relex-codec[gpu]" in run("-c", code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "names"), [("90", []), ("80", ["nibble", "ternary"])], ids=["H100", "A100"])
 def test_compiled_code(gpu: Any, tmp_path: Path, kind: str, names: list[str]) -> None:
     """Nothing is fused, no subnormal flushed; whole blocks are read and written by 16 bytes."""

@@ -48,7 +48,7 @@ def indices(draw: Any) -> tuple[tuple[int, ...], Any]:
     return shape, index[0] if len(index) == 1 and draw(st.booleans()) else tuple(index)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(indices())
 def test_a_box_is_what_numpy_indexes(drawn: tuple[tuple[int, ...], Any]) -> None:
     shape, index = drawn
@@ -112,7 +112,7 @@ WINDOWS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(WINDOWS, st.integers(1, 50))
 def test_pieces_and_copies(window: Window, piece: int) -> None:
     """With small pieces: each that the window needs is named once, and copies from them fill the window."""

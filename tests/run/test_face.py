@@ -14,9 +14,11 @@ from conftest import Made
 
 import relex_codec
 from relex_codec import InvalidArgument, Run
+from support.checkpoints import write_checkpoint, write_run
 from support.commands import cli
-from support.helpers import bf16, empty_memory, write_checkpoint, write_run
+from support.filesystems import empty_memory
 from support.plain import File
+from support.tensors import bf16
 
 Zoo = Callable[..., Path]
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"

@@ -23,12 +23,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
-from conftest import Held, Made
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
-from support.helpers import ELSEWHERE, bf16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
 from support.plain import COVERED_ELSEWHERE, Array, File
+from support.runs import Made
+from support.sources import Held
+from support.tensors import bf16, f32, random_bits
 
 
 @pytest.fixture
@@ -94,6 +97,7 @@ def failed(found: dict[Any, Any], key: Any) -> bool:
 # ---- Flips and truncations ----
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_found(small_file: Path, opened: Callable[..., relex_codec.Run]) -> None:
     file = File(small_file)
     good = everything(opened(file.data))
@@ -268,6 +272,7 @@ def test_a_header_length_that_lies(small_file: Path, opened: Callable[..., relex
     assert peak(read) < 1 << 20
 
 
+@pytest.mark.slow
 def test_tables_of_random_numbers_are_refused_or_read(small_file: Path, opened: Callable[..., relex_codec.Run]) -> None:
     """Any value in any field of a table: an error of this package, or weights; never another error, never memory."""
     file = File(small_file)

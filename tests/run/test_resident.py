@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Made
 
 import relex_codec
 from relex_codec import InvalidArgument, Run
 from relex_codec.kernels import torch_eager
 from relex_codec.run import resident
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.tensors import bf16
 
 Zoo = Callable[..., Path]
 STEPS = [0, 1, 3, 9, 12.5, 23, 40]
@@ -55,6 +56,7 @@ EACH = pytest.mark.parametrize("kernel", KERNELS)
 TWO = {"quality": "default", "rank": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "options"),
     [*((k, {"quality": q}) for k in ("cpu", "torch") for q in ("raw", "small")), *((k, TWO) for k in KERNELS)],
@@ -73,6 +75,7 @@ def test_every_kind_of_tensor(
         same(got, expected[step])
 
 
+@pytest.mark.slow
 @EACH
 def test_in_a_file_with_the_exact_tier(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """``auto`` is what it is in a file without that tier; tensors of the exact tier alone are held as they change."""
@@ -138,7 +141,7 @@ NAMES: dict[str, Any] = {"q": ("qkv", slice(0, 48)), "k": ("qkv", slice(48, 64))
 @pytest.fixture(scope="module")
 def moving_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model for `Model`."""
-    from conftest import moving
+    from support.runs import moving
 
     root = tmp_path_factory.mktemp("moving")
     shapes = {"q": (48, 64), "k": (16, 64), "turned.weight": (40, 24), "apart": (8, 24), "norm": (16,), "wide": (6, 6)}
@@ -226,6 +229,7 @@ def test_what_is_held_is_not_handed_out(zoo_file: Zoo) -> None:
     assert "tensors on cpu" in repr(held)
 
 
+@pytest.mark.slow
 @EACH
 def test_slices_into_any_memory(moving_file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """Random boxes of matrices into views with gaps: nothing beside them is written."""

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SIDE, Made
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.kernels.interface import DecodeJob
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import Source
-from support.helpers import bf16, bits_of, empty_memory, f32, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.filesystems import empty_memory
 from support.plain import File, narrow, read_safetensors, track, widen
+from support.runs import SIDE, Made
+from support.tensors import bf16, bits_of, f32
 
 Zoo = Callable[..., Path]
 TORCH = {
@@ -143,6 +145,7 @@ def test_results_belong_to_the_caller(zoo_run: Made, zoo_file: Zoo) -> None:
             np.testing.assert_array_equal(run._reader.bits(name, 9), before)
 
 
+@pytest.mark.slow
 def test_ranges_of_elements_are_those_of_the_whole(large: Path) -> None:
     piece = 1 << 18
     with relex_codec.open(large) as run:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import relex_codec
 from relex_codec import InvalidArgument
 from relex_codec.kernels.interface import Window, flat
-from support.helpers import bf16, f16, f32, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.tensors import bf16, f16, f32, random_bits
 
 STEP = 6.5
 Pair = tuple[Any, Any]
@@ -203,7 +204,7 @@ def indices(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_index_of_a_torch_tensor_behaves_the_same(paths: tuple[Path, Path], data: st.DataObject) -> None:
     name, shape = data.draw(st.sampled_from([("matrix", (14, 9)), ("cube", (4, 6, 5)), ("vector", (11,))]))

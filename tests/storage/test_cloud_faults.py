@@ -21,10 +21,11 @@ from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.source import Source
+from support.checkpoints import write_checkpoint, write_run
 from support.clock import count_attempts_as_seconds
-from support.helpers import bf16, write_checkpoint, write_run
 from support.servers.counting import Answer, CountingServer, Files, proxy_of
 from support.servers.fixtures import LIBRARIES, Bucket, bucket_on, web_on
+from support.tensors import bf16
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads
@@ -92,10 +93,19 @@ def place_at(kind: str, request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 REPLACEABLE = [*LIBRARIES, "nginx", "own"]
+PROXIED = [name for name in REPLACEABLE if name not in ("s3rver", "nginx")] + ["hub", "hub_storage"]
+"""One of each protocol: a fault is made by the proxy, and what stands behind it does not matter."""
 
 
 @pytest.fixture(params=[*REPLACEABLE, "hub", "hub_storage"])
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with place_at(request.param, request) as found:
+        yield found
+
+
+@pytest.fixture(params=PROXIED)
+def proxied(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Where what fails is the connection, not the server."""
     with place_at(request.param, request) as found:
         yield found
 
@@ -111,38 +121,38 @@ def replaceable(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_a_failure_that_passes_costs_one_request_more(place: Place, fault: str) -> None:
-    source = place.opened(timeout=1 if fault == "stall" else 30, retry_seconds=60)
-    place.proxy.fail(fault)
+def test_a_failure_that_passes_costs_one_request_more(proxied: Place, fault: str) -> None:
+    source = proxied.opened(timeout=1 if fault == "stall" else 30, retry_seconds=60)
+    proxied.proxy.fail(fault)
     assert source.read(LOW, HIGH) == DATA[LOW:HIGH]
-    assert place.proxy.requests == ["GET bytes=100000-199999"] * 2
+    assert proxied.proxy.requests == ["GET bytes=100000-199999"] * 2
 
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_failure_that_stays_is_reported_as_what_it_is(
-    place: Place, fault: str, monkeypatch: pytest.MonkeyPatch
+    proxied: Place, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = place.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=3)
-    place.proxy.fail(fault, 1000)
+    source = proxied.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=3)
+    proxied.proxy.fail(fault, 1000)
     error = Truncated if fault == "short" else InvalidArgument
     count_attempts_as_seconds(monkeypatch)
     with pytest.raises(error, match=r" \(3 attempts in 3 s\)") as caught:
         source.read(LOW, HIGH)
-    assert str(caught.value).startswith(place.url) and "\n" not in str(caught.value)
-    if fault == "slow_down" and place.url.startswith("s3"):
+    assert str(caught.value).startswith(proxied.url) and "\n" not in str(caught.value)
+    if fault == "slow_down" and proxied.url.startswith("s3"):
         assert "Please reduce your request rate" in str(caught.value)
-    assert place.requests_seen(3) == 3
+    assert proxied.requests_seen(3) == 3
 
 
 @pytest.mark.parametrize("fault", PASSING)
-def test_nothing_below_tries_again_by_itself(place: Place, fault: str) -> None:
+def test_nothing_below_tries_again_by_itself(proxied: Place, fault: str) -> None:
     # a short timeout only where it is what ends the request
-    source = place.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=0)
-    place.proxy.fail(fault, 1000)
+    source = proxied.opened(timeout=0.5 if fault == "stall" else 30, retry_seconds=0)
+    proxied.proxy.fail(fault, 1000)
     with pytest.raises(RelexError) as caught:
         source.read(LOW, HIGH)
     assert "attempts" not in str(caught.value)
-    assert place.requests_seen(1) == 1
+    assert proxied.requests_seen(1) == 1
 
 
 @pytest.mark.parametrize("fault", ["reset", "slow_down", "short"])

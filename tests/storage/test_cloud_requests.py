@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Made
 from safetensors import safe_open
 
 import relex_codec
 from relex_codec.exact.bisection import frames_of
-from support.helpers import write_checkpoint
+from support.checkpoints import write_checkpoint
 from support.plain import File
+from support.runs import Made
 from support.servers.counting import Answer, fetched
 from support.servers.fixtures import Bucket, Web
 from support.servers.runs import SHAPES, STEPS, uploaded

@@ -14,8 +14,9 @@ import relex_codec
 from relex_codec.storage.disk_cache import DiskCache, disk_cache_key
 from relex_codec.storage.header_cache import HEADER_CACHE
 from relex_codec.storage.open import open_source
-from support.helpers import bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
 from support.servers.fixtures import Bucket
+from support.tensors import bf16
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = os.urandom(300_000)

@@ -18,9 +18,10 @@ from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.storage.hub import revisions
 from relex_codec.storage.hub.paths import Model, parse_model_url
 from relex_codec.storage.hub.revisions import list_branches, pinned_to_commit
-from support.commands import cli, failed
-from support.helpers import bf16, checkpoint_files
+from support.checkpoints import checkpoint_files
+from support.commands import cli, cli_process, failed
 from support.hub_server import Hub, end_sessions
+from support.tensors import bf16
 
 STEPS = [1, 2, 3, 5]
 BASE = {name: np.random.default_rng(i).standard_normal((24, 32)) * 0.1 for i, name in enumerate("abc")}
@@ -232,7 +233,7 @@ def find_checkpoints_of(url: str) -> Any:
 
 def test_a_gated_repository(published: Hub, tmp_path: Path) -> None:
     gated = rf"is gated: accept its terms at {published.url}/org/\w+, then log in with `hf auth login` or set HF_TOKEN"
-    relex_codec.encode("hf://org/run@step_{step}", tmp_path / "x.relex", base="hf://org/base")
+    relex_codec.encode("hf://org/run@step_{step}", tmp_path / "x.relex", base="hf://org/base", quality="raw")
     published.repositories["org/base"].gate = "secret"
     with pytest.raises(CheckpointError, match=rf"^hf://org/base\S* {gated}"):
         open_base("hf://org/base")
@@ -357,7 +358,7 @@ def test_branches_with_slashes_and_zeros(hub: Hub) -> None:
 
 def test_a_branch_is_appended(published: Hub, tmp_path: Path) -> None:
     file = tmp_path / "x.relex"
-    relex_codec.encode("hf://org/run@step_{step}", file, base="hf://org/base", steps=":3", exact=True)
+    relex_codec.encode("hf://org/run@step_{step}", file, base="hf://org/base", quality="raw", steps=":3", exact=True)
     relex_codec.append(file, ["hf://org/run@step_5"])
     with relex_codec.open(file) as run:
         assert run.steps == STEPS
@@ -383,7 +384,7 @@ def test_from_the_command_line(published: Hub, tmp_path: Path, offline: Callable
     published.add("org/files", {"deep/x.relex": file.read_bytes()})
     done = cli("info", "hf://org/files/deep/x.relex")
     assert f"hf://org/base@{commit}" in done.stdout
-    done = cli("decode", "hf://org/files/deep/x.relex", "--step", 4, "-o", tmp_path / "out")
+    done = cli_process("decode", "hf://org/files/deep/x.relex", "--step", 4, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
     done = cli("verify", file, "--base", "hf://org/base@v1")

@@ -25,8 +25,9 @@ from relex_codec.storage.hub.revisions import list_branches, pinned_to_commit
 from relex_codec.storage.open import filesystem_of, list_directory, open_source
 from relex_codec.storage.stores.hub import HubStore
 from relex_codec.storage.stores.registry import store_for
-from support.helpers import bf16, checkpoint_files
+from support.checkpoints import checkpoint_files
 from support.hub_server import SIGNATURE, Hub, end_sessions
+from support.tensors import bf16
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import relex_codec
-from support.helpers import ELSEWHERE, random_bits, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.commands import ELSEWHERE
 from support.servers.counting import CountingServer
+from support.tensors import random_bits
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     write_checkpoint(root / "base", start)
     write_run(root / "run", [10, 20, 30], at)
-    relex_codec.encode(root / "run", root / "x.relex", base=root / "base", embed_base=True, exact=True)
+    relex_codec.encode(root / "run", root / "x.relex", base=root / "base", quality="raw", embed_base=True, exact=True)
     return (root / "x.relex").read_bytes()
 
 

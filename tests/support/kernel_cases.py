@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,24 +16,12 @@ from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.format.constants import BLOCK, BYTE, NIBBLE, NONE, PACKINGS, PIECE, TERNARY, Packing
 from relex_codec.format.factors import Factors, from_stream
 from relex_codec.format.packing import pack_codes, to_planes
-from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare, Window, flat
+from relex_codec.kernels.interface import DecodeJob, PackedDirection, Window, flat
+
+from .reference import ref
 
 Array = npt.NDArray[Any]
 
-
-def load() -> ModuleType:
-    """The reference decoder, which belongs to no package."""
-    name = "relex_reference_decoder"
-    if name not in sys.modules:
-        path = Path(__file__).parents[2] / "spec" / "reference_decoder.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-ref = load()
 
 SPECIAL = {
     "BF16": "0000 8000 0001 8001 007f 0080 3f80 bf80 7f7f ff7f 7f80 ff80 7fc0 ff81 7f81",
@@ -370,55 +354,3 @@ def several_cases(draw: Any, most: int) -> list[Case]:
     one = st.builds(random_case, st.integers(0, 1 << 32), SHAPES, DTYPES, DTYPES, st.integers(1, 3), st.just(steps))
     found: list[Case] = draw(st.lists(one, min_size=1, max_size=most))
     return found
-
-
-# ---- With torch ----
-
-
-def to_torch(array: Array, device: str) -> Any:
-    """The same bits as a tensor, signed where torch has no operations otherwise."""
-    import torch
-
-    signed = array if array.dtype in (np.uint8, np.float32) else array.view(f"i{array.itemsize}")
-    return torch.from_numpy(signed.copy()).to(device)
-
-
-def torch_job(job: DecodeJob, device: str) -> DecodeJob:
-    """The job with torch tensors."""
-
-    def moved(direction: PackedDirection) -> PackedDirection:
-        f = direction.factors
-        factors = None if f is None else Factors(to_torch(f.a, device), to_torch(f.b, device))
-        return dataclasses.replace(direction, factors=factors, packed=to_torch(direction.packed, device))
-
-    directions = [moved(direction) for direction in job.directions]
-    return dataclasses.replace(job, origin=to_torch(job.origin, device), directions=directions)
-
-
-def check_torch(prepare: Prepare, given: Sequence[Case], device: str) -> None:
-    """Decode all cases in one call, with targets that are views of tensors, and compare all memory."""
-    import torch
-
-    jobs = [torch_job(case.job, device) for case in given]
-    memories = [[to_torch(target.memory, device) for target in case.targets] for case in given]
-    views = [
-        [
-            torch.as_strided(memory, (case.job.window.rows, case.job.window.columns), target.strides, target.at)
-            for memory, target in zip(of_case, case.targets, strict=True)
-        ]
-        for of_case, case in zip(memories, given, strict=True)
-    ]
-    prepare(jobs)([case.coefficients for case in given], views)
-    for case, job, of_case in zip(given, jobs, memories, strict=True):
-        for memory, target in zip(of_case, case.targets, strict=True):
-            same(memory.cpu().numpy().view(target.memory.dtype), target.expected, case.job)
-        assert torch.equal(job.origin, to_torch(case.job.origin, device))
-
-
-def same(got: Array, expected: Array, job: DecodeJob) -> None:
-    """Fail with the first element that differs."""
-    wrong = np.flatnonzero(got != expected)
-    assert not len(wrong), (
-        f"{len(wrong)} of {len(got)}, first {wrong[0]}: {got[wrong[0]]:#x}, not {expected[wrong[0]]:#x};"
-        f" {job.window}, {[(d.packing.name, d.factors is not None) for d in job.directions]}"
-    )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -144,6 +145,21 @@ def bucket_on(server: Store) -> Iterator[Bucket]:
     proxy = emulator_proxy if isinstance(server, GCS) else proxy_of
     with proxy(server.host, server.port) as counting:
         yield Bucket(name, server, counting, filesystem)
+
+
+def forget_clients() -> None:
+    """Empty fsspec's caches of the clients of object stores, which do not know of the environment."""
+    for module, name in (("s3fs", "S3FileSystem"), ("gcsfs", "GCSFileSystem"), ("adlfs", "AzureBlobFileSystem")):
+        if module in sys.modules:
+            getattr(sys.modules[module], name).clear_instance_cache()
+
+
+@pytest.fixture
+def new_clients() -> Iterator[None]:
+    """For a test that sets the environment that clients read when they are made."""
+    forget_clients()
+    yield
+    forget_clients()
 
 
 @pytest.fixture

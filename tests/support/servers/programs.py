@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 REGION: Final = "us-east-1"
-INSTALLED: Final = Path(__file__).parents[2] / ".servers" / "node_modules" / ".bin"
+INSTALLED: Final = Path(__file__).parents[3] / ".servers" / "node_modules" / ".bin"
 """Where tools/servers.sh puts programs from npm."""
 
 AZURE_ACCOUNT: Final = "devstoreaccount1"

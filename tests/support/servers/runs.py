@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Made
 
 import relex_codec
 from relex_codec.storage.header_cache import HEADER_CACHE
-from support.helpers import Tensor, bf16, write_checkpoint, write_run
+from support.checkpoints import write_checkpoint, write_run
+from support.runs import Made
+from support.shared import made_once
+from support.tensors import Tensor, bf16
 
 from .fixtures import Bucket
 
@@ -30,27 +33,30 @@ def weights(step: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str,
 @pytest.fixture(scope="session")
 def cloud_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A run whose file and base are several large reads each; the file beside the run is ``run.relex``."""
-    root = tmp_path_factory.mktemp("cloud")
-    write_checkpoint(root / "base", weights(0), shards=2)
-    write_run(root / "run", STEPS, weights)
-    relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="raw")
-    return Made(root, STEPS, weights(0), weights)
+
+    def make(root: Path) -> None:
+        write_checkpoint(root / "base", weights(0), shards=2)
+        write_run(root / "run", STEPS, weights)
+        relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="raw")
+
+    return Made(made_once(tmp_path_factory, "cloud", make), STEPS, weights(0), weights)
 
 
 @pytest.fixture(scope="session")
 def cloud_exact_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A run with many steps, kept bit for bit."""
-    root = tmp_path_factory.mktemp("cloud_exact")
     shapes = {"a": (600, 1000), "b": (300, 900), "norm": (50,)}
     steps = list(range(1, 17))
 
     def at(step: int) -> dict[str, Tensor]:
         return weights(step, shapes)
 
-    write_checkpoint(root / "base", at(0), shards=2)
-    write_run(root / "run", steps, at)
-    relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="micro", exact=True)
-    return Made(root, steps, at(0), at)
+    def make(root: Path) -> None:
+        write_checkpoint(root / "base", at(0), shards=2)
+        write_run(root / "run", steps, at)
+        relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="micro", exact=True)
+
+    return Made(made_once(tmp_path_factory, "cloud_exact", make), steps, at(0), at)
 
 
 @pytest.fixture

@@ -1,55 +1,15 @@
-"""Small checkpoints for tests, written without the code that is tested.
-
-A tensor is a pair of its safetensors dtype and an array of its bits (unsigned integers of the element's width) with the
-tensor's shape.
-"""
+"""Small checkpoints and runs on disk, written without the code that is tested."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
-import torch
 
-ELSEWHERE = tempfile.gettempdir()
-"""Where subprocesses start: ``python -c`` puts its working directory first on the import path, and in the checkout that
-would hide the package that is installed."""
-Array = np.ndarray[Any, Any]
-Tensor = tuple[str, Array]
-WIDTH = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
-}  # fmt: skip
-
-
-def bf16(values: Any) -> Tensor:
-    """Return a BF16 tensor: float32 values rounded to nearest even (finite values only)."""
-    u = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return "BF16", ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def f16(values: Any) -> Tensor:
-    """Return an F16 tensor."""
-    return "F16", np.ascontiguousarray(values, np.float16).view(np.uint16)
-
-
-def f32(values: Any) -> Tensor:
-    """Return an F32 tensor."""
-    return "F32", np.ascontiguousarray(values, np.float32).view(np.uint32)
-
-
-def random_bits(dtype: str, shape: Sequence[int], seed: int = 0) -> Tensor:
-    """Return a tensor of random bits: for floats, any value including NaNs; 0 or 1 for BOOL."""
-    bits = np.random.default_rng(seed).integers(0, 256, (*shape, WIDTH[dtype]), np.uint8)
-    if dtype == "BOOL":
-        bits &= 1
-    return dtype, bits.reshape(-1).view(f"<u{WIDTH[dtype]}").reshape(tuple(shape))
+from .tensors import WIDTH, Tensor
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -127,30 +87,3 @@ def write_run(
     for step in steps:
         write_checkpoint(root / layout.format(step), at(step), **options)
     return root
-
-
-@contextmanager
-def empty_memory() -> Iterator[Any]:
-    """Give fsspec's memory filesystem, which all tests share, and empty it before and after."""
-    filesystem = fsspec.filesystem("memory")
-    try:
-        filesystem.store.clear()
-        filesystem.pseudo_dirs[:] = [""]
-        yield filesystem
-    finally:
-        filesystem.store.clear()
-        filesystem.pseudo_dirs[:] = [""]
-
-
-def upload(filesystem: Any, folder: Path, target: str) -> None:
-    """Copy a local directory to a filesystem of fsspec."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            filesystem.pipe_file(f"{target}/{path.relative_to(folder)}", path.read_bytes())
-
-
-def bits_of(tensor: torch.Tensor) -> Array:
-    """The bits of a tensor as unsigned integers."""
-    width = tensor.element_size()
-    signed = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
-    return tensor.detach().contiguous().reshape(-1).view(signed).numpy().view(f"u{width}")
