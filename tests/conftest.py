@@ -17,7 +17,7 @@ import torch
 from hypothesis import settings
 
 import relex_codec
-from relex_codec.encoding.direction_search import Search, Stored
+from relex_codec.encoding.direction_search import DirectionSearch, StoredDirection
 from support.checkpoints import write_checkpoint, write_run
 from support.faulty import Faulty
 from support.filesystems import empty_memory
@@ -72,10 +72,10 @@ def zoo_file(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     Options beside rank and quality change nothing of how directions are stored, and the search for that is nearly all
     of the time: what it found is remembered.
     """
-    found: dict[bytes, Stored] = {}
-    search = Search.run
+    found: dict[bytes, StoredDirection] = {}
+    search = DirectionSearch.run
 
-    def remembered(self: Search) -> Stored:
+    def remembered(self: DirectionSearch) -> StoredDirection:
         asked = pickle.dumps({name: value for name, value in vars(self).items() if name != "read"})
         key = hashlib.sha256(asked).digest()
         if key not in found:
@@ -85,7 +85,7 @@ def zoo_file(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def make(quality: str | float = "raw", **options: Any) -> Path:
         def encode(path: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Search, "run", remembered)
+                patch.setattr(DirectionSearch, "run", remembered)
                 size = relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality=quality, **options)
             assert size == path.stat().st_size
 

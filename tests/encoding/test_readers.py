@@ -119,20 +119,20 @@ def files(made: Path) -> Iterator[Opened]:
 @contextmanager
 def base_with_digests(made: Path) -> Iterator[Opened]:
     with open_run(made / "x.relex", base=made / "base") as run:
-        yield run.base_reader(), weights(0)
+        yield run._reader.base_reader(), weights(0)
 
 
 @contextmanager
 def embedded_base(made: Path) -> Iterator[Opened]:
     with open_run(made / "x.relex") as run:
-        yield EmbeddedBase(run.decoder), weights(0)
+        yield EmbeddedBase(run._reader.decoder), weights(0)
 
 
 @contextmanager
 def restored_step(made: Path) -> Iterator[Opened]:
     with open_run(made / "x.relex") as run:
         tensors = {name: TensorInfo(name, dtype, bits.shape) for name, (dtype, bits) in weights(3).items()}
-        yield RestoredStep(run.decoder, 3, tensors), weights(3)
+        yield RestoredStep(run._reader.decoder, 3, tensors), weights(3)
 
 
 @pytest.mark.parametrize("kind", [memory, files, base_with_digests, embedded_base, restored_step])
