@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json
+from .output import as_json, base_option, print_json, show
 
 
 @click.command("append")
@@ -42,7 +42,7 @@ def command(
         return
     new = document["steps"][len(steps) :]
     more = f"1 step more: {new[0]}" if len(new) == 1 else f"{len(new)} steps more, {new[0]} to {new[-1]}"
-    click.echo(
+    show(
         f"{output or file}: {more}; now {len(document['steps'])} steps in "
         f"{document['bytes']['total']:,} bytes (before {size:,})"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json
+from .output import as_json, base_option, print_json, show
 
 
 @click.command("decode")
@@ -39,4 +39,4 @@ def command(file: str, step: float, output: str, base: str | None, tier: str, de
     if as_json:
         print_json({"file": file, "step": step, "tier": used, "output": output, "device": device})
         return
-    click.echo(f"{output}: step {step:g} from tier {used} ({reach})")
+    show(f"{output}: step {step:g} from tier {used} ({reach})")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .output import as_json, print_json
+from .output import as_json, print_json, show
 
 
 @click.command("demo")
@@ -24,4 +24,4 @@ def command(directory: Path | None, steps: int, as_json: bool) -> None:
     if as_json:
         print_json(report.as_dict())
     else:
-        click.echo(report.table())
+        show(report.table())

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import as_json, print_json
+from .output import as_json, print_json, show
 
 
 @click.command("encode")
@@ -60,9 +60,9 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     steps, sizes = document["steps"], document["bytes"]
     lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
     if lacking:
-        click.echo(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
+        show(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
     count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
-    click.echo(
+    show(
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "
         f"{document['ratio']:,} times smaller than the run"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, print_json
+from .output import as_json, print_json, show
 
 
 @click.command("info")
@@ -21,4 +21,4 @@ def command(file: str, tensors: bool, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        click.echo(text(document, tensors))
+        show(text(document, tensors))

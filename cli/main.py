@@ -12,6 +12,8 @@ import click
 from relex_codec._version import __version__
 from relex_codec.errors import RelexError
 
+from .output import show
+
 COMMANDS = {
     "encode": "Encode a run of checkpoints into one file.",
     "append": "Add further checkpoints to a file with the exact tier.",
@@ -90,7 +92,7 @@ def main() -> None:
 
 def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
-    click.echo(f"Error: {line}", err=True)
+    show(f"Error: {line}", err=True)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: the --json option and how a document is printed."""
+"""What the commands share: the --json option, and how they print."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import click
+
+from relex_codec.core.text import printable
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 base_option = click.option(
@@ -17,4 +19,9 @@ base_option = click.option(
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document to stdout."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
+    show(json.dumps(document, indent=2, allow_nan=False))
+
+
+def show(text: str, *, err: bool = False) -> None:
+    """Print text, which may have words of a file in it, to stdout or stderr: everything that commands print."""
+    click.echo(printable(text), err=err)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json
+from .output import as_json, base_option, print_json, show
 
 
 @click.command("restore")
@@ -29,4 +29,4 @@ def command(file: str, output: str, steps: str | None, base: str | None, as_json
         print_json({"file": file, "steps": written, "output": output})
         return
     count = f"{len(written)} steps, {written[0]} to {written[-1]}" if len(written) > 1 else f"step {written[0]}"
-    click.echo(f"{output}: {count}, bit for bit")
+    show(f"{output}: {count}, bit for bit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json
+from .output import as_json, base_option, print_json, show
 
 
 @click.command("verify")
@@ -36,4 +36,4 @@ def command(file: str, base: str | None, as_json: bool) -> None:
         done.append(f"all {restored} steps are restored bit for bit")
     elif document["exact"]:
         done.append("its steps were not restored, which takes --base")
-    click.echo(f"{file}: {'; '.join(done)}")
+    show(f"{file}: {'; '.join(done)}")

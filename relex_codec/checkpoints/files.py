@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from relex_codec.core.filenames import INDEX, SAFE_NAME, SINGLE
+from relex_codec.core.filenames import INDEX, SINGLE, shard_allowed
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import load_object
@@ -86,7 +86,7 @@ def find_files(
 
 
 def _safe(name: str, where: str) -> str:
-    if not SAFE_NAME.fullmatch(name):
+    if not shard_allowed(name):
         raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {SINGLE}")
     return name
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from relex_codec.core.filenames import INDEX, PICKLES, SAFE_NAME, SINGLE
+from relex_codec.core.filenames import INDEX, PICKLES, SAFE_NAME, SINGLE, file_allowed, shard_allowed
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import STEP_LIMIT
@@ -37,9 +37,8 @@ _INCOMPLETE: Final = re.compile(
 )
 _NUMBERED: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _NOT_WEIGHTS: Final = (".", "adapter", "optimizer", "scheduler", "scaler")
-_SIDE_SUFFIXES: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md", ".tiktoken", ".spm", ".vocab")
-_SIDE_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
-_NOT_SIDE: Final = frozenset({INDEX, "trainer_state.json", "latest_checkpointed_iteration.txt"})
+_NOT_SIDE: Final = frozenset({"latest_checkpointed_iteration.txt"})
+"""What trainers leave beside a checkpoint under names that a `.relex` file could hold."""
 
 
 def is_weights(name: str) -> bool:
@@ -50,16 +49,9 @@ def is_weights(name: str) -> bool:
 def side_files(names: Iterable[str]) -> list[str]:
     """Return the files that a checkpoint carries besides weights: configuration, tokenizer, templates, code.
 
-    Training state, pickles, hidden files and names that a `.relex` file cannot hold are left out.
+    Those that a `.relex` file may hold: training state, pickles and hidden files are left out.
     """
-    return sorted(
-        name
-        for name in names
-        if (name.endswith(_SIDE_SUFFIXES) or name in _SIDE_NAMES)
-        and name not in _NOT_SIDE
-        and not name.endswith(".bin.index.json")
-        and SAFE_NAME.fullmatch(name)
-    )
+    return sorted(name for name in names if file_allowed(name) and name not in _NOT_SIDE)
 
 
 def shards_without_index(names: Collection[str], where: str) -> list[str]:
@@ -99,7 +91,7 @@ def shards_of_index(weight_map: object, names: Collection[str], where: str) -> l
         raise CheckpointError(f"{where}: {INDEX} has no weight_map from tensors to files")
     shards = sorted(set(weight_map.values()))
     for shard in shards:
-        if not SAFE_NAME.fullmatch(shard) or not shard.endswith(".safetensors"):
+        if not shard_allowed(shard):
             raise CheckpointError(f"{where}: {INDEX} names {quote(shard)}, expected safetensors files beside it")
     if missing := [shard for shard in shards if shard not in names]:
         count = f"{len(missing)} of {len(shards)} shards"

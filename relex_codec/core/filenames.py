@@ -9,12 +9,62 @@ SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 CONFIG: Final = "config.json"
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-"""File names that a `.relex` file may hold (FORMAT.md section 4)."""
+"""What every name of a file in a `.relex` file looks like (FORMAT.md section 4): no paths, nothing hidden."""
 PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-"""Ends of names of files that a `.relex` file may not bring along: loaders may unpickle them."""
+"""Ends of names of files that loaders unpickle."""
+DEVICES: Final = frozenset(
+    {"con", "prn", "aux", "nul"} | {f"{port}{digit}" for port in ("com", "lpt") for digit in range(10)}
+)
+"""What Windows takes for a device, whatever comes after a dot, in lower case."""
+TEXTS: Final = (".txt", ".md", ".jinja", ".py", ".tiktoken", ".spm", ".vocab")
+"""Ends of names of vocabularies, templates, code and documents, whatever they are called."""
+LICENCES: Final = frozenset({"license", "licence", "notice", "copying"})
+"""Whole names of files without an ending."""
+JSON_WORDS: Final = frozenset({
+    "config", "configuration", "id2label", "label2id", "labels", "merges", "modules", "normalizer", "params",
+    "preprocessor", "processor", "tekken", "template", "templates", "tokenizer", "tokens", "vocab", "vocabulary",
+})  # fmt: skip
+"""Words of which the name of a ``.json`` file has one: configuration, tokenizer, templates."""
+MODEL_WORDS: Final = frozenset({
+    "bpe", "piece", "sentencepiece", "sp", "spiece", "spm", "tokenizer", "tokens", "unigram", "vocab", "vocabulary",
+})  # fmt: skip
+"""Words of which the name of a ``.model`` file has one: a tokenizer of SentencePiece."""
+NEVER: Final = frozenset({"adapter", "index"})
+"""Words of files that lead a loader to weights in other files, or elsewhere."""
 
 
 def file_allowed(name: str) -> bool:
-    """Tell whether a file of a base may be embedded under this name, and written out again."""
+    """Tell whether a file beside the weights may be stored under this name, and written out again.
+
+    One list for both, by name and ending: configuration, tokenizer, templates, code, documents, licence. What is on it
+    neither is weights nor leads a loader to weights; everything else is not.
+
+    Example:
+        >>> [file_allowed(name) for name in ("tokenizer_config.json", "spiece.model", "modeling_x.py", "LICENSE")]
+        [True, True, True, True]
+        >>> [file_allowed(name) for name in ("pytorch_model.bin.index.json", "evil.model", "x.npy", "nul.json", "a.")]
+        [False, False, False, False, False]
+    """
     lower = name.lower()  # some file systems see no difference
-    return bool(SAFE_NAME.fullmatch(name)) and not lower.endswith((".safetensors", *PICKLES)) and lower != INDEX
+    if not _writable(name):
+        return False
+    if lower in LICENCES:
+        return True
+    words = set(re.split(r"[._-]", lower.rpartition(".")[0]))
+    if words & NEVER:
+        return False
+    if lower.endswith(".json"):
+        return bool(words & JSON_WORDS)
+    if lower.endswith(".model"):
+        return bool(words & MODEL_WORDS)
+    return lower.endswith(TEXTS)
+
+
+def shard_allowed(name: str) -> bool:
+    """Tell whether a file of weights may be written under this name."""
+    return _writable(name) and name.endswith(".safetensors")
+
+
+def _writable(name: str) -> bool:
+    """Tell whether a name means the same file on every system."""
+    return bool(SAFE_NAME.fullmatch(name)) and not name.endswith(".") and name.lower().partition(".")[0] not in DEVICES

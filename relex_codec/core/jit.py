@@ -7,18 +7,22 @@ to, so compiled code gives the bits that Python's integers and numpy's float32 g
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+import llvmlite
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 F = TypeVar("F", bound=Callable[..., Any])
+DIGEST: Final = 32
+"""Bytes at the end of each file of the cache."""
 PACKAGE: Final = Path(__file__).parent.parent
 SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py")
 """Files that compiled code of other folders takes constants or functions in from; a test compares this with imports."""
@@ -34,12 +38,66 @@ def _sources(folder: Path) -> str:
     return digest.hexdigest()
 
 
+class _CheckedFiles(IndexDataCacheFile):
+    """Index and entries of a function's cache, each with a digest at its end: what does not load whole is a miss.
+
+    numba unpickles what it finds, and runs the machine code in it. After a loss of power a file may be empty, cut or
+    full of zeros, and two processes that begin an index at the same moment may give two entries one name, so an entry
+    also says which one it is.
+    """
+
+    def load(self, key: Any) -> Any:
+        """Return the entry of `key`, or None."""
+        name = self._load_index().get(key)
+        found = None if name is None else self._unpickled(self._data_path(name))  # type: ignore[no-untyped-call]
+        return found[1] if found is not None and found[0] == key else None
+
+    def save(self, key: Any, data: Any) -> None:
+        """Add an entry."""
+        super().save(key, (key, data))  # type: ignore[no-untyped-call]
+
+    def _load_index(self) -> dict[Any, str]:
+        stamp, entries = self._unpickled(self._index_path) or (None, {})
+        return dict(entries) if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._write(self._index_path, (self._source_stamp, overloads))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), data)  # type: ignore[no-untyped-call]
+
+    def _write(self, path: str, content: Any) -> None:
+        raw = self._dump(content)  # type: ignore[no-untyped-call]
+        with self._open_for_write(path) as out:
+            out.write(raw + _digest_of_entry(raw))
+
+    @staticmethod
+    def _unpickled(path: str) -> Any:
+        """Return what `_write` wrote, by the same releases of what makes the code; None: there is nothing whole."""
+        try:
+            with open(path, "rb") as file:
+                raw = file.read()
+        except OSError:
+            return None
+        content, digest = raw[:-DIGEST], raw[-DIGEST:]
+        return pickle.loads(content) if digest == _digest_of_entry(content) else None
+
+
+def _digest_of_entry(content: bytes) -> bytes:
+    return hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}\n".encode() + content).digest()
+
+
 class _Cache(FunctionCache):
-    """numba's cache, for the code as it is now.
+    """numba's cache, for the code as it is now, and without trust in what a disk made of it.
 
     numba compares the file of a function only. What the function calls and inlines from other files would be kept as it
     was, and encoder and decoder might no longer agree.
     """
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        found = self._impl
+        self._cache_file = _CheckedFiles(self._cache_path, found.filename_base, found.locator.get_source_stamp())  # type: ignore[no-untyped-call]
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), _sources(Path(self._py_func.__code__.co_filename).parent))  # type: ignore[no-untyped-call]
@@ -54,7 +112,7 @@ def compiled(function: F) -> F:
     dispatcher = numba.njit(nogil=True)(function)
     if hasattr(dispatcher, "_cache"):  # not where compiling is switched off
         with suppress(RuntimeError):  # where neither the package's folder nor the user's cache can be written
-            dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
+            dispatcher._cache = _Cache(function)
     return cast(F, dispatcher)
 
 

@@ -1,6 +1,34 @@
-"""Text of others in messages: quoted, on one line."""
+"""Text of others in messages: quoted, on one line, without anything that a terminal would obey."""
 
 from __future__ import annotations
+
+import re
+from typing import Final
+
+_UNPRINTABLE: Final = re.compile(r"[^\n]")
+
+
+def printable(text: str) -> str:
+    """Return `text` as a terminal may see it: whatever is neither printable nor the end of a line is escaped.
+
+    Escape sequences clear screens and set titles, and what turns the direction of writing shows other words than there
+    are. Commands print through this, and what is of others goes through `on_one_line` before, as it could forge lines.
+
+    Example:
+        >>> printable("red\\x1b[31m, turned \\u202e, ä, and\\nanother line")
+        'red\\\\x1b[31m, turned \\\\u202e, ä, and\\nanother line'
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def on_one_line(text: str) -> str:
+    """Return `text` as `printable`, ends of lines escaped too."""
+    return printable(text).replace("\n", "\\n")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def quote(text: object, limit: int = 120) -> str:

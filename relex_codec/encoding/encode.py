@@ -15,6 +15,7 @@ from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
+from relex_codec.core.text import printable
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
@@ -125,7 +126,7 @@ def new_segment(writer: FileWriter, series: CheckpointSeries, budget: int, old: 
 
 
 def _report_skip(message: str) -> None:
-    tqdm.write(f"left out: {message}", file=sys.stderr)
+    tqdm.write(printable(f"left out: {message}"), file=sys.stderr)
 
 
 def _observed(steps: list[int], observe: int | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.core.filenames import SAFE_NAME, file_allowed
+from relex_codec.core.filenames import file_allowed, shard_allowed
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
 
@@ -154,7 +154,7 @@ def _check_names(manifest: Manifest) -> None:
     if manifest.files and not manifest.embedded:
         raise Corrupt(f"{_WHERE}: files without an embedded base")
     for shard in manifest.shards:
-        if not (type(shard) is str and SAFE_NAME.fullmatch(shard) and shard.endswith(".safetensors")):
+        if not (type(shard) is str and shard_allowed(shard)):
             raise Corrupt(f"{_WHERE}: {quote(shard)} is no name of a shard")
     if manifest.shards != sorted(manifest.shards):
         raise Corrupt(f"{_WHERE}: the shards are not sorted")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.text import on_one_line
 from relex_codec.format import constants as f
 from relex_codec.format.reader import FileReader
 
@@ -127,13 +128,13 @@ def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
 def text(document: dict[str, Any], tensors: bool = False) -> str:
     """Return `summary` as text that fits on a screen, and a row each tensor if asked."""
     steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
-    base = ("embedded; was " if document["base_embedded"] else "") + (document["base"] or "nowhere")
-    quality = document["quality"]
+    base = ("embedded; was " if document["base_embedded"] else "") + on_one_line(document["base"] or "nowhere")
+    quality = on_one_line(document["quality"])
     if document["growth"] is not None:
         quality += f" (weight error grows by at most {100 * document['growth']:g} %)"
     bits = document["bits_per_parameter"]
     lines = [
-        ("file", f"{document['file']} (format {document['version']}, {document['producer']})"),
+        ("file", on_one_line(f"{document['file']} (format {document['version']}, {document['producer']})")),
         ("base", base),
         ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
         ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
@@ -174,7 +175,7 @@ def _decimals(value: float | None) -> str:
 def _spread_text(spread: dict[str, Any] | None, what: str) -> str:
     if spread is None:
         return "-"
-    return f"median {spread['median']:.4f}, lowest {spread['lowest']:.4f} ({spread['name']}) {what}"
+    return f"median {spread['median']:.4f}, lowest {spread['lowest']:.4f} ({on_one_line(spread['name'])}) {what}"
 
 
 def _tensor_table(rows: list[dict[str, Any]]) -> str:
@@ -199,4 +200,4 @@ def _tensor_table(rows: list[dict[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else on_one_line(str(value))
