@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from relex_codec.core.filenames import INDEX, SINGLE, shard_allowed
 from relex_codec.core.text import quote
@@ -73,9 +73,19 @@ def find_files(
     sizes = {item.name: item.size for item in items if not item.is_dir}
     weight_map = None
     if INDEX in sizes:
+
+        def parsed(raw: bytes) -> tuple[Any, list[str]]:
+            found = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
+            return found, naming.shards_of_index(found, sizes, where)
+
         raw = index() if index else read_whole(join_path(path, INDEX), options)
-        weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
-        shards = naming.shards_of_index(weight_map, sizes, where)
+        try:
+            weight_map, shards = parsed(raw)
+        except CheckpointError:
+            again = read_whole(join_path(path, INDEX), options, anew=True) if is_url(path) else raw
+            if again == raw:
+                raise
+            weight_map, shards = parsed(again)
     else:
         shards = naming.shards_without_index(sizes, where)
     return CheckpointFiles(
@@ -91,7 +101,9 @@ def _safe(name: str, where: str) -> str:
     return name
 
 
-def read_whole(path: str, options: Options) -> bytes:
-    """Return all bytes of a file, or raise CheckpointError."""
+def read_whole(path: str, options: Options, *, anew: bool = False) -> bytes:
+    """Return all bytes of a file, or raise CheckpointError; `anew`: as they are now, whatever was kept of them."""
     with open_source(path, options, keep_open=False, error=CheckpointError) as source:
+        if anew:
+            source.forget(0, source.size)
         return source.read(0, source.size)

@@ -17,13 +17,13 @@ from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.filenames import INDEX, SAFE_NAME
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
-from relex_codec.errors import CheckpointError
+from relex_codec.errors import CheckpointError, Truncated
 from relex_codec.format.safetensors_header import WORD, header_length, parse
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.remote import CONCURRENT_REQUESTS
-from relex_codec.storage.source import LocalSource, Source
+from relex_codec.storage.source import LocalSource, Source, forget_all, read_checked
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, without_secrets
 
 from .checkpoint import TensorInfo, TensorReader
@@ -97,6 +97,16 @@ class SafetensorsCheckpoint(TensorReader):
             begin = info.begin + lo * ITEMSIZE[info.dtype]
             self.sources[info.shard].read_into(begin, out.view(np.uint8).data)
 
+    def forget(self, name: str, lo: int, count: int) -> bool:
+        """Drop what is kept of elements of a tensor, which are wrong; tell whether reading them again may help."""
+        info = self.info(name)
+        begin, width = info.begin + lo * ITEMSIZE[info.dtype], ITEMSIZE[info.dtype]
+        return self.sources[info.shard].forget(begin, begin + count * width)
+
+    def forget_headers(self) -> bool:
+        """Drop what is kept of the headers, which may be wrong; tell whether opening it again may help."""
+        return forget_all(map(_first_read, self.sources))
+
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
         return (
@@ -149,6 +159,22 @@ def open_checkpoint(
     """
     where = f"checkpoint {without_secrets(path)}"
     files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
+    try:
+        tensors = _tensor_table(files, opened, where, known)
+    except CheckpointError:
+        if not forget_all(_first_read(source) for source, _ in opened):
+            raise
+        opened = [(source, _raw_header(source)) for source, _ in opened]
+        tensors = _tensor_table(files, opened, where, known)
+    sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
+    indexed = files.weight_map is not None
+    return SafetensorsCheckpoint(without_secrets(path), tensors, sources, indexed, files.side_files, storage_options)
+
+
+def _tensor_table(
+    files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str, known: KnownTables | None
+) -> TensorTable:
+    """Return what the headers say, parsed only if they are not `known`."""
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
@@ -157,9 +183,7 @@ def open_checkpoint(
         tensors = _parse_headers(files, opened, where)
         if known is not None:
             known[fingerprint.digest()] = tensors
-    sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
-    indexed = files.weight_map is not None
-    return SafetensorsCheckpoint(without_secrets(path), tensors, sources, indexed, files.side_files, storage_options)
+    return tensors
 
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:
@@ -227,7 +251,16 @@ def _parse_headers(files: CheckpointFiles, opened: list[tuple[Source, bytes]], w
     return tensors
 
 
+def _first_read(source: Source) -> tuple[Source, int, int]:
+    return source, 0, min(source.size, FIRST_READ)
+
+
 def _raw_header(source: Source) -> bytes:
+    """Return the header; where its length cannot be, that of bytes that are fetched anew."""
+    return read_checked(lambda: _read_header(source), [_first_read(source)], (CheckpointError, Truncated))
+
+
+def _read_header(source: Source) -> bytes:
     head = source.read_cached(0, min(source.size, FIRST_READ))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):

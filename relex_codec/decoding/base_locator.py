@@ -11,7 +11,7 @@ from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.text import quote
-from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
+from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import FileReader
@@ -51,7 +51,13 @@ class FileBase:
         """
         with self._lock:
             if self._reader is None:
-                self._reader = BaseReader(self._find(), self._expected())
+                expected, checkpoint = self._expected(), self._find()
+                try:
+                    self._reader = BaseReader(checkpoint, expected)
+                except BaseMismatch:
+                    if not checkpoint.forget_headers():
+                        raise
+                    self._reader = BaseReader(self._find(), expected)
             return self._reader
 
     def side_files(self) -> Callable[[], TensorReader] | None:

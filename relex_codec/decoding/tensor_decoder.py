@@ -348,9 +348,8 @@ class Decoder:
                 return self.part_origin(part)
             try:
                 return tier.restored(part, step, unchecked, blobs)  # its own digest covers the base
-            except Corrupt:
-                self.part_origin(part)  # a BaseMismatch, if it is the base that is wrong
-                raise
+            except Corrupt:  # from a base that is checked: a BaseMismatch, if it is the base that is wrong
+                return tier.restored(part, step, self.part_origin, blobs)
 
         parallel_map(lambda part: copy_window(window, part.piece * f.PIECE, restored(part), out), parts)
 

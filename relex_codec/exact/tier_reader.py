@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
 from relex_codec.format.chunks import decompress
 from relex_codec.format.reader import FileReader
+from relex_codec.storage.source import forget_all, read_checked
 
 from .bisection import frames_of
 from .frequency_tables import FrequencyTables, lay_out, most_table_bytes, tables_from_bytes
@@ -26,6 +27,7 @@ from .part_coder import Frame, PartDecoder
 from .rans import CoderTables
 from .segments import PartInfo, check_segments, groups_of, parts_of
 
+T = TypeVar("T")
 CACHE: Final = 128 << 20
 """Bytes of blobs that are kept for the next tensor: tensors of one group share theirs."""
 TABLES_WEIGHT: Final = 32
@@ -90,12 +92,7 @@ class ExactTier:
         self.container = container
         entries = container.index.entries
         first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
-        raw = container.source.read_cached(first.begin, second.end)
-        records = []
-        for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
-            part = raw[entry.begin - first.begin : entry.end - first.begin]
-            container.check_bytes(entry, part)
-            records.append(np.frombuffer(part, dtype))
+        records = read_checked(self._records, [(container.source, first.begin, second.end)])
         self.segment_records, self.frame_records = records
         steps = len(container.index.steps)
         self.segments = check_segments(records[0], records[1], steps, data.begin, data.end)
@@ -104,6 +101,17 @@ class ExactTier:
         self._indexes: dict[tuple[int, int], npt.NDArray[np.void]] = {}
         self._blobs: ByteLRU[Key, Blob] = ByteLRU(CACHE)
         self._fetching = KeyedLock()
+
+    def _records(self) -> list[npt.NDArray[np.void]]:
+        container = self.container
+        first, second, _ = (container.index.entries[name] for name in f.EXACT_ENTRIES)
+        raw = container.source.read_cached(first.begin, second.end)
+        records = []
+        for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
+            part = raw[entry.begin - first.begin : entry.end - first.begin]
+            container.check_bytes(entry, part)
+            records.append(np.frombuffer(part, dtype))
+        return records
 
     # -- what lies where -------------------------------------------------------------------------------------------
 
@@ -168,9 +176,15 @@ class ExactTier:
         missing = [key for key in keys if key not in found]
         if not missing:
             return found
+        fetched = self._checked(missing, lambda: self._read(missing))
+        self._blobs.put_all(fetched)
+        return found | {key: blob for key, (blob, _) in fetched.items()}
+
+    def _read(self, missing: Sequence[Key]) -> dict[Key, tuple[Blob, int]]:
+        """Read, check and parse blobs; with the bytes that each counts for."""
         self._read_indexes(missing)
         ranges = [self._range(key) for key in missing]
-        fetched = {}
+        fetched: dict[Key, tuple[Blob, int]] = {}
         for key, (begin, _), raw in zip(missing, ranges, self.container.source.read_many(ranges), strict=True):
             if zlib.crc32(raw) != int(self._indexes[key.segment, key.step]["crc"][key.group]):
                 raise Corrupt(
@@ -181,15 +195,24 @@ class ExactTier:
                 blob = self._parse(key, raw)
             except Corrupt as error:
                 raise Corrupt(f"{self.container.source.path}: {f.DATA_FRAMES}, byte {begin}: {error}") from None
-            found[key] = blob
             fetched[key] = blob, len(raw) * (1 if key.step else TABLES_WEIGHT)
-        self._blobs.put_all(fetched)
-        return found
+        return fetched
+
+    def _checked(self, keys: Sequence[Key], read: Callable[[], T]) -> T:
+        """Return what `read` returns; if a check fails, of blocks that are fetched anew: indexes have no checksum."""
+        try:
+            return read()
+        except Corrupt:
+            places = [self._block(*block) for block in dict.fromkeys((key.segment, key.step) for key in keys)]
+            if not forget_all((self.container.source, at, at + length) for at, length in places):
+                raise
+        self._read_indexes(keys, anew=True)
+        return read()
 
     def ranges_of(self, keys: Sequence[Key]) -> list[tuple[int, int]]:
         """Return where the blobs lie that `fetch` would read, after reading the indexes of their blocks."""
         missing = [key for key in keys if key not in self._blobs]
-        self._read_indexes(missing)
+        self._checked(missing, lambda: self._read_indexes(missing))
         return [self._range(key) for key in missing]
 
     def _parse(self, key: Key, raw: bytes) -> Blob:
@@ -204,9 +227,9 @@ class ExactTier:
             record = self.frame_records[self.segments[segment].first + step - 1]
         return int(record["position"]), int(record["length"])
 
-    def _read_indexes(self, keys: Iterable[Key]) -> None:
+    def _read_indexes(self, keys: Iterable[Key], *, anew: bool = False) -> None:
         blocks = dict.fromkeys((key.segment, key.step) for key in keys)
-        wanted = [block for block in blocks if block not in self._indexes]
+        wanted = [block for block in blocks if anew or block not in self._indexes]
         size = f.BLOB_RECORD.itemsize
         places = [self._block(*block) for block in wanted]
         ranges = [

@@ -17,7 +17,7 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt, Truncated, Unsupported
 from relex_codec.storage.coalesce import FIRST_READ
-from relex_codec.storage.source import Source
+from relex_codec.storage.source import Source, read_checked
 
 from . import constants as f
 from . import manifest, safetensors_header
@@ -44,6 +44,11 @@ class FileReader:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        read_checked(self._open, [(source, 0, source.size)])
+
+    def _open(self) -> None:
+        """Read root, header and tables, and check them."""
+        source = self.source
         head = source.read_cached(0, min(source.size, FIRST_READ))
         length = safetensors_header.header_length(
             head, source.size, limit=f.HEADER_LIMIT, error=Corrupt, where=source.path
@@ -187,15 +192,27 @@ class FileReader:
             raw = self._coefficients[low:high]
         else:
             raw = self.source.read(entry.begin + low, entry.begin + high)
-        for i in range(count):
-            if zlib.crc32(raw[i * width : (i + 1) * width]) != int(
-                self.index.directions[direction + i]["coefficients_crc"]
-            ):
-                raise Corrupt(f"{self.source.path}: the checksum of {f.COEFFICIENTS}, row {direction + i}, is wrong")
+        wrong = self._wrong_row(direction, raw, width)
+        if wrong is not None and self.source.forget(entry.begin + low, entry.begin + high):
+            if self._coefficients_cached:
+                self._coefficients = self.source.read_cached(entry.begin, entry.end)
+                raw = self._coefficients[low:high]
+            else:
+                raw = self.source.read(entry.begin + low, entry.begin + high)
+            wrong = self._wrong_row(direction, raw, width)
+        if wrong is not None:
+            raise Corrupt(f"{self.source.path}: the checksum of {f.COEFFICIENTS}, row {wrong}, is wrong")
         values = np.frombuffer(raw, F64).reshape(count, -1).astype(np.float64)
         if not np.isfinite(values).all():
             raise Corrupt(f"{self.source.path}: {f.COEFFICIENTS} holds a number that is not finite")
         return values
+
+    def _wrong_row(self, first: int, raw: bytes, width: int) -> int | None:
+        """Return the first row of coefficients, of those from `first` on, whose checksum is wrong."""
+        for row, at in enumerate(range(0, len(raw), width), first):
+            if zlib.crc32(raw[at : at + width]) != int(self.index.directions[row]["coefficients_crc"]):
+                return row
+        return None
 
     def pieces(self, parts: Sequence[Part], use: Callable[[int, Bytes], R]) -> list[R]:
         """Read the chunks of `parts`, and call ``use(i, raw bytes of part i)`` for each, on several threads.
@@ -223,6 +240,9 @@ class FileReader:
     def _chunk(self, number: int, stored: bytes) -> Bytes:
         record = self.index.chunks[number]
         where = f"{self.source.path}: chunk {number} of {self._data_of(number)}"
+        begin, end = int(record["position"]), int(record["position"]) + int(record["stored"])
+        if zlib.crc32(stored) != int(record["crc"]) and self.source.forget(begin, end):
+            stored = self.source.read(begin, end)
         if zlib.crc32(stored) != int(record["crc"]):
             raise Corrupt(f"{where} does not match its checksum: copy the file again")
         try:
@@ -240,6 +260,9 @@ class FileReader:
 
     def check_entry(self, entry: Entry) -> None:
         """Read an entry that this version does not know and check its CRC, in bounded memory."""
+        read_checked(lambda: self._check_entry(entry), [(self.source, entry.begin, entry.end)])
+
+    def _check_entry(self, entry: Entry) -> None:
         value = 0
         for at in range(entry.begin, entry.end, f.CHUNK_LIMIT):
             value = zlib.crc32(self.source.read(at, min(at + f.CHUNK_LIMIT, entry.end)), value)

@@ -89,6 +89,11 @@ class DiskCache:
             with suppress(OSError):
                 temporary.unlink()
 
+    def forget(self, key: str, start: int, end: int) -> None:
+        """Remove the entry of bytes `start` to `end`, if there is one."""
+        with suppress(OSError):
+            self._path(key, start, end).unlink()
+
     def _make_room(self, size: int) -> None:
         """Remove the entries that were not used for longest, if `size` more bytes would pass the limit."""
         with self._lock:

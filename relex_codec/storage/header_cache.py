@@ -56,6 +56,17 @@ class HeaderCache:
 
         self._objects.update(key, extended)
 
+    def forget(self, key: Hashable, start: int, end: int) -> None:
+        """Forget the pieces of an object that have any of bytes `start` to `end`."""
+
+        def reduced(found: _CachedObject | None) -> tuple[_CachedObject, int]:
+            pieces = () if found is None else found.pieces
+            left = tuple((at, data) for at, data in pieces if at >= end or at + len(data) <= start)
+            return _CachedObject(None if found is None else found.version, left), sum(len(data) for _, data in left)
+
+        if key in self._objects:
+            self._objects.update(key, reduced)
+
     def clear(self) -> None:
         """Forget everything."""
         self._objects.clear()

@@ -57,6 +57,8 @@ class PrefetchingSource(Source):
         self._running: tuple[Prefetcher, ...] = ()
         self._lock = threading.Lock()
         self._copy: LocalSource | None = None
+        self._spoiled: tuple[Range, ...] = ()
+        """Ranges that are wrong in the copy."""
 
     def copy_to(self, file: IO[bytes]) -> None:
         """Copy everything to an open local file, and read that from now on: for who reads all of it several times.
@@ -73,7 +75,7 @@ class PrefetchingSource(Source):
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         if self._copy is not None:
-            return self._copy.read_many(ranges)
+            return [(self._copied(*span) or self.inner).read(*span) for span in ranges]
         if not self._running:
             return self.inner.read_many(ranges)
         self._check(ranges)
@@ -88,7 +90,7 @@ class PrefetchingSource(Source):
 
     def read_into(self, start: int, out: memoryview) -> None:
         if self._copy is not None:
-            self._copy.read_into(start, out)
+            (self._copied(start, start + len(out)) or self.inner).read_into(start, out)
             return
         self._check([(start, start + len(out))])
         views = self._take(start, start + len(out))
@@ -102,6 +104,15 @@ class PrefetchingSource(Source):
 
     def read_cached(self, start: int, end: int) -> bytes:
         return self.inner.read_cached(start, end)
+
+    def forget(self, start: int, end: int) -> bool:
+        with self._lock:
+            if self._copy is not None:
+                self._spoiled = (*self._spoiled, (start, end))
+            running = self._running
+        for prefetcher in running:
+            prefetcher.forget(self, start, end)
+        return self.inner.forget(start, end)
 
     def close(self) -> None:
         self.inner.close()
@@ -123,6 +134,10 @@ class PrefetchingSource(Source):
         """No longer do so."""
         with self._lock:
             self._running = tuple(other for other in self._running if other is not prefetcher)
+
+    def _copied(self, start: int, end: int) -> LocalSource | None:
+        """Return the copy, unless it is wrong there."""
+        return None if any(low < end and start < high for low, high in self._spoiled) else self._copy
 
     def _take(self, start: int, end: int) -> list[memoryview] | None:
         for prefetcher in self._running:
@@ -223,6 +238,16 @@ class Prefetcher:
                     self._held -= block.end - block.start
             self._pump()
         return views
+
+    def forget(self, source: PrefetchingSource, start: int, end: int) -> None:
+        """Let go of the blocks that have any of bytes `start` to `end`: readers fetch those for themselves."""
+        with self._lock:
+            for block in self._blocks.get(source, ()):
+                if block.start < end and start < block.end:
+                    if block.data is not None:
+                        self._held -= block.end - block.start
+                    block.data, block.left = None, 0
+            self._pump()
 
     def _find(self, source: PrefetchingSource, start: int, end: int) -> list[_Block] | None:
         """Blocks that together have a range, or None; the lock is held."""

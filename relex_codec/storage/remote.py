@@ -66,6 +66,8 @@ class RemoteSource(Source):
             self._headers.add(self._key, self.identifier, 0, first)
         self._disk_cache = disk_cache_for(self._config) if self.identifier else None
         self._disk_key = disk_cache_key(f"{shown} {path}", self.identifier)
+        self._on_disk: set[Range] = set()
+        """Ranges that this source has from there, or put there: entries are found by both of their ends."""
 
     def read_many(self, ranges: Sequence[Range]) -> list[bytes]:
         self._check(ranges)
@@ -102,6 +104,7 @@ class RemoteSource(Source):
         """Return bytes `start` to `end` with one request, or from the cache on disk."""
         self._check_open()
         if self._disk_cache is not None:
+            self._on_disk.add((start, end))
             cached = self._disk_cache.load(self._disk_key, start, end)
             if cached is not None:
                 return cached
@@ -109,6 +112,14 @@ class RemoteSource(Source):
         if self._disk_cache is not None:
             self._disk_cache.store(self._disk_key, start, end, data)
         return data
+
+    def forget(self, start: int, end: int) -> bool:
+        self._headers.forget(self._key, start, end)
+        if self._disk_cache is not None:
+            for low, high in ((start, end), *self._on_disk.copy()):
+                if low < end and start < high:
+                    self._disk_cache.forget(self._disk_key, low, high)
+        return True
 
     def _find_cached(self, start: int, end: int) -> bytes | None:
         return self._headers.find(self._key, self.identifier, start, end)

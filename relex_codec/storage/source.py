@@ -6,14 +6,17 @@ import os
 import stat
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TypeVar
 
-from relex_codec.errors import InvalidArgument, RelexError, Truncated
+from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 
 from .coalesce import Range
 from .explain import changed_error, read_error
 from .urls import PathLike
+
+T = TypeVar("T")
 
 
 class Source(ABC):
@@ -48,6 +51,14 @@ class Source(ABC):
         """
         return self.read(start, end)
 
+    def forget(self, start: int, end: int) -> bool:
+        """Drop every copy of bytes `start` to `end`, in memory and on disk: a checksum or digest says they are wrong.
+
+        Returns:
+            Whether the next read may give other bytes; a local file is read as it is.
+        """
+        return False
+
     def close(self) -> None:  # noqa: B027 (most sources hold nothing)
         """Release what the source holds; reading it afterwards is an error."""
 
@@ -63,6 +74,34 @@ class Source(ABC):
                 raise ValueError(f"not a range: {start} to {end}")
             if end > self.size:
                 raise Truncated(f"{self.path} has {self.size} bytes, expected at least {end}")
+
+
+def read_checked(
+    attempt: Callable[[], T],
+    ranges: Iterable[tuple[Source, int, int]],
+    errors: type[RelexError] | tuple[type[RelexError], ...] = (Corrupt, Truncated),
+) -> T:
+    """Return what `attempt` returns, which reads and checks; if the check fails, of bytes that are fetched anew.
+
+    What comes over a network, or from a cache, may be wrong once. Then nothing of it is kept, and nothing is reported
+    that is not so the second time.
+
+    Args:
+        attempt: called a second time if the check failed and something that was read is remote.
+        ranges: what it reads.
+        errors: what it raises where a check fails.
+    """
+    try:
+        return attempt()
+    except errors:
+        if not forget_all(ranges):
+            raise
+    return attempt()
+
+
+def forget_all(ranges: Iterable[tuple[Source, int, int]]) -> bool:
+    """Drop every copy of some ranges, as `Source.forget`; tell whether reading any of them again may help."""
+    return sum(source.forget(start, end) for source, start, end in ranges) > 0
 
 
 @contextmanager

@@ -110,6 +110,27 @@ class CountingServer:
         """
         self._faults.append(Fault(kind, times, matches))
 
+    def flip(self, name: str, position: int, times: int = 1) -> None:
+        """Let byte `position` of the file `name` be wrong in the next `times` answers that have it."""
+        inner, left = self.answer, [times]
+
+        def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+            found = inner(method, path, headers, body)
+            places = {key.lower(): value for key, value in found.headers.items()}
+            range_ = re.match(r"bytes (\d+)-", places.get("content-range", "bytes 0-"))
+            at = position - int(range_[1] if range_ else 0)
+            if method != "GET" or not urlsplit(path).path.endswith(name) or not 0 <= at < len(found.body):
+                return found
+            with self.lock:
+                if left[0] <= 0:
+                    return found
+                left[0] -= 1
+            data = bytearray(found.body)
+            data[at] ^= 1
+            return found._replace(body=bytes(data))
+
+        self.answer = answer
+
     def clear(self) -> None:
         """Forget requests and faults."""
         with self.lock:
