@@ -38,6 +38,12 @@ from .output import as_json, print_json, show
 @click.option("--rank", type=int, default=1, show_default=True, metavar="K", help="Directions per tensor.")
 @click.option("--exact", is_flag=True, help="Store every step bit for bit as well, about 1/100 of a checkpoint each.")
 @click.option("--embed-base", is_flag=True, help="Store the base in the file, losslessly, so that it stands alone.")
+@click.option(
+    "--base-uri",
+    metavar="URI",
+    help="Where FILE shall say that its base is; '' for nowhere.  [default: the URL of BASE, or its path from the "
+    "directory of FILE]",
+)
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
 @as_json

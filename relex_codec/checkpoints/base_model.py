@@ -16,15 +16,10 @@ from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub.paths import is_hub, parse_model_url
 from relex_codec.storage.hub.revisions import cached_model_directory, refuse_offline, require_huggingface_hub
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normalized, options_for, without_secrets
+from relex_codec.storage.urls import Options, PathLike, options_for
 
 from .checkpoint import TensorReader
 from .safetensors import SafetensorsCheckpoint, open_checkpoint
-
-
-def canonical_uri(path: PathLike) -> str:
-    """Return the text by which a file refers to its base: an absolute path, or the URL without user and password."""
-    return without_secrets(normalized(path)) if is_url(path) else os.path.abspath(local_path(path))
 
 
 def open_base(uri: PathLike, storage_options: Options = None, likely: Collection[str] = ()) -> SafetensorsCheckpoint:

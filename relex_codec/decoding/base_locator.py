@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Final
 
 from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_base
-from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.checkpoints.base_uri import is_relative, place_of_base
+from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.text import quote
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.packing import piece_lengths
@@ -18,10 +21,15 @@ from relex_codec.format.reader import FileReader
 from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
-from relex_codec.storage.urls import Options, PathLike, is_url, normalized
+from relex_codec.storage.remote import CONCURRENT_REQUESTS
+from relex_codec.storage.urls import Options, PathLike, is_url, normalized, without_secrets
 
-BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
-"""Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""
+BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
+"""Protocols that a file may send its reader to: stores whose addresses are not in the URL.
+
+An address of the web may be one behind the reader's firewall. Other protocols of fsspec, and chains, may run templates,
+or come back here.
+"""
 
 
 class FileBase:
@@ -35,6 +43,7 @@ class FileBase:
     def __init__(self, container: FileReader, given: PathLike | None, storage_options: Options) -> None:
         self._container, self._given, self._options = container, given, storage_options
         self._reader: BaseReader | None = None
+        self._recognised = given is not None
         self._lock = threading.Lock()
 
     @property
@@ -61,8 +70,44 @@ class FileBase:
             return self._reader
 
     def side_files(self) -> Callable[[], TensorReader] | None:
-        """Where a decoded checkpoint's other files come from; None for the embedded ones."""
-        return None if self.is_embedded else lambda: self.reader().checkpoint
+        """Where a decoded checkpoint's other files come from; None for the embedded ones.
+
+        There are no digests of them. They are taken from a base that the caller named, or whose weights are those that
+        the file was made from: a file could say that its base is a directory that its reader would not publish.
+        """
+        return None if self.is_embedded else self._recognised_base
+
+    def _recognised_base(self) -> TensorReader:
+        reader = self.reader()
+        if not self._recognised:
+            self._recognise(reader)
+            self._recognised = True
+        return reader.checkpoint
+
+    def _recognise(self, reader: BaseReader) -> None:
+        """Check a piece of the largest tensor in each shard of the base, most of which the file must know.
+
+        Raises:
+            BaseMismatch: one differs, or the file does not know enough of the base to tell it from others.
+        """
+        tensors = reader.checkpoint.tensors
+        known = {tensor.name for tensor in self._expected()}
+
+        def nbytes(info: TensorInfo) -> int:
+            return info.size * ITEMSIZE[info.dtype]
+
+        largest: dict[int, TensorInfo] = {}
+        for info in tensors.values():
+            if info.name in known and nbytes(info) > 0:
+                largest[info.shard] = max(info, largest.get(info.shard, info), key=nbytes)
+        if 2 * sum(nbytes(tensors[name]) for name in known) < sum(map(nbytes, tensors.values())) or not largest:
+            raise BaseMismatch(
+                f"{self._container.source.path} knows {len(known)} of the {len(tensors)} tensors of {reader.path}, too "
+                "few to tell that it is its base: no files beside the weights are taken from there; pass --base"
+            )
+        parallel_map(
+            lambda info: reader.read(info.name, 0, min(info.size, f.PIECE)), largest.values(), CONCURRENT_REQUESTS
+        )
 
     def check(self) -> None:
         """Read the whole base and check it, as `reader`."""
@@ -84,10 +129,11 @@ class FileBase:
         path, uri = self._container.source.path, manifest.base_uri
         if uri is None:
             raise InvalidArgument(f"{path} does not say where its base is; pass --base")
-        if is_url(uri) and ("::" in uri or normalized(uri).partition("://")[0] not in BASES):
+        place = place_of_base(uri, path)
+        if not _may_be_followed(place) or (is_relative(uri) and is_url(path) and not _same_store(place, path)):
             raise CheckpointError(f"{path} says that its base is {quote(uri)}: not read on its word; pass --base")
         try:
-            return open_base(uri, without_credentials(self._options), likely)
+            return open_base(place, without_credentials(self._options), likely)
         except RelexError as error:
             raise CheckpointError(f"the base of {path} cannot be read: {error}; pass --base") from None
 
@@ -100,3 +146,16 @@ class FileBase:
                 digests = index.digests[first : first + len(piece_lengths(tensor.size))]
                 expected.append(ExpectedTensor(tensor.name, tensor.origin_dtype, tensor.shape, digests))
         return expected
+
+
+def _may_be_followed(place: str) -> bool:
+    """Tell whether a place is read on a file's word: a path, or a store of `BASES` without a user in its URL."""
+    if is_url(place):
+        return "::" not in place and normalized(place).partition("://")[0] in BASES and without_secrets(place) == place
+    return not place.startswith(("//", "\\\\"))  # of another machine, to which Windows would log in
+
+
+def _same_store(place: str, path: str) -> bool:
+    """Tell whether two URLs are of one bucket, or of one repository of the Hub."""
+    parts = 4 if normalized(path).startswith("hf://") else 3
+    return place.split("/")[:parts] == path.split("/")[:parts] and ".." not in place.split("/")

@@ -366,9 +366,17 @@ class Decoder:
             return list(raw)
         return [np.concatenate([next(raw) for _ in range(planes)]) for _ in range(len(parts) // max(planes, 1))]
 
-    def read_file(self, number: int) -> Iterator[bytes]:
-        """Yield the bytes of an embedded file, in bounded memory."""
-        parts = self.container.index.file_parts(number)
+    def read_file(self, number: int, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield bytes `start` to `end` (default: all) of an embedded file, in bounded memory."""
+        length = self.container.index.manifest.files[number].length
+        end = length if end is None else min(end, length)
+        at = start // f.PIECE * f.PIECE
+        for data in self._read_pieces(number, at // f.PIECE, -(-end // f.PIECE)):
+            yield data if start <= at and at + len(data) <= end else data[max(0, start - at) : max(0, end - at)]
+            at += len(data)
+
+    def _read_pieces(self, number: int, first: int, last: int) -> Iterator[bytes]:
+        parts = self.container.index.file_parts(number)[first:last]
         for i in range(0, len(parts), BATCH):
             yield from self.container.pieces(parts[i : i + BATCH], lambda _, raw: raw.tobytes())
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from threadpoolctl import threadpool_limits
 
+from relex_codec.checkpoints.base_uri import carried_over
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.discovery import find_checkpoints
 from relex_codec.checkpoints.series import open_series
@@ -95,7 +96,7 @@ def append(
             job = RunEncoder(
                 series, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
             )
-            return job.write(index.manifest.base_uri, progress)
+            return job.write(carried_over(index.manifest.base_uri, file, target), progress)
 
 
 def _base(run: RunReader) -> TensorReader:

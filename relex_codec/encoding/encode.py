@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from relex_codec.checkpoints.base_model import canonical_uri, open_base
+from relex_codec.checkpoints.base_model import open_base
+from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
@@ -20,7 +21,7 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub.revisions import pinned_to_commit
-from relex_codec.storage.urls import Options, PathLike
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .pipeline import RunEncoder
 from .quality import Quality
@@ -42,6 +43,7 @@ def encode(
     rank: int = 1,
     exact: bool = False,
     embed_base: bool = False,
+    base_uri: str | None = None,
     memory: str | int = DEFAULT_MEMORY,
     skip_incomplete: bool = False,
     progress: bool = False,
@@ -62,6 +64,8 @@ def encode(
         rank: number of directions; more than one does not help extrapolation.
         exact: store every step bit for bit as well.
         embed_base: store the base losslessly in the file.
+        base_uri: where the file shall say that its base is; empty: nowhere. Default: the URL of `base`, which is
+            ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
         skip_incomplete: leave incomplete checkpoints out instead of refusing them, and missing ones of ``{step}``.
         progress: show a bar on stderr.
@@ -96,7 +100,8 @@ def encode(
         series.check()
         segment = new_segment(writer, series, budget) if exact else None
         job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, segment)
-        return job.write(canonical_uri(reference), progress)
+        uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
+        return job.write(uri, progress)
 
 
 def new_segment(writer: FileWriter, series: CheckpointSeries, budget: int, old: ExactTier | None = None) -> SegmentJob:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from relex_codec.core.indexing import split_index
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.run.export import check_room, embedded_bytes
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
@@ -122,6 +123,8 @@ def load_tokenizer(
 def side_files(reader: RunReader) -> Iterator[str]:
     """Write the files of a decoded checkpoint that are no weights to a temporary directory, and give its path."""
     with tempfile.TemporaryDirectory(prefix="relex-") as folder:
+        size = embedded_bytes(reader.decoder, reader.base.side_files())
+        check_room(folder, folder, "the files beside the weights have", size, "set TMPDIR to a place with more room")
         for name, content in reader.side_files().read_all():
             with open(os.path.join(folder, name), "wb") as out:
                 out.writelines(content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +12,11 @@ from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
 from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.manifest import Manifest, TensorEntry
 from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_directory
-from relex_codec.storage.urls import Options, PathLike
+from relex_codec.storage.urls import Options, PathLike, is_url
 
 Base = Callable[[], TensorReader]
 """Gives the base, where its other files come from."""
@@ -81,11 +84,11 @@ class SideFiles:
             return {name: file.length for name, file in self._embedded.items()}
         return {name: size for name, size in self._base().file_sizes().items() if file_allowed(name)}
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of one that exists."""
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return bytes `start` to `end` (default: all) of one that exists."""
         if self._base is None:
-            return b"".join(self._decoder.read_file(list(self._embedded).index(name)))
-        return self._base().read_file(name)
+            return b"".join(self._decoder.read_file(list(self._embedded).index(name), start, end))
+        return self._base().read_file(name)[start:end]
 
     def read_all(self) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Yield name and content of each; those of a remote base are read at the same time."""
@@ -109,6 +112,31 @@ def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) ->
     if manifest.indexed:
         yield INDEX, [index_file(manifest, shards)]
     yield from SideFiles(decoder, base).read_all()
+
+
+def embedded_bytes(decoder: Decoder, base: Base | None) -> int:
+    """Return the bytes of the embedded files that are no weights: a few bytes of a file may decode to many."""
+    return 0 if base else sum(file.length for file in decoder.container.index.manifest.files)
+
+
+def check_room(place: str, shown: str, what: str, size: int, hint: str) -> None:
+    """Refuse at once what would fail for lack of room after hours, or would take all that others need.
+
+    Args:
+        place: an existing directory on the disk that is written to.
+        shown: what messages call the output.
+        what: "the steps have".
+        size: bytes to be written.
+        hint: what to do about it.
+
+    Raises:
+        InvalidArgument: there is less room.
+    """
+    usage = shutil.disk_usage(place)
+    if usage.total and usage.free < size:  # a file system that does not know says 0
+        raise InvalidArgument(
+            f"cannot write {shown}: {what} {size:,} bytes, {usage.free:,} are free in {place}; {hint}"
+        )
 
 
 def completing_last(
@@ -148,11 +176,18 @@ def export(
         storage_options: for fsspec, if `output` is a URL.
 
     Raises:
-        InvalidArgument: `output` is not empty or cannot be written.
+        InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
     """
     manifest = decoder.container.index.manifest
     shards = shards_of(manifest)
     with output_directory(output, storage_options) as directory:
+        sizes = [embedded_bytes(decoder, base), *(shard.size for shard in shards)]
+        if is_url(output):  # one file after another waits here
+            hint = "set TMPDIR to a place with more room"
+            check_room(directory.path, directory.shown, "a file of it has", max(sizes), hint)
+        else:
+            hint = "choose a place with more room"
+            check_room(os.path.dirname(directory.path), directory.shown, "the step has", sum(sizes), hint)
         found = weights([tensor for shard in shards for tensor in shard.tensors])
         for shard in shards:
             with directory.file(shard.name) as out:

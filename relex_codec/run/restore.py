@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
+import numpy as np
+
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.steps import select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
@@ -19,7 +21,7 @@ from relex_codec.storage.local_writer import AtomicDirectory, create_file, flush
 from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
-from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
+from .export import Base, Shard, check_room, completing_last, embedded_bytes, nbytes, other_files, shards_of
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
@@ -93,7 +95,7 @@ def restore(
             _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
     else:
         with AtomicDirectory(output) as directory:
-            _restore_to_disk(decoder, directory, shards, folders, side, on_bytes)
+            _restore_to_disk(decoder, directory, shards, folders, side, embedded_bytes(decoder, base), on_bytes)
 
 
 def _restore_to_disk(
@@ -102,23 +104,27 @@ def _restore_to_disk(
     shards: Sequence[Shard],
     folders: Mapping[int, str],
     side: Iterable[tuple[str, Iterable[bytes]]],
+    side_bytes: int,
     on_bytes: Callable[[int], Any],
 ) -> None:
     def place(number: int, name: str) -> str:
         return os.path.join(directory.path, folders[number], name)
 
+    size = sum(shard.size for shard in shards) + side_bytes
+    hint = "choose fewer steps or another place"
+    check_room(os.path.dirname(directory.path), directory.shown, "the steps have", len(folders) * size, hint)
     with directory.reported():
-        _check_room(directory, len(folders) * sum(shard.size for shard in shards))
         for number in folders:
             os.mkdir(place(number, ""))
             for shard in shards:
                 create_file(place(number, shard.name), shard.head, shard.size)
     _replay(decoder, shards, folders, place, directory.reported, on_bytes)
+    first, *others = folders
     for name, content in side:
-        data = b"".join(content)
+        _write_file(place(first, name), content, directory.reported)
         with directory.reported():
-            for number in folders:
-                create_file(place(number, name), data, len(data))
+            for number in others:
+                shutil.copyfile(place(first, name), place(number, name))
     with directory.reported():
         parallel_map(flush_directory, [place(number, "") for number in folders], IO_THREADS)
 
@@ -142,9 +148,8 @@ def _restore_to_url(
             _replay(decoder, [shard], lot, place, directory.local, on_bytes)
             directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
     for name, content in side:
-        path, data = place(0, name), b"".join(content)
-        with directory.local():
-            create_file(path, data, len(data))
+        path = place(0, name)
+        _write_file(path, content, directory.local)
         directory.upload([(path, f"{folder}/{name}") for folder in folders.values()], keep=True)
         os.unlink(path)
 
@@ -196,11 +201,12 @@ def _lots(directory: UploadedDirectory, shard: Shard, numbers: list[int]) -> Ite
         yield numbers[at : at + size]
 
 
-def _check_room(directory: AtomicDirectory, size: int) -> None:
-    """Refuse at once what would fail for lack of room after hours."""
-    usage = shutil.disk_usage(directory.path)
-    if usage.total and usage.free < size:  # a file system that does not know says 0
-        raise InvalidArgument(
-            f"cannot write {directory.shown}: the steps have {size:,} bytes, {usage.free:,} are free there; "
-            "choose fewer steps or another place"
-        )
+def _write_file(path: str, content: Iterable[bytes], reported: Callable[[], AbstractContextManager[None]]) -> None:
+    """Write a new file as its bytes come, which need not fit the memory."""
+    at = 0
+    with reported():
+        create_file(path, b"", 0)
+    for data in content:
+        with reported():
+            write_at(path, [(at, np.frombuffer(data, np.uint8))])
+        at += len(data)

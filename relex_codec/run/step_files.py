@@ -117,7 +117,7 @@ class StepFiles:
             tier: as `Run.tensor`.
         """
         if name not in self.shards:
-            return self.other(name)[start:end]
+            return self.other(name, start, end)
         out = io.BytesIO()  # which hands its buffer over without a copy
         for data in self.stream(name, step, tier, start, end):
             out.write(data)
@@ -128,7 +128,7 @@ class StepFiles:
     ) -> Iterator[bytes | memoryview]:
         """Yield bytes `start` to `end` of a file that exists, tensor by tensor."""
         if name not in self.shards:
-            yield self.other(name)[start:end]
+            yield self.other(name, start, end)
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))
@@ -147,8 +147,8 @@ class StepFiles:
                 bits = self.reader.bits(tensor.name, step, tier, first, -(-high // width))
                 yield bits.view(np.uint8).data[low - first * width : high - first * width]
 
-    def other(self, name: str) -> bytes:
-        """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""
+    def other(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return bytes of a file that exists and is no weights: the index, or one of the base's, as at every step."""
         if name == INDEX and self._index is not None:
-            return self._index
-        return self._sides.read(name)
+            return self._index[start:end]
+        return self._sides.read(name, start, end)

@@ -41,6 +41,7 @@ class TransientFailures:
         "ClientConnectionError", "ClientPayloadError", "ClientOSError", "ServerTimeoutError", "ServerDisconnectedError",
         # botocore, aiobotocore
         "HTTPClientError", "ConnectionError", "IncompleteReadError", "ResponseStreamingError", "ReadTimeoutError",
+        "FlexibleChecksumError",  # the body is not what its own header says
         "ResponseParserError",
         # azure-core
         "ServiceRequestError", "ServiceResponseError",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from relex_codec.checkpoints import base_model as module
-from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, canonical_uri, open_base
+from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_base
 from relex_codec.core.digests import digest
 from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
@@ -152,17 +152,6 @@ def test_local_and_remote_bases(tmp_path, folder, monkeypatch):
             open_base(uri)
     monkeypatch.chdir(folder.parent)
     assert open_base(folder.name).shards == open_base(f"file://{folder}").shards
-
-
-def test_uris_that_a_file_keeps(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert canonical_uri("base") == str(tmp_path / "base")
-    assert canonical_uri(tmp_path / "a" / ".." / "base") == str(tmp_path / "base")
-    assert canonical_uri(f"file://{tmp_path}/base") == str(tmp_path / "base")
-    assert canonical_uri("hf://org/name@main") == "hf://org/name@main"
-    assert canonical_uri("s3://bucket/base/") == "s3://bucket/base/"
-    assert canonical_uri("S3://Bucket/base") == "s3://Bucket/base"
-    assert canonical_uri("https://me:secret@host/model.safetensors?sig=1") == "https://host/model.safetensors"
 
 
 def test_the_hub_without_its_package(monkeypatch):

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import relex_codec
 from relex_codec import CheckpointError
 from relex_codec.decoding import base_locator
 from relex_codec.storage.urls import Options, PathLike, options_for, without_secrets
+from support.checkpoints import write_checkpoint
+from support.filesystems import upload
 from support.runs import Made
+from support.tensors import bf16
 
 
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
-        patch.setattr("relex_codec.encoding.encode.canonical_uri", lambda _: uri)
+        patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: uri)
         relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
     return tmp_path / "x.relex"
 
@@ -32,6 +38,11 @@ def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: st
         "ftp://host/base",
         "zip://base::https://host/x.zip",
         "github://org:repo@main/base",
+        "http://127.0.0.1:8080/base/model.safetensors",
+        "HTTPS://host/model.safetensors",
+        "s3://key:secret@bucket/base",
+        "//server/share/base",
+        "\\\\server\\share\\base",
     ],
 )
 def test_places_that_are_not_read_on_a_files_word(
@@ -89,3 +100,90 @@ def test_options_by_protocol_know_other_names_of_it() -> None:
     assert options_for("hf://org/x", options) == {"relex": {"timeout": 1}}
     with pytest.raises(relex_codec.InvalidArgument, match="storage_options is 'abc'"):
         options_for("s3://bucket/x", "abc")  # type: ignore[arg-type]
+
+
+def save(path: Path, output: Path, **options: Any) -> set[str]:
+    with relex_codec.open(path, **options) as run:
+        run.save(output, 2)
+    return {file.name for file in output.iterdir()}
+
+
+def test_file_and_base_move_together(zoo_run: Made, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(zoo_run.base_path, here / "models" / "base")
+    (here / "runs").mkdir()
+    file = here / "runs" / "x.relex"
+    relex_codec.encode(zoo_run.run, file, base=here / "models" / "base", quality="raw", steps="1:2")
+    with relex_codec.open(file) as run:
+        assert run.info()["base"] == "../models/base"
+        expected = run.state_dict(2)
+    assert str(tmp_path).encode() not in file.read_bytes()
+    here.rename(tmp_path / "there")
+    with relex_codec.open(tmp_path / "there" / "runs" / "x.relex") as run:
+        assert all(torch.equal(value, expected[name]) for name, value in run.state_dict(2).items())
+    relex_codec.encode(zoo_run.run, tmp_path / "y.relex", base=zoo_run.base_path, quality="raw", steps="1", base_uri="")
+    with relex_codec.open(tmp_path / "y.relex") as run, pytest.raises(relex_codec.InvalidArgument, match="pass --base"):
+        run.state_dict(1)
+
+
+def test_a_path_from_a_file_in_a_bucket(zoo_run: Made, zoo_file: Callable[..., Path], memory: Any) -> None:
+    upload(memory, zoo_run.base_path, "/bucket/base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: "../base")
+        relex_codec.encode(
+            zoo_run.run, "memory://bucket/runs/x.relex", base=zoo_run.base_path, quality="raw", steps="1"
+        )
+        patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: "../../other/base")
+        relex_codec.encode(
+            zoo_run.run, "memory://bucket/runs/y.relex", base=zoo_run.base_path, quality="raw", steps="1"
+        )
+    with relex_codec.open("memory://bucket/runs/x.relex") as run:
+        assert len(run.state_dict(1)) == len(run.keys())
+    with (
+        relex_codec.open("memory://bucket/runs/y.relex") as run,
+        pytest.raises(CheckpointError, match="not read on its word"),
+    ):
+        run.state_dict(1)
+
+
+@pytest.fixture
+def private(zoo_run: Made, tmp_path: Path) -> Path:
+    """A directory of the reader's, with weights and more."""
+    folder = tmp_path / "private"
+    shutil.copytree(zoo_run.base_path, folder)
+    (folder / "credentials.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_side_files_of_the_base_itself(
+    zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: Path
+) -> None:
+    path = made(zoo_run, tmp_path, monkeypatch, str(private))
+    names = save(path, tmp_path / "out")
+    assert "config.json" in names and "credentials.json" not in names
+
+
+@pytest.mark.parametrize("how", ["another model", "few tensors", "none"])
+def test_side_files_of_what_is_not_the_base_are_not_taken(
+    zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: Path, how: str
+) -> None:
+    path = made(zoo_run, tmp_path, monkeypatch, str(private))
+    other = dict(zoo_run.base)
+    if how == "another model":  # all that the exact tier and `info` need would still be there
+        dtype, bits = other["layers.0.proj.weight"]
+        other["layers.0.proj.weight"] = dtype, bits ^ 1
+    else:
+        other["secret"] = bf16(np.ones((400, 400)))
+    for shard in private.glob("*.safetensors*"):
+        shard.unlink()
+    write_checkpoint(private, other)
+    if how == "none":
+        monkeypatch.setattr(base_locator.FileBase, "_expected", lambda self: [])
+    with relex_codec.open(path) as run, pytest.raises(relex_codec.BaseMismatch, match=r"pass --base"):
+        run._reader.side_files().sizes()
+    with relex_codec.open(path) as run, pytest.raises(relex_codec.BaseMismatch, match=r"pass --base"):
+        list(run._reader.side_files().read_all())
+    if how == "few tensors":  # the user says so
+        with relex_codec.open(path, base=private) as run:
+            assert "config.json" in run._reader.side_files().sizes()
