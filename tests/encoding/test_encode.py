@@ -69,7 +69,8 @@ def test_every_kind_of_tensor_is_stored_as_it_should_be(zoo_file: Zoo) -> None:
 def test_the_manifest_says_what_the_run_and_the_base_are(zoo_run: Made, zoo_file: Zoo) -> None:
     manifest = File(zoo_file("default")).manifest
     assert manifest["observed"] == 7
-    assert manifest["base"] == {"uri": str(zoo_run.base_path), "embedded": False}
+    uri = os.path.relpath(zoo_run.base_path, zoo_file("default").parent)
+    assert manifest["base"] == {"uri": uri if uri.startswith(".") else f"./{uri}", "embedded": False}
     assert manifest["quality"] == {"name": "default", "growth": 0.05}
     assert manifest["shards"] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert manifest["indexed"] is True and manifest["files"] == []
@@ -347,7 +348,9 @@ def test_a_base_in_one_file_without_directory(zoo_run: Made, tmp_path: Path) -> 
     single = tmp_path / "base" / "model.safetensors"
     relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=single, quality="raw", steps="1:5")
     file = File(tmp_path / "x.relex")
-    assert file.manifest["base"]["uri"] == str(single) and file.manifest["shards"] == ["model.safetensors"]
+    assert file.manifest["base"]["uri"] == "./base/model.safetensors" and file.manifest["shards"] == [
+        "model.safetensors"
+    ]
     assert file.manifest["indexed"] is False
 
 
