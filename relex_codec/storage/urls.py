@@ -64,7 +64,10 @@ def without_secrets(path: PathLike) -> str:
 def _link_without_secrets(link: str) -> str:
     if not link.lower().startswith(("http://", "https://")):
         return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@]*:[^/]*@", r"\1", link)
-    parts = urlsplit(link)
+    try:
+        parts = urlsplit(link)
+    except ValueError:  # no URL: http://[
+        return re.sub(r"^(https?://)[^/]*@", r"\1", re.sub(r"(?s)[?#].*", "", link), flags=re.IGNORECASE)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from relex_codec.format import writer
+from relex_codec.format.manifest import Manifest
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import cli, cli_process, failed
 from support.tensors import bf16
@@ -138,3 +141,33 @@ def test_raw_and_micro_from_the_command_line(made: Path, tmp_path: Path) -> None
         assert document["base_embedded"] == bool("--embed-base" in extra)
         if quality == "micro":
             assert {row["factor_rank"] for row in document["tensor_rows"] if row["name"] == "w"} == {3}
+
+
+HOSTILE = "\x1b]0;title\x07\x1b[2J\u202e\x9b31m\r\nok"
+"""What a terminal would obey, or show in another order, and a line of its own."""
+
+
+def test_a_file_does_not_command_the_terminal(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"w{HOSTILE}"
+
+    def tensors(step: int) -> dict[str, tuple[str, np.ndarray]]:
+        return {name: bf16(np.ones(40) + step), "v": bf16(np.arange(50) * step)}
+
+    write_checkpoint(tmp_path / "base", tensors(0))
+    write_run(tmp_path / "run", [1, 2], tensors)
+    to_bytes = Manifest.to_bytes
+    monkeypatch.setattr(Manifest, "to_bytes", lambda self: to_bytes(replace(self, quality=HOSTILE)))
+    monkeypatch.setattr(writer, "__version__", HOSTILE)
+    file = tmp_path / "x.relex"
+    for uri in (f"s3://{HOSTILE}", f"https://{HOSTILE}", f"./{HOSTILE}"):
+        done = cli("encode", tmp_path / "run", "--base", tmp_path / "base", "-o", file, "--base-uri", uri)
+        assert done.returncode == 0, done.stderr
+        shown = [done, cli("info", file, "--tensors"), cli("info", file, "--json"), cli("verify", file)]
+        shown += [cli("decode", file, "--step", 2, "-o", tmp_path / "out")] if "s3" not in uri else []
+        shown += [cli("decode", file, "--step", 1, "-o", tmp_path / "d", "--base", made / "base")]
+        for done in shown:
+            text = done.stdout + done.stderr
+            assert text.strip() and all(character.isprintable() or character == "\n" for character in text), text
+            assert "\nok" not in text
+        assert [done.returncode for done in shown[4:]] == [1] * len(shown[4:])
+    assert not (tmp_path / "out").exists()

@@ -81,6 +81,7 @@ def test_credentials_stay_where_the_caller_points(
         ("https://me:secret@h/base?sig=abc", "https://h/base"),
         ("simplecache::http://me:secret@h/base?sig=abc", "simplecache::http://h/base"),
         ("sftp://me:secret@h/base", "sftp://h/base"),
+        ("http://me:secret@[h/base?sig=abc", "http://[h/base"),
         ("relex://step_1::https://me:secret@h/run.relex?X-Amz-Signature=1", "relex://step_1::https://h/run.relex"),
         ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
         ("hf://org/name@main/x", "hf://org/name@main/x"),
