@@ -86,7 +86,8 @@ def zoo_file(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         def encode(path: Path) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(DirectionSearch, "run", remembered)
-                size = relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality=quality, **options)
+                base = zoo_run.base_path  # which the file finds from wherever a test puts it
+                size = relex_codec.encode(zoo_run.run, path, base=base, base_uri=str(base), quality=quality, **options)
             assert size == path.stat().st_size
 
         name = f"{quality}-" + "-".join(f"{k}={v}" for k, v in sorted(options.items()))

@@ -86,9 +86,14 @@ class SideFiles:
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Return bytes `start` to `end` (default: all) of one that exists."""
+        return b"".join(self.stream(name, start, end))
+
+    def stream(self, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield bytes `start` to `end` (default: all) of one that exists; an embedded one by the piece."""
         if self._base is None:
-            return b"".join(self._decoder.read_file(list(self._embedded).index(name), start, end))
-        return self._base().read_file(name)[start:end]
+            yield from self._decoder.read_file(list(self._embedded).index(name), start, end)
+        else:
+            yield self._base().read_file(name)[start:end]
 
     def read_all(self) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Yield name and content of each; those of a remote base are read at the same time."""

@@ -128,7 +128,10 @@ class StepFiles:
     ) -> Iterator[bytes | memoryview]:
         """Yield bytes `start` to `end` of a file that exists, tensor by tensor."""
         if name not in self.shards:
-            yield self.other(name, start, end)
+            if name == INDEX and self._index is not None:
+                yield self._index[start:end]
+            else:
+                yield from self._sides.stream(name, start, end)
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))

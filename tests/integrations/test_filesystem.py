@@ -203,9 +203,9 @@ def test_other_files_are_read_once(exact: Path, monkeypatch: pytest.MonkeyPatch)
     read: list[str] = []
     other = StepFiles.other
 
-    def watched(self: Any, name: str) -> bytes:
+    def watched(self: Any, name: str, *ends: int | None) -> bytes:
         read.append(name)
-        return other(self, name)
+        return other(self, name, *ends)
 
     monkeypatch.setattr(StepFiles, "other", watched)
     with fs.open("step_9/model.safetensors.index.json", "rb") as file:
