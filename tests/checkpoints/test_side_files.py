@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import relex_codec
+from relex_codec.checkpoints import naming
 from relex_codec.checkpoints.safetensors import open_checkpoint
-from relex_codec.errors import CheckpointError
+from relex_codec.encoding import pipeline
+from relex_codec.errors import CheckpointError, Corrupt
 from relex_codec.run.export import SideFiles
 from support.checkpoints import checkpoint_files, write_checkpoint, write_run
 from support.filesystems import upload
@@ -183,3 +185,27 @@ def test_the_embedded_files_or_those_of_the_base_that_is_given(
         assert not run._reader.base_embedded
         with pytest.raises(relex_codec.BaseMismatch):
             run._reader.side_files().sizes()
+
+
+def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would load the index's file as a pickle."""
+    hostile = {"pytorch_model.bin.index.json": b"{}", "evil.model": b"cos", "nul.json": b"", "adapter_config.json": b""}
+    for name, data in hostile.items():
+        (made / "base" / name).write_bytes(data)
+    run, base = made / "run", made / "base"
+    relex_codec.encode(run, tmp_path / "good.relex", base=base, quality="raw", embed_base=True)
+    with relex_codec.open(tmp_path / "good.relex") as file:
+        file.save(tmp_path / "embedded", 2)
+    with relex_codec.open(made / "x.relex") as file:
+        file.save(tmp_path / "of_the_base", 2)
+    for folder in (tmp_path / "embedded", tmp_path / "of_the_base"):
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*SIDES, "model.safetensors"])
+    for name in hostile:
+        with monkeypatch.context() as patch:
+            patch.setattr(naming, "file_allowed", lambda found, name=name: found == name)
+            patch.setattr(pipeline, "file_allowed", lambda found, name=name: found == name)
+            relex_codec.encode(run, tmp_path / "bad.relex", base=base, quality="raw", embed_base=True)
+        with pytest.raises(Corrupt, match=f"'{name}' is no name of a file"):
+            relex_codec.open(tmp_path / "bad.relex")

@@ -50,12 +50,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("append")
     write_checkpoint(root / "base", tensors(0))
     write_run(root / "run", STEPS, tensors)
-    relex_codec.encode(root / "run", root / "six.relex", base=root / "base", quality="raw", steps="2:12", exact=True)
+    base = root / "base"
+    relex_codec.encode(
+        root / "run", root / "six.relex", base=base, base_uri=str(base), quality="raw", steps="2:12", exact=True
+    )
     return root
 
 
 def copy(made: Path, target: Path) -> Path:
-    """A file that a test may change, with its base beside it."""
+    """A file that a test may change; it knows where its base is."""
     shutil.copy(made / "six.relex", target / "run.relex")
     return target / "run.relex"
 
@@ -90,6 +93,20 @@ def test_several_steps_at_once(made: Path, tmp_path: Path) -> None:
     check(file, STEPS[:9])
     assert frames(file).startswith(before)  # copied, not coded again
     assert os.listdir(tmp_path) == ["run.relex"]
+
+
+def test_a_file_elsewhere_still_finds_the_base(made: Path, tmp_path: Path) -> None:
+    """Which is named from where the file is."""
+    shutil.copytree(made / "base", tmp_path / "a" / "base")
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    old, new = tmp_path / "a" / "x.relex", tmp_path / "b" / "c" / "x.relex"
+    run = made / "run"
+    relex_codec.encode(run, old, base=tmp_path / "a" / "base", quality="raw", steps="2:4", exact=True)
+    relex_codec.append(old, paths(made, 6), output=new)
+    for file, uri, steps in ((old, "./base", STEPS[:2]), (new, "../../a/base", STEPS[:3])):
+        check(file, steps)
+        with relex_codec.open(file) as opened:
+            assert opened.info()["base"] == uri
 
 
 def test_one_after_another(made: Path, tmp_path: Path) -> None:
