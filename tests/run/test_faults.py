@@ -455,7 +455,7 @@ def test_the_file_itself_on_a_full_disk(
     existing: bool,
 ) -> None:
     left = int(share * zoo_file("raw").stat().st_size)
-    write = os.write
+    write, base = os.write, zoo_run.base_path
 
     def limited(fd: int, data: Any) -> int:
         nonlocal left
@@ -469,7 +469,7 @@ def test_the_file_itself_on_a_full_disk(
         (tmp_path / "x.relex").write_bytes(b"what was there")
     monkeypatch.setattr("relex_codec.storage.local_writer.os.write", limited)
     with pytest.raises(InvalidArgument, match=r"cannot write .*No space left"):
-        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
+        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=base, base_uri=str(base), quality="raw")
     monkeypatch.undo()
     assert os.listdir(tmp_path) == (["x.relex"] if existing else [])
     if existing:

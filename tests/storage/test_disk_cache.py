@@ -58,6 +58,15 @@ def test_a_damaged_entry_is_fetched_again(moto_bucket: Bucket, tmp_path: Path, d
     assert entries(tmp_path) == [entry] and len(entry.read_bytes()) == 100_016
 
 
+def test_an_entry_that_is_wrong_is_removed(tmp_path: Path) -> None:
+    cache = DiskCache(str(tmp_path), 1 << 20)
+    cache.store("k", 0, 3, b"abc")
+    cache.store("k", 3, 6, b"def")
+    cache.forget("k", 0, 3)
+    cache.forget("k", 0, 4)  # there is none
+    assert cache.load("k", 0, 3) is None and cache.load("k", 3, 6) == b"def"
+
+
 def test_another_version_is_another_entry(moto_bucket: Bucket, tmp_path: Path) -> None:
     options = {**moto_bucket.options, "relex": {"cache": str(tmp_path)}}
     for data in (DATA, DATA[::-1], DATA):

@@ -14,6 +14,8 @@ from relex_codec import BaseMismatch, CheckpointError, Corrupt, RelexError
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.core.filenames import INDEX
 from relex_codec.storage.header_cache import HEADER_CACHE
+from relex_codec.storage.open import open_source
+from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.remote import RemoteSource
 from support.checkpoints import write_checkpoint, write_run
 from support.servers.counting import fetched
@@ -157,3 +159,21 @@ def test_a_local_file_is_read_once(made: Path, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(data)
     with pytest.raises(Corrupt, match="checksum"):
         read(tmp_path / FILE, made / "base")
+
+
+def test_a_copy_of_the_whole_file_is_not_believed_where_it_is_wrong(made: Path, served: Web, tmp_path: Path) -> None:
+    """Which `append` makes of a remote file."""
+    data = (made / FILE).read_bytes()
+    at = len(data) - 20_000
+    served.proxy.flip(FILE, at)
+    with open(tmp_path / "copy", "w+b") as copy, open_source(served.url(FILE)) as source:
+        assert isinstance(source, PrefetchingSource)
+        source.copy_to(copy)
+        assert source.read(at - 5, at + 5) != data[at - 5 : at + 5]
+        assert source.forget(at, at + 1)
+        served.proxy.clear()
+        assert source.read_many([(0, 9), (at - 5, at + 5)]) == [data[:9], data[at - 5 : at + 5]]
+        out = bytearray(10)
+        source.read_into(at - 5, memoryview(out))
+        assert out == data[at - 5 : at + 5]
+        assert len(served.proxy.seen) == 2  # the rest is read here

@@ -24,3 +24,18 @@ def test_cached_headers_are_bounded_and_of_one_version() -> None:
     assert [key in cache for key in "cef"] == [False, False, True]
     cache.clear()
     assert "f" not in cache
+
+
+def test_what_is_wrong_is_forgotten() -> None:
+    cache = HeaderCache(limit=100)
+    cache.add("a", "1", 0, b"0123456789")
+    cache.add("a", "1", 10, b"abcdefghij")
+    cache.add("a", "1", 5, b"5678")
+    cache.add("b", "1", 0, b"other")
+    cache.forget("a", 9, 10)
+    assert cache.find("a", "1", 0, 3) is None and cache.find("a", "1", 5, 9) == b"5678"
+    assert cache.find("a", "1", 10, 12) == b"ab" and cache.find("b", "1", 0, 5) == b"other"
+    cache.forget("a", 0, 100)
+    assert cache.find("a", "1", 10, 12) is None
+    cache.forget("none", 0, 1)
+    assert "none" not in cache
