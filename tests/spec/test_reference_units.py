@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import random
 import struct
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
+from generate import exact_streams as enc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import Corrupt
 from relex_codec.exact import frequency_tables, ordered_words, piece_coder
 from relex_codec.exact.bisection import Interval, frame_order
+from support.specification import VECTORS, ref
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-SPEC = Path(__file__).parents[2] / "spec"
-
-
-def load(name: str) -> ModuleType:
-    """A script of spec/, which belongs to no package."""
-    module_name = f"relex_{name}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, SPEC / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[module_name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module_name])
-    return sys.modules[module_name]
-
-
-ref = load("reference_decoder")
 
 
 # ---- Arithmetic ----
@@ -887,8 +869,7 @@ def test_nan_infinities_and_zeros() -> None:
 
 # ---- The exact tier ----
 
-enc = load("exact_encoder")
-VECTOR = SPEC / "vectors" / "valid" / "exact-small.relex"
+VECTOR = VECTORS / "valid" / "exact-small.relex"
 
 
 @pytest.mark.parametrize("dtype", list(ref.WIDTH))

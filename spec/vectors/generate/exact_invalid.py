@@ -14,7 +14,13 @@ from .exact_odd_streams import said
 from .exact_streams import tables_raw
 from .exact_tier import frame_blob, leb128
 from .exact_valid import VALID
-from .invalid_changes import Change, Invalid, flip, header, raw, rename, tensor
+from .invalid_changes import Change, Invalid, flip, header, patch, raw, rename, tensor
+
+NOT_HELD = [
+    ("exact-segments", "none", 10, 1), ("exact-segments", "none", 100, 1), ("exact-segments", "second", 20, 2),
+    ("exact-segments", "last", 80, 4), ("exact-still", "w", 2, 0), ("exact-moving", "not.held", 6, 2),
+]  # fmt: skip
+"""Vector, tensor, step and digest of tensors that have the bits of kind `same` there."""
 
 
 def tier_of(parts: Any) -> Any:
@@ -315,6 +321,12 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         own = {"source": source, "tensor": tensor_name, "step": step}
         for name, reason, change in cases:
             yield f"exact-{name}", Invalid(reason, change, **read_w | own)
+    for source, name, step, digest in NOT_HELD:
+        reason = f"the base's digest of {name}, which no segment holds at step {step}"
+        change = patch("relex.digests", 16 * digest + 3, "B", 0)
+        own = {"source": source, "tensor": name, "step": step, "error": "BaseMismatch"}
+        yield f"exact-base-not-held-{name}-{step}", Invalid(reason, change, **read_w | own)
+
     run = {"source": "exact-steps-17", "base": "exact-steps-2", "error": "BaseMismatch"}
     for name, step in (("much", 49), ("much", 1), ("little", 25), ("still", 4)):
         reason = f"the base of another run: {name} at step {step}"

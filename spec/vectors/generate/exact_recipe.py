@@ -31,6 +31,8 @@ class Plan:
     dense: Sequence[int] = (0,)
     key: Callable[[int], int] | None = by_family
     """See `fit`; None: flat tables."""
+    own: Any = None
+    """The table set that is used instead of fitted ones."""
     low: int | None = None
     xored: Sequence[tuple[str, int]] = ()
     """Name and step of parts in coding 1."""
@@ -95,7 +97,7 @@ class Exact:
                         if context is not None:
                             counts[context][value] += 1
             dense = plan.dense[number % len(plan.dense)]
-            sets.append(flat(dense) if plan.key is None else fit(counts, dense, plan.key))
+            sets.append(plan.own or (flat(dense) if plan.key is None else fit(counts, dense, plan.key)))
         blocks[0].blobs.append(frame(tables_raw(low, sets)))
         for step, number in numbers.items():
             blocks[step].table_set = number

@@ -34,6 +34,21 @@ def small() -> Recipe:
     return exact_recipe([1, 2, 3, 5, 8], tensors, exact, [(0, AUTO), (3, AUTO), (4, AUTO), (9, AUTO)], ["count"])
 
 
+def worked() -> Recipe:
+    """Five words at three steps: the streams that EXACT.md decodes symbol by symbol."""
+    start = from_floats([1.0, 2.0, -0.5, 0.25, 3.0], "BF16")
+    moves = [[100, -1700, 1, 0, -1], [210, -3300, 1, 1, 0], [300, -5000, 1, 2, 0]]
+    words = ref.to_words(start.tobytes(), "BF16")
+    rows = [start, *(np.frombuffer(ref.from_words(words + np.array(row), "BF16"), "<u2") for row in moves)]
+    contexts = bytearray([ref.NO_TABLE] * 1075)
+    contexts[:880] = bytes(880)  # short distances: table 0
+    contexts[880 : ref.DENSE] = bytes([1] * (ref.DENSE - 880))  # long distances, gaps, moves: table 1
+    contexts[ref.COUNT] = 1
+    tables = ref.TableSet(0, bytes(contexts), [[2048, 1024, 512, 512], [64] * 64])
+    frames = Exact({"w": rows}, [Plan(3, own=tables)])
+    return exact_recipe([10, 20, 30], [Tensor("w", "BF16", [5], start)], frames)
+
+
 def one_step() -> Recipe:
     """T = 1, after step 0 too: scalars, a tensor without elements, a framed one without elements, dense words."""
     rows = {
@@ -230,6 +245,28 @@ def far() -> Recipe:
     return exact_recipe([1, 2, 3, 4], tensors, Exact(rows, [Plan(4)]), framed=["U32", "I32", "U16", "I8"])
 
 
+def odd() -> Recipe:
+    """Ends far apart in intervals of odd length, whose near end is the left or the right one."""
+    types = {"U16": "U16", "I32": "I32", "F32": "F32", "BF16": "BF16"}
+    rows = {name: drift(f"odd {name}", bits(f"odd {name}", 12, name), 11, 2, 600) for name in types}
+    tensors = [Tensor(name, name, [12], own[0]) for name, own in rows.items()]
+    return exact_recipe(list(range(1, 12)), tensors, Exact(rows, [Plan(11)]), framed=["U16", "I32"])
+
+
+def order_of_words() -> Recipe:
+    """Words that cross the places where signed, unsigned and float dtypes are ordered in different ways."""
+    rows = {}
+    for dtype in ref.WIDTH:
+        if dtype != "BOOL":
+            width = ref.WIDTH[dtype]
+            start = np.array([0, 1, 2, -1, -2, -3], f"<i{width}").view(f"<u{width}")
+            half = start ^ np.array(1 << 8 * width - 1, start.dtype)
+            rows[dtype] = drift(f"order {dtype}", np.concatenate([start, half]), 6, 2, 3)
+    tensors = [Tensor(name, name, [12], own[0]) for name, own in rows.items()]
+    framed = [name for name in rows if name not in ref.FLOAT]
+    return exact_recipe([1, 2, 3, 4, 5, 6], tensors, Exact(rows, [Plan(6, key=by_context)]), framed=framed)
+
+
 def lanes() -> Recipe:
     """Four lanes, for 2^14 and more dense words; 2^14 - 1 have one lane, and so have lists of any length."""
     rows = {}
@@ -274,6 +311,7 @@ def nothing(tensors: Sequence[Any] = ()) -> Recipe:
 
 VALID: dict[str, Recipe] = {
     "exact-small": small(),
+    "exact-worked": worked(),
     "exact-steps-1": one_step(),
     "exact-steps-2": many_steps(2),
     "exact-steps-17": many_steps(17),
@@ -289,6 +327,8 @@ VALID: dict[str, Recipe] = {
     "exact-origin-dtypes": origin_dtypes(),
     "exact-coding-1": coding_1(),
     "exact-far": far(),
+    "exact-odd": odd(),
+    "exact-order-of-words": order_of_words(),
     "exact-lanes": lanes(),
     "exact-pieces": pieces(),
     "exact-tables": tables(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import reference_decoder as ref
 from .chunks import codec_filled, dictionary_frame, short_frame, skippable_frame, small_frame, two_frames, unsized_frame
 from .invalid_changes import Change, Invalid, chunk, direction, patch, raw, row, stored, tensor
 from .parts import Parts
+from .recipe import AUTO
 
 
 def split_chunk(parts: Parts) -> None:
@@ -203,16 +205,50 @@ def bases() -> Iterator[tuple[str, Invalid]]:
             Invalid(reason, change, source="minimal", error="BaseMismatch", operation="read", tensor=tensor_name),
         )
 
+    given: dict[str, Any] = {"source": "embedded-given", "error": "BaseMismatch", "operation": "read"}
+    reason = "a base beside an embedded one, which has other bits and their digest"
+    yield "base-given-bits", Invalid(reason, other_origin, tensor="a.weight", **given)
+    digest = patch("relex.digests", 0, "B", 0)
+    yield "base-given-digest", Invalid("a digest that neither base has", digest, tensor="a.weight", **given)
+    yield (
+        "base-given-missing",
+        Invalid("a base beside an embedded one lacks the tensor", base="minimal", tensor="a.weight", **given),
+    )
+
+
+def other_origin(parts: Parts) -> None:
+    """Another origin of `a.weight` in the embedded base, with its digest."""
+    data = bytearray(parts.raw[3])
+    data[0] ^= 1
+    parts.set_raw(3, bytes(data))
+    digest = hashlib.sha256(ref.from_planes(bytes(data[:80]), 2)).digest()[:16]
+    parts.patch("relex.digests", 0, "16s", digest)
+
 
 def requests() -> Iterator[tuple[str, Invalid]]:
     """What a caller may not ask for: the files are as they should be."""
     own: dict[str, Any] = {"error": "InvalidArgument", "operation": "read", "tensor": "w", "source": "minimal"}
-    for name, reason, step, tier in (
+    minimal: list[tuple[str, str, float, str]] = [
         ("before", "tier track before the first step", 3, "track"),
         ("after", "tier track after the last step", 9, "track"),
         ("exact", "tier exact of a file without it", 4, "exact"),
         ("tier", "a tier that there is not", 4, "nearest"),
-    ):
+        ("line-overflow", "a coefficient of a line that exceeds f32", 1e300, "line"),
+        ("line-rounded", "a coefficient that exceeds f32 when it is rounded", 2.7222588542378693e39, "line"),
+        ("auto-overflow", "a coefficient that exceeds f32, in tier auto", -1e40, AUTO),
+    ]
+    for name, reason, step, tier in minimal:
         yield f"argument-{name}", Invalid(reason, **own | {"step": step, "tier": tier})
+    others: list[tuple[str, str, float, str, str, str]] = [
+        ("track-overflow", "a stored coefficient that exceeds f32", 1, "track", "exact-overflow", "w"),
+        ("between-overflow", "a coefficient between steps that exceeds f32", 1.5, AUTO, "exact-overflow", "w"),
+        ("f64-overflow", "a coefficient that exceeds f64", 1.7e308, "line", "arithmetic-operations", "three.F32"),
+        ("exact-between", "tier exact between two steps", 4, "exact", "exact-small", "w"),
+        ("exact-origin", "tier exact at step 0, which is none of the steps", 0, "exact", "exact-small", "w"),
+        ("exact-framed", "tier exact, frames of framed tensors only", 5, "exact", "framed", "base"),
+    ]
+    for name, reason, step, tier, source, own_tensor in others:
+        where = {"step": step, "tier": tier, "source": source, "tensor": own_tensor}
+        yield f"argument-{name}", Invalid(reason, **own | where)
     yield "argument-base", Invalid("a base that is needed and not given", base="none", **own | {"step": 4})
     yield "argument-tensor", Invalid("a tensor that the file does not have", **own | {"tensor": "v"})

@@ -13,11 +13,11 @@ from typing import Any
 import reference_decoder as ref
 import zstandard
 
-from . import exact_invalid, exact_valid, invalid_container, invalid_data, invalid_tables, valid_files
+from . import exact_invalid, exact_valid, invalid_container, invalid_data, invalid_tables, valid_arithmetic, valid_files
 from .invalid_changes import Invalid
 from .recipe import Recipe
 
-VALID: dict[str, Recipe] = valid_files.VALID | exact_valid.VALID
+VALID: dict[str, Recipe] = valid_files.VALID | valid_arithmetic.VALID | exact_valid.VALID
 
 
 @cache

@@ -328,6 +328,7 @@ VALID: dict[str, Recipe] = {
     "factors-and-remainder": factors_and_remainder(),
     "two-directions": two_directions(),
     "embedded": embedded(),
+    "embedded-given": replace(embedded(), base_beside=True),
     "same": same(),
     "origin-dtypes": origin_dtypes(),
     "stored-origins": stored_origins(),
