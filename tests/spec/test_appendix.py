@@ -1,4 +1,4 @@
-"""The file that FORMAT.md explains byte by byte is the vector that it names, and the numbers of the text are its own."""
+"""The file that FORMAT.md explains byte by byte is the vector that it names; the numbers of the text are its own."""
 
 from __future__ import annotations
 
