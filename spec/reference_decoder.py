@@ -5,7 +5,8 @@ other. It prefers plain steps to fast ones: the file is in memory, and every rul
 
     python spec/reference_decoder.py FILE --step S [--tier T] [--base model.safetensors]
 
-Section 10, which leaves much to the writer, is not here: tensors come out one at a time.
+Section 10, which leaves much to the writer, is not here: tensors come out one at a time. Sections 1 to 12 are those
+of FORMAT.md, 13 and 14 those of EXACT.md.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def require(condition: object, rule: str) -> None:
         raise Corrupt(rule)
 
 
-# ---- 1. Words ----
+# ---- 1. Terms ----
 
 PIECE = 1 << 18
 WIDTH = dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 1)
@@ -280,9 +281,10 @@ def open_manifest(f: RelexFile) -> None:
 
 SAME, MOVING, FRAMED = 0, 1, 2
 IN_BASE, STORED = 0, 1
-Tensor = namedtuple("Tensor", "kind origin k first digest chunk offset segment reserved")  # <BBHIIIII8s
+Tensor = namedtuple("Tensor", "kind origin directions first digest chunk offset segment reserved")  # <BBHIIIII8s
 Direction = namedtuple(  # <ddffHBBIII16sII
-    "Direction", "slope intercept scale shift r packing reserved chunk offset row_crc informative r_chunk r_offset"
+    "Direction",
+    "slope intercept scale shift pairs packing reserved chunk offset row_crc informative factors_chunk factors_offset",
 )
 
 
@@ -299,9 +301,9 @@ def open_records(f: RelexFile) -> None:
     for tensor, named, in_frames in zip(f.tensors, f.manifest, framed, strict=True):
         name, kind, origin = named.name, tensor.kind, tensor.origin
         require(kind <= FRAMED and origin <= STORED and not any(tensor.reserved), f"{name}: kind, origin or reserved")
-        require((tensor.k >= 1) == (kind == MOVING), f"{name}: number of directions")
+        require((tensor.directions >= 1) == (kind == MOVING), f"{name}: number of directions")
         require(tensor.first == (directions if kind == MOVING else 0), f"{name}: index of its first direction")
-        directions += tensor.k
+        directions += tensor.directions
         require(tensor.digest == (digests if origin == IN_BASE else 0), f"{name}: index of its first digest")
         require(origin != IN_BASE or named.shard >= shard, f"{name}: not in the order of the base's files")
         digests, shard = (digests - (-named.n // PIECE), named.shard) if origin == IN_BASE else (digests, 1 << 32)
@@ -320,10 +322,12 @@ def open_records(f: RelexFile) -> None:
         for d in f.directions_of(tensor):
             require(all(map(math.isfinite, d[:4])) and math.copysign(1, d.scale) == 1, f"{named.name}: a number")
             require(d.reserved == 0, f"{named.name}: reserved byte of a direction")
-            require(d.packing <= WORD and (d.packing != NO_REMAINDER or d.r > 0), f"{named.name}: packing")
+            require(d.packing <= WORD and (d.packing != NO_REMAINDER or d.pairs > 0), f"{named.name}: packing")
             zero = struct.pack("<ff", d.scale, d.shift) == bytes(8)
             require(d.packing > FLOAT32 or zero, f"{named.name}: a scale or shift that is not used")
-            require(d.r <= min(named.shape[-2:] if len(named.shape) > 1 else [0]), f"{named.name}: too many factors")
+            require(
+                d.pairs <= min(named.shape[-2:] if len(named.shape) > 1 else [0]), f"{named.name}: too many factors"
+            )
 
 
 # ---- 6. Chunks and spans ----
@@ -362,7 +366,11 @@ def spans(f: RelexFile) -> Iterator[tuple[Span, Iterable[int], str]]:
     """Every span, with the lengths of its pieces and its entry."""
     for tensor, named in zip(f.tensors, f.manifest, strict=True):
         for d in f.directions_of(tensor):
-            yield (d.r_chunk, d.r_offset), lengths_of(factor_count(d.r, named.shape), 2), DATA_DIRECTIONS
+            yield (
+                (d.factors_chunk, d.factors_offset),
+                lengths_of(factor_count(d.pairs, named.shape), 2),
+                DATA_DIRECTIONS,
+            )
             yield (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA_DIRECTIONS
         if f.holds(tensor):
             yield (tensor.chunk, tensor.offset), lengths_of(named.n, WIDTH[named.origin_dtype]), DATA_BASE
@@ -459,60 +467,63 @@ def joined(planes: Iterator[bytes], width: int) -> Iterator[bytes]:
         yield piece
 
 
-# ---- 7. The pieces of a direction ----
+# ---- 7. The streams of a direction ----
 
 NO_REMAINDER, FLOAT32, WORD = 0, 1, 6
-RADIX = {2: (5, 3, 1), 3: (3, 5, 2), 4: (2, 16, 7), 5: (1, 256, 127)}  # packing: m, R, z
+RADIX = {2: (5, 3, 1), 3: (3, 5, 2), 4: (2, 16, 7), 5: (1, 256, 127)}  # packing: codes a byte, radix, zero
 
 
-def factor_count(r: int, shape: list[int]) -> int:
-    """H r (m + n'), the number of factor values."""
-    return math.prod(shape[:-2]) * r * sum(shape[-2:]) if r > 0 else 0
+def factor_count(pairs: int, shape: list[int]) -> int:
+    """The number of factor values: for each matrix, `pairs` times rows + columns."""
+    return math.prod(shape[:-2]) * pairs * sum(shape[-2:]) if pairs > 0 else 0
 
 
 def remainder_lengths(packing: int, n: int) -> Iterator[int]:
     """The lengths of the pieces, or of their planes, of a remainder of n elements."""
     if packing not in RADIX:
         return lengths_of(n, {NO_REMAINDER: 0, FLOAT32: 4, WORD: 2}[packing])
-    m = RADIX[packing][0]
-    return ((stop - start) // (4096 * m) * 4096 - (-((stop - start) % (4096 * m)) // m) for start, stop in pieces(n))
+    full = 4096 * RADIX[packing][0]  # elements of a full block
+    sizes = (divmod(stop - start, full) for start, stop in pieces(n))
+    return (4096 * blocks + -(-rest // RADIX[packing][0]) for blocks, rest in sizes)
 
 
-def unpack_codes(raw: bytes, packing: int, e: int) -> Integers:
-    """The codes q of a piece of e elements, packings 2 to 6."""
+def unpack_codes(raw: bytes, packing: int, n: int) -> Integers:
+    """The codes q of a piece of n elements, packings 2 to 6."""
     if packing == WORD:
         digits: Integers = np.frombuffer(from_planes(raw, 2), "<u2").astype(np.int64)
         require(np.all(digits <= 2 * 32767), "a digit out of range")
         return digits - 32767
-    m, radix, z = RADIX[packing]
-    codes = np.zeros(e, np.int64)
+    per_byte, radix, zero = RADIX[packing]
+    codes = np.zeros(n, np.int64)
     at = 0
-    for start in range(0, e, 4096 * m):
-        x = min(4096 * m, e - start)
-        p = -(-x // m)
-        block = np.frombuffer(raw, np.uint8, p, at).astype(np.int64)
-        require(np.all(block < radix**m), "a byte of R^m or more")
-        digits = np.concatenate([block // radix**j % radix for j in range(m)])
-        require(np.all(digits <= 2 * z) and np.all(digits[x:] == z), "a digit out of range, or not z beyond the end")
-        codes[start : start + x] = digits[:x] - z
-        at += p
+    for start in range(0, n, 4096 * per_byte):
+        x = min(4096 * per_byte, n - start)
+        size = -(-x // per_byte)
+        block = np.frombuffer(raw, np.uint8, size, at).astype(np.int64)
+        require(np.all(block < radix**per_byte), "a byte that has more in it than its digits")
+        digits = np.concatenate([block // radix**j % radix for j in range(per_byte)])
+        require(np.all(digits <= 2 * zero), "a digit out of range")
+        require(np.all(digits[x:] == zero), "a digit that is not zero's beyond the end")
+        codes[start : start + x] = digits[:x] - zero
+        at += size
     return codes
 
 
 def direction_values(f: RelexFile, d: Direction, named: Named) -> Iterator[tuple[int, int, Floats]]:
     """p of section 8, piece by piece, with the piece's first element and the one past its last."""
-    factors = widen(read_bits(f, (d.r_chunk, d.r_offset), factor_count(d.r, named.shape), 2, DATA_DIRECTIONS), "BF16")
+    span = d.factors_chunk, d.factors_offset
+    factors = widen(read_bits(f, span, factor_count(d.pairs, named.shape), 2, DATA_DIRECTIONS), "BF16")
     planes = read(f, (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA_DIRECTIONS)
     remainder = joined(planes, {FLOAT32: 4, WORD: 2}.get(d.packing, 1))
     for start, stop in pieces(named.n):
         p = np.zeros(stop - start, np.float32)
-        if d.r > 0:
-            m, columns = named.shape[-2:]
+        if d.pairs > 0:
+            rows, columns = named.shape[-2:]
             i = np.arange(start, stop, dtype=np.int64)
-            a = i // (m * columns) * d.r * (m + columns) + i // columns % m  # where a_1 and b_1 of an element lie
-            b = i // (m * columns) * d.r * (m + columns) + d.r * m + i % columns
-            for j in range(d.r):
-                p = p + factors[a + j * m] * factors[b + j * columns]
+            matrix = i // (rows * columns) * d.pairs * (rows + columns)  # where the factors of an element's matrix lie
+            a, b = matrix + i // columns % rows, matrix + d.pairs * rows + i % columns  # and a_1 and b_1 of the element
+            for j in range(d.pairs):
+                p = p + factors[a + j * rows] * factors[b + j * columns]
         if d.packing == FLOAT32:
             p = p + widen(from_planes(next(remainder), 4), "F32")
         elif d.packing != NO_REMAINDER:
@@ -673,9 +684,9 @@ def read_safetensors(path: str | Path) -> Base:
     return base
 
 
-# ---- 13. The exact tier ----
+# ---- EXACT.md: 13. Segments and frames ----
 
-Segment = namedtuple("Segment", "before count left table_sets groups most position length reserved")  # <IIIIIIQQ8s
+Segment = namedtuple("Segment", "before count left table_sets groups limit position length reserved")  # <IIIIIIQQ8s
 Frame = namedtuple("Frame", "position length table_set reserved")  # <QQB7s
 Part = namedtuple("Part", "tensor start stop")  # the tensor's number; where the piece starts and stops
 Coded = namedtuple("Coded", "digest coding stream")  # what the blob of a frame has for a part
@@ -686,12 +697,12 @@ MANTISSA |= {"F8_E4M3": 3, "F8_E4M3FNUZ": 3, "F8_E5M2": 2, "F8_E5M2FNUZ": 2}
 
 
 def half_of(dtype: str) -> int:
-    """H of the words of a dtype."""
+    """Half of the values that the words of a dtype have."""
     return 1 << (8 * min(WIDTH[dtype], 4) - 1)
 
 
 def order(u: Integers, dtype: str) -> Integers:
-    """Bits of words as ordered words."""
+    """Bits of words as words."""
     half = half_of(dtype)
     if dtype in MANTISSA:
         return np.where(u < half, u + half, 2 * half - 1 - u)
@@ -699,12 +710,12 @@ def order(u: Integers, dtype: str) -> Integers:
 
 
 def to_words(bits: bytes, dtype: str) -> Integers:
-    """Elements as ordered words."""
+    """Elements as words."""
     return order(np.frombuffer(bits, f"<u{min(WIDTH[dtype], 4)}").astype(np.int64), dtype)
 
 
 def from_words(words: Integers, dtype: str) -> bytes:
-    """Ordered words as elements."""
+    """Words as elements."""
     half = half_of(dtype)
     u = np.where(words >= half, words - half, 2 * half - 1 - words) if dtype in MANTISSA else order(words, dtype)
     return u.astype(f"<u{min(WIDTH[dtype], 4)}").tobytes()
@@ -722,7 +733,7 @@ def frame_order(count: int) -> list[tuple[int, int]]:
 
 
 def open_exact(f: RelexFile) -> None:
-    """Segments, frames and groups; where blocks lie, and how many frames a step needs."""
+    """Segments, frames and groups; where tables and frames lie, and how many frames a step needs."""
     f.segments = [Segment(*row) for row in struct.iter_unpack("<IIIIIIQQ8s", f.bytes_of(SEGMENTS))]
     f.frames = [Frame(*row) for row in struct.iter_unpack("<QQB7s", f.bytes_of(FRAMES))]
     needs = [0]  # frames, by number of the step
@@ -731,26 +742,26 @@ def open_exact(f: RelexFile) -> None:
         require(segment.before == len(needs) - 1, f"{SEGMENTS}: the segments do not tile the steps")
         require(1 <= segment.count <= len(f.steps) - segment.before, f"{SEGMENTS}: number of steps")
         require(segment.left <= segment.before, f"{SEGMENTS}: the left end is no earlier step")
-        require(1 <= segment.table_sets <= 255 and segment.most >= 1, f"{SEGMENTS}: table sets, or words in a group")
+        require(1 <= segment.table_sets <= 255 and segment.limit >= 1, f"{SEGMENTS}: table sets, or words in a group")
         require(not any(segment.reserved), f"{SEGMENTS}: reserved bytes")
         in_order = frame_order(segment.count)
         frames = [f.frames[segment.before + step - 1] for step, _ in in_order]
-        for block in (segment, *frames):
-            require(block.position == position, f"{DATA_FRAMES}: the blocks do not tile it")
-            require(block.length == 0 or segment.groups > 0, f"{DATA_FRAMES}: a block without blobs is not empty")
-            position += block.length
+        for own in (segment, *frames):
+            require(own.position == position, f"{DATA_FRAMES}: tables and frames do not tile it")
+            require(own.length == 0 or segment.groups > 0, f"{DATA_FRAMES}: no groups, but bytes")
+            position += own.length
         for frame in frames:
             require(frame.table_set < segment.table_sets, f"{FRAMES}: a table set that its segment lacks")
             require(not any(frame.reserved), f"{FRAMES}: reserved bytes")
         needs += [needs[segment.left] + needed for _, needed in sorted(in_order)]
     require(len(needs) == len(f.steps) + 1, f"{SEGMENTS}: the segments do not tile the steps")
-    require(position == f.entries[DATA_FRAMES].end, f"{DATA_FRAMES}: the blocks do not tile it")
+    require(position == f.entries[DATA_FRAMES].end, f"{DATA_FRAMES}: tables and frames do not tile it")
     most = math.ceil(math.log2(len(f.steps))) + 2
     require(max(needs) <= most, f"{SEGMENTS}: a step needs more than {most} frames")
     for k, segment in enumerate(f.segments):
-        blocks = [f.frames[segment.before + step - 1].length for step in range(1, segment.count + 1)]
+        lengths = [f.frames[segment.before + step - 1].length for step in range(1, segment.count + 1)]
         count = sum(-(-named.n // PIECE) for i, named in enumerate(f.manifest) if segment_holds(f, k, i))
-        require(min(blocks) >= 9 * count, f"{DATA_FRAMES}: a block cannot hold the parts of its segment")
+        require(min(lengths) >= 9 * count, f"{DATA_FRAMES}: a frame cannot hold the parts of its segment")
         f.groups.append(groups_of(f, k))
         require(len(f.groups[k]) == segment.groups, f"{SEGMENTS}: number of groups")
 
@@ -767,7 +778,7 @@ def groups_of(f: RelexFile, k: int) -> list[list[Part]]:
     for index, named in enumerate(f.manifest):
         for start, stop in pieces(named.n) if segment_holds(f, k, index) else ():
             own = (stop - start) * max(1, WIDTH[named.dtype] // 4)
-            if not groups or named.dtype != dtype or words + own > f.segments[k].most:
+            if not groups or named.dtype != dtype or words + own > f.segments[k].limit:
                 groups.append([])
                 words = 0
             groups[-1].append(Part(index, start, stop))
@@ -775,14 +786,14 @@ def groups_of(f: RelexFile, k: int) -> list[list[Part]]:
     return groups
 
 
-def read_blob(f: RelexFile, block: Segment | Frame, groups: int, group: int) -> bytes:
-    """The blob of a group in a block, whose checksum comes first."""
-    data = f.data[block.position : block.position + block.length]
-    require(len(data) >= 12 * groups, f"{DATA_FRAMES}: a block ends within its index")
+def read_blob(f: RelexFile, own: Segment | Frame, groups: int, group: int) -> bytes:
+    """The blob of a group in a frame, or in the tables of a segment; its checksum comes first."""
+    data = f.data[own.position : own.position + own.length]
+    require(len(data) >= 12 * groups, f"{DATA_FRAMES}: an index is cut")
     index = list(struct.iter_unpack("<QI", data[: 12 * groups]))
     ends = [12 * groups, *(end for end, _ in index)]
     require(all(a <= b for a, b in itertools.pairwise(ends)), f"{DATA_FRAMES}: a blob ends before it begins")
-    require(ends[-1] == len(data), f"{DATA_FRAMES}: the last blob does not end with its block")
+    require(ends[-1] == len(data), f"{DATA_FRAMES}: the last blob does not end with its frame or tables")
     blob = data[ends[group] : ends[group + 1]]
     require(zlib.crc32(blob) == index[group][1], f"{DATA_FRAMES}: checksum of a blob")
     return blob
@@ -880,27 +891,27 @@ def restore_part(f: RelexFile, part: Part, number: int, same: bytes, check: bool
     return result
 
 
-# ---- 14. Streams of coding 0 ----
+# ---- EXACT.md: 14. Streams of coding 0 ----
 
 LANES_FROM = 1 << 14
 LIST, GAP, MOVE, DENSE, COUNT, BELOW, ABOVE = 0, 1024, 1040, 1056, 1072, 1073, 1074
 Words = list[int]  # of a part at one step, by rank
 # Two steps and the near one of them; by rank, the words at both, and the outer movements.
-Interval = namedtuple("Interval", "left right near a b p q")
+Interval = namedtuple("Interval", "left right near a b before after")
 
 
 class Stream:
     """The symbols and numbers of a stream; `lane` is the one that they are taken from."""
 
     def __init__(self, data: bytes, dense: int, table_set: TableSet) -> None:
-        """Cut a stream with so many dense words into its lanes and words."""
+        """Cut a stream with so many dense words into its lanes and refills."""
         at = len(data) if len(data) <= 8 else 5 + (len(data) - 5) % 4
         self.lanes, self.last = [int.from_bytes(data[:at], "little")], 1
         if dense >= LANES_FROM:
             at = 32
             require(len(data) >= at and len(data) % 4 == 0, "a stream of four lanes: its length")
             self.lanes, self.last = list(struct.unpack_from("<4Q", data)), 1 << 32
-        self.words = [word for (word,) in struct.iter_unpack("<I", data[at:])]
+        self.refills = [refill for (refill,) in struct.iter_unpack("<I", data[at:])]
         self.used, self.lane, self.table_set = 0, 0, table_set
 
     def element(self, j: int) -> None:
@@ -925,9 +936,9 @@ class Stream:
         return x % (1 << bits)
 
     def refill(self, x: int) -> None:
-        """Put the lane back, with a further word if there is room for it."""
-        if x < 1 << 32 and self.used < len(self.words):
-            x = (x << 32) + self.words[self.used]
+        """Put the lane back, with a refill if there is room for it."""
+        if x < 1 << 32 and self.used < len(self.refills):
+            x = (x << 32) + self.refills[self.used]
             self.used += 1
         self.lanes[self.lane] = x
 
@@ -941,7 +952,7 @@ class Stream:
 
     def end(self) -> None:
         """Nothing may be left."""
-        require(self.used == len(self.words), "a stream goes on after its end")
+        require(self.used == len(self.refills), "a stream goes on after its end")
         require(all(x == self.last for x in self.lanes), "a stream does not end as it must")
 
 
@@ -964,13 +975,13 @@ def class_of(word: int, dtype: str, low: int) -> int:
     return max(0, min(15, (magnitude >> MANTISSA[dtype]) - low))
 
 
-def list_context(d: int, e: int, o: int, o_far: int) -> int:
-    """The context of a word of a list."""
-    if d == 1:
-        return LIST + 25 * e + 5 * o + o_far
-    if d < 8:
-        return LIST + 400 + 80 * (d - 2) + 5 * e + o
-    return LIST + 880 + 16 * min(d.bit_length() - 4, 8) + e
+def list_context(distance: int, own: int, beyond_near: int, beyond_far: int) -> int:
+    """The context of a word of a list, `own` being its class."""
+    if distance == 1:
+        return LIST + 25 * own + 5 * beyond_near + beyond_far
+    if distance < 8:
+        return LIST + 400 + 80 * (distance - 2) + 5 * own + beyond_near
+    return LIST + 880 + 16 * min(distance.bit_length() - 4, 8) + own
 
 
 class Segmented:
@@ -1013,10 +1024,10 @@ class Segmented:
     def halves(self, i: Interval, x: Words) -> tuple[Interval, Interval]:
         """The intervals on both sides of the middle, where the words are x."""
         middle = (i.left + i.right) // 2
-        p = [p if a != b else 0 for a, b, p in zip(i.a, i.b, i.p, strict=True)]
-        q = [q if a != b else 0 for a, b, q in zip(i.a, i.b, i.q, strict=True)]
-        low = Interval(i.left, middle, middle, i.a, x, p, [clip(b - w) for b, w in zip(i.b, x, strict=True)])
-        high = Interval(middle, i.right, middle, x, i.b, [clip(w - a) for a, w in zip(i.a, x, strict=True)], q)
+        before = [outer if a != b else 0 for a, b, outer in zip(i.a, i.b, i.before, strict=True)]
+        after = [outer if a != b else 0 for a, b, outer in zip(i.a, i.b, i.after, strict=True)]
+        low = Interval(i.left, middle, middle, i.a, x, before, [clip(b - w) for b, w in zip(i.b, x, strict=True)])
+        high = Interval(middle, i.right, middle, x, i.b, [clip(w - a) for a, w in zip(i.a, x, strict=True)], after)
         return low, high
 
     def first_frame(self, coded: Coded, table_set: TableSet) -> Words:
@@ -1050,26 +1061,26 @@ class Segmented:
 
     def word_of_list(self, stream: Stream, i: Interval, rank: int) -> int:
         """The word of a list at the middle."""
-        context, near, d, g = self.around(i, rank)
-        u: int
-        if d >= 8:
+        context, near, distance, sign = self.around(i, rank)
+        way: int
+        if distance >= 8:
             k = abs((i.left + i.right) // 2 - i.near)
-            u = d * k // (i.right - i.left) + zigzag(stream.number(context))
+            way = distance * k // (i.right - i.left) + zigzag(stream.number(context))
         else:
-            u = stream.symbol(context)
-            if u == d + 1:
-                u = -1 - stream.number(BELOW)
-            elif u > d + 1:
-                u = d + 1 + stream.number(ABOVE)
-        return (near + g * u) % self.mod
+            way = stream.symbol(context)
+            if way == distance + 1:
+                way = -1 - stream.number(BELOW)
+            elif way > distance + 1:
+                way = distance + 1 + stream.number(ABOVE)
+        return (near + sign * way) % self.mod
 
     def around(self, i: Interval, rank: int) -> tuple[int, int, int, int]:
-        """The context of a word of a list, the word at the near end, d and g."""
-        p, q = i.p[rank], i.q[rank]
-        near, far = (i.a[rank], i.b[rank]) if i.near == i.left else (i.b[rank], i.a[rank])
-        d, g = abs(far - near), 1 if far > near else -1
-        o, o_far = (2 + g * p, 2 + g * q) if i.near == i.left else (2 - g * q, 2 - g * p)
-        return list_context(d, class_of(near, self.dtype, self.low), o, o_far), near, d, g
+        """The context of a word of a list, the word at the near end, distance and sign."""
+        before, after, near_is_left = i.before[rank], i.after[rank], i.near == i.left
+        near, far = (i.a[rank], i.b[rank]) if near_is_left else (i.b[rank], i.a[rank])
+        distance, sign = abs(far - near), 1 if far > near else -1
+        beyond = (2 + sign * before, 2 + sign * after) if near_is_left else (2 - sign * after, 2 - sign * before)
+        return list_context(distance, class_of(near, self.dtype, self.low), *beyond), near, distance, sign
 
     def the_rest(self, stream: Stream, rank: int, quiet: list[bool], result: Words) -> None:
         """Quiet words that moved, from a rank on; `result` has them as they are at the left end."""
@@ -1143,8 +1154,8 @@ class RelexFile:
         return bool(tensor.origin == STORED or (tensor.origin == IN_BASE and self.embedded))
 
     def directions_of(self, tensor: Tensor) -> list[Direction]:
-        """The directions of a tensor; k is 0 where it has none."""
-        return self.directions[tensor.first : tensor.first + tensor.k]
+        """The directions of a tensor."""
+        return self.directions[tensor.first : tensor.first + tensor.directions]
 
     def tensor(self, name: str, step: float, tier: str = "auto", base: Base | None = None) -> bytes:
         """The bytes of a tensor at a step, little-endian, in row-major order."""

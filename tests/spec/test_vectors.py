@@ -55,12 +55,12 @@ def test_every_packing_dtype_and_codec_occurs() -> None:
     packings, dtypes, codecs, kinds, ranks, counts, offers = (set[Any]() for _ in range(7))
     for entry in VALID:
         file = ref.RelexFile(data_of(entry))
-        packings |= {(d.packing, d.r > 0) for d in file.directions}
+        packings |= {(d.packing, d.pairs > 0) for d in file.directions}
         dtypes |= {named.dtype for named in file.manifest} | {named.origin_dtype for named in file.manifest}
         codecs |= {chunk.codec for chunk in file.chunks}
         kinds |= {(tensor.kind, tensor.origin, file.embedded) for tensor in file.tensors}
         ranks |= {len(named.shape) for named in file.manifest}
-        counts |= {tensor.k for tensor in file.tensors}
+        counts |= {tensor.directions for tensor in file.tensors}
         offers.add((file.has_frames, file.has_exact))
     assert packings >= {(p, r) for p in range(7) for r in (False, True)} - {(0, False)}
     assert dtypes == set(ref.WIDTH) and codecs == {0, 1, 2}

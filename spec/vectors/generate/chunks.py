@@ -84,16 +84,16 @@ class Layout:
 def smallest(entry: str, raw: bytes, text: bool = False) -> Chunk:
     """A chunk in the codec in which it is smallest."""
     values = np.frombuffer(raw, np.uint8)
-    options = [Chunk(entry, raw, len(raw), 0), Chunk(entry, frame(raw, text), len(raw), 1)]
+    options = [Chunk(entry, raw, len(raw), 0), Chunk(entry, zstd_frame(raw, text), len(raw), 1)]
     fill = int(np.bincount(values).argmax())
     different = values != fill
-    flags = frame(np.packbits(different, bitorder="little").tobytes())
-    rest = frame(values[different].tobytes()) if different.any() else b""
+    flags = zstd_frame(np.packbits(different, bitorder="little").tobytes())
+    rest = zstd_frame(values[different].tobytes()) if different.any() else b""
     options.append(Chunk(entry, struct.pack("<I", len(flags)) + flags + rest, len(raw), 2, fill))
     return min(options, key=lambda option: len(option.stored))
 
 
-def frame(raw: bytes, text: bool = True) -> bytes:
+def zstd_frame(raw: bytes, text: bool = True) -> bytes:
     """A zstd frame; codes and planes are noise, in which repetitions are chance."""
     if text:
         return bytes(zstandard.ZstdCompressor(level=19).compress(raw))

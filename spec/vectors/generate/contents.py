@@ -94,16 +94,16 @@ def pack(q: Bits, packing: int) -> list[bytes]:
     """The pieces of codes, or their planes, by section 7."""
     if packing == ref.WORD:
         return planes_of((np.asarray(q, np.int64) + 32767).astype("<u2"))
-    m, radix, z = ref.RADIX[packing]
+    per_byte, radix, zero = ref.RADIX[packing]
     result = []
-    for piece in pieces_of(np.asarray(q, np.int64) + z):
+    for piece in pieces_of(np.asarray(q, np.int64) + zero):
         blocks = []
-        for start in range(0, len(piece), 4096 * m):
-            digits = piece[start : start + 4096 * m]
-            size = -(-len(digits) // m)
-            full = np.full(m * size, z)
+        for start in range(0, len(piece), 4096 * per_byte):
+            digits = piece[start : start + 4096 * per_byte]
+            size = -(-len(digits) // per_byte)
+            full = np.full(per_byte * size, zero)
             full[: len(digits)] = digits
-            blocks.append((radix ** np.arange(m) @ full.reshape(m, size)).astype(np.uint8).tobytes())
+            blocks.append((radix ** np.arange(per_byte) @ full.reshape(per_byte, size)).astype(np.uint8).tobytes())
         result.append(b"".join(blocks))
     return result
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import reference_decoder as ref
 
-from .chunks import frame, states, unsized_frame
+from .chunks import states, unsized_frame, zstd_frame
 from .exact_odd_streams import said
 from .exact_streams import tables_raw
 from .exact_tier import frame_blob, leb128
@@ -33,31 +33,31 @@ def segment(k: int, **values: int) -> Change:
     return lambda parts: tier_of(parts).segments[k].record.update(values)
 
 
-def block(k: int, step: int, **values: Any) -> Change:
-    """Another block; step 0 is that of the tables."""
+def frame(k: int, step: int, **values: Any) -> Change:
+    """Another frame; step 0 stands for the tables."""
 
     def change(parts: Any) -> None:
-        blocks = tier_of(parts).segments[k].blocks
-        blocks[step] = replace(blocks[step], **values)
+        frames = tier_of(parts).segments[k].frames
+        frames[step] = replace(frames[step], **values)
 
     return change
 
 
 def index(k: int, step: int, *ends: int) -> Change:
-    """Other ends in the index of a block."""
+    """Other ends in the index of a frame."""
 
     def edit(raw: bytearray) -> None:
         for group, end in enumerate(ends):
             struct.pack_into("<Q", raw, 12 * group, end % (1 << 64))
 
-    return block(k, step, edit=edit)
+    return frame(k, step, edit=edit)
 
 
 def blob(k: int, step: int, group: int, make: Callable[[bytes], bytes]) -> Change:
     """Another blob, made of the one that was there."""
 
     def change(parts: Any) -> None:
-        blobs = tier_of(parts).segments[k].blocks[step].blobs
+        blobs = tier_of(parts).segments[k].frames[step].blobs
         blobs[group] = make(blobs[group])
 
     return change
@@ -65,7 +65,7 @@ def blob(k: int, step: int, group: int, make: Callable[[bytes], bytes]) -> Chang
 
 def content(make: Callable[[bytes], bytes]) -> Change:
     """Another content of the first blob of tables."""
-    return blob(0, 0, 0, lambda old: frame(make(ref.unframe(old, ref.content_size(old, 0, 1 << 30)))))
+    return blob(0, 0, 0, lambda old: zstd_frame(make(ref.unframe(old, ref.content_size(old, 0, 1 << 30)))))
 
 
 def tables(*own: list[int]) -> Change:
@@ -148,15 +148,15 @@ def opened() -> Iterator[tuple[str, str, Change]]:
     segments, frames, data = ref.EXACT
     yield "missing-segments", "frames without segments", rename(segments)
     yield "missing-frames", "segments without frames", rename(frames)
-    yield "missing-data", "records without blocks", rename(data)
+    yield "missing-data", "records without frames", rename(data)
     yield "order-records", "frames before segments", moved_one(segments, frames)
-    yield "order-base", "blocks before the base", moved_one(data, ref.DATA_DIRECTIONS)
+    yield "order-base", "frames before the base", moved_one(data, ref.DATA_DIRECTIONS)
     yield "segments-shape", "segments in one dimension", header(segments, shape=[96])
     yield "frames-shape", "records of 12 bytes", header(frames, shape=[10, 12])
     yield "frames-dtype", "frames of I8", header(frames, dtype="I8")
     yield "frames-fewer", "a step without a record", fixed(frames, lambda raw: raw.__delitem__(slice(96, None)))
-    yield "data-dtype", "blocks of I8", header(data, dtype="I8")
-    yield "coverage-data", "coverage 0 of the blocks", lambda p: p.coverage.update({data: 0})
+    yield "data-dtype", "frames of I8", header(data, dtype="I8")
+    yield "coverage-data", "coverage 0 of the frames", lambda p: p.coverage.update({data: 0})
     yield "coverage-frames", "coverage 1 of the frames", lambda p: p.coverage.update({frames: 1})
     yield "tensor-segment", "a segment after the last", tensor(3, 20, "I", 3)
     yield "tensor-segment-empty", "an empty tensor in a segment", tensor(2, 20, "I", 1)
@@ -177,30 +177,30 @@ def records() -> Iterator[tuple[str, str, Change]]:
     yield "left-first", "a left end of the first segment", segment(0, left=1)
     yield "table-sets-none", "no table sets", segment(1, table_sets=0)
     yield "table-sets-many", "256 table sets", segment(1, table_sets=256)
-    yield "limit-none", "groups of no words", segment(0, most=0)
+    yield "limit-none", "groups of no words", segment(0, limit=0)
     yield "segment-reserved", "reserved bytes", reserved_bytes
-    yield "frame-table-set", "a table set that the segment lacks", block(0, 2, table_set=2)
-    yield "frame-reserved", "reserved bytes", block(1, 1, reserved=b"\1" + bytes(6))
-    yield "frames-order", "blocks in the order of the steps", by_step
-    yield "block-first", "the first block does not begin with its entry", block(0, 0, ahead=b"\0")
-    yield "block-hole", "a byte between two blocks", block(1, 0, ahead=b"\0")
-    yield "block-overlap", "a block ends in the next one", block(0, 1, longer=1)
-    yield "block-position", "a position beyond the file", block(0, 1, shift=1 << 40)
-    yield "block-beyond", "the last block ends after its entry", block(1, 1, longer=1)
-    yield "block-tail", "a byte after the last block", lambda p: setattr(tier_of(p), "tail", b"\0")
+    yield "frame-table-set", "a table set that the segment lacks", frame(0, 2, table_set=2)
+    yield "frame-reserved", "reserved bytes", frame(1, 1, reserved=b"\1" + bytes(6))
+    yield "frames-order", "frames in the order of the steps", by_step
+    yield "frame-first", "the tables do not begin with their entry", frame(0, 0, ahead=b"\0")
+    yield "frame-hole", "a byte between a frame and the next tables", frame(1, 0, ahead=b"\0")
+    yield "frame-overlap", "a frame ends in the next one", frame(0, 1, longer=1)
+    yield "frame-position", "a position beyond the file", frame(0, 1, shift=1 << 40)
+    yield "frame-beyond", "the last frame ends after its entry", frame(1, 1, longer=1)
+    yield "frame-tail", "a byte after the last frame", lambda p: setattr(tier_of(p), "tail", b"\0")
 
 
 def blobs() -> Iterator[tuple[str, str, Change]]:
     """Those in which what is needed for the tensor `w` at the second step cannot be used."""
     yield "groups-more", "a group too many", segment(0, groups=3)
     yield "groups-fewer", "a group too few", segment(0, groups=1)
-    yield "index-cut", "a block that ends in its index", block(0, 2, raw=bytes(23))
+    yield "index-cut", "a frame that ends in its index", frame(0, 2, raw=bytes(23))
     yield "index-low", "a blob that ends in the index", index(0, 3, 23)
     yield "index-order", "a blob that ends before it begins", index(0, 3, 1 << 20)
-    yield "index-end", "a byte after the last blob", block(0, 1, behind=b"\0")
-    yield "index-beyond", "a blob that goes on after its block", index(0, 1, 40, 1 << 40)
-    yield "index-crc", "the checksum of a blob of tables", block(0, 0, edit=lambda raw: raw.__setitem__(8, raw[8] ^ 1))
-    yield "blob-crc", "the checksum of a blob of a frame", block(0, 3, edit=lambda raw: raw.__setitem__(9, raw[9] ^ 1))
+    yield "index-end", "a byte after the last blob", frame(0, 1, behind=b"\0")
+    yield "index-beyond", "a blob that goes on after its frame", index(0, 1, 40, 1 << 40)
+    yield "index-crc", "the checksum of a blob of tables", frame(0, 0, edit=lambda raw: raw.__setitem__(8, raw[8] ^ 1))
+    yield "blob-crc", "the checksum of a blob of a frame", frame(0, 3, edit=lambda raw: raw.__setitem__(9, raw[9] ^ 1))
 
     yield "tables-frame", "tables that are no frame", blob(0, 0, 0, lambda old: b"no frame")
     yield "tables-trailing", "a byte after the frame", blob(0, 0, 0, lambda old: old + b"\0")
@@ -264,17 +264,17 @@ def others() -> Iterator[tuple[str, str, float, list[tuple[str, str, Change]]]]:
     one = said((ref.COUNT, 1), (ref.GAP, 2), (ref.MOVE, 5))
     yield "exact-small", "w", 3, [("digest", "other bits than the digest says", stream("w", 3, one))]
 
-    none, hidden = fixed(ref.SEGMENTS, bytearray.clear), block(0, 1, behind=b"hidden")
-    still = [("segments-none", "no segments", none), ("block-hidden", "a block of no groups that is not empty", hidden)]
+    none, hidden = fixed(ref.SEGMENTS, bytearray.clear), frame(0, 1, behind=b"hidden")
+    still = [("segments-none", "no segments", none), ("frame-hidden", "a frame of no groups that is not empty", hidden)]
     yield "exact-still", "w", 2, still
 
-    limit, cut, wraps = segment(0, most=11), segment(0, most=9), index(0, 0, 1 << 62, 2 << 62, 3 << 62)
+    limit, cut, wraps = segment(0, limit=11), segment(0, limit=9), index(0, 0, 1 << 62, 2 << 62, 3 << 62)
     groups = [("groups-limit", "fewer groups, by L, than there are", limit), ("index-wraps", "ends beyond 2^63", wraps)]
     yield "exact-groups", "a", 1, [*groups, ("groups-cut", "parts in other groups, by L, than they are", cut)]
     yield "exact-segments", "first", 10, [("frames-many", "a step that needs seven frames", deep)]
 
     plain: list[tuple[str, str, Callable[[bytes], bytes]]] = [
-        ("size", "a content of another size", lambda raw: frame(bytes(19))),
+        ("size", "a content of another size", lambda raw: zstd_frame(bytes(19))),
         ("frame", "no frame", lambda raw: b"no frame"),
         ("empty", "coding 1 without a stream", lambda raw: b""),
         ("trailing", "a byte after the frame", lambda raw: raw + b"\0"),
@@ -296,7 +296,7 @@ def others() -> Iterator[tuple[str, str, float, list[tuple[str, str, Change]]]]:
 
 
 def by_step(parts: Any) -> None:
-    """The blocks of the first segment in the order of their steps."""
+    """The frames of the first segment in the order of their steps."""
     tier_of(parts).segments[0].order = [0, 1, 2, 3]
 
 
@@ -345,7 +345,7 @@ def reserved_bytes(parts: Any) -> None:
 
 
 def one_less(parts: Any) -> None:
-    """A last segment of one step, with the blocks of one step; the step after it has a record."""
+    """A last segment of one step, with the frame of one step; the step after it has a record."""
     last = tier_of(parts).segments[-1]
-    last.count, last.blocks = 1, {0: last.blocks[0], 1: last.blocks[2]}
+    last.count, last.frames = 1, {0: last.frames[0], 1: last.frames[2]}
     tier_of(parts).records = bytes(24)

@@ -11,9 +11,9 @@ from typing import Any
 
 import reference_decoder as ref
 
-from .chunks import frame
+from .chunks import zstd_frame
 from .exact_streams import Bits, Counts, Pen, by_family, fit, flat, lowest, planes, say, tables_raw
-from .exact_tier import Block, Segment, Tier, frame_blob
+from .exact_tier import Frame, Segment, Tier, frame_blob
 
 Stream = Callable[[Any, Any, Pen | None], bytes]
 
@@ -24,7 +24,7 @@ class Plan:
 
     count: int
     left: int = 0
-    most: int = 1 << 20
+    limit: int = 1 << 20
     table_sets: int = 1
     table_set: Callable[[int, int], int] = lambda step, level: 0
     """Gives the table set of a step whose frame is in a level; the first frame's level is 0."""
@@ -68,15 +68,15 @@ class Exact:
         result, before = [], 0
         for k, plan in enumerate(self.plans):
             groups = ref.groups_of(file, k)
-            blocks = {step: Block([]) for step in range(plan.count + 1)}
+            frames = {step: Frame([]) for step in range(plan.count + 1)}
             for group in groups:
-                self._group(file, plan, before, group, blocks)
-            result.append(Segment(before, plan.count, plan.left, plan.table_sets, len(groups), plan.most, blocks))
+                self._group(file, plan, before, group, frames)
+            result.append(Segment(before, plan.count, plan.left, plan.table_sets, len(groups), plan.limit, frames))
             before += plan.count
         return Tier(result)
 
-    def _group(self, file: Any, plan: Plan, before: int, parts: Sequence[Any], blocks: dict[int, Block]) -> None:
-        """Append the blobs of a group to the blocks of a segment."""
+    def _group(self, file: Any, plan: Plan, before: int, parts: Sequence[Any], frames: dict[int, Frame]) -> None:
+        """Append the blobs of a group to the tables and frames of a segment."""
         dtype = file.manifest[parts[0].tensor].dtype
         sources = [self._bits(file, part, plan.left) for part in parts]
         low = lowest(b"".join(sources), dtype) if plan.low is None else plan.low
@@ -98,19 +98,19 @@ class Exact:
                             counts[context][value] += 1
             dense = plan.dense[number % len(plan.dense)]
             sets.append(plan.own or (flat(dense) if plan.key is None else fit(counts, dense, plan.key)))
-        blocks[0].blobs.append(frame(tables_raw(low, sets)))
+        frames[0].blobs.append(zstd_frame(tables_raw(low, sets)))
         for step, number in numbers.items():
-            blocks[step].table_set = number
+            frames[step].table_set = number
             found = []
             for part, one, spoken, (bits, xors) in zip(parts, cut, pens, texts, strict=True):
                 name, pen = file.manifest[part.tensor].name, spoken[step]
                 coding, stream = 0, pen.stream(sets[number]) if pen else b""
                 if (name, step) in plan.xored:
-                    coding, stream = 1, frame(b"".join(plane.tobytes() for plane in planes(xors[step], dtype)))
+                    coding, stream = 1, zstd_frame(b"".join(plane.tobytes() for plane in planes(xors[step], dtype)))
                 if (name, step) in plan.made:
                     stream = plan.made[name, step](one, sets[number], pen)
                 found.append(ref.Coded(hashlib.sha256(bits[step]).digest()[:8], coding, stream))
-            blocks[step].blobs.append(frame_blob(found))
+            frames[step].blobs.append(frame_blob(found))
 
     def _bits(self, file: Any, part: Any, number: int) -> bytes:
         """The elements of a part at the step of a number."""

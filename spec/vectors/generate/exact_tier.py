@@ -27,13 +27,13 @@ def frame_blob(found: Sequence[Any], numbers: Sequence[bytes] = (), tail: bytes 
 
 
 @dataclass
-class Block:
-    """A block: the blobs of its groups; what index and record say follows from them unless it is given."""
+class Frame:
+    """A frame, or the tables of a segment: a blob for each group. Index and record follow from them unless given."""
 
     blobs: list[bytes]
     table_set: int = 0
     reserved: bytes = bytes(7)
-    ahead: bytes = b""  # bytes of the entry that belong to no block
+    ahead: bytes = b""  # bytes of the entry that belong to no frame
     behind: bytes = b""  # bytes after the last blob
     shift: int = 0  # of its position
     longer: int = 0
@@ -54,17 +54,17 @@ class Block:
 
 @dataclass
 class Segment:
-    """A segment: its record, and its blocks by step; 0 is that of the tables."""
+    """A segment: its record, and its frames by step; 0 stands for the tables."""
 
     before: int
     count: int
     left: int
     table_sets: int
     groups: int
-    most: int
-    blocks: dict[int, Block]
+    limit: int
+    frames: dict[int, Frame]
     reserved: bytes = bytes(8)
-    order: list[int] = field(default_factory=list)  # of the blocks, if it is another than it must be
+    order: list[int] = field(default_factory=list)  # of the frames, if it is another than it must be
     record: dict[str, int] = field(default_factory=dict)  # other values in the record
 
 
@@ -73,29 +73,29 @@ class Tier:
     """The exact tier of a file."""
 
     segments: list[Segment]
-    tail: bytes = b""  # after the last block
+    tail: bytes = b""  # after the last frame
     records: bytes = b""  # after that of the last step
 
     def entries(self, start: int) -> dict[str, bytes]:
         """Its entries; the last one begins at byte `start` of the file."""
         segments, data = b"", bytearray()
-        frames: dict[int, bytes] = {}
+        records: dict[int, bytes] = {}
         for segment in self.segments:
             for step in segment.order or [0, *(step for step, _ in ref.frame_order(segment.count))]:
-                block = segment.blocks[step]
-                raw = block.build()
-                data += block.ahead
-                place = (start + len(data) + block.shift) % (1 << 64), len(raw) + block.longer
+                own = segment.frames[step]
+                raw = own.build()
+                data += own.ahead
+                place = (start + len(data) + own.shift) % (1 << 64), len(raw) + own.longer
                 data += raw
                 if step > 0:
-                    frames[segment.before + step] = struct.pack("<QQB7s", *place, block.table_set, block.reserved)
+                    records[segment.before + step] = struct.pack("<QQB7s", *place, own.table_set, own.reserved)
                     continue
-                names = ("before", "count", "left", "table_sets", "groups", "most")
+                names = ("before", "count", "left", "table_sets", "groups", "limit")
                 head = [segment.record.get(name, getattr(segment, name)) for name in names]
                 segments += struct.pack("<6IQQ8s", *head, *place, segment.reserved)
         return {
             ref.SEGMENTS: segments,
-            ref.FRAMES: b"".join(frames[number] for number in sorted(frames)) + self.records,
+            ref.FRAMES: b"".join(records[number] for number in sorted(records)) + self.records,
             ref.DATA_FRAMES: bytes(data) + self.tail,
         }
 
@@ -105,10 +105,10 @@ def parse(file: Any) -> Tier:
     result = []
     for k, s in enumerate(file.segments):
         count = len(file.groups[k])
-        blocks = {}
+        frames = {}
         for step in range(s.count + 1):
             record = file.frames[s.before + step - 1] if step > 0 else s
             blobs = [ref.read_blob(file, record, count, group) for group in range(count)]
-            blocks[step] = Block(blobs, record.table_set if step > 0 else 0)
-        result.append(Segment(s.before, s.count, s.left, s.table_sets, s.groups, s.most, blocks))
+            frames[step] = Frame(blobs, record.table_set if step > 0 else 0)
+        result.append(Segment(s.before, s.count, s.left, s.table_sets, s.groups, s.limit, frames))
     return Tier(result)

@@ -169,7 +169,7 @@ def chain() -> Recipe:
     """As many frames as a step may need: five segments of one step, each from the one before, and L = 1."""
     rows = {name: drift(f"chain {name}", bits(f"chain {name}", 4, "BF16"), 5, 2) for name in ("a", "b")}
     tensors = [Tensor(name, "BF16", [4], own[0]) for name, own in rows.items()]
-    return exact_recipe([1, 2, 3, 4, 5], tensors, Exact(rows, [Plan(1, k, most=1) for k in range(5)]))
+    return exact_recipe([1, 2, 3, 4, 5], tensors, Exact(rows, [Plan(1, k, limit=1) for k in range(5)]))
 
 
 def groups() -> Recipe:
@@ -178,7 +178,7 @@ def groups() -> Recipe:
     sizes = {"a": 4, "b": 6, "c": 1, "d": 3, "e": 30, "f": 2, "g": 4, "h": 2}
     rows = {name: drift(f"groups {name}", bits(name, sizes[name], dtype), 2, 2) for name, dtype in types.items()}
     tensors = [Tensor(name, dtype, [sizes[name]], rows[name][0]) for name, dtype in types.items()]
-    return exact_recipe([1, 2], tensors, Exact(rows, [Plan(2, most=10)]))
+    return exact_recipe([1, 2], tensors, Exact(rows, [Plan(2, limit=10)]))
 
 
 def embedded() -> Recipe:
@@ -290,7 +290,7 @@ def pieces() -> Recipe:
     rows["large"][1][[0, 70000, (1 << 18) - 1]] = [1, 255, 3]
     rows["large"][2][[1, 70000, 200000]] = [1, 254, 9]
     tensors = [Tensor(name, "U8", [len(own[0])], own[0], "stored") for name, own in rows.items()]
-    return exact_recipe([1, 2], tensors, Exact(rows, [Plan(2, most=1 << 18)]), framed=["large"])
+    return exact_recipe([1, 2], tensors, Exact(rows, [Plan(2, limit=1 << 18)]), framed=["large"])
 
 
 def tables() -> Recipe:
@@ -304,7 +304,7 @@ def tables() -> Recipe:
 
 
 def nothing(tensors: Sequence[Any] = ()) -> Recipe:
-    """No segment holds a tensor: no groups, and empty blocks."""
+    """No segment holds a tensor: no groups, and frames of length 0."""
     exact = Exact({}, [Plan(2, table_sets=3), Plan(1, 2)])
     return exact_recipe([1, 2, 7], list(tensors), exact, [(0, AUTO), (7, AUTO)])
 

@@ -149,7 +149,8 @@ class Spoken(ref.Stream):
         """Raw bits."""
         before = self.lanes[self.lane]
         value = super().raw(bits)
-        self.rows.append(f"| {before} | {bits} raw bits: {value} | {self.lanes[self.lane]} |")
+        kind = "raw bit" if bits == 1 else "raw bits"
+        self.rows.append(f"| {before} | {bits} {kind}: {value} | {self.lanes[self.lane]} |")
         return value
 
 
