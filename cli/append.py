@@ -35,7 +35,7 @@ def command(
 
     with relex_codec.open(file) as before:
         steps, size = before.steps, before.container.source.size
-    relex_codec.encoding.append(file, checkpoints, base=base, step=step, output=output, memory=memory, progress=True)
+    relex_codec.append(file, checkpoints, base=base, step=step, output=output, memory=memory, progress=True)
     with relex_codec.open(output or file) as after:
         document = summary(after.container)
     if as_json:

@@ -350,7 +350,7 @@ def test_an_embedded_base_that_differs_from_its_digests(
 SCRIPT = """
 import sys, time
 import relex_codec
-from relex_codec import writer
+from relex_codec.format import writer
 stage, run, base, output = sys.argv[1:]
 calls = 0
 def stop():
