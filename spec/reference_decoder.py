@@ -89,7 +89,7 @@ def elements(shape: Any) -> int:
 
 
 def pieces(n: int) -> Iterator[tuple[int, int]]:
-    """Where the pieces of a stream of n elements start and stop."""
+    """Where the pieces of an array of n elements start and stop."""
     return ((start, min(start + PIECE, n)) for start in range(0, n, PIECE))
 
 
@@ -379,7 +379,7 @@ def spans(f: RelexFile) -> Iterator[tuple[Span, Iterable[int], str]]:
 
 
 def lengths_of(n: int, width: int) -> Iterator[int]:
-    """The lengths of the planes of a stream of n elements; each plane is a piece of its own."""
+    """The lengths of the planes of an array of n elements; each plane is a piece of its own."""
     return (stop - start for start, stop in pieces(n) for _ in range(width))
 
 
@@ -457,7 +457,7 @@ def from_planes(raw: bytes, width: int) -> bytes:
 
 
 def read_bits(f: RelexFile, span: Span, n: int, width: int, entry: str) -> bytes:
-    """A stream of elements in planes."""
+    """An array of elements in planes."""
     return b"".join(from_planes(piece, width) for piece in joined(read(f, span, lengths_of(n, width), entry), width))
 
 
@@ -467,7 +467,7 @@ def joined(planes: Iterator[bytes], width: int) -> Iterator[bytes]:
         yield piece
 
 
-# ---- 7. The streams of a direction ----
+# ---- 7. The arrays of a direction ----
 
 NO_REMAINDER, FLOAT32, WORD = 0, 1, 6
 RADIX = {2: (5, 3, 1), 3: (3, 5, 2), 4: (2, 16, 7), 5: (1, 256, 127)}  # packing: codes a byte, radix, zero
@@ -894,7 +894,7 @@ def restore_part(f: RelexFile, part: Part, number: int, same: bytes, check: bool
 # ---- EXACT.md: 14. Streams of coding 0 ----
 
 LANES_FROM = 1 << 14
-LIST, GAP, MOVE, DENSE, COUNT, BELOW, ABOVE = 0, 1024, 1040, 1056, 1072, 1073, 1074
+LIST, GAP, MOVE, DENSE, MOVED, BELOW, ABOVE = 0, 1024, 1040, 1056, 1072, 1073, 1074
 Words = list[int]  # of a part at one step, by rank
 # Two steps and the near one of them; by rank, the words at both, and the outer movements.
 Interval = namedtuple("Interval", "left right near a b before after")
@@ -1085,7 +1085,7 @@ class Segmented:
     def the_rest(self, stream: Stream, rank: int, quiet: list[bool], result: Words) -> None:
         """Quiet words that moved, from a rank on; `result` has them as they are at the left end."""
         stream.element(0)
-        size, moved = len(result), stream.number(COUNT)
+        size, moved = len(result), stream.number(MOVED)
         require(moved <= sum(quiet[rank:]), "more words moved than are quiet")
         for _ in range(moved):
             require(rank < size, "a gap begins after the last word")

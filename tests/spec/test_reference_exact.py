@@ -64,7 +64,7 @@ def test_contexts_tile_their_numbers() -> None:
     seen += [ref.list_context(d, e, o, 0) for d in range(2, 8) for e in range(16) for o in range(5)]
     seen += [ref.list_context(8 << i, e, 0, 0) for i in range(9) for e in range(16)]
     seen += [first + e for first in (ref.GAP, ref.MOVE, ref.DENSE) for e in range(16)]
-    assert [*seen, ref.COUNT, ref.BELOW, ref.ABOVE] == list(range(1075))
+    assert [*seen, ref.MOVED, ref.BELOW, ref.ABOVE] == list(range(1075))
     assert ref.list_context((1 << 32) - 1, 3, 4, 4) == ref.list_context(2048, 3, 0, 0)
     assert ref.list_context(15, 0, 0, 0) == 880 and ref.list_context(16, 0, 0, 0) == 896
 
@@ -204,7 +204,7 @@ class Dice:
     def number(self, context: int) -> int:
         """A number: a small one where larger ones break rules, else now and then a multiple of 2H or beside it."""
         number = self.rng.choice([0, 0, 1, 2, 5, self.rng.getrandbits(self.rng.randrange(1, 33))])
-        if context == ref.COUNT or ref.GAP <= context < ref.MOVE:
+        if context == ref.MOVED or ref.GAP <= context < ref.MOVE:
             number = self.rng.choice([*[0] * 12, *[1] * 6, 2, 2, number])
         elif self.rng.random() < 0.2:
             number = 2 * (self.rng.randrange(1, 4) << 8 * self.rng.choice([1, 2])) - self.rng.randrange(2)

@@ -77,12 +77,12 @@ def drift(seed: str, start: Bits, count: int, share: int = 3, reach: int = 1, st
 
 
 def pieces_of(elements: Bits) -> Iterator[Bits]:
-    """The pieces of a stream."""
+    """The pieces of an array."""
     return (elements[at : at + ref.PIECE] for at in range(0, len(elements), ref.PIECE))
 
 
 def planes_of(elements: Bits) -> list[bytes]:
-    """The planes of all pieces of a stream."""
+    """The planes of all pieces of an array."""
     return [
         plane.tobytes()
         for piece in pieces_of(np.ascontiguousarray(elements))

@@ -231,7 +231,7 @@ def blobs() -> Iterator[tuple[str, str, Change]]:
 
 def streams_of_w() -> Iterator[tuple[str, str, Change]]:
     """Those in which a stream of `w` is wrong: the first frame is that of step 3; step 1 has a list."""
-    count, gap, move = ref.COUNT, ref.GAP, ref.MOVE
+    count, gap, move = ref.MOVED, ref.GAP, ref.MOVE
     yield "stream-empty", "no stream, but words that differ", stream("w", 1, lambda part, tables, pen: b"")
     yield "stream-state", "a lane that ends with 2", stream("w", 3, ended(2))
     yield "stream-list-state", "a lane that ends with 0", stream("w", 1, ended(0))
@@ -250,7 +250,7 @@ def listed_and(*takes: tuple[int, int]) -> Callable[..., bytes]:
     """The list as it should be, and then other numbers."""
 
     def make(part: Any, tables: Any, pen: Any) -> bytes:
-        at = next(i for i, (_, context, _) in enumerate(pen.takes) if context == ref.COUNT)
+        at = next(i for i, (_, context, _) in enumerate(pen.takes) if context == ref.MOVED)
         pen.takes = pen.takes[:at]
         for context, value in takes:
             pen.number(context, value)
@@ -261,7 +261,7 @@ def listed_and(*takes: tuple[int, int]) -> Callable[..., bytes]:
 
 def others() -> Iterator[tuple[str, str, float, list[tuple[str, str, Change]]]]:
     """Those that are made of other files: source, tensor and step, and what is wrong with them."""
-    one = said((ref.COUNT, 1), (ref.GAP, 2), (ref.MOVE, 5))
+    one = said((ref.MOVED, 1), (ref.GAP, 2), (ref.MOVE, 5))
     yield "exact-small", "w", 3, [("digest", "other bits than the digest says", stream("w", 3, one))]
 
     none, hidden = fixed(ref.SEGMENTS, bytearray.clear), frame(0, 1, behind=b"hidden")

@@ -18,7 +18,7 @@ def streams() -> Recipe:
     """Streams that an encoder would not choose, all with the flat table; the second segment has dense words."""
     one = 0x3F80
     still = [one, one, one]
-    quiet, gap, move, dense = ref.COUNT, ref.GAP + 15, ref.MOVE + 15, ref.DENSE + 15
+    quiet, gap, move, dense = ref.MOVED, ref.GAP + 15, ref.MOVE + 15, ref.DENSE + 15
     turn = 2 * (1 << 16)  # stands for a move of 2H
     made: dict[str, tuple[list[list[int]], dict[int, Callable[..., bytes]]]] = {
         # nothing moves, and a stream says so
@@ -98,8 +98,8 @@ def through_zero(part: Any, tables: Any, pen: Any) -> bytes:
     (x,) = struct.unpack("<Q", rest.stream(tables).ljust(8, b"\0"))
     assert 1 << 32 <= x < 1 << 58
     (_, count, c), (_, gap, s) = pen.takes[:2]
-    assert count == ref.COUNT and gap is not None and c in (2, 3)  # symbols that no raw bits follow
+    assert count == ref.MOVED and gap is not None and c in (2, 3)  # symbols that no raw bits follow
     f, start = frequency(tables, gap, s)
     word = (x >> 32) // f * 4096 + (x >> 32) % f + start
-    first: int = frequency(tables, ref.COUNT, c)[1]
+    first: int = frequency(tables, ref.MOVED, c)[1]
     return first.to_bytes(5, "little") + struct.pack("<II", word, x & 0xFFFFFFFF)

@@ -129,7 +129,7 @@ def say_rest(pen: Pen, part: Any, rank: int, quiet: list[bool], a: Words, x: Wor
     """The quiet words that moved, from a rank on."""
     moved = [r for r in range(rank, len(a)) if quiet[r] and a[r] != x[r]]
     pen.element(0)
-    pen.number(ref.COUNT, len(moved))
+    pen.number(ref.MOVED, len(moved))
     for r in moved:
         pen.number(ref.GAP + part.classes[rank], sum(quiet[rank:r]))
         pen.number(ref.MOVE + part.classes[r], zigzag(short(x[r] - a[r], part.mod)) - 1)
@@ -145,7 +145,7 @@ FAMILIES: list[int] = [
     ref.GAP,
     ref.MOVE,
     ref.DENSE,
-    ref.COUNT,
+    ref.MOVED,
     ref.BELOW,
     ref.ABOVE,
     1075,

@@ -43,7 +43,7 @@ def worked() -> Recipe:
     contexts = bytearray([ref.NO_TABLE] * 1075)
     contexts[:880] = bytes(880)  # short distances: table 0
     contexts[880 : ref.DENSE] = bytes([1] * (ref.DENSE - 880))  # long distances, gaps, moves: table 1
-    contexts[ref.COUNT] = 1
+    contexts[ref.MOVED] = 1
     tables = ref.TableSet(0, bytes(contexts), [[2048, 1024, 512, 512], [64] * 64])
     frames = Exact({"w": rows}, [Plan(3, own=tables)])
     return exact_recipe([10, 20, 30], [Tensor("w", "BF16", [5], start)], frames)
