@@ -125,8 +125,9 @@ class FileReader:
     def _check_version(self, metadata: dict[str, str], version: int) -> None:
         names = metadata["requires"].split(",") if metadata["requires"] else []
         unknown = [name for name in names if name not in f.FEATURES]
-        if version != f.VERSION or metadata["relex_version"] != str(f.VERSION) or unknown:
-            what = f"feature {quote(unknown[0])}" if unknown else f"version {quote(metadata['relex_version'])}"
+        others = {str(version), metadata["relex_version"]} - {str(f.VERSION)}
+        if others or unknown:
+            what = f"feature {quote(unknown[0])}" if unknown else f"version {quote(max(others))}"
             raise Unsupported(
                 f"{self.source.path} needs {what}; install relex-codec {quote(metadata['reader'], 20)} or later"
             )

@@ -74,6 +74,7 @@ def summary(container: FileReader) -> dict[str, Any]:
         "explained_variance": _spread(rows, "explained_variance"),
         "r2": _spread(rows, "r2"),
         "moving": sum(row["kind"] == "moving" for row in rows),
+        "framed": sum(row["kind"] == "framed" for row in rows),
         "tensor_rows": rows,
     }
 
@@ -137,10 +138,7 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
         ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
         ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
         *([("exact", _exact_text(document["exact"]))] if document["exact"] else []),
-        (
-            "tensors",
-            f"{document['tensors']}, of which {document['moving']} move; {document['parameters']:,} parameters",
-        ),
+        ("tensors", _tensors_text(document)),
         ("quality", quality),
         ("bytes", " + ".join(f"{kind} {sizes[kind]:,}" for kind in KINDS) + f" = {sizes['total']:,}"),
         (
@@ -158,6 +156,12 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     width = max(len(name) for name, _ in lines)
     shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
     return shown + ("\n\n" + _tensor_table(document["tensor_rows"]) if tensors else "")
+
+
+def _tensors_text(document: dict[str, Any]) -> str:
+    count = document["framed"]
+    framed = f", {count} {'is' if count == 1 else 'are'} stored step by step" if count else ""
+    return f"{document['tensors']}, of which {document['moving']} move{framed}; {document['parameters']:,} parameters"
 
 
 def _exact_text(exact: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
+from support.commands import cli
 from support.helpers import ELSEWHERE, Tensor, bf16, bits_of, f32, random_bits, write_checkpoint, write_run
 from support.plain import FRAME_ENTRIES, File
 
@@ -195,6 +196,19 @@ def test_appending_is_refused(made: Made, path: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="no exact tier"):
         relex_codec.append(path, [tmp_path / "global_step_20"])
     assert path.read_bytes() == before
+
+
+def test_what_a_user_is_told(path: Path) -> None:
+    done = cli("info", path)
+    assert "\nexact " not in done.stdout
+    assert "12, of which 1 move, 8 are stored step by step; " in done.stdout
+    document = json.loads(cli("info", path, "--json").stdout)
+    assert document["tiers"] == ["line", "track"] and document["exact"] is None
+    entries = File(path).entries
+    assert document["bytes"]["exact"] == sum(len(entries[name]) for name in FRAME_ENTRIES)
+    assert sum(document["bytes"].values()) == 2 * document["bytes"]["total"] == 2 * path.stat().st_size
+    kinds = {row["name"]: (row["kind"], row["origin"]) for row in document["tensor_rows"]}
+    assert kinds["ids"] == ("framed", "base") and kinds["added"] == ("framed", "file")
 
 
 # ---- Other runs ----
