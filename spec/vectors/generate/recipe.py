@@ -27,7 +27,7 @@ Reads = list[tuple[float, str]]
 
 @dataclass
 class Direction:
-    """A direction: line, coefficients, remainder (codes, f32 bits or None), factors (BF16 bits, as the file has them)."""
+    """A direction: line, coefficients, remainder (codes, f32 bits or None), factors (BF16 bits in the file's order)."""
 
     row: Sequence[float]
     packing: str = "ternary"
