@@ -78,6 +78,11 @@ def versions() -> Iterator[tuple[str, Invalid]]:
         ("version-metadata", "version 2 in __metadata__", lambda p: p.metadata.update(relex_version="2", reader="2.0")),
         ("requires", "a feature that no reader knows", feature),
         ("later", "a later version in both places", future),
+        (
+            "later-feature",
+            "a later version that needs a feature",
+            lambda p: [future(p), p.metadata.update(requires="x")],
+        ),
     ):
         yield name, Invalid(reason, change, error="Unsupported")
     rules: list[tuple[str, str, Change]] = [
