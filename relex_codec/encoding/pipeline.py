@@ -76,7 +76,7 @@ class RunEncoder:
     budget: int
     exact: bool
     new_segment: Callable[[], SegmentJob]
-    _segment: SegmentJob | None = None
+    _segment: SegmentJob | None = field(default=None, init=False)
 
     def write(self, base_uri: str | None, progress: bool) -> int:
         """Do everything and return the size of the file.
@@ -173,7 +173,7 @@ class RunEncoder:
         return False
 
     def _without_line(self, tensor: _Tensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
-        """A tensor that no line is drawn through: the same at every step, or in frames."""
+        """A tensor that no line is drawn through: it is the same at every step, or in frames."""
         for piece, lo in enumerate(range(0, info.size, f.PIECE)):
             hi = min(lo + f.PIECE, info.size)
             bits = origin.read(lo, hi)
@@ -196,6 +196,7 @@ class RunEncoder:
             tensor.span = self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
 
     def _with_line(self, tensor: _Tensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+        """A tensor that a line is drawn through, if it moves while it is observed."""
         unit = TensorHistory(self.run, info, origin, self.observed, self.budget, frames.add if frames else None)
 
         def origin_piece(bits: Bits) -> None:
