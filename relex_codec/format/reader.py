@@ -83,8 +83,7 @@ class FileReader:
         source, start = self.source, self._data_start
         header = safetensors_header.load_object(head[WORD:start], error=Corrupt, where=source.path, exact=True)
         metadata = _metadata(header.pop(METADATA, None), source.path)
-        _check_root_entry(header, source.path)
-        root, rows, tail = self._root(head)
+        root, rows, tail = self._root(head, _root_size(header, source.path))
         if source.size < int(root["size"]):
             raise Truncated(f"{source.path} has {source.size} bytes, expected {int(root['size'])}: copy it again")
         if source.size > int(root["size"]):
@@ -98,8 +97,7 @@ class FileReader:
             raise Corrupt(f"{source.path}: the header's metadata lack producer")
         if list(header) != [entry.name for entry in entries]:
             raise Corrupt(f"{source.path}: the header does not list its entries in the order of their data")
-        size = f.ROOT_HEAD.itemsize + len(rows) * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
-        if len(rows) != len(entries) - 1 or entries[0].shape != (size,):
+        if len(rows) != len(entries) - 1:
             raise Corrupt(f"{f.ROOT} lists {len(rows)} entries, the header {len(entries) - 1}")
         if int(root["reserved"]) or int(tail["reserved"]) or rows["reserved"].any() or (rows["coverage"] > 1).any():
             raise Corrupt(f"{f.ROOT}: a reserved field is not zero")
@@ -109,18 +107,19 @@ class FileReader:
         self._checksums = {entry.name: int(row["crc"]) for row, entry in zip(rows, entries[1:], strict=True)}
         return metadata, entries
 
-    def _root(self, head: bytes) -> tuple[np.void, Records, np.void]:
-        """Return head, rows and tail of the root, whose magic and checksum are right."""
-        start, room = self._data_start, f.ROOT_HEAD.itemsize
-        root: np.void = np.frombuffer(self._bytes(head, start, start + room), f.ROOT_HEAD)[0]
+    def _root(self, head: bytes, size: int) -> tuple[np.void, Records, np.void]:
+        """Return head, rows and tail of the root, whose magic, length and checksum are right."""
+        raw = self._bytes(head, self._data_start, self._data_start + size)
+        root: np.void = np.frombuffer(raw, f.ROOT_HEAD, 1)[0]
         if root["magic"].tobytes() != f.MAGIC:
             raise Corrupt(f"{self.source.path} is not a .relex file: {f.ROOT} does not begin with its magic")
-        end = room + int(root["entries"]) * f.ROOT_ROW.itemsize
-        raw = self._bytes(head, start, start + end + f.ROOT_TAIL.itemsize)
+        end = f.ROOT_HEAD.itemsize + int(root["entries"]) * f.ROOT_ROW.itemsize
+        if size != end + f.ROOT_TAIL.itemsize:
+            raise Corrupt(f"{self.source.path}: {f.ROOT} has {size} bytes and lists {int(root['entries'])} entries")
         tail: np.void = np.frombuffer(raw[end:], f.ROOT_TAIL)[0]
         if zlib.crc32(raw[:end]) != int(tail["crc"]):
             raise Corrupt(f"{self.source.path}: the checksum of {f.ROOT} does not match its bytes")
-        return root, np.frombuffer(raw[room:end], f.ROOT_ROW), tail
+        return root, np.frombuffer(raw[f.ROOT_HEAD.itemsize : end], f.ROOT_ROW), tail
 
     def _check_version(self, metadata: dict[str, str], version: int) -> None:
         names = metadata["requires"].split(",") if metadata["requires"] else []
@@ -257,13 +256,16 @@ def _metadata(found: object, path: str) -> dict[str, str]:
     return kept
 
 
-def _check_root_entry(header: dict[str, Any], path: str) -> None:
-    """Check that the root is the first entry, and that its bytes are the first of the data."""
+def _root_size(header: dict[str, Any], path: str) -> int:
+    """Return the bytes of the root, which must be the first entry, at the beginning of the data."""
     fields = header[f.ROOT] if next(iter(header), None) == f.ROOT else None
     if not isinstance(fields, dict):
         raise Corrupt(f"{path}: {f.ROOT} is not the first entry")
     shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    one_dimension = isinstance(shape, list) and len(shape) == 1
-    at_the_start = isinstance(offsets, list) and offsets[:1] == [0] and type(offsets[0]) is int
-    if fields.get("dtype") != "U8" or not one_dimension or not at_the_start:
+    if fields.get("dtype") != "U8" or not isinstance(shape, list) or len(shape) != 1 or offsets != [0, shape[0]]:
         raise Corrupt(f"{path}: {f.ROOT} is not a row of bytes at the beginning of the data")
+    size = shape[0]
+    least = f.ROOT_HEAD.itemsize + f.ROOT_TAIL.itemsize
+    if any(type(value) is not int for value in (size, *offsets)) or size < least:
+        raise Corrupt(f"{path}: {f.ROOT} is {quote(size)} bytes long, expected at least {least}")
+    return int(size)

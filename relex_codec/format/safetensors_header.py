@@ -58,8 +58,8 @@ def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool 
         raise ValueError(f"{name} is not JSON")
 
     def integer(digits: str) -> int | float:
-        if exact and (digits.startswith("-") or not math.isfinite(float(digits))):
-            raise ValueError(f"{quote(digits)} is no number of this format")
+        if exact and not math.isfinite(float(digits)):
+            raise ValueError(f"{quote(digits)} exceeds f64")
         return -0.0 if digits == "-0" else int(digits)  # -0 is no size; the library takes it for a float as well
 
     def real(digits: str) -> float:

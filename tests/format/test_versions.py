@@ -17,6 +17,8 @@ from relex_codec.format.reader import FileReader
 from support.plain import MAGIC, File
 
 Header = dict[str, Any]
+ROOT = 40 + 8 * 12
+"""Bytes of the root of a file with frames."""
 
 
 def parts_of(path: Path) -> tuple[Header, bytes]:
@@ -31,7 +33,7 @@ def built(header: Header, data: bytes, version: int, *, entries: int | None = No
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     head = struct.pack("<Q", len(text)) + text
-    count = len(header) - 2 if entries is None else entries
+    count = (ROOT - 40) // 8 if entries is None else entries
     body = struct.pack("<8sIIQII", MAGIC, version, zlib.crc32(head), len(head) + len(data), count, 7)
     body += data[32 : 32 + 8 * count]
     root = body + struct.pack("<II", zlib.crc32(body), 9)  # reserved fields may mean something in another version
@@ -41,7 +43,7 @@ def built(header: Header, data: bytes, version: int, *, entries: int | None = No
 @pytest.fixture(scope="module")
 def made(zoo_file: Callable[..., Path]) -> tuple[Header, bytes]:
     header, data = parts_of(zoo_file("default"))
-    FileReader(Held(zoo_file("default").read_bytes()))
+    assert FileReader(Held(zoo_file("default").read_bytes())).index.entries["relex.root"].shape == (ROOT,)
     header["__metadata__"] |= {"relex_version": "2", "reader": "3.1.4"}
     return header, data
 
@@ -66,7 +68,7 @@ LATER: dict[str, Callable[[Header], Header]] = {
     "entries in another order": lambda header: (
         {name: header[name] for name in ("__metadata__", "relex.root")} | dict(reversed(header.items()))
     ),
-    "a longer root": lambda header: changed(header, "relex.root", shape=[1000], data_offsets=[0, 1000]),
+    "negative numbers": lambda header: header | {"x": [-1, -0.5, -0.0, {"y": 1e99}]},
 }
 
 
@@ -101,11 +103,16 @@ ALWAYS: dict[str, Callable[[Header], Header]] = {
     "no root": lambda header: without(header, "relex.root") | {"relex.roof": header["relex.root"]},
     "a root that is a number": lambda header: header | {"relex.root": 128},
     "a root of other numbers": lambda header: changed(header, "relex.root", dtype="I8"),
-    "a root of two dimensions": lambda header: changed(header, "relex.root", shape=[8, 16]),
+    "a root of two dimensions": lambda header: changed(header, "relex.root", shape=[8, ROOT // 8]),
     "a root without a shape": lambda header: header | {"relex.root": without(header["relex.root"], "shape")},
-    "a root further on": lambda header: changed(header, "relex.root", data_offsets=[8, 136]),
-    "a root at False": lambda header: changed(header, "relex.root", data_offsets=[False, 128]),
-    "a negative number": lambda header: header | {"x": -1},
+    "a root further on": lambda header: changed(header, "relex.root", data_offsets=[8, ROOT + 8]),
+    "a root at False": lambda header: changed(header, "relex.root", data_offsets=[False, ROOT]),
+    "a longer root": lambda header: changed(header, "relex.root", shape=[1000], data_offsets=[0, 1000]),
+    "a shorter root": lambda header: changed(header, "relex.root", shape=[8], data_offsets=[0, 8]),
+    "a root of half a byte more": lambda header: changed(
+        header, "relex.root", shape=[ROOT + 0.5], data_offsets=[0, ROOT + 0.5]
+    ),
+    "a number that exceeds f64": lambda header: header | {"x": 10**400},
 }
 
 
@@ -136,8 +143,11 @@ def test_checksums_and_lengths_come_before_the_version(made: tuple[Header, bytes
         FileReader(Held(flipped(start + 8)))  # the version itself
     with pytest.raises(Corrupt, match="checksum of the header"):
         FileReader(Held(flipped(good.index(b"3.1.4"))))
-    with pytest.raises(Truncated):
+    with pytest.raises(Corrupt, match="lists 1048576 entries"):
         FileReader(Held(built(header, data, 2, entries=1 << 20)))
+    long = changed(header, "relex.root", shape=[1 << 40], data_offsets=[0, 1 << 40])
+    with pytest.raises(Truncated):
+        FileReader(Held(built(long, data, 2)))
 
 
 def test_version_1_checks_the_rest(made: tuple[Header, bytes], zoo_file: Callable[..., Path]) -> None:
