@@ -1,4 +1,4 @@
-"""Laying out the frames of a file: earlier segments and a new one (FORMAT.md section 13)."""
+"""Laying out the frames of a file: earlier segments and a new one (EXACT.md section 13)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Opening a file and reading its chunks: root, header, tables, data (FORMAT.md sections 2, 3 and 6).
 
-Everything read is checked against its checksum before it is used. Structural rules are in format/index.py.
+Everything read is checked against its checksum before it is used. Structural rules are in format/validate.py.
 """
 
 from __future__ import annotations
