@@ -104,7 +104,7 @@ def uploaded(
 
 
 def _new(decoder: Decoder, wanted: Wanted, device: torch.device) -> torch.Tensor:
-    dtype = decoder.container.index.manifest.tensors[decoder.number(wanted.name)].dtype
+    dtype = decoder.container.index.tensors[decoder.number(wanted.name)].dtype
     return torch.empty(wanted.shape, dtype=DTYPES[dtype], device=device)
 
 
@@ -114,7 +114,7 @@ def _batches(
     """Read everything, in the order of `wanted`; an empty tensor is a batch of nothing."""
     for i, (name, box, _) in enumerate(wanted):
         number = decoder.number(name)
-        tensor = decoder.container.index.manifest.tensors[number]
+        tensor = decoder.container.index.tensors[number]
         found = windows(tensor.shape, box)
         linear = [read for read in reads if decoder.is_linear(number, read[1])]
         if not found:
@@ -138,7 +138,7 @@ def _decode(
     place: Place,
     prepare: Prepare,
 ) -> None:
-    tensor = decoder.container.index.manifest.tensors[decoder.number(wanted.name)]
+    tensor = decoder.container.index.tensors[decoder.number(wanted.name)]
     count = len(windows(tensor.shape, wanted.box))
     if batch.bits is not None:
         whole = outs[batch.read].view(count, -1)[batch.window]

@@ -48,7 +48,9 @@ class Wanted(NamedTuple):
 
 def reads_base(index: Index, wanted: Iterable[Wanted], use_embedded: bool) -> bool:
     """Tell whether any of `wanted` needs the base, which then must be open to plan for it."""
-    return any(not holds_origin(index, one.number, use_embedded) and _has_origin(index, one) for one in wanted)
+    return any(
+        not holds_origin(index, one.number, use_embedded) and any(hi > lo for lo, hi in one.spans) for one in wanted
+    )
 
 
 def needs(
@@ -69,27 +71,21 @@ def needs(
     seen: set[Need] = set()
     """Blobs, which are kept after they were read for one tensor."""
     for one in wanted:
-        record = index.tensors[one.number]
-        size = index.manifest.tensors[one.number].size
-        series = record["kind"] == f.EXACT_SERIES and (one.tier != "base" or not _has_origin(index, one))
-        moving = record["kind"] == f.MOVING and one.tier in ("line", "track")
+        tensor = index.tensors[one.number]
+        framed = one.tier == "exact" or (one.tier != "base" and tensor.kind == f.FRAMED)
+        moving = tensor.kind == f.MOVING and one.tier in ("line", "track")
         position = max(1, int(np.searchsorted(index.steps, one.step, side="right")))
         first = True
-        for start, end in _batches(one.spans, size):
-            if one.tier == "exact" or (series and index.has_exact):
+        for start, end in _batches(one.spans, tensor.size):
+            if framed:
                 opened = exact()
                 parts = opened.pieces(one.number, start // f.PIECE, -(-end // f.PIECE))
                 blobs = {Need(None, a, b) for a, b in opened.ranges_of(opened.blobs_of(parts, position))} - seen
                 seen |= blobs
                 yield from sorted(blobs)
-                yield from _origin(index, one.number, start, end, use_embedded, base)
-            elif series:
-                width = ITEMSIZE[index.manifest.tensors[one.number].dtype]
-                yield from _chunks(index, _slice(index.series_parts(one.number, position - 1), start, end, width))
-            else:
-                yield from _origin(index, one.number, start, end, use_embedded, base)
-                if moving:
-                    yield from _directions(index, one.number, start, end, first)
+            yield from _origin(index, one.number, start, end, use_embedded, base)
+            if moving:
+                yield from _directions(index, one.number, start, end, first)
             first = False
 
 
@@ -109,11 +105,9 @@ def _batches(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int,
 
 
 def _directions(index: Index, number: int, start: int, end: int, first: bool) -> Iterator[Need]:
-    record = index.tensors[number]
-    tensor = index.manifest.tensors[number]
+    tensor = index.tensors[number]
     parts: list[Part] = []
-    for j in range(int(record["directions"])):
-        direction = int(record["first"]) + j
+    for direction in tensor.directions:
         planes = f.PACKINGS[int(index.directions[direction]["packing"])].planes
         factors, remainder = index.direction_parts(tensor, direction)
         parts += (factors if first else []) + _slice(remainder, start, end, planes)
@@ -123,10 +117,10 @@ def _directions(index: Index, number: int, start: int, end: int, first: bool) ->
 def _origin(
     index: Index, number: int, start: int, end: int, use_embedded: bool, base: Mapping[str, TensorInFile]
 ) -> Iterator[Need]:
-    tensor = index.manifest.tensors[number]
+    tensor = index.tensors[number]
     width = ITEMSIZE[tensor.origin_dtype]
     if holds_origin(index, number, use_embedded):
-        yield from _chunks(index, _slice(index.origin_parts(number), start, end, width))
+        yield from _chunks(index, _slice(index.origin_parts(tensor), start, end, width))
     elif end > start:
         info = base[tensor.name]
         yield Need(info.shard, info.begin + start * width, info.begin + end * width)
@@ -134,17 +128,8 @@ def _origin(
 
 def holds_origin(index: Index, number: int, use_embedded: bool) -> bool:
     """Tell whether the origin of a tensor is read from the file itself."""
-    return index.holds_origin(number) and (use_embedded or index.tensors[number]["origin"] == f.STORED)
-
-
-def _has_origin(index: Index, one: Wanted) -> bool:
-    """Whether a read looks at the origin: a series without the exact tier has steps of its own."""
-    record = index.tensors[one.number]
-    if record["origin"] == f.NO_ORIGIN:
-        return False
-    return any(hi > lo for lo, hi in one.spans) and (
-        record["kind"] != f.EXACT_SERIES or index.has_exact or one.tier == "base"
-    )
+    tensor = index.tensors[number]
+    return tensor.origin_held and (use_embedded or tensor.origin == f.STORED)
 
 
 def _slice(parts: list[Part], start: int, end: int, planes: int) -> list[Part]:

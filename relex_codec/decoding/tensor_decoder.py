@@ -82,7 +82,7 @@ class Decoder:
         prepare: Prepare = host_kernel,
     ) -> None:
         self.container, self._base, self._use_embedded, self._prepare = container, base, use_embedded, prepare
-        self.numbers = {tensor.name: i for i, tensor in enumerate(container.index.manifest.tensors)}
+        self.numbers = {tensor.name: tensor.number for tensor in container.index.tensors}
         self._exact: ExactTier | None = None
         self._lock = threading.Lock()
         self.plans = Plans()
@@ -136,7 +136,7 @@ class Decoder:
         Args:
             tier: as `choose_tier` returns it.
         """
-        hi = self.container.index.manifest.tensors[self.number(name)].size if hi is None else hi
+        hi = self.container.index.tensors[self.number(name)].size if hi is None else hi
         return self.read_window(name, [(step, tier)], flat(lo, hi))[0].reshape(-1)
 
     def read_window(self, name: str, reads: Sequence[Read], window: Window) -> list[Bits]:
@@ -145,7 +145,7 @@ class Decoder:
         Origin and codes are read once for all steps.
         """
         number = self.number(name)
-        dtype = bits_dtype(self.container.index.manifest.tensors[number].dtype)
+        dtype = bits_dtype(self.container.index.tensors[number].dtype)
         outs: list[Bits] = [np.empty((window.rows, window.columns), dtype) for _ in reads]
         linear = [i for i, read in enumerate(reads) if self.is_linear(number, read[1])]
         if linear:
@@ -162,12 +162,11 @@ class Decoder:
 
     def is_linear(self, number: int, tier: str) -> bool:
         """Whether a tensor is decoded by a kernel in a tier."""
-        return bool(self.container.index.tensors[number]["kind"] == f.MOVING) and tier in LINEAR
+        return self.container.index.tensors[number].kind == f.MOVING and tier in LINEAR
 
     def directions(self, number: int) -> range:
         """Numbers of a tensor's directions."""
-        record = self.container.index.tensors[number]
-        return range(int(record["first"]), int(record["first"]) + int(record["directions"]))
+        return self.container.index.tensors[number].directions
 
     def coefficients(self, number: int, reads: Sequence[Read]) -> F32:
         """Return g of each direction of a ``moving`` tensor at each of some steps, float32 [S, k]."""
@@ -182,24 +181,17 @@ class Decoder:
         return row
 
     def _copy(self, number: int, step: float, tier: str, window: Window, out: Bits) -> None:
-        """Fill `out` from what needs no arithmetic: origin, series, exact tier."""
-        index = self.container.index
-        record, tensor = index.tensors[number], index.manifest.tensors[number]
-        series = record["kind"] == f.EXACT_SERIES and not (tier == "base" and record["origin"] != f.NO_ORIGIN)
+        """Fill `out` from what needs no arithmetic: origin, frames."""
+        framed = tier == "exact" or (tier != "base" and self.container.index.tensors[number].kind == f.FRAMED)
         for start, end in self._batches(number, window):
-            if tier == "exact" or (series and index.has_exact):
+            if framed:
                 self._restore(number, self._at_or_before(step), start, end, window, out)
-                continue
-            if series:
-                parts = index.series_parts(number, self._at_or_before(step) - 1)
-                found = self._elements(parts, tensor.dtype, start, end)
             else:
-                found = self._convert(self.origin(number, start, end), number)
-            copy_window(window, start, found, out)
+                copy_window(window, start, self._convert(self.origin(number, start, end), number), out)
 
     def _batches(self, number: int, window: Window) -> Iterator[tuple[int, int]]:
         """Yield ranges of elements, of whole pieces, that hold a window; each fits the memory for a batch."""
-        size = self.container.index.manifest.tensors[number].size
+        size = self.container.index.tensors[number].size
         for low, high in pieces(window):
             for piece in range(low, high, BATCH):
                 yield piece * f.PIECE, min(min(piece + BATCH, high) * f.PIECE, size)
@@ -229,7 +221,7 @@ class Decoder:
             factors: those of the tensor's directions, where they are known.
             allocate: memory for origin and codes.
         """
-        tensor = self.container.index.manifest.tensors[number]
+        tensor = self.container.index.tensors[number]
         origin = self.origin(number, start, end, allocate=allocate)
         directions = self._directions(number, start, end, factors, allocate)
         at = window.row * window.width + window.column - start
@@ -242,7 +234,7 @@ class Decoder:
         self, number: int, start: int, end: int, factors: Sequence[Factors | None], allocate: Allocate
     ) -> list[PackedDirection]:
         index = self.container.index
-        tensor = index.manifest.tensors[number]
+        tensor = index.tensors[number]
         low, high = start // f.PIECE, -(-end // f.PIECE)
         rows = [index.directions[d] for d in self.directions(number)]
         packings = [f.PACKINGS[int(row["packing"])] for row in rows]
@@ -270,13 +262,13 @@ class Decoder:
             for row, stream in zip(rows, streams, strict=True)
         ]
         return [
-            PackedDirection(pairs, packing, codes, np.float32(row["step"]), np.float32(row["shift"]))
+            PackedDirection(pairs, packing, codes, np.float32(row["scale"]), np.float32(row["shift"]))
             for pairs, packing, codes, row in zip(known, packings, packed, rows, strict=True)
         ]
 
     def _factors(self, number: int, rank: int, stream: Bytes) -> Factors:
         """Factors from the raw bytes of all their pieces."""
-        shape = self.container.index.manifest.tensors[number].shape
+        shape = self.container.index.tensors[number].shape
         raw = [stream[at : at + 2 * f.PIECE] for at in range(0, len(stream), 2 * f.PIECE)]
         return from_stream(np.concatenate([from_planes(planes, np.uint16) for planes in raw]), shape, rank)
 
@@ -293,16 +285,16 @@ class Decoder:
 
     def check_piece(self, number: int, piece: int, packing: f.Packing, raw: Bytes) -> None:
         """Check the codes of one piece of a tensor; the message names it."""
-        tensor = self.container.index.manifest.tensors[number]
+        tensor = self.container.index.tensors[number]
         try:
             check_codes(raw, min(f.PIECE, tensor.size - piece * f.PIECE), packing)
         except Corrupt as error:
             raise Corrupt(f"{self.container.source.path}: tensor {quote(tensor.name)}: {error}") from None
 
-    # -- origins, series, the exact tier -----------------------------------------------------------------------------
+    # -- origins, frames -----------------------------------------------------------------------------
 
     def _convert(self, bits: Bits, number: int) -> Bits:
-        tensor = self.container.index.manifest.tensors[number]
+        tensor = self.container.index.tensors[number]
         if tensor.dtype == tensor.origin_dtype:
             return bits
         return from_float32(to_float32(bits, tensor.origin_dtype), tensor.dtype)
@@ -312,12 +304,12 @@ class Decoder:
     ) -> Bits:
         """Bits of whole pieces of the origin; checked, unless the caller checks what is made of them."""
         index = self.container.index
-        tensor = index.manifest.tensors[number]
+        tensor = index.tensors[number]
         dtype = bits_dtype(tensor.origin_dtype)
         out: Bits | None = None if allocate is None else allocate((end - start) * dtype.itemsize).view(dtype)
-        if not index.holds_origin(number) or (index.tensors[number]["origin"] == f.IN_BASE and not self._use_embedded):
+        if not tensor.origin_held or (tensor.origin == f.IN_BASE and not self._use_embedded):
             return self._base().read(tensor.name, start, end, check=check, out=out)
-        bits = self._elements(index.origin_parts(number), tensor.origin_dtype, start, end)
+        bits = self._elements(index.origin_parts(tensor), tensor.origin_dtype, start, end)
         if check:
             self._check_digests(number, bits, start // f.PIECE)
         if out is None:
@@ -375,19 +367,17 @@ class Decoder:
 
     def check_stored(self, number: int, start: int, end: int) -> None:
         """Read whole pieces of an origin that the file holds, and check them."""
-        index = self.container.index
-        dtype = index.manifest.tensors[number].origin_dtype
-        self._check_digests(number, self._elements(index.origin_parts(number), dtype, start, end), start // f.PIECE)
+        tensor = self.container.index.tensors[number]
+        parts = self.container.index.origin_parts(tensor)
+        self._check_digests(number, self._elements(parts, tensor.origin_dtype, start, end), start // f.PIECE)
 
     def _check_digests(self, number: int, bits: Bits, first: int) -> None:
         """Check whole pieces of an embedded origin, from piece `first` on; there is no digest of a stored one."""
         index = self.container.index
-        record = index.tensors[number]
-        if record["origin"] != f.IN_BASE:
-            return
-        for i, start in enumerate(range(0, len(bits), f.PIECE), int(record["digest"]) + first):
+        tensor = index.tensors[number]
+        for i, start in zip(tensor.digests[first:], range(0, len(bits), f.PIECE), strict=False):
             if digest(bits[start : start + f.PIECE]) != index.digests[i].tobytes():
-                name = quote(index.manifest.tensors[number].name)
+                name = quote(tensor.name)
                 raise Corrupt(f"{self.container.source.path}: embedded tensor {name} differs from its digest")
 
 

@@ -49,7 +49,7 @@ def read_bits(
         BaseMismatch: the base is not the one that the run was encoded against.
         Corrupt, Truncated: the file is damaged.
     """
-    entries = decoder.container.index.manifest.tensors
+    entries = decoder.container.index.tensors
     parts = [(name, windows(entries[decoder.number(name)].shape, box)) for name, box, _ in wanted]
     with reading_ahead(decoder, base, parts, reads):
         for (name, found), (_, _, shape) in zip(parts, wanted, strict=True):
@@ -72,7 +72,7 @@ def read_tensors(
     device: Any,
 ) -> Iterator[list[torch.Tensor]]:
     """Yield each wanted box as a tensor on a device at each of some steps; otherwise as `read_bits`."""
-    entries = decoder.container.index.manifest.tensors
+    entries = decoder.container.index.tensors
     if is_host(device):
         from relex_codec.core.torch_dtypes import as_tensor
 

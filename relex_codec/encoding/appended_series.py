@@ -116,8 +116,8 @@ class EmbeddedBase(TensorReader):
         self.side_files = [file.name for file in manifest.files]
         self.tensors = {
             tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard)
-            for record, tensor in zip(index.tensors, manifest.tensors, strict=True)
-            if record["origin"] == f.IN_BASE
+            for tensor in index.tensors
+            if tensor.origin == f.IN_BASE
         }
         self._decoder = decoder
 

@@ -117,16 +117,16 @@ class Resident:
         index = decoder.container.index
         for name, (box, shape) in boxes.items():
             number = decoder.number(name)
-            record, tensor = index.tensors[number], index.manifest.tensors[number]
+            tensor = index.tensors[number]
             found = windows(tensor.shape, box)
-            if record["kind"] == f.MOVING:
+            if tensor.kind == f.MOVING:
                 jobs = [self._job(decoder, number, window, place) for window in found]
                 yield name, _Held(tensor.dtype, shape, number, jobs, [])
                 continue
 
             def read(name: str, step: float, tier: str, found: list[Window] = found) -> Bits:
                 bits = [decoder.read_window(name, [(step, tier)], window)[0].reshape(-1) for window in found]
-                dtype = bits_dtype(index.manifest.tensors[decoder.number(name)].dtype)
+                dtype = bits_dtype(index.tensors[decoder.number(name)].dtype)
                 return np.concatenate([np.empty(0, dtype), *bits])
 
             values: list[tuple[float, torch.Tensor]] = []
@@ -136,13 +136,13 @@ class Resident:
                 if (there := whole.tobytes()) != last or not values:
                     values.append((step, as_tensor(whole, tensor.dtype, shape)))
                     last = there
-                if len(values) * whole.nbytes > max(SERIES_LIMIT, 2 * whole.nbytes):
+                if len(values) * whole.nbytes > max(FRAMED_LIMIT, 2 * whole.nbytes):
                     raise InvalidArgument(
                         f"{quote(name)} is stored step by step, and changes too often for a run to be resident with "
                         "it: use Run.state_dict"
                     )
             base = None
-            if record["kind"] == f.EXACT_SERIES and record["origin"] != f.NO_ORIGIN:
+            if tensor.kind == f.FRAMED:
                 base = as_tensor(read(name, 0.0, "base"), tensor.dtype, shape)
             yield name, _Held(tensor.dtype, shape, -1, [], values, base)
 
@@ -150,14 +150,14 @@ class Resident:
     def _changes(decoder: Decoder, number: int) -> list[float]:
         """Steps at which a tensor that no kernel decodes may become another, the first one included."""
         index = decoder.container.index
-        if index.tensors[number]["kind"] != f.EXACT_SERIES:
+        if index.tensors[number].kind != f.FRAMED:
             return [0.0]
         return [float(step) for step in index.steps]
 
     def _job(self, decoder: Decoder, number: int, window: Window, place: Place) -> DecodeJob:
         """Everything that decoding a window takes, in host memory; of the origin no more than the window."""
         runs = list(pieces(window))
-        size = decoder.container.index.manifest.tensors[number].size
+        size = decoder.container.index.tensors[number].size
         start, end = runs[0][0] * f.PIECE, min(runs[-1][1] * f.PIECE, size)
         job = decoder.job(number, window, start, end, allocate=place.allocate)
         begin = window.row * window.width + window.column
@@ -259,9 +259,8 @@ class Resident:
         for name in names:
             held = self._held[name]
             if held.jobs and linear:
-                first = int(index.tensors[held.number]["first"])
-                rows = [(index.directions[d], partial(self._rows.__getitem__, d))
-                        for d in range(first, first + len(held.jobs[0].directions))]  # fmt: skip
+                directions = index.tensors[held.number].directions
+                rows = [(index.directions[d], partial(self._rows.__getitem__, d)) for d in directions]
                 found[name] = np.array(
                     [[coefficient(record, row, index.steps, *read) for record, row in rows] for read in linear],
                     np.float32,
@@ -337,7 +336,7 @@ class Resident:
         return tensor
 
 
-SERIES_LIMIT: Final = 1 << 20
+FRAMED_LIMIT: Final = 1 << 20
 """Bytes that a tensor which is stored step by step may always take."""
 
 

@@ -10,6 +10,7 @@ from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 
@@ -43,22 +44,18 @@ def check_exact(decoder: Decoder, count: int, on_bytes: Callable[[int], Any]) ->
 def _check_entries(decoder: Decoder) -> None:
     container, index = decoder.container, decoder.container.index
     for entry in index.entries.values():
-        if entry.name not in f.ENTRIES and entry.name not in f.EXACT_ENTRIES:
+        if entry.name not in f.ENTRIES and entry.name not in f.FRAME_ENTRIES:
             container.check_entry(entry)
     for direction in range(len(index.directions)):
         container.coefficients(direction)
-    for number, record in enumerate(index.tensors):
-        if record["kind"] == f.MOVING:
-            for direction in decoder.directions(number):
-                _check_direction(decoder, number, direction)
-        elif record["kind"] == f.EXACT_SERIES and not index.has_exact:
-            for parts in index.distinct_series(number):
-                _check_parts(decoder, parts)
-        if index.holds_origin(number):
-            _check_origin(decoder, number)
+    for tensor in index.tensors:
+        for direction in tensor.directions:
+            _check_direction(decoder, tensor, direction)
+        if tensor.origin_held:
+            _check_origin(decoder, tensor)
     for i in range(len(index.manifest.files)):
         _check_parts(decoder, index.file_parts(i))
-    if index.has_exact:
+    if index.has_frames:
         for keys in decoder.exact.all_blobs():
             for i in range(0, len(keys), BATCH):
                 decoder.exact.fetch(keys[i : i + BATCH])
@@ -69,9 +66,8 @@ def _check_parts(decoder: Decoder, parts: list[Part]) -> None:
         decoder.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
 
 
-def _check_direction(decoder: Decoder, number: int, direction: int) -> None:
+def _check_direction(decoder: Decoder, tensor: TensorRecord, direction: int) -> None:
     index = decoder.container.index
-    tensor = index.manifest.tensors[number]
     factors, parts = index.direction_parts(tensor, direction)
     packing = f.PACKINGS[int(index.directions[direction]["packing"])]
     planes = packing.planes
@@ -79,10 +75,11 @@ def _check_direction(decoder: Decoder, number: int, direction: int) -> None:
     _check_parts(decoder, factors)
     for i in range(0, len(parts), BATCH * planes or 1):
         raw = decoder.pieces_of(parts[i : i + BATCH * planes], planes)
-        parallel_map(lambda one: decoder.check_piece(number, one[0], packing, one[1]), enumerate(raw, i // planes))
+        parallel_map(
+            lambda one: decoder.check_piece(tensor.number, one[0], packing, one[1]), enumerate(raw, i // planes)
+        )
 
 
-def _check_origin(decoder: Decoder, number: int) -> None:
-    size = decoder.container.index.manifest.tensors[number].size
-    for start in range(0, size, BATCH * f.PIECE):
-        decoder.check_stored(number, start, min(start + BATCH * f.PIECE, size))
+def _check_origin(decoder: Decoder, tensor: TensorRecord) -> None:
+    for start in range(0, tensor.size, BATCH * f.PIECE):
+        decoder.check_stored(tensor.number, start, min(start + BATCH * f.PIECE, tensor.size))

@@ -213,7 +213,7 @@ def test_nothing_is_read_again(zoo_file: Zoo, zoo_run: Made, monkeypatch: pytest
 
 
 def test_a_tensor_that_changes_too_often(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "SERIES_LIMIT", 7)
+    monkeypatch.setattr(resident, "FRAMED_LIMIT", 7)
     with relex_codec.open(zoo_file("raw")) as run, pytest.raises(InvalidArgument, match="step by step"):
         run.resident()
 

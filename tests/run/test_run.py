@@ -89,7 +89,7 @@ def test_step_0_is_the_base_itself_even_if_the_run_has_a_step_0(tmp_path: Path) 
         assert (run._reader.bits("w", 0, "track") != start[1].reshape(-1)).any()
 
 
-def test_a_series_gives_the_last_stored_step(zoo_run: Made, zoo_file: Zoo) -> None:
+def test_what_is_stored_step_by_step_is_that_of_the_last_stored_step(zoo_run: Made, zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
         for step, stored in ((1, 1), (8.9, 5), (9, 9), (13, 9), (23, 23), (9999, 23), (0.5, 1)):
             for name in ("batches_seen", "added_counter"):
