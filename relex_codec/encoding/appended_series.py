@@ -10,7 +10,9 @@ from relex_codec.checkpoints.checkpoint import Checkpoint, TensorInfo
 from relex_codec.checkpoints.series import CheckpointSeries
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.text import quote
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.stored_pieces import embedded_file
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import TensorEntry
@@ -30,7 +32,7 @@ class AppendedSeries(CheckpointSeries):
         InvalidArgument: their steps do not come after those of the file.
     """
 
-    def __init__(self, decoder: Decoder, further: CheckpointSeries) -> None:
+    def __init__(self, decoder: TensorDecoder, further: CheckpointSeries) -> None:
         index = decoder.container.index
         self._decoder, self._further = decoder, further
         self._old = len(index.steps)
@@ -81,7 +83,8 @@ class AppendedSeries(CheckpointSeries):
 
     def restored(self, name: str, index: int, lo: int, hi: int) -> Bits:
         """Return the bits of elements lo .. hi at step number `index`, from 0 on, of the file."""
-        return self._decoder.read(name, float(self.steps[index]), "exact", lo, hi)
+        tensor = self._decoder.container.index.tensor(name)
+        return self._decoder.read(tensor, StepTier(float(self.steps[index]), "exact"), lo, hi)
 
     def _restore(self, name: str, lo: int, out: Bits) -> None:
         from relex_codec.exact.replay import replay_parts
@@ -90,7 +93,7 @@ class AppendedSeries(CheckpointSeries):
             return
         tier = self._decoder.exact
         hi = lo + out.shape[1]
-        for part in tier.pieces(self._decoder.number(name), lo // f.PIECE, -(-hi // f.PIECE)):
+        for part in tier.pieces(self._decoder.container.index.tensor(name).number, lo // f.PIECE, -(-hi // f.PIECE)):
             start = part.piece * f.PIECE
             a, b = max(lo, start), min(hi, start + part.elements)
             found = replay_parts(tier, [part], range(1, len(out) + 1), self._decoder.part_origin)
@@ -117,7 +120,7 @@ class _Restored(Checkpoint):
 class EmbeddedBase(Checkpoint):
     """The base that a file embeds, as a checkpoint."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: TensorDecoder) -> None:
         self._decoder = decoder
         index = decoder.container.index
         manifest = index.manifest
@@ -134,11 +137,14 @@ class EmbeddedBase(Checkpoint):
         """Fill `out`, one-dimensional, with the bits from element `lo` on."""
         hi = lo + out.size
         start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, self.tensors[name].size)
-        out[:] = self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
+        tensor = self._decoder.container.index.tensor(name)
+        out[:] = self._decoder.origins.read_span(tensor, start, end)[lo - start : hi - start]
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`."""
-        return (b"".join(self._decoder.read_file(self.side_files.index(name))) for name in names)
+        return (
+            b"".join(embedded_file(self._decoder.container, self.side_files.index(name))) for name in names
+        )
 
 
 def _bytes(tensor: TensorEntry) -> int:

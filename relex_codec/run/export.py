@@ -6,17 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from relex_codec.checkpoints.checkpoint import Checkpoint
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.stored_pieces import embedded_file
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.format.manifest import Manifest, TensorEntry
 from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike
 
-Base = Callable[[], Checkpoint]
-"""Gives the base, where its other files come from."""
 Weights = Callable[[Sequence[TensorEntry]], Iterator[memoryview]]
 """Gives the bytes of tensors, one after another."""
 
@@ -66,14 +64,13 @@ def index_file(manifest: Manifest, shards: Iterable[Shard]) -> bytes:
 class SideFiles:
     """The base's files that are no weights (configuration, tokenizer): the embedded ones, or those of a base elsewhere.
 
-    Args:
-        base: None for the embedded ones. It is called when something is asked for, not before: where the base is not
-            reached, the weights that do not need it can still be read.
+    That base is opened when something is asked for, not before: where it is not reached, the weights that do not need
+    it can still be read.
     """
 
-    def __init__(self, decoder: Decoder, base: Base | None) -> None:
-        self._decoder, self._base = decoder, base
-        self._embedded = {} if base else {file.name: file for file in decoder.container.index.manifest.files}
+    def __init__(self, decoder: TensorDecoder) -> None:
+        self._container, self._base = decoder.container, decoder.base.side_files()
+        self._embedded = {} if self._base else {file.name: file for file in self._container.index.manifest.files}
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each by name, without reading them."""
@@ -84,14 +81,14 @@ class SideFiles:
     def read(self, name: str) -> bytes:
         """Return the bytes of one that exists."""
         if self._base is None:
-            return b"".join(self._decoder.read_file(list(self._embedded).index(name)))
+            return b"".join(embedded_file(self._container, list(self._embedded).index(name)))
         return self._base().read_file(name)
 
     def read_all(self) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Yield name and content of each; those of a remote base are read at the same time."""
         if self._base is None:
             for i, name in enumerate(self._embedded):
-                yield name, self._decoder.read_file(i)
+                yield name, embedded_file(self._container, i)
             return
         base = self._base()
         names = [name for name in base.side_files if file_allowed(name)]
@@ -99,16 +96,12 @@ class SideFiles:
             yield name, [data]
 
 
-def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) -> Iterator[tuple[str, Iterable[bytes]]]:
-    """Yield name and content of each file that is no weights: the index, and the base's other files.
-
-    Args:
-        base: None for the embedded ones.
-    """
+def other_files(decoder: TensorDecoder, shards: Iterable[Shard]) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Yield name and content of each file that is no weights: the index, and the base's other files."""
     manifest = decoder.container.index.manifest
     if manifest.indexed:
         yield INDEX, [index_file(manifest, shards)]
-    yield from SideFiles(decoder, base).read_all()
+    yield from SideFiles(decoder).read_all()
 
 
 def completing_last(
@@ -129,10 +122,9 @@ def completing_last(
 
 
 def export(
-    decoder: Decoder,
+    decoder: TensorDecoder,
     output: PathLike,
     weights: Weights,
-    base: Base | None,
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
 ) -> None:
@@ -143,7 +135,6 @@ def export(
 
     Args:
         weights: called when the directory can be written.
-        base: where the base's other files come from; None for the embedded ones.
         on_bytes: called with the bytes of each tensor when it is written.
         storage_options: for fsspec, if `output` is a URL.
 
@@ -160,7 +151,7 @@ def export(
                 for tensor, values in zip(shard.tensors, found, strict=False):  # as many as the shard has
                     out.write(values)
                     on_bytes(nbytes(tensor))
-        for name, content in completing_last(manifest, other_files(decoder, shards, base)):
+        for name, content in completing_last(manifest, other_files(decoder, shards)):
             with directory.file(name) as out:
                 for data in content:
                     out.write(data)

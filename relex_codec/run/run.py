@@ -11,19 +11,16 @@ from tqdm import tqdm
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.indexing import TensorIndex, box_of
+from relex_codec.core.indexing import TensorIndex
 from relex_codec.core.text import quote
-from relex_codec.decoding.base_locator import FileBase
-from relex_codec.decoding.reading import reading_ahead, replay_plan
-from relex_codec.decoding.tensor_decoder import Decoder, Read
-from relex_codec.decoding.tensors import Wanted, read_bits, read_tensors, read_weights
-from relex_codec.decoding.tiers import as_step, choose_tier
+from relex_codec.decoding.base_locator import BaseLocator
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tensors import box_at, plan_boxes, read_bits, read_tensors, read_weights
+from relex_codec.decoding.tiers import StepTier, as_step, choose_tier
 from relex_codec.errors import InvalidArgument
-from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.reader import FileReader
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.dispatch import device_kernel, is_host
-from relex_codec.kernels.interface import flat
-from relex_codec.kernels.windows import windows
 from relex_codec.storage.hub.paths import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
@@ -64,8 +61,7 @@ class Run:
             self._container = FileReader(self._source)
         self.path = self._source.path
         self._options = storage_options
-        self._base = FileBase(self._container, base, storage_options)
-        self._decoder = Decoder(self._container, self.base_reader, use_embedded=base is None)
+        self._decoder = TensorDecoder(self._container, BaseLocator(self._container, base, storage_options))
 
     def __enter__(self) -> Run:
         return self
@@ -88,22 +84,22 @@ class Run:
         return self._container
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> TensorDecoder:
         """Reads tensors as bits."""
         return self._decoder
 
     @property
     def base_embedded(self) -> bool:
         """Whether the base is what the file embeds: the caller named no other."""
-        return self._base.is_embedded
+        return self._decoder.base.is_embedded
 
     def base_reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one."""
-        return self._base.reader()
+        return self._decoder.base.reader()
 
     def side_files(self) -> SideFiles:
         """Return the base's files that are no weights, which every step has as they are."""
-        return SideFiles(self._decoder, self._base.side_files())
+        return SideFiles(self._decoder)
 
     @property
     def steps(self) -> list[int]:
@@ -119,17 +115,20 @@ class Run:
         """Names of the tensors, in the file's order."""
         return [tensor.name for tensor in self._container.index.manifest.tensors]
 
-    def entry(self, name: str) -> TensorEntry:
+    def entry(self, name: str) -> TensorRecord:
         """Return name, dtype and shape of a tensor.
 
         Raises:
             InvalidArgument: there is no such tensor.
         """
-        return self._container.index.manifest.tensors[self._decoder.number(name)]
+        return self._container.index.tensor(name)
 
     def tier(self, step: float, tier: str = "auto") -> str:
         """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``."""
         return choose_tier(self._container, as_step(step), tier)
+
+    def _step_tier(self, step: float, tier: str) -> StepTier:
+        return StepTier(float(step), self.tier(step, tier))
 
     def bits(self, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Bits:
         """Return elements lo .. hi (default: all) of a tensor at a step as unsigned integers, one-dimensional.
@@ -137,24 +136,18 @@ class Run:
         Raises:
             InvalidArgument: the tensor has no such elements; and as `tensor`.
         """
-        read = (float(step), self.tier(step, tier))
-        size = self.entry(name).size
-        hi = size if hi is None else hi
-        if not 0 <= lo <= hi <= size:
-            raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {size}")
-        window = flat(lo, hi)
-        with reading_ahead(self._decoder, self.base_reader, [(name, [window])], [read]):
-            return self._decoder.read_window(name, [read], window)[0].reshape(-1)
+        tensor = self.entry(name)
+        hi = tensor.size if hi is None else hi
+        if not 0 <= lo <= hi <= tensor.size:
+            raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {tensor.size}")
+        return self._decoder.read(tensor, self._step_tier(step, tier), lo, hi)
 
     def ahead(
         self, wanted: Iterable[tuple[str, TensorIndex]], step: float, tier: str = "auto"
     ) -> AbstractContextManager[Any]:
         """Return a context in which these parts of tensors, asked for in about this order, are read ahead."""
-        parts = []
-        for name, index in wanted:
-            shape = self.entry(name).shape
-            parts.append((name, windows(shape, box_of(shape, index)[0])))
-        return reading_ahead(self._decoder, self.base_reader, parts, [(float(step), self.tier(step, tier))])
+        boxes = [box_at(self.entry(name), index) for name, index in wanted]
+        return self._decoder.fetcher.ahead(plan_boxes(self._decoder, boxes, [self._step_tier(step, tier)]))
 
     def box(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> Bits:
         """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
@@ -164,8 +157,8 @@ class Run:
         Raises:
             InvalidArgument: an index that the tensor does not have, or a step in it other than 1; and as `tensor`.
         """
-        wanted = [Wanted(name, *box_of(self.entry(name).shape, index))]
-        ((bits,),) = read_bits(self._decoder, self.base_reader, wanted, [(float(step), self.tier(step, tier))])
+        boxes = [box_at(self.entry(name), index)]
+        ((bits,),) = read_bits(self._decoder, boxes, [self._step_tier(step, tier)])
         return bits
 
     def tensor(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> torch.Tensor:
@@ -209,10 +202,10 @@ class Run:
         self, wanted: Mapping[str, TensorIndex], steps: Sequence[float], tier: str
     ) -> list[dict[str, torch.Tensor]]:
         """Decode boxes of some tensors at some steps, on the run's device."""
-        reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
-        boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
-        states: list[dict[str, torch.Tensor]] = [{} for _ in reads]
-        every = read_tensors(self._decoder, self.base_reader, boxes, reads, self.device)
+        chosen = [self._step_tier(step, tier) for step in steps]
+        boxes = [box_at(self.entry(name), index) for name, index in wanted.items()]
+        states: list[dict[str, torch.Tensor]] = [{} for _ in chosen]
+        every = read_tensors(self._decoder, boxes, chosen, self.device)
         for name, found in zip(wanted, every, strict=True):
             for state, value in zip(states, found, strict=True):
                 state[name] = value
@@ -232,7 +225,7 @@ class Run:
         """
         from .resident import Resident
 
-        return Resident(self, self.device if device is None else device, slices)
+        return Resident(self._decoder, self.device if device is None else device, slices)
 
     def iter_steps(
         self, start: float | None = None, stop: float | None = None
@@ -256,8 +249,8 @@ class Run:
     def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         from relex_codec.exact.replay import replay_tensors
 
-        entries = self._container.index.manifest.tensors
-        plan = replay_plan(self._decoder, numbers)
+        entries = self._container.index.tensors
+        plan = self._decoder.fetcher.replay_plan(self._decoder.exact, numbers)
         for number, found in replay_tensors(self._decoder.exact, numbers, self._decoder.part_origin, plan):
             state = {e.name: self._torch(e.name, bits, e.shape) for e, bits in zip(entries, found, strict=True)}
             del found
@@ -320,11 +313,11 @@ class Run:
         chosen = self.tier(step, tier)
         options = self._options if storage_options is None else storage_options
 
-        def weights(tensors: Sequence[TensorEntry]) -> Iterator[memoryview]:
-            return read_weights(self._decoder, self.base_reader, tensors, (float(step), chosen), self.device)
+        def weights(tensors: Sequence[TensorRecord]) -> Iterator[memoryview]:
+            return read_weights(self._decoder, tensors, StepTier(float(step), chosen), self.device)
 
         with self._bar("decode", 1, progress) as bar:
-            export(self._decoder, output, weights, self._base.side_files(), bar.update, options)
+            export(self._decoder, output, weights, bar.update, options)
         return chosen
 
     def restore(
@@ -357,7 +350,7 @@ class Run:
         chosen = choose_steps(self._decoder, steps)
         with self._bar("restore", len(chosen), progress) as bar:
             options = self._options if storage_options is None else storage_options
-            restore(self._decoder, output, chosen, self._base.side_files(), bar.update, options)
+            restore(self._decoder, output, chosen, bar.update, options)
         return chosen
 
     def check_base(self) -> None:
@@ -366,7 +359,7 @@ class Run:
         Raises:
             BaseMismatch: it is not the one that the run was encoded against.
         """
-        self._base.check()
+        self._decoder.base.check()
 
     def verify(self) -> None:
         """Read and check every byte of the file; whether steps are restored from it, `check_exact` tells.

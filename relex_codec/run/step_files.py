@@ -16,7 +16,7 @@ import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
-from relex_codec.decoding.reading import reading_ahead
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.constants import PIECE
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.kernels.interface import flat
@@ -132,20 +132,22 @@ class StepFiles:
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))
+        decoder, index = self.run.decoder, self.run.container.index
         spans = [
-            (t, low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype])) for t, low, high in parts if t is not None
+            (index.tensor(t.name), [flat(low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype]))])
+            for t, low, high in parts
+            if t is not None
         ]
-        read = (float(step), self.run.tier(step, tier))
-        planned = [(t.name, [flat(first, last)]) for t, first, last in spans]
-        with reading_ahead(self.run.decoder, self.run.base_reader, planned, [read]):
+        plan = decoder.plan(spans, [StepTier(float(step), self.run.tier(step, tier))])
+        with decoder.fetcher.ahead(plan):
+            planned = (window for tensor in plan.tensors for window in tensor.windows)
             for tensor, low, high in parts:
                 if tensor is None:
                     yield layout.head[low:high]
                     continue
-                width = ITEMSIZE[tensor.dtype]
-                first = low // width
-                bits = self.run.bits(tensor.name, step, tier, first, -(-high // width))
-                yield bits.view(np.uint8).data[low - first * width : high - first * width]
+                (bits,) = decoder.decode_window(next(planned), plan.steps)
+                begin = low // ITEMSIZE[tensor.dtype] * ITEMSIZE[tensor.dtype]
+                yield bits.reshape(-1).view(np.uint8).data[low - begin : high - begin]
 
     def other(self, name: str) -> bytes:
         """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from relex_codec.core.threads import parallel_map
-from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensor_decoder import Decoder
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
