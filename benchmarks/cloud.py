@@ -42,6 +42,7 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.decoding.reading import reading_ahead
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import flat
 from relex_codec.storage.header_cache import OBJECTS
 
@@ -123,10 +124,9 @@ def count(
         rows["open the base"] = counted(proxy) | {"shards": len(run.base_reader().checkpoint.shards)}
         run.bits(name, 12)
         tensor_reads = taken(proxy)
-        number = next(i for i, tensor in enumerate(index.manifest.tensors) if tensor.name == name)
-        rows["one tensor"] = counted(proxy, tensor_bytes(index, number))
+        rows["one tensor"] = counted(proxy, tensor_bytes(index, index.tensor(name)))
         entry = index.entries[f.DATA_DIRECTIONS]
-        base = sum(tensor.size * ITEMSIZE[tensor.origin_dtype] for tensor in index.manifest.tensors)
+        base = sum(tensor.size * ITEMSIZE[tensor.origin_dtype] for tensor in index.tensors)
         run.state_dict(12)
         reads = taken(proxy)
         rows["a whole step"] = counted(proxy, entry.end - entry.begin + base)
@@ -137,12 +137,11 @@ def count(
     return rows, tensor_reads, reads
 
 
-def tensor_bytes(index: Index, number: int) -> int:
+def tensor_bytes(index: Index, tensor: TensorRecord) -> int:
     """Bytes of a tensor: its chunks in the file, and what the base has of it."""
-    record, tensor = index.tensors[number], index.manifest.tensors[number]
     chunks = set()
-    for j in range(int(record["directions"])):
-        factors, remainder = index.direction_parts(tensor, int(record["first"]) + j)
+    for direction in tensor.directions:
+        factors, remainder = index.direction_parts(tensor, direction)
         chunks |= {part.chunk for part in (*factors, *remainder)}
     return sum(int(index.chunks[chunk]["stored"]) for chunk in chunks) + tensor.size * ITEMSIZE[tensor.origin_dtype]
 
@@ -188,7 +187,7 @@ def over_s3fs(seconds: dict[str, float]) -> dict[str, float]:
 
 def fetch_ahead(run: relex_codec.Run) -> None:
     """Fetch what a whole step needs, and throw it away."""
-    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run.container.index.manifest.tensors]
+    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run.container.index.tensors]
     with reading_ahead(run.decoder, run.base_reader, parts, [(12.0, "line")]) as ahead:
         for block in ahead._order:
             block.source.read_many([(block.start, block.end)])

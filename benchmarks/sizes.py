@@ -36,14 +36,14 @@ def entropy_bytes(run: relex_codec.Run) -> tuple[float, int]:
     container = run.container
     index = container.index
     floor = 0.0
-    chunks = index.first_chunk[f.DATA_EXACT]
+    chunks = index.first_chunk[f.DATA_BASE]
 
     def stored_share(parts: Sequence[Part]) -> float:
         found = [(index.chunks[part.chunk], part.length) for part in parts]
         return sum(int(chunk["stored"]) * length / int(chunk["raw"]) for chunk, length in found)
 
-    for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-        for number in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
+    for tensor in index.tensors:
+        for number in tensor.directions:
             packing = f.PACKINGS[int(index.directions[number]["packing"])]
             factors, codes = index.direction_parts(tensor, number)
             floor += stored_share(factors)

@@ -12,7 +12,6 @@ from relex_codec.core.filenames import INDEX
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
-from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import FileReader
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import reading, remote
@@ -74,8 +73,7 @@ class BaseLocator:
         """Read the whole base and check it, as `reader`."""
         index = self._container.index
         reader = self.reader()
-        rows = zip(index.tensors, index.manifest.tensors, strict=True)
-        used = [tensor for record, tensor in rows if record["origin"] == f.IN_BASE]
+        used = [tensor for tensor in index.tensors if tensor.origin == f.IN_BASE]
         places = [reader.checkpoint.info(tensor.name) for tensor in used]
         with reading(remote((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
             for tensor in used:
@@ -99,10 +97,11 @@ class BaseLocator:
 
     def _expected(self) -> list[Expected]:
         index = self._container.index
-        expected = []
-        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-            if record["origin"] == f.IN_BASE:
-                first = int(record["digest"])
-                digests = index.digests[first : first + len(piece_lengths(tensor.size))]
-                expected.append(Expected(tensor.name, tensor.origin_dtype, tensor.shape, digests))
-        return expected
+        return [
+            Expected(
+                tensor.name, tensor.origin_dtype, tensor.shape,
+                index.digests[tensor.digests.start : tensor.digests.stop],
+            )
+            for tensor in index.tensors
+            if tensor.origin == f.IN_BASE
+        ]  # fmt: skip

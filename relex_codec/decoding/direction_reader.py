@@ -14,7 +14,6 @@ from relex_codec.format.factors import Factors, from_stream
 from relex_codec.format.index import Part
 from relex_codec.format.packing import from_planes, packed_size
 from relex_codec.format.reader import FileReader
-from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import PackedDirection
 
 from .read_plan import KernelBatch

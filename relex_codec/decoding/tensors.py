@@ -50,9 +50,7 @@ def plan_boxes(
     return decoder.plan(wanted, steps, whole_windows=whole_windows)
 
 
-def read_bits(
-    decoder: TensorDecoder, boxes: Sequence[TensorBox], steps: Sequence[StepTier]
-) -> Iterator[list[Bits]]:
+def read_bits(decoder: TensorDecoder, boxes: Sequence[TensorBox], steps: Sequence[StepTier]) -> Iterator[list[Bits]]:
     """Yield each box as unsigned integers at each of some steps, in its shape and in memory of its own.
 
     Base and codes are read once for all steps.
@@ -83,8 +81,8 @@ def read_tensors(
     if is_host(device):
         from relex_codec.core.torch_dtypes import as_tensor
 
-        for one, found in zip(boxes, read_bits(decoder, boxes, steps), strict=True):
-            yield [as_tensor(bits.reshape(-1), one.tensor.dtype, one.shape) for bits in found]
+        for one, bits in zip(boxes, read_bits(decoder, boxes, steps), strict=True):
+            yield [as_tensor(value.reshape(-1), one.tensor.dtype, one.shape) for value in bits]
         return
     from .device_transfer import decode_on_device
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from threadpoolctl import threadpool_limits
@@ -81,14 +82,14 @@ def append(
         observed = index.manifest.observed
         if observed == len(index.steps):
             observed = len(source.steps)
-        rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
+        rank = max((len(tensor.directions) for tensor in index.tensors), default=1) or 1
         with threadpool_limits(1, "blas"), writer:
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
-            segment = new_segment(writer, source, budget, run.decoder.exact)
+            frames = partial(new_segment, writer, len(source.steps) - len(index.steps), run.decoder.exact)
             job = RunEncoder(
-                source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
+                source, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, True, frames
             )
             return job.write(index.manifest.base_uri, progress)
 
@@ -100,8 +101,8 @@ def _base(run: Run) -> Checkpoint:
         return EmbeddedBase(run.decoder)
     reader = run.base_reader()
     there = reader.checkpoint.tensors
-    for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-        if record["origin"] != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
+    for tensor in index.tensors:
+        if tensor.origin != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
             raise BaseMismatch(
                 f"base {reader.checkpoint.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
             )

@@ -15,7 +15,7 @@ from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import TensorEntry
+from relex_codec.format.tensor_record import TensorRecord
 
 FURTHER: Final = "further checkpoints"
 
@@ -36,7 +36,7 @@ class AppendedSeries(CheckpointSeries):
         index = decoder.container.index
         self._decoder, self._further = decoder, further
         self._old = len(index.steps)
-        self._tensors = {tensor.name: tensor for tensor in index.manifest.tensors}
+        self._tensors = {tensor.name: tensor for tensor in index.tensors}
         self.steps = [int(step) for step in index.steps] + further.steps
         if further.steps[0] <= int(index.steps[-1]):
             raise InvalidArgument(
@@ -129,8 +129,8 @@ class EmbeddedBase(Checkpoint):
         self.side_files = [file.name for file in manifest.files]
         self.tensors = {
             tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard, 0, _bytes(tensor))
-            for record, tensor in zip(index.tensors, manifest.tensors, strict=True)
-            if record["origin"] == f.IN_BASE
+            for tensor in index.tensors
+            if tensor.origin == f.IN_BASE
         }
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
@@ -142,12 +142,10 @@ class EmbeddedBase(Checkpoint):
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`."""
-        return (
-            b"".join(embedded_file(self._decoder.container, self.side_files.index(name))) for name in names
-        )
+        return (b"".join(embedded_file(self._decoder.container, self.side_files.index(name))) for name in names)
 
 
-def _bytes(tensor: TensorEntry) -> int:
+def _bytes(tensor: TensorRecord) -> int:
     return tensor.size * bits_dtype(tensor.origin_dtype).itemsize
 
 

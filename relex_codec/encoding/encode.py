@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from relex_codec.checkpoints import base_model as base_module
 from relex_codec.checkpoints.series import CheckpointSeries, find_run
-from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
@@ -107,34 +107,17 @@ def encode(
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
         source.check()
-        segment = new_segment(writer, source, budget) if exact else None
-        job = RunEncoder(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, segment)
+        frames = partial(new_segment, writer, len(source.steps))
+        job = RunEncoder(source, origin_checkpoint, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         return job.write(base_module.canonical_uri(reference), progress)
 
 
-def new_segment(writer: FileWriter, run: CheckpointSeries, budget: int, old: ExactTier | None = None) -> SegmentJob:
-    """Begin a segment of the exact tier with the steps of `run` that `old` does not have.
-
-    Raises:
-        InvalidArgument: the budget does not hold a piece over all steps.
-    """
-    from relex_codec.exact.segment_writer import SegmentWriter
+def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) -> SegmentJob:
+    """Begin a segment of `count` steps, after those of `old`."""
+    from relex_codec.exact.segment_writer import SegmentWriter  # numba is only needed here
     from relex_codec.exact.tier_writer import SegmentJob
 
-    widest = max((ITEMSIZE[run.info(name).dtype] * min(run.info(name).size, f.PIECE) for name in run.names), default=0)
-    need = 3 * (len(run.steps) + 1) * widest
-    if need > budget:
-        raise InvalidArgument(
-            f"the exact tier of {len(run.steps)} steps needs {-(-need // 10**6)} MB, memory is {budget // 10**6} MB: "
-            "raise --memory"
-        )
-    held = {}
-    count = len(run.steps)
-    if old is not None:
-        index = old.container.index
-        held = {t.name: int(r["segment"]) for t, r in zip(index.manifest.tensors, index.tensors, strict=True)}
-        count -= len(index.steps)
-    return SegmentJob(SegmentWriter(writer.scratch(), count), old, held)
+    return SegmentJob(SegmentWriter(writer.scratch(), count), old)
 
 
 def _report_skip(message: str) -> None:

@@ -85,7 +85,7 @@ class ExactTier:
     def __init__(self, container: FileReader) -> None:
         self.container = container
         entries = container.index.entries
-        first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
+        first, second, data = (entries[name] for name in f.FRAME_ENTRIES)
         raw = container.source.read_kept(first.begin, second.end)
         records = []
         for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
@@ -110,7 +110,7 @@ class ExactTier:
 
     def holds(self, segment: int, tensor: int) -> bool:
         """Whether a segment holds a tensor; otherwise it is its origin there."""
-        first = int(self.container.index.tensors[tensor]["segment"])
+        first = self.container.index.tensors[tensor].segment
         return 0 < first <= segment + 1
 
     def parts(self, segment: int) -> tuple[list[PartInfo], list[int], dict[int, int]]:
@@ -120,8 +120,8 @@ class ExactTier:
             Corrupt: the segment has another number of groups than it says.
         """
         if segment not in self._parts:
-            tensors = self.container.index.manifest.tensors
-            held = ((i, t.dtype, t.size) for i, t in enumerate(tensors) if self.holds(segment, i))
+            tensors = self.container.index.tensors
+            held = ((t.number, t.dtype, t.size) for t in tensors if self.holds(segment, t.number))
             parts = parts_of(held)
             groups = groups_of(parts, int(self.segment_records[segment]["limit"]))
             if len(groups) - 1 != int(self.segment_records[segment]["groups"]):
@@ -301,7 +301,7 @@ class ExactTier:
 
     def pieces(self, tensor: int, first: int, last: int) -> list[PartInfo]:
         """Return pieces first .. last - 1 of a tensor as parts."""
-        entry = self.container.index.manifest.tensors[tensor]
+        entry = self.container.index.tensors[tensor]
         return [
             PartInfo(tensor, piece, entry.dtype, min(f.PIECE, entry.size - piece * f.PIECE))
             for piece in range(first, last)
@@ -309,7 +309,7 @@ class ExactTier:
 
     def where(self, part: PartInfo) -> str:
         """Name a part in a message."""
-        name = quote(self.container.index.manifest.tensors[part.tensor].name)
+        name = quote(self.container.index.tensors[part.tensor].name)
         return f"{self.container.source.path}: tensor {name}"
 
     def all_blobs(self) -> Iterator[list[Key]]:

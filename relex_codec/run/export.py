@@ -10,12 +10,14 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
 from relex_codec.decoding.stored_pieces import embedded_file
 from relex_codec.decoding.tensor_decoder import TensorDecoder
-from relex_codec.format.manifest import Manifest, TensorEntry
+from relex_codec.format.index import Index
+from relex_codec.format.manifest import Manifest
 from relex_codec.format.safetensors_header import build
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike
 
-Weights = Callable[[Sequence[TensorEntry]], Iterator[memoryview]]
+Weights = Callable[[Sequence[TensorRecord]], Iterator[memoryview]]
 """Gives the bytes of tensors, one after another."""
 
 
@@ -29,7 +31,7 @@ class Shard(NamedTuple):
 
     name: str
     head: bytes
-    tensors: list[TensorEntry]
+    tensors: list[TensorRecord]
 
     @property
     def size(self) -> int:
@@ -37,26 +39,26 @@ class Shard(NamedTuple):
         return len(self.head) + sum(nbytes(tensor) for tensor in self.tensors)
 
 
-def nbytes(tensor: TensorEntry) -> int:
+def nbytes(tensor: TensorRecord) -> int:
     """Return the bytes of a tensor."""
     return tensor.size * ITEMSIZE[tensor.dtype]
 
 
-def shards_of(manifest: Manifest) -> list[Shard]:
+def shards_of(index: Index) -> list[Shard]:
     """Return the files of weights that every step has; one without tensors is none."""
     found = []
-    for number, name in enumerate(manifest.shards):
-        tensors = [tensor for tensor in manifest.tensors if tensor.shard == number]
+    for number, name in enumerate(index.manifest.shards):
+        tensors = [tensor for tensor in index.tensors if tensor.shard == number]
         if tensors:
             entries = [(t.name, t.dtype, t.shape, nbytes(t)) for t in tensors]
             found.append(Shard(name, build(entries, {"format": "pt"}), tensors))
     return found
 
 
-def index_file(manifest: Manifest, shards: Iterable[Shard]) -> bytes:
+def index_file(shards: Sequence[Shard]) -> bytes:
     """Return the content of the index, which says which file has which tensor."""
     place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-    total = sum(map(nbytes, manifest.tensors))
+    total = sum(nbytes(tensor) for shard in shards for tensor in shard.tensors)
     document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -96,11 +98,11 @@ class SideFiles:
             yield name, [data]
 
 
-def other_files(decoder: TensorDecoder, shards: Iterable[Shard]) -> Iterator[tuple[str, Iterable[bytes]]]:
+def other_files(decoder: TensorDecoder, shards: Sequence[Shard]) -> Iterator[tuple[str, Iterable[bytes]]]:
     """Yield name and content of each file that is no weights: the index, and the base's other files."""
     manifest = decoder.container.index.manifest
     if manifest.indexed:
-        yield INDEX, [index_file(manifest, shards)]
+        yield INDEX, [index_file(shards)]
     yield from SideFiles(decoder).read_all()
 
 
@@ -142,7 +144,7 @@ def export(
         InvalidArgument: `output` is not empty or cannot be written.
     """
     manifest = decoder.container.index.manifest
-    shards = shards_of(manifest)
+    shards = shards_of(decoder.container.index)
     with output_directory(output, storage_options) as directory:
         found = weights([tensor for shard in shards for tensor in shard.tensors])
         for shard in shards:

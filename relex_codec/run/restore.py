@@ -82,7 +82,7 @@ def restore(
         Corrupt: the file is damaged; the message names the tensor or the byte.
     """
     manifest = decoder.container.index.manifest
-    shards = shards_of(manifest)
+    shards = shards_of(decoder.container.index)
     numbers = {int(step): number for number, step in enumerate(decoder.container.index.steps, 1)}
     folders = {numbers[step]: FOLDER.format(step) for step in steps}
     side = completing_last(manifest, other_files(decoder, shards))
@@ -164,7 +164,7 @@ def _replay(
     for shard in shards:
         at = len(shard.head)
         for tensor in shard.tensors:
-            places[decoder.container.index.tensor(tensor.name).number] = shard.name, at
+            places[tensor.number] = shard.name, at
             at += nbytes(tensor)
 
     def use(parts: list[PartInfo], number: int, found: list[Bits]) -> None:

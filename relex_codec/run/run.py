@@ -387,7 +387,7 @@ class Run:
 
     def _bar(self, what: str, steps: int, progress: bool) -> Any:
         """A bar for the bytes of so many steps; none where there is no terminal."""
-        total = steps * sum(map(nbytes, self._container.index.manifest.tensors))
+        total = steps * sum(map(nbytes, self._container.index.tensors))
         return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if progress else True)
 
     def _torch(self, name: str, bits: Bits, shape: tuple[int, ...]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.constants import PIECE
-from relex_codec.format.manifest import TensorEntry
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import flat
 
 from .export import Shard, index_file, nbytes, shards_of
@@ -28,7 +28,7 @@ from .run import Run
 class Part(NamedTuple):
     """Bytes of a shard that lie together: of its header if `tensor` is None, or of a tensor; counted from its start."""
 
-    tensor: TensorEntry | None
+    tensor: TensorRecord | None
     start: int
     end: int
 
@@ -38,7 +38,7 @@ class ShardLayout:
 
     def __init__(self, shard: Shard) -> None:
         self.head, self.size = shard.head, shard.size
-        self._tensors: list[TensorEntry | None] = [None, *shard.tensors]
+        self._tensors: list[TensorRecord | None] = [None, *shard.tensors]
         self._begins = list(accumulate((nbytes(t) for t in shard.tensors), initial=len(shard.head)))
         self._begins.insert(0, 0)  # of the header; the last one is the end of the file
 
@@ -78,9 +78,9 @@ class StepFiles:
     def __init__(self, run: Run) -> None:
         self.run = run
         manifest = run.container.index.manifest
-        shards = shards_of(manifest)
+        shards = shards_of(run.container.index)
         self.shards = {shard.name: ShardLayout(shard) for shard in shards}
-        self._index = index_file(manifest, shards) if manifest.indexed else None
+        self._index = index_file(shards) if manifest.indexed else None
         self._sides = run.side_files()
         self._side_sizes: dict[str, int] | None = None
         self._lock = threading.Lock()
@@ -132,9 +132,9 @@ class StepFiles:
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))
-        decoder, index = self.run.decoder, self.run.container.index
+        decoder = self.run.decoder
         spans = [
-            (index.tensor(t.name), [flat(low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype]))])
+            (t, [flat(low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype]))])
             for t, low, high in parts
             if t is not None
         ]
