@@ -219,13 +219,15 @@ def plan_reads(
 
 
 def plan_origin(
-    index: Index, tensor: TensorRecord, spans: Iterable[tuple[int, int]], base: BasePlaces | None
+    index: Index, tensor: TensorRecord, spans: Sequence[tuple[int, int]], base: BasePlaces | None
 ) -> list[OriginPieces]:
     """Plan to read whole pieces of a tensor's origin: ranges of elements; `base` is that of `plan_reads`."""
     width = ITEMSIZE[tensor.origin_dtype]
     if base is None or tensor.origin == f.STORED:
         parts = index.origin_parts(tensor)
         return [OriginPieces(tensor, *span, _of_pieces(parts, *span, width), None) for span in spans]
+    if not spans:
+        return []
     info = base()[tensor.name]
     return [
         OriginPieces(tensor, lo, hi, (), ByteRange(info.shard, info.begin + lo * width, info.begin + hi * width))

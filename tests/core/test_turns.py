@@ -1,4 +1,4 @@
-"""Threads that need the same thing go one after another, others at the same time; plans count while they last."""
+"""Threads that need the same thing go one after another, others at the same time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, KeyedLock
-from relex_codec.decoding.read_plan import Plans
 
 
 def test_the_same_key_is_taken_by_one_at_a_time() -> None:
@@ -44,16 +43,6 @@ def test_keys_are_given_back_when_work_fails() -> None:
         raise ZeroDivisionError
     with turns.of("bc"):
         pass
-
-
-def test_a_plan_counts_as_long_as_anyone_has_it() -> None:
-    plans = Plans()
-    assert plans.cover([]) and not plans.cover([1])
-    with plans.of([1, 2]):
-        with plans.of([2, 3]):
-            assert plans.cover([1, 2, 3]) and not plans.cover([1, 4])
-        assert plans.cover([1, 2]) and not plans.cover([3])
-    assert not plans.cover([1]) and not plans.cover([2])
 
 
 def test_who_is_stopped_does_not_wait_for_its_turn() -> None:

@@ -13,10 +13,9 @@ import torch.distributed as dist
 from conftest import Made
 
 import relex_codec
-from relex_codec.core.indexing import TensorIndex, box_of
-from relex_codec.decoding.read_plan import needs
-from relex_codec.decoding.reading import wanted_of
-from relex_codec.kernels.windows import windows
+from relex_codec.core.indexing import TensorIndex
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.storage.coalesce import FIRST_READ
 from support.helpers import write_checkpoint, write_run
 from support.servers.counting import fetched
@@ -35,16 +34,10 @@ RANK, RANKS = 1, 4
 
 def needed(run: relex_codec.Run, parts: Mapping[str, TensorIndex], step: float, tier: str = "auto") -> int:
     """Bytes of file and base that decoding parts of tensors takes, each once."""
-    base = run.base_reader().checkpoint.tensors
-    wanted = [
-        one
-        for name, index in parts.items()
-        for window in windows(run.entry(name).shape, box_of(run.entry(name).shape, index)[0])
-        for one in wanted_of(run.decoder, name, window, [(float(step), run.tier(step, tier))])
-    ]
-    found = needs(run.container.index, wanted, use_embedded=False, base=base, exact=lambda: run.decoder.exact)
+    boxes = [box_at(run.entry(name), index) for name, index in parts.items()]
+    plan = plan_boxes(run.decoder, boxes, [StepTier(float(step), run.tier(step, tier))])
     total, ends = 0, {None: 0, 0: 0, 1: 0}
-    for source, start, end in sorted(found, key=lambda need: need.start):
+    for source, start, end in sorted(plan.ranges(run.container.index), key=lambda found: found.start):
         total += max(0, end - max(start, ends[source]))
         ends[source] = max(end, ends[source])
     return total

@@ -27,6 +27,7 @@ from conftest import Held, Made
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
+from relex_codec.decoding.stored_pieces import embedded_file
 from support.helpers import ELSEWHERE, bf16, f32, random_bits, write_checkpoint, write_run
 from support.plain import COVERED_ELSEWHERE, Array, File
 
@@ -81,7 +82,7 @@ def everything(run: relex_codec.Run) -> dict[Any, Any]:
                 found[name, step] = error
     for i in range(len(run.container.index.manifest.files)):
         try:
-            found[i] = b"".join(run.decoder.read_file(i))
+            found[i] = b"".join(embedded_file(run.container, i))
         except RelexError as error:
             found[i] = error
     return found

@@ -22,7 +22,9 @@ import zstandard
 from click.testing import CliRunner
 
 import relex_codec
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.base_locator import BaseLocator
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import RelexError
 from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Prepare, Targets
@@ -175,14 +177,14 @@ def test_valid_by_the_package(entry: dict[str, Any]) -> None:
 
 def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
     """torch's operations, for arrays of numpy: the way to a device and back."""
-    from relex_codec.decoding.device_transfer import Place
+    from relex_codec.decoding.device_transfer import DeviceMemory
     from relex_codec.kernels import torch_eager
 
-    place = Place("cpu")
-    decode = torch_eager.prepare([place.job(job) for job in jobs])
+    memory = DeviceMemory("cpu")
+    decode = torch_eager.prepare([memory.job(job) for job in jobs])
 
     def through(coefficients: Coefficients, targets: Targets) -> None:
-        made = [[place(target) for target in of_job] for of_job in targets]
+        made = [[memory(target) for target in of_job] for of_job in targets]
         decode(coefficients, made)
         for of_job, found in zip(targets, made, strict=True):
             for target, tensor in zip(of_job, found, strict=True):
@@ -196,11 +198,12 @@ def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
 def test_valid_by_each_kernel(entry: dict[str, Any], prepare: Prepare) -> None:
     """The reference kernel reads them above: they are small."""
     with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
-        decoder = Decoder(run.container, run.base_reader, prepare=prepare)
+        decoder = TensorDecoder(run.container, BaseLocator(run.container, base_of(entry), None), prepare=prepare)
         for read in entry["reads"]:
             tier = run.tier(read["step"], read["tier"])
             for name, digest in read["tensors"].items():
-                assert sha256(decoder.read(name, read["step"], tier).tobytes()) == digest, (name, read["step"])
+                bits = decoder.read(run.entry(name), StepTier(read["step"], tier))
+                assert sha256(bits.tobytes()) == digest, (name, read["step"])
 
 
 @pytest.mark.parametrize("entry", VALID, ids=named)

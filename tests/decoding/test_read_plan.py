@@ -1,4 +1,4 @@
-"""The plan of what a step needs, against what decoding then reads, for every kind of tensor and every tier."""
+"""The plan of what a step takes, against what decoding then reads, for every kind of tensor and every tier."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from conftest import Made
 
 import relex_codec
-from relex_codec.core.indexing import box_of
-from relex_codec.decoding.read_plan import Wanted, needs, reads_base
-from relex_codec.decoding.reading import wanted_of
-from relex_codec.kernels.windows import windows
+from relex_codec.decoding.read_plan import FramePass, KernelPass, OriginPass, ReadPlan
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
+from relex_codec.kernels.interface import flat
 from relex_codec.storage.source import LocalSource, Source
 from support.helpers import bf16, write_checkpoint, write_run
 
@@ -83,37 +83,22 @@ def check(
     """Compare plan and reads: for all tensors together where all of them is read, else tensor by tensor."""
     with relex_codec.open(path, base=base) as run:
         index, decoder = run.container.index, run.decoder
-        chosen = run.tier(step, tier)
-        if index.has_exact:
+        if index.has_frames:
             # what the exact tier reads to plan: its tables, and the indexes of blocks
             _ = decoder.exact
-        names = run.keys()
-        wanted = []
-        for name in names:
-            lo, hi = part(run.entry(name).size)
-            wanted.append(Wanted(decoder.number(name), step, chosen, ((lo, hi),)))
-        needs_base = reads_base(index, wanted, decoder.use_embedded)
-        checkpoint = run.base_reader().checkpoint if needs_base else None
+        wanted = [(tensor, [flat(*part(tensor.size))] if tensor.size else []) for tensor in index.tensors]
         for group in [wanted] if part is everything else [[one] for one in wanted]:
-            compare(run, group, checkpoint, reads)
+            compare(run, decoder.plan(group, [StepTier(step, run.tier(step, tier))]), reads)
 
 
-def compare(run: relex_codec.Run, wanted: list[Wanted], checkpoint: Any, reads: list[Any]) -> None:
-    decoder, index = run.decoder, run.container.index
-    plan = list(
-        needs(
-            index,
-            wanted,
-            use_embedded=decoder.use_embedded,
-            base=checkpoint.tensors if checkpoint else {},
-            exact=lambda: decoder.exact,
-        )
-    )
+def compare(run: relex_codec.Run, plan: ReadPlan, reads: list[Any]) -> None:
+    ranges = list(plan.ranges(run.container.index))
+    shards = run.base_reader().checkpoint.shards if any(at.shard is not None for at in ranges) else []
     reads.clear()
-    for one in wanted:
-        decoder.read(run.keys()[one.number], one.step, one.tier, *one.spans[0])
-    shards = checkpoint.shards if checkpoint else []
-    planned = [("file" if shard is None else shards[shard], a, b) for shard, a, b in plan]
+    for tensor in plan.tensors:
+        for window in tensor.windows:
+            run.decoder.decode_window(window, plan.steps)
+    planned = [("file" if shard is None else shards[shard], a, b) for shard, a, b in ranges]
     assert covered(planned) == covered(reads)
 
 
@@ -144,7 +129,6 @@ def test_every_kind_of_tensor(
 def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
     long_files: Any, exact: bool, reads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relex_codec.decoding.tensor_decoder.BATCH", 2, raising=False)
     monkeypatch.setattr("relex_codec.decoding.read_plan.BATCH", 2)
     path, base = long_files(exact)
     for part in (everything, lambda size: (size - 700, size - 100), lambda size: (size // 5, size // 2)):
@@ -153,35 +137,54 @@ def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
 
 def test_the_base_is_not_opened_where_nothing_needs_it(zoo_file: Callable[..., Path], reads: Any) -> None:
     with relex_codec.open(zoo_file("default", embed_base=True)) as run:
-        wanted = [Wanted(i, 9, "line", ((0, run.entry(name).size),)) for i, name in enumerate(run.keys())]
-        assert not reads_base(run.container.index, wanted, True) and reads_base(run.container.index, wanted, False)
+        boxes = [box_at(tensor) for tensor in run.container.index.tensors]
+        plan = plan_boxes(run.decoder, boxes, [StepTier(9, "line"), StepTier(0, "base")])
+        assert {at.shard for at in plan.ranges(run.container.index)} == {None} and run.decoder.base.sources == []
     with relex_codec.open(zoo_file("default"), base="/none") as run:
         run.tensor("added", 9)  # the file has all of it
-        run.tensor("batches_seen", 9)
+        with pytest.raises(relex_codec.CheckpointError):
+            plan_boxes(run.decoder, [box_at(run.entry("frozen"))], [StepTier(9, "line")])
 
 
 @pytest.mark.parametrize("index", [(slice(3, 9), slice(4, 20)), (slice(None), slice(10, 30)), 5, ...], ids=str)
 @pytest.mark.parametrize("tier", ["track", "exact"])
-def test_boxes_at_several_steps(long_files: Any, index: Any, tier: str, reads: Any) -> None:
+@pytest.mark.parametrize("whole_windows", [False, True])
+def test_boxes_at_several_steps(long_files: Any, index: Any, tier: str, whole_windows: bool, reads: Any) -> None:
     path, base = long_files(tier == "exact")
-    steps = [(1.0, tier), (2.0, tier)]
     with relex_codec.open(path, base=base) as run:
-        decoder, shape = run.decoder, run.entry("m").shape
-        for window in windows(shape, box_of(shape, index)[0]):
-            if tier == "exact":
-                decoder._exact = None
-                _ = decoder.exact
-            checkpoint = run.base_reader().checkpoint
-            plan = list(
-                needs(
-                    run.container.index,
-                    wanted_of(decoder, "m", window, steps),
-                    use_embedded=False,
-                    base=checkpoint.tensors,
-                    exact=lambda: decoder.exact,
-                )
-            )
-            reads.clear()
-            decoder.read_window("m", steps, window)
-            planned = [("file" if shard is None else checkpoint.shards[shard], a, b) for shard, a, b in plan]
-            assert covered(planned) == covered(reads)
+        if tier == "exact":
+            _ = run.decoder.exact
+        steps = [StepTier(1.0, tier), StepTier(2.0, tier)]
+        compare(
+            run, plan_boxes(run.decoder, [box_at(run.entry("m"), index)], steps, whole_windows=whole_windows), reads
+        )
+
+
+def test_steps_of_the_same_bytes_share_a_pass(long_files: Any) -> None:
+    path, base = long_files(True)
+    steps = [StepTier(1.0, "line"), StepTier(0.0, "base"), StepTier(1.0, "exact"), StepTier(9.0, "line"),
+             StepTier(0.0, "base"), StepTier(2.0, "exact"), StepTier(1.0, "exact")]  # fmt: skip
+    with relex_codec.open(path, base=base) as run:
+        (tensor,) = plan_boxes(run.decoder, [box_at(run.entry("long"))], steps).tensors
+        ((window,), passes) = tensor.windows, tensor.windows[0].passes
+        assert [(type(one), tuple(one.steps)) for one in passes] == [
+            (KernelPass, (0, 3)), (OriginPass, (1, 4)), (FramePass, (2, 6)), (FramePass, (5,)),
+        ]  # fmt: skip
+        found = run.decoder.decode_window(window, steps)
+        for bits, (step, tier) in zip(found, steps, strict=True):
+            np.testing.assert_array_equal(bits.reshape(-1), run.bits("long", step, "auto" if step == 0 else tier))
+
+
+def test_a_window_is_read_in_batches_or_as_one(long_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relex_codec.decoding.read_plan.BATCH", 2)
+    path, base = long_files(False)
+    with relex_codec.open(path, base=base) as run:
+        size = run.entry("long").size
+        for whole, spans in (
+            (False, [(0, 2 * PIECE), (2 * PIECE, 4 * PIECE), (4 * PIECE, size)]),
+            (True, [(0, size)]),
+        ):
+            plan = plan_boxes(run.decoder, [box_at(run.entry("long"))], [StepTier(2.0, "line")], whole_windows=whole)
+            (one,) = plan.tensors[0].windows[0].passes
+            assert isinstance(one, KernelPass)
+            assert [(batch.origin.start, batch.origin.end) for batch in one.batches] == spans
