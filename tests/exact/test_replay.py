@@ -430,7 +430,7 @@ def test_info_tells_of_the_tier(long: Made, zoo_file: Callable[..., Path]) -> No
         document = summary(run.container)
         entries = run.container.index.entries
         assert document["tiers"] == ["line", "track", "exact"]
-        stored = sum(entries[name].end - entries[name].begin for name in f.EXACT_ENTRIES)
+        stored = sum(entries[name].end - entries[name].begin for name in f.FRAME_ENTRIES)
         assert document["bytes"]["exact"] == stored > 0  # series are in the tier's frames
         assert sum(document["bytes"][kind] for kind in KINDS) == document["bytes"]["total"] == run.container.source.size
         exact = document["exact"]
