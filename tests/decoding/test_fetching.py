@@ -1,4 +1,4 @@
-"""What is read ahead counts as under way for as long as anyone has planned it."""
+"""What is planned is fetched, and nothing else is read; it counts as under way for as long as anyone has planned it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Made
 
 import relex_codec
 from relex_codec.decoding import fetching
@@ -15,6 +16,7 @@ from relex_codec.decoding.read_plan import ReadPlan
 from relex_codec.decoding.tensors import box_at, plan_boxes
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.storage.prefetch import Use
+from relex_codec.storage.remote import RemoteSource
 
 
 class Reading:
@@ -65,3 +67,37 @@ def test_local_files_are_not_read_ahead(zoo_file: Callable[..., Path], monkeypat
     with relex_codec.open(zoo_file("default", exact=True)) as run:
         run.state_dict(9)
         run.check_exact()
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "embed_base": True}, {"exact": True}], ids=str)
+def test_nothing_is_read_that_was_not_planned(
+    zoo_run: Made, zoo_file: Callable[..., Path], memory: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    memory.put(str(zoo_run.base_path), "/base", recursive=True)
+    memory.pipe_file("/x.relex", zoo_file("default", **options).read_bytes())
+    unplanned: list[tuple[int, int]] = []
+    read_many = RemoteSource.read_many
+
+    def watched(self: RemoteSource, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        unplanned.extend(ranges)
+        return read_many(self, ranges)
+
+    monkeypatch.setattr(RemoteSource, "has", lambda *_: False)  # not what came when the files were opened either
+    monkeypatch.setattr(RemoteSource, "read_many", watched)
+    tiers = ["line", "track", *(["exact"] if "exact" in options else [])]
+    base = None if "embed_base" in options else "memory://base"
+    with (
+        relex_codec.open("memory://x.relex", base=base) as run,
+        relex_codec.open(zoo_file("default", **options)) as local,
+    ):
+        boxes = [box_at(tensor) for tensor in run.container.index.tensors]
+        for steps in [[StepTier(14.0, tier)] for tier in tiers] + [[StepTier(float(t), "line") for t in (3, 9, 300)]]:
+            plan = plan_boxes(run.decoder, boxes, steps)
+            unplanned.clear()
+            with run.decoder.fetcher.ahead(plan):
+                for tensor in plan.tensors:
+                    for window in tensor.windows:
+                        found = run.decoder.decode_window(window, steps)
+                        for bits, (step, tier) in zip(found, steps, strict=True):
+                            assert (bits.reshape(-1) == local.bits(tensor.tensor.name, step, tier)).all()
+            assert unplanned == []
