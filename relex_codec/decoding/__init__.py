@@ -1,9 +1,11 @@
-"""From a step and a tier to the bits of its tensors. The path of a byte:
+"""From a step and a tier to the bits of its tensors. The path of a byte, from S3 to a weight:
 
-1. plan: `read_plan.plan_reads` says which ranges of the file and of its base are read, in which order and what for;
-2. fetch: `fetching.Fetcher` reads the planned ranges of remote files ahead, in large blocks (`storage.prefetch`);
-3. read: `origin_reader` and `direction_reader` take each planned entry, from a block or from the local file, check its
-   bytes, and make elements of the origin and packed directions of them;
-4. decode: `tensor_decoder` hands them to a kernel, or to the exact tier, as jobs, and gets the bits of the weights;
-5. hand over: `tensors` makes tensors of the bits; `device_transfer` decodes on a device instead of the CPU.
+1. plan: `planning` makes a `read_plan`: which ranges of file and base are read, in which order, and what for;
+2. fetch: `fetching` has the planned ranges of remote files read ahead in large blocks, by `storage.prefetch`;
+3. read: `origin_reader` and `direction_reader` ask for one planned entry after another, and check what they get;
+4. decode: `tensor_decoder` makes jobs for a kernel of it, or hands it to the exact tier, and has the bits;
+5. hand over: `tensors` makes tensors of the bits; `device_transfer` has the jobs decoded on a device.
+
+The readers ask the same `Source` whether a file is local or remote: `PrefetchingSource` answers from the blocks. So the
+third step is written once, and takes its ranges from the plan, which is all that the second one knows.
 """

@@ -17,7 +17,8 @@ from relex_codec.format.reader import FileReader
 from relex_codec.storage.prefetch import PrefetchingSource, Use, reading, remote
 
 from .base_locator import BaseLocator
-from .read_plan import ByteRange, OriginPieces, ReadPlan, plan_origin
+from .planning import plan_origin
+from .read_plan import ByteRange, OriginPieces, ReadPlan
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo

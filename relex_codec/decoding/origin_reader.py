@@ -11,7 +11,8 @@ from relex_codec.format.reader import FileReader
 from relex_codec.format.tensor_record import TensorRecord
 
 from .base_locator import BaseLocator
-from .read_plan import OriginPieces, plan_origin
+from .planning import plan_origin
+from .read_plan import OriginPieces
 from .scratch import Allocate
 from .stored_pieces import elements
 

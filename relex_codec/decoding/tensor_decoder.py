@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from relex_codec.core.dtypes import F32, Bits, bits_dtype
 from relex_codec.core.threads import parallel_map
@@ -25,7 +24,8 @@ from .base_locator import BaseLocator
 from .direction_reader import read_directions
 from .fetching import Fetcher
 from .origin_reader import OriginReader, converted
-from .read_plan import FrameBatch, FramePass, KernelBatch, KernelPass, OriginPass, ReadPlan, WindowPlan, plan_reads
+from .planning import plan_reads
+from .read_plan import FrameBatch, FramePass, KernelBatch, KernelPass, OriginPass, ReadPlan, WindowPlan
 from .scratch import Allocate, ScratchPool, fresh
 from .tiers import StepTier, coefficient
 
@@ -74,7 +74,7 @@ class TensorDecoder:
         *,
         whole_windows: bool = False,
     ) -> ReadPlan:
-        """Plan to read windows of tensors at some steps, as `read_plan.plan_reads`."""
+        """Plan to read windows of tensors at some steps, as `planning.plan_reads`."""
         return plan_reads(
             self.container.index,
             wanted,
@@ -138,15 +138,12 @@ class TensorDecoder:
 
     def coefficients(self, tensor: TensorRecord, steps: Sequence[StepTier]) -> F32:
         """Return g of each direction of a ``moving`` tensor at each of some steps, float32 [S, k]."""
-        index = self.container.index
-        rows = [(index.directions[d], cache(partial(self._row, d))) for d in tensor.directions]
+        index, numbers = self.container.index, tensor.directions
+        read = cache(partial(self.container.coefficients, numbers.start, len(numbers)))  # for tier ``track`` only
+        rows = [(index.directions[d], lambda d=d: read()[d - numbers.start]) for d in numbers]
         return np.array(
             [[coefficient(record, row, index.steps, *step) for record, row in rows] for step in steps], np.float32
         )
-
-    def _row(self, direction: int) -> npt.NDArray[np.float64]:
-        row: npt.NDArray[np.float64] = self.container.coefficients(direction)[0]
-        return row
 
     # -- what a kernel is given --------------------------------------------------------------------------------------
 

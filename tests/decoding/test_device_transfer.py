@@ -16,7 +16,7 @@ from conftest import moving
 import relex_codec
 from relex_codec import InvalidArgument
 from relex_codec.core.threads import prefetched
-from relex_codec.decoding import device_transfer, read_plan
+from relex_codec.decoding import device_transfer, planning
 from relex_codec.decoding.tensors import box_at, plan_boxes
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.kernels import torch_eager
@@ -46,7 +46,7 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
 
 def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of one tensor; host memory is kept until the events say that the device has read it."""
-    monkeypatch.setattr(read_plan, "BATCH", 1)
+    monkeypatch.setattr(planning, "BATCH", 1)
     waited: list[int] = []
     made: list[int] = []
 

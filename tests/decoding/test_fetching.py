@@ -69,10 +69,17 @@ def test_local_files_are_not_read_ahead(zoo_file: Callable[..., Path], monkeypat
         run.check_exact()
 
 
+@pytest.mark.parametrize("coefficients_at_open", [0, 1 << 20])
 @pytest.mark.parametrize("options", [{}, {"rank": 2, "embed_base": True}, {"exact": True}], ids=str)
 def test_nothing_is_read_that_was_not_planned(
-    zoo_run: Made, zoo_file: Callable[..., Path], memory: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    zoo_run: Made,
+    zoo_file: Callable[..., Path],
+    memory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    coefficients_at_open: int,
 ) -> None:
+    monkeypatch.setattr("relex_codec.format.reader.COEFFICIENTS_AT_OPEN", coefficients_at_open)
     memory.put(str(zoo_run.base_path), "/base", recursive=True)
     memory.pipe_file("/x.relex", zoo_file("default", **options).read_bytes())
     unplanned: list[tuple[int, int]] = []

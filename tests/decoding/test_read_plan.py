@@ -129,7 +129,7 @@ def test_every_kind_of_tensor(
 def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
     long_files: Any, exact: bool, reads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relex_codec.decoding.read_plan.BATCH", 2)
+    monkeypatch.setattr("relex_codec.decoding.planning.BATCH", 2)
     path, base = long_files(exact)
     for part in (everything, lambda size: (size - 700, size - 100), lambda size: (size // 5, size // 2)):
         check(path, base, 2, "exact" if exact else "track", reads, part)
@@ -176,7 +176,7 @@ def test_steps_of_the_same_bytes_share_a_pass(long_files: Any) -> None:
 
 
 def test_a_window_is_read_in_batches_or_as_one(long_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relex_codec.decoding.read_plan.BATCH", 2)
+    monkeypatch.setattr("relex_codec.decoding.planning.BATCH", 2)
     path, base = long_files(False)
     with relex_codec.open(path, base=base) as run:
         size = run.entry("long").size
