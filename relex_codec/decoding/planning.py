@@ -121,10 +121,10 @@ class _Planner:
         """What a tensor is made of at a step: `_KERNEL`, `_ORIGIN`, or the number of a stored step in the frames."""
         if tensor.kind == f.MOVING and step.tier in LINEAR:
             return _KERNEL
-        if step.tier == "base" or (step.tier in LINEAR and tensor.kind != f.FRAMED) or not tensor.segment:
+        if step.tier == "base" or (step.tier in LINEAR and tensor.kind != f.FRAMED) or not tensor.size:
             return _ORIGIN
+        tier = self._exact()  # which checks its tables, also for a tensor that no segment holds
         stored = max(1, int(np.searchsorted(self._index.steps, step.step, side="right")))
-        tier = self._exact()
         return stored if tier.holds(tier.segment_of(stored), tensor.number) else _ORIGIN
 
     def _pass(
