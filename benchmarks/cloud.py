@@ -39,11 +39,11 @@ from speed import RESULTS, processor
 
 import relex_codec
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.decoding.reading import reading_ahead
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.tensor_record import TensorRecord
-from relex_codec.kernels.interface import flat
 from relex_codec.storage.header_cache import HEADER_CACHE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -187,8 +187,9 @@ def over_s3fs(seconds: dict[str, float]) -> dict[str, float]:
 
 def fetch_ahead(run: relex_codec.Run) -> None:
     """Fetch what a whole step needs, and throw it away."""
-    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run._reader.container.index.tensors]
-    with reading_ahead(run._reader.decoder, run._reader.base_reader, parts, [(12.0, "line")]) as ahead:
+    boxes = [box_at(tensor) for tensor in run._reader.container.index.tensors]
+    decoder = run._reader.decoder
+    with decoder.fetcher.ahead(plan_boxes(decoder, boxes, [StepTier(12.0, "line")])) as ahead:
         for block in ahead._order:
             block.source.read_many([(block.start, block.end)])
 

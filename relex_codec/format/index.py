@@ -67,6 +67,10 @@ class Index:
     def __post_init__(self) -> None:
         self._by_name.update((tensor.name, tensor) for tensor in self.tensors)
 
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a tensor of that name."""
+        return name in self._by_name
+
     def tensor(self, name: str) -> TensorRecord:
         """Return a tensor.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Coefficients:
         return f"Coefficients({directions} directions of {len(set(self.names))} tensors at {steps} steps)"
 
 
-def read_coefficients(decoder: Decoder) -> Coefficients:
+def read_coefficients(decoder: TensorDecoder) -> Coefficients:
     """Read all coefficients of a file.
 
     Raises:

@@ -65,10 +65,10 @@ class DescribedRun:
         self.path = reader.path
 
     def __len__(self) -> int:
-        return len(self._reader.container.index.manifest.tensors)
+        return len(self._reader.container.index.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._reader.numbers
+        return name in self._reader.container.index
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())

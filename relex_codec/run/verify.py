@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from relex_codec.core.threads import parallel_map
-from relex_codec.decoding.reading import replay_plan
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.read_plan import BATCH
+from relex_codec.decoding.stored_pieces import check_piece, raw_pieces
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.format import constants as f
 from relex_codec.format.index import Part
 from relex_codec.format.tensor_record import TensorRecord
-from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 
 
-def check_all(decoder: Decoder) -> None:
+def check_all(decoder: TensorDecoder) -> None:
     """Read every chunk, decode every code, check the digests of an embedded base.
 
     Raises:
@@ -26,22 +26,23 @@ def check_all(decoder: Decoder) -> None:
         _check_entries(decoder)
 
 
-def check_exact(decoder: Decoder, count: int, on_bytes: Callable[[int], Any]) -> None:
+def check_exact(decoder: TensorDecoder, count: int, on_bytes: Callable[[int], Any]) -> None:
     """Restore all `count` stored steps of every tensor, and check all digests.
 
     Args:
         on_bytes: called with how many bytes of weights have been checked since the last call.
 
     Raises:
-        Corrupt, BaseMismatch: as `Decoder.read_window`.
+        Corrupt, BaseMismatch: as `TensorDecoder.decode_window`.
     """
     from relex_codec.exact.replay import replay_all  # numba is only needed here
 
     numbers = range(1, count + 1)
-    replay_all(decoder.exact, numbers, decoder.part_origin, on_bytes=on_bytes, plan=replay_plan(decoder, numbers))
+    plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
+    replay_all(decoder.exact, numbers, decoder.part_origin, on_bytes=on_bytes, plan=plan)
 
 
-def _check_entries(decoder: Decoder) -> None:
+def _check_entries(decoder: TensorDecoder) -> None:
     container, index = decoder.container, decoder.container.index
     for entry in index.entries.values():
         if entry.name not in f.ENTRIES and entry.name not in f.FRAME_ENTRIES:
@@ -61,12 +62,12 @@ def _check_entries(decoder: Decoder) -> None:
                 decoder.exact.fetch(keys[i : i + BATCH])
 
 
-def _check_parts(decoder: Decoder, parts: list[Part]) -> None:
+def _check_parts(decoder: TensorDecoder, parts: list[Part]) -> None:
     for i in range(0, len(parts), BATCH):
         decoder.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
 
 
-def _check_direction(decoder: Decoder, tensor: TensorRecord, direction: int) -> None:
+def _check_direction(decoder: TensorDecoder, tensor: TensorRecord, direction: int) -> None:
     index = decoder.container.index
     factors, parts = index.direction_parts(tensor, direction)
     packing = f.PACKINGS[int(index.directions[direction]["packing"])]
@@ -74,12 +75,12 @@ def _check_direction(decoder: Decoder, tensor: TensorRecord, direction: int) -> 
 
     _check_parts(decoder, factors)
     for i in range(0, len(parts), BATCH * planes or 1):
-        raw = decoder.pieces_of(parts[i : i + BATCH * planes], planes)
+        raw = raw_pieces(decoder.container, parts[i : i + BATCH * planes], planes)
         parallel_map(
-            lambda one: decoder.check_piece(tensor.number, one[0], packing, one[1]), enumerate(raw, i // planes)
+            lambda one: check_piece(decoder.container, tensor, one[0], packing, one[1]), enumerate(raw, i // planes)
         )
 
 
-def _check_origin(decoder: Decoder, tensor: TensorRecord) -> None:
+def _check_origin(decoder: TensorDecoder, tensor: TensorRecord) -> None:
     for start in range(0, tensor.size, BATCH * f.PIECE):
-        decoder.check_stored(tensor.number, start, min(start + BATCH * f.PIECE, tensor.size))
+        decoder.origins.check_held(tensor, start, min(start + BATCH * f.PIECE, tensor.size))

@@ -201,7 +201,7 @@ def test_work_that_is_spread_gives_the_same(opened: relex_codec.Run, monkeypatch
 
 def test_only_what_a_later_segment_begins_from_is_kept(opened: relex_codec.Run) -> None:
     tier = opened._reader.decoder.exact
-    parts = tier.pieces(opened._reader.decoder.number("large"), 0, 2)
+    parts = tier.pieces(opened._reader.entry("large").number, 0, 2)
     arrays: dict[int, weakref.ref[Any]] = {}
     for number, bits in replay_parts(tier, parts, range(1, 18), opened._reader.decoder.part_origin):
         arrays[number] = weakref.ref(bits[1])

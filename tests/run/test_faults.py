@@ -26,6 +26,7 @@ import zstandard
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
+from relex_codec.decoding.stored_pieces import embedded_file
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import ELSEWHERE
 from support.plain import COVERED_ELSEWHERE, FRAME_ENTRIES, Array, File
@@ -84,7 +85,7 @@ def everything(run: relex_codec.Run) -> dict[Any, Any]:
                 found[name, step] = error
     for i in range(len(run._reader.container.index.manifest.files)):
         try:
-            found[i] = b"".join(run._reader.decoder.read_file(i))
+            found[i] = b"".join(embedded_file(run._reader.container, i))
         except RelexError as error:
             found[i] = error
     return found

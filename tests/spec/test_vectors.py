@@ -18,7 +18,9 @@ from click.testing import CliRunner
 from generate.exact_streams import by_family
 
 import relex_codec
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.base_locator import BaseLocator
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import RelexError
 from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Targets
@@ -121,14 +123,14 @@ def test_the_script_makes_the_same_files(tmp_path: Path) -> None:
 
 def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
     """torch's operations, for arrays of numpy: the way to a device and back."""
-    from relex_codec.decoding.device_transfer import Place
+    from relex_codec.decoding.device_transfer import DeviceMemory
     from relex_codec.kernels import torch_eager
 
-    place = Place("cpu")
-    decode = torch_eager.prepare([place.job(job) for job in jobs])
+    memory = DeviceMemory("cpu")
+    decode = torch_eager.prepare([memory.job(job) for job in jobs])
 
     def through(coefficients: Coefficients, targets: Targets) -> None:
-        made = [[place(target) for target in of_job] for of_job in targets]
+        made = [[memory(target) for target in of_job] for of_job in targets]
         decode(coefficients, made)
         for of_job, found in zip(targets, made, strict=True):
             for target, tensor in zip(of_job, found, strict=True):
@@ -155,19 +157,19 @@ def by_the_package(entry: dict[str, Any]) -> None:
     with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
         reader = run._reader
         run.verify()
-        decoders = [
-            Decoder(reader.container, reader.base_reader, prepare=prepare) for prepare in (launch.prepare, by_torch)
-        ]
+        kernels = (launch.prepare, by_torch)
+        base = BaseLocator(reader.container, base_of(entry), None)
+        decoders = [TensorDecoder(reader.container, base, prepare=prepare) for prepare in kernels]
         for i, read in enumerate(entry["reads"]):
             assert list(run) == list(read["tensors"])
-            tier = run.tier(read["step"], tier=read["tier"])
+            step = StepTier(read["step"], run.tier(read["step"], tier=read["tier"]))
             for name, digest in read["tensors"].items():
-                bits = reader.bits(name, read["step"], read["tier"])
-                n = reader.entry(name).size
+                bits, tensor = reader.bits(name, read["step"], read["tier"]), reader.entry(name)
+                n = tensor.size
                 assert bits.size == n
                 assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
                 for decoder in decoders:
-                    assert sha256(decoder.read(name, read["step"], tier).tobytes()) == digest, (name, read, decoder)
+                    assert sha256(decoder.read(tensor, step).tobytes()) == digest, (name, read, decoder)
                 middle = min(n, ref.PIECE - 1), min(n, ref.PIECE + 1)
                 for lo, hi in {(0, n), (n // 3, n // 2), (max(0, n - 1), n), middle} if i == 0 else ():
                     assert np.array_equal(reader.bits(name, read["step"], read["tier"], lo, hi), bits[lo:hi])

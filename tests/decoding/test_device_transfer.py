@@ -15,8 +15,9 @@ import torch
 import relex_codec
 from relex_codec import InvalidArgument
 from relex_codec.core.threads import prefetched
-from relex_codec.decoding import device_transfer, tensor_decoder
-from relex_codec.decoding.tensors import whole
+from relex_codec.decoding import device_transfer, planning
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.kernels import torch_eager
 from support.checkpoints import write_checkpoint, write_run
 from support.runs import moving
@@ -47,7 +48,7 @@ def test_a_device_gives_the_same_bits(zoo_file: Zoo, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches of one tensor; host memory is kept until the events say that the device has read it."""
-    monkeypatch.setattr(tensor_decoder, "BATCH", 1)
+    monkeypatch.setattr(planning, "BATCH", 1)
     waited: list[int] = []
     made: list[int] = []
 
@@ -62,7 +63,7 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
         def synchronize(self) -> None:
             waited.append(self.number)
 
-    class Place(device_transfer.Place):
+    class DeviceMemory(device_transfer.DeviceMemory):
         def queued(self, host: Any) -> None:
             device, self.device = self.device, torch.device("cuda")
             try:
@@ -72,19 +73,18 @@ def test_a_large_tensor_comes_in_batches(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "stream")
-    monkeypatch.setattr(device_transfer, "Place", Place)
+    monkeypatch.setattr(device_transfer, "DeviceMemory", DeviceMemory)
     movers = {"w": moving((700, 1200), 1, bf16), "v": moving((90,), 2, bf16)}
     write_checkpoint(tmp_path / "base", {name: base for name, (base, _) in movers.items()})
     write_run(tmp_path / "run", [1, 2], lambda step: {name: at(step) for name, (_, at) in movers.items()})
     relex_codec.encode(tmp_path / "run", tmp_path / "run.relex", base=tmp_path / "base", quality="small")
     with relex_codec.open(tmp_path / "run.relex") as run:
-        wanted = [whole(run._reader.entry(name)) for name in ("w", "v")]
-        found = list(
-            device_transfer.uploaded(run._reader.decoder, wanted, [(2.0, "track")], "cpu", torch_eager.prepare)
-        )
+        boxes = [box_at(run._reader.entry(name)) for name in ("w", "v")]
+        plan = plan_boxes(run._reader.decoder, boxes, [StepTier(2.0, "track")])
+        found = list(device_transfer.decode_on_device(run._reader.decoder, plan, "cpu", torch_eager.prepare))
         for (got,), name in zip(found, ("w", "v"), strict=True):
             value = run.tensor(name, 2)
-            assert torch.equal(got.view(torch.uint8), value.view(torch.uint8))
+            assert torch.equal(got.view(torch.uint8), value.reshape(-1).view(torch.uint8))
     assert len(made) >= 4 and waited == made  # in order, all of them in the end
 
 

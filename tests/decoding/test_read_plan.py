@@ -1,4 +1,4 @@
-"""The plan of what a step needs, against what decoding then reads, for every kind of tensor and every tier."""
+"""The plan of what a step takes, against what decoding then reads, for every kind of tensor and every tier."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import relex_codec
-from relex_codec.core.indexing import box_of
-from relex_codec.decoding.read_plan import Wanted, needs, reads_base
-from relex_codec.decoding.reading import wanted_of
-from relex_codec.kernels.windows import windows
+from relex_codec.decoding.read_plan import FramePass, KernelPass, OriginPass, ReadPlan
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
+from relex_codec.kernels.interface import flat
 from relex_codec.storage.source import LocalSource, Source
 from support.checkpoints import write_checkpoint, write_run
 from support.runs import Made
@@ -84,37 +84,22 @@ def check(
     """Compare plan and reads: for all tensors together where all of them is read, else tensor by tensor."""
     with relex_codec.open(path, base=base) as run:
         index, decoder = run._reader.container.index, run._reader.decoder
-        chosen = run.tier(step, tier=tier)
-        if index.has_exact:
+        if index.has_frames:
             # what the exact tier reads to plan: its tables, and the indexes of blocks
             _ = decoder.exact
-        names = run.keys()
-        wanted = []
-        for name in names:
-            lo, hi = part(run._reader.entry(name).size)
-            wanted.append(Wanted(decoder.number(name), step, chosen, ((lo, hi),)))
-        needs_base = reads_base(index, wanted, decoder.use_embedded)
-        checkpoint = run._reader.base_reader().checkpoint if needs_base else None
+        wanted = [(tensor, [flat(*part(tensor.size))] if tensor.size else []) for tensor in index.tensors]
         for group in [wanted] if part is everything else [[one] for one in wanted]:
-            compare(run, group, checkpoint, reads)
+            compare(run, decoder.plan(group, [StepTier(step, run.tier(step, tier=tier))]), reads)
 
 
-def compare(run: relex_codec.Run, wanted: list[Wanted], checkpoint: Any, reads: list[Any]) -> None:
-    decoder, index = run._reader.decoder, run._reader.container.index
-    plan = list(
-        needs(
-            index,
-            wanted,
-            use_embedded=decoder.use_embedded,
-            base=checkpoint.tensors if checkpoint else {},
-            exact=lambda: decoder.exact,
-        )
-    )
+def compare(run: relex_codec.Run, plan: ReadPlan, reads: list[Any]) -> None:
+    ranges = list(plan.ranges(run._reader.container.index))
+    shards = run._reader.base_reader().checkpoint.shards if any(at.shard is not None for at in ranges) else []
     reads.clear()
-    for one in wanted:
-        decoder.read(run.keys()[one.number], one.step, one.tier, *one.spans[0])
-    shards = checkpoint.shards if checkpoint else []
-    planned = [("file" if shard is None else shards[shard], a, b) for shard, a, b in plan]
+    for tensor in plan.tensors:
+        for window in tensor.windows:
+            run._reader.decoder.decode_window(window, plan.steps)
+    planned = [("file" if shard is None else shards[shard], a, b) for shard, a, b in ranges]
     assert covered(planned) == covered(reads)
 
 
@@ -146,8 +131,7 @@ def test_every_kind_of_tensor(
 def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
     long_files: Any, exact: bool, reads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relex_codec.decoding.tensor_decoder.BATCH", 2, raising=False)
-    monkeypatch.setattr("relex_codec.decoding.read_plan.BATCH", 2)
+    monkeypatch.setattr("relex_codec.decoding.planning.BATCH", 2)
     path, base = long_files(exact)
     for part in (everything, lambda size: (size - 700, size - 100), lambda size: (size // 5, size // 2)):
         check(path, base, 2, "exact" if exact else "track", reads, part)
@@ -155,37 +139,64 @@ def test_tensors_of_more_pieces_than_are_decoded_at_a_time(
 
 def test_the_base_is_not_opened_where_nothing_needs_it(zoo_file: Callable[..., Path], reads: Any) -> None:
     with relex_codec.open(zoo_file("default", embed_base=True)) as run:
-        wanted = [Wanted(i, 9, "line", ((0, run._reader.entry(name).size),)) for i, name in enumerate(run.keys())]
-        assert not reads_base(run._reader.container.index, wanted, True) and reads_base(
-            run._reader.container.index, wanted, False
-        )
+        boxes = [box_at(tensor) for tensor in run._reader.container.index.tensors]
+        plan = plan_boxes(run._reader.decoder, boxes, [StepTier(9, "line"), StepTier(0, "base")])
+        assert {at.shard for at in plan.ranges(run._reader.container.index)} == {
+            None
+        } and run._reader.decoder.base.sources == []
     with relex_codec.open(zoo_file("default"), base="/none") as run:
-        for name in ("added", "added_frozen", "added_counter"):  # the file has all of them
-            run.tensor(name, 9)
+        run.tensor("added", 9)  # the file has all of it
+        with pytest.raises(relex_codec.CheckpointError):
+            plan_boxes(run._reader.decoder, [box_at(run._reader.entry("frozen"))], [StepTier(9, "line")])
 
 
 @pytest.mark.parametrize("index", [(slice(3, 9), slice(4, 20)), (slice(None), slice(10, 30)), 5, ...], ids=str)
 @pytest.mark.parametrize("tier", ["track", "exact"])
-def test_boxes_at_several_steps(long_files: Any, index: Any, tier: str, reads: Any) -> None:
+@pytest.mark.parametrize("whole_windows", [False, True])
+def test_boxes_at_several_steps(long_files: Any, index: Any, tier: str, whole_windows: bool, reads: Any) -> None:
     path, base = long_files(tier == "exact")
-    steps = [(1.0, tier), (2.0, tier)]
     with relex_codec.open(path, base=base) as run:
-        decoder, shape = run._reader.decoder, run._reader.entry("m").shape
-        for window in windows(shape, box_of(shape, index)[0]):
-            if tier == "exact":
-                decoder._exact = None
-                _ = decoder.exact
-            checkpoint = run._reader.base_reader().checkpoint
-            plan = list(
-                needs(
-                    run._reader.container.index,
-                    wanted_of(decoder, "m", window, steps),
-                    use_embedded=False,
-                    base=checkpoint.tensors,
-                    exact=lambda: decoder.exact,
-                )
+        if tier == "exact":
+            _ = run._reader.decoder.exact
+        steps = [StepTier(1.0, tier), StepTier(2.0, tier)]
+        compare(
+            run,
+            plan_boxes(
+                run._reader.decoder, [box_at(run._reader.entry("m"), index)], steps, whole_windows=whole_windows
+            ),
+            reads,
+        )
+
+
+def test_steps_of_the_same_bytes_share_a_pass(long_files: Any) -> None:
+    path, base = long_files(True)
+    steps = [StepTier(1.0, "line"), StepTier(0.0, "base"), StepTier(1.0, "exact"), StepTier(9.0, "line"),
+             StepTier(0.0, "base"), StepTier(2.0, "exact"), StepTier(1.0, "exact")]  # fmt: skip
+    with relex_codec.open(path, base=base) as run:
+        (tensor,) = plan_boxes(run._reader.decoder, [box_at(run._reader.entry("long"))], steps).tensors
+        ((window,), passes) = tensor.windows, tensor.windows[0].passes
+        assert [(type(one), tuple(one.steps)) for one in passes] == [
+            (KernelPass, (0, 3)), (OriginPass, (1, 4)), (FramePass, (2, 6)), (FramePass, (5,)),
+        ]  # fmt: skip
+        found = run._reader.decoder.decode_window(window, steps)
+        for bits, (step, tier) in zip(found, steps, strict=True):
+            np.testing.assert_array_equal(
+                bits.reshape(-1), run._reader.bits("long", step, "auto" if step == 0 else tier)
             )
-            reads.clear()
-            decoder.read_window("m", steps, window)
-            planned = [("file" if shard is None else checkpoint.shards[shard], a, b) for shard, a, b in plan]
-            assert covered(planned) == covered(reads)
+
+
+def test_a_window_is_read_in_batches_or_as_one(long_files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relex_codec.decoding.planning.BATCH", 2)
+    path, base = long_files(False)
+    with relex_codec.open(path, base=base) as run:
+        size = run._reader.entry("long").size
+        for whole, spans in (
+            (False, [(0, 2 * PIECE), (2 * PIECE, 4 * PIECE), (4 * PIECE, size)]),
+            (True, [(0, size)]),
+        ):
+            plan = plan_boxes(
+                run._reader.decoder, [box_at(run._reader.entry("long"))], [StepTier(2.0, "line")], whole_windows=whole
+            )
+            (one,) = plan.tensors[0].windows[0].passes
+            assert isinstance(one, KernelPass)
+            assert [(batch.origin.start, batch.origin.end) for batch in one.batches] == spans
