@@ -25,8 +25,8 @@ class Reading:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[Sequence[Any]] = []
         monkeypatch.setattr(fetching, "PrefetchingSource", object)
-        monkeypatch.setattr(fetching, "remote", list)
-        monkeypatch.setattr(fetching, "reading", self.reading)
+        monkeypatch.setattr(fetching, "ranges_to_fetch", list)
+        monkeypatch.setattr(fetching, "prefetching", self.reading)
 
     @contextmanager
     def reading(self, uses: Sequence[PlannedRange]) -> Iterator[None]:
@@ -65,7 +65,7 @@ def test_a_plan_is_under_way_as_long_as_anyone_has_it(
 
 
 def test_local_files_are_not_read_ahead(zoo_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "reading", None)  # nothing of it is begun
+    monkeypatch.setattr(fetching, "prefetching", None)  # nothing of it is begun
     with relex_codec.open(zoo_file("default", exact=True)) as run:
         run.state_dict(9)
         run.check_exact()
@@ -91,7 +91,7 @@ def test_nothing_is_read_that_was_not_planned(
         unplanned.extend(ranges)
         return read_many(self, ranges)
 
-    monkeypatch.setattr(RemoteSource, "has", lambda *_: False)  # not what came when the files were opened either
+    monkeypatch.setattr(RemoteSource, "is_cached", lambda *_: False)  # not what came when the files were opened either
     monkeypatch.setattr(RemoteSource, "read_many", watched)
     tiers = ["line", "track", *(["exact"] if "exact" in options else [])]
     base = None if "embed_base" in options else "memory://base"
@@ -108,5 +108,5 @@ def test_nothing_is_read_that_was_not_planned(
                     for window in tensor.windows:
                         found = run._reader.decoder.decode_window(window, steps)
                         for bits, (step, tier) in zip(found, steps, strict=True):
-                            assert (bits.reshape(-1) == local.bits(tensor.tensor.name, step, tier)).all()
+                            assert (bits.reshape(-1) == local._reader.bits(tensor.tensor.name, step, tier)).all()
             assert unplanned == []

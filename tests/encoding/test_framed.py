@@ -154,7 +154,7 @@ def test_a_base_inside(made: Made, tmp_path: Path) -> None:
     relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, embed_base=True)
     data = (tmp_path / "x.relex").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relex_codec.decoding.base_locator.resolve", None)
+        patch.setattr("relex_codec.decoding.base_locator.open_base", None)
         with relex_codec.open(tmp_path / "x.relex") as run:
             for name in FRAMED_NAMES:
                 same(run, name, 5.5, "auto", made.at(5)[name])
@@ -307,7 +307,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], relex_codec.Run
     """Open bytes as if they were a file."""
 
     def open_bytes(data: bytes) -> relex_codec.Run:
-        monkeypatch.setattr("relex_codec.run.run.open_source", lambda path, options: Held(data))
+        monkeypatch.setattr("relex_codec.run.run_reader.open_source", lambda path, options: Held(data))
         return relex_codec.open("held.relex")
 
     return open_bytes
