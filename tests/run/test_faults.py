@@ -547,5 +547,5 @@ def test_tensors_of_another_shape_in_one_step(tmp_path: Path) -> None:
     with pytest.raises(relex_codec.CheckpointError, match=r"'w' of step 2 is F32 \[3, 4\]"):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
     write_run(tmp_path / "run", [2], lambda step: {"v": f32(start)})
-    with pytest.raises(relex_codec.CheckpointError, match=r"step 1, but not in step 2|step 2, but not in step 1"):
+    with pytest.raises(relex_codec.CheckpointError, match="part of step 2, but not of step 1"):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
