@@ -141,7 +141,7 @@ def tensor_bytes(index: Index, tensor: TensorRecord) -> int:
     """Bytes of a tensor: its chunks in the file, and what the base has of it."""
     chunks = set()
     for direction in tensor.directions:
-        factors, remainder = index.direction_parts(tensor, direction)
+        factors, remainder = index.direction_places(tensor, direction)
         chunks |= {part.chunk for part in (*factors, *remainder)}
     return sum(int(index.chunks[chunk]["stored"]) for chunk in chunks) + tensor.size * ITEMSIZE[tensor.origin_dtype]
 

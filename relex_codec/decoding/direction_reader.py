@@ -11,7 +11,7 @@ from relex_codec.core.dtypes import Bytes
 from relex_codec.core.threads import parallel_map
 from relex_codec.format import constants as f
 from relex_codec.format.factors import Factors, from_stream
-from relex_codec.format.index import Part
+from relex_codec.format.index import PiecePlace
 from relex_codec.format.packing import from_planes, packed_size
 from relex_codec.format.reader import FileReader
 from relex_codec.kernels.interface import PackedDirection
@@ -42,7 +42,7 @@ def read_directions(
     for direction in batch.directions:
         streams.append(_room(direction.factors, fresh, fills))
         packed.append(_room(direction.remainder, allocate, fills))
-    container.pieces(list(batch.parts()), lambda i, raw: fills[i](raw))
+    container.pieces(list(batch.places()), lambda i, raw: fills[i](raw))
     _check_codes(container, batch, packings, packed)
     factors = known or [
         _factors(stream, tensor.shape, int(record["rank"])) if len(stream) else None
@@ -54,11 +54,11 @@ def read_directions(
     ]
 
 
-def _room(parts: Sequence[Part], allocate: Allocate, fills: list[Callable[[Bytes], None]]) -> Bytes:
-    """Return memory for `parts`, one after another, and add to `fills` what writes the raw bytes of each there."""
-    memory = allocate(sum(part.length for part in parts))
+def _room(places: Sequence[PiecePlace], allocate: Allocate, fills: list[Callable[[Bytes], None]]) -> Bytes:
+    """Return memory for `places`, one after another, and add to `fills` what writes the raw bytes of each there."""
+    memory = allocate(sum(part.length for part in places))
     at = 0
-    for part in parts:
+    for part in places:
         fills.append(partial(_fill, memory, at))
         at += part.length
     return memory

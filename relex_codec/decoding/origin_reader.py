@@ -39,7 +39,7 @@ class OriginReader:
         out: Bits | None = None if allocate is None else allocate((end - start) * dtype.itemsize).view(dtype)
         if pieces.in_base is not None:
             return self._base.reader().read(tensor.name, start, end, check=check, out=out)
-        bits = elements(self._container, pieces.parts, tensor.origin_dtype)
+        bits = elements(self._container, pieces.places, tensor.origin_dtype)
         if check:
             self._check_digests(tensor, bits, start)
         if out is None:

@@ -15,7 +15,7 @@ from relex_codec.checkpoints.safetensors import TensorInFile
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
 from relex_codec.format import reader
-from relex_codec.format.index import Index, Part
+from relex_codec.format.index import Index, PiecePlace
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import Window
 from relex_codec.kernels.windows import piece_ranges
@@ -74,8 +74,8 @@ def plan_origin(
     """Plan to read whole pieces of a tensor's origin: ranges of elements; `base` is that of `plan_reads`."""
     width = ITEMSIZE[tensor.origin_dtype]
     if base is None or tensor.origin == f.STORED:
-        parts = index.origin_parts(tensor)
-        return [OriginPieces(tensor, *span, _of_pieces(parts, *span, width), None) for span in spans]
+        places = index.origin_places(tensor)
+        return [OriginPieces(tensor, *span, _of_pieces(places, *span, width), None) for span in spans]
     if not spans:
         return []
     info = base()[tensor.name]
@@ -162,7 +162,7 @@ class _Planner:
     def _kernel_batches(self, tensor: TensorRecord, origins: Sequence[OriginPieces]) -> Iterator[KernelBatch]:
         records = self._index.directions
         stored = [
-            (number, f.PACKINGS[int(records[number]["packing"])].planes, *self._index.direction_parts(tensor, number))
+            (number, f.PACKINGS[int(records[number]["packing"])].planes, *self._index.direction_places(tensor, number))
             for number in tensor.directions
         ]
         for i, origin in enumerate(origins):
@@ -186,6 +186,6 @@ class _Planner:
         return parts, keys, [ByteRange(None, *at) for at in sorted(tier.ranges_of(missing))]
 
 
-def _of_pieces(parts: Sequence[Part], start: int, end: int, planes: int) -> Sequence[Part]:
-    """Of the parts of a tensor, so many a piece, those of the elements `start` to `end`."""
-    return parts[start // f.PIECE * planes : -(-end // f.PIECE) * planes]
+def _of_pieces(places: Sequence[PiecePlace], start: int, end: int, planes: int) -> Sequence[PiecePlace]:
+    """Of the places of a tensor, so many a piece, those of the elements `start` to `end`."""
+    return places[start // f.PIECE * planes : -(-end // f.PIECE) * planes]

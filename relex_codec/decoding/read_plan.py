@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from relex_codec.format.index import Index, Part
+from relex_codec.format.index import Index, PiecePlace
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import Window
 
@@ -44,21 +44,21 @@ class OriginPieces:
 
     Attributes:
         start, end: elements.
-        parts: where they lie in the file, plane by plane of each piece; empty if they are in the base.
+        places: where they lie in the file, plane by plane of each piece; empty if they are in the base.
         in_base: where they lie in the base; None if they are in the file.
     """
 
     tensor: TensorRecord
     start: int
     end: int
-    parts: Sequence[Part]
+    places: Sequence[PiecePlace]
     in_base: ByteRange | None
 
     def ranges(self, index: Index) -> Iterator[ByteRange]:
         """Yield what is read."""
         if self.in_base is not None:
             yield self.in_base
-        yield from _chunks(index, self.parts)
+        yield from _chunks(index, self.places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class DirectionPieces:
     """
 
     number: int
-    factors: Sequence[Part]
-    remainder: Sequence[Part]
+    factors: Sequence[PiecePlace]
+    remainder: Sequence[PiecePlace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,9 @@ class KernelBatch:
     def ranges(self, index: Index) -> Iterator[ByteRange]:
         """Yield what is read, in order."""
         yield from self.origin.ranges(index)
-        yield from _chunks(index, self.parts())
+        yield from _chunks(index, self.places())
 
-    def parts(self) -> Iterator[Part]:
+    def places(self) -> Iterator[PiecePlace]:
         """Yield the pieces of all directions."""
         for direction in self.directions:
             yield from direction.factors
@@ -204,9 +204,9 @@ class ReadPlan:
         }
 
 
-def _chunks(index: Index, parts: Iterable[Part]) -> Iterator[ByteRange]:
-    """Yield the chunks of `parts`, each once: that is how they are read."""
-    for number in dict.fromkeys(part.chunk for part in parts):
+def _chunks(index: Index, places: Iterable[PiecePlace]) -> Iterator[ByteRange]:
+    """Yield the chunks of `places`, each once: that is how they are read."""
+    for number in dict.fromkeys(place.chunk for place in places):
         record = index.chunks[number]
         begin = int(record["position"])
         yield ByteRange(None, begin, begin + int(record["stored"]))

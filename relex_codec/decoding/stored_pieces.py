@@ -10,7 +10,7 @@ from relex_codec.core.dtypes import Bits, Bytes, bits_dtype
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
-from relex_codec.format.index import Part
+from relex_codec.format.index import PiecePlace
 from relex_codec.format.packing import check_codes, from_planes
 from relex_codec.format.reader import FileReader
 from relex_codec.format.tensor_record import TensorRecord
@@ -18,18 +18,18 @@ from relex_codec.format.tensor_record import TensorRecord
 from .read_plan import BATCH
 
 
-def raw_pieces(container: FileReader, parts: Sequence[Part], planes: int) -> list[Bytes]:
+def raw_pieces(container: FileReader, places: Sequence[PiecePlace], planes: int) -> list[Bytes]:
     """Return the raw bytes of pieces of so many planes each, the planes of a piece one after another."""
-    raw = iter(container.pieces(parts, lambda _, data: data))
+    raw = iter(container.pieces(places, lambda _, data: data))
     if planes == 1:
         return list(raw)
-    return [np.concatenate([next(raw) for _ in range(planes)]) for _ in range(len(parts) // max(planes, 1))]
+    return [np.concatenate([next(raw) for _ in range(planes)]) for _ in range(len(places) // max(planes, 1))]
 
 
-def elements(container: FileReader, parts: Sequence[Part], dtype: str) -> Bits:
+def elements(container: FileReader, places: Sequence[PiecePlace], dtype: str) -> Bits:
     """Return the elements of whole pieces of a tensor, one-dimensional."""
     found = [
-        from_planes(planes, bits_dtype(dtype)) for planes in raw_pieces(container, parts, bits_dtype(dtype).itemsize)
+        from_planes(planes, bits_dtype(dtype)) for planes in raw_pieces(container, places, bits_dtype(dtype).itemsize)
     ]
     return np.concatenate(found) if found else np.empty(0, bits_dtype(dtype))
 
@@ -48,6 +48,6 @@ def check_piece(container: FileReader, tensor: TensorRecord, piece: int, packing
 
 def embedded_file(container: FileReader, number: int) -> Iterator[bytes]:
     """Yield the bytes of an embedded file, in bounded memory."""
-    parts = container.index.file_parts(number)
-    for i in range(0, len(parts), BATCH):
-        yield from container.pieces(parts[i : i + BATCH], lambda _, raw: raw.tobytes())
+    places = container.index.file_places(number)
+    for i in range(0, len(places), BATCH):
+        yield from container.pieces(places[i : i + BATCH], lambda _, raw: raw.tobytes())

@@ -1,4 +1,4 @@
-"""Replaying: several steps of several parts, every frame read and decoded once (FORMAT.md section 13)."""
+"""Replaying: several steps of several parts, every frame read and decoded once (EXACT.md section 13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments, parts and groups: what the frames of a file hold, and where (FORMAT.md section 13). Pure functions."""
+"""Segments, parts and groups: what the frames of a file hold, and where (EXACT.md section 13). Pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the exact tier: segments, blocks, blobs (FORMAT.md section 13). Nothing is read before it is asked for."""
+"""Reading the exact tier: segments, blocks, blobs (EXACT.md section 13). Nothing is read before it is asked for."""
 
 from __future__ import annotations
 

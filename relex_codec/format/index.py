@@ -30,7 +30,7 @@ _TABLES: Final = {
 }
 
 
-class Part(NamedTuple):
+class PiecePlace(NamedTuple):
     """One piece: bytes ``offset .. offset + length`` of raw chunk `chunk`."""
 
     chunk: int
@@ -97,7 +97,7 @@ class Index:
         """Number of segments of the frames."""
         return self.entries[f.SEGMENTS].shape[0] if self.has_frames else 0
 
-    def parts(self, span: Span, lengths: Sequence[int], data: str) -> list[Part]:
+    def places(self, span: Span, lengths: Sequence[int], data: str) -> list[PiecePlace]:
         """Lay pieces of `lengths` raw bytes out from `span` on, in the chunks of entry `data`.
 
         Raises:
@@ -109,25 +109,25 @@ class Index:
                 raise Corrupt(f"{data}: an empty span lies at {tuple(span)}, expected (0, 0)")
             return []
         low, high = self._chunk_range(data)
-        raw, parts = self.chunks["raw"], []
+        raw, places = self.chunks["raw"], []
         for i, length in enumerate(lengths):
             if i and low <= number < high and offset == raw[number]:
                 number, offset = number + 1, 0
             if not low <= number < high or offset + length > raw[number] or length == 0:
                 raise Corrupt(f"{data}: a span at chunk {span.chunk}, byte {span.offset} leaves its chunks")
-            parts.append(Part(number, offset, length))
+            places.append(PiecePlace(number, offset, length))
             offset += length
-        return parts
+        return places
 
     def _chunk_range(self, data: str) -> tuple[int, int]:
         following = f.DATA[f.DATA.index(data) + 1 :]
         return self.first_chunk[data], self.first_chunk[following[0]] if following else len(self.chunks)
 
-    def origin_parts(self, tensor: TensorRecord) -> list[Part]:
+    def origin_places(self, tensor: TensorRecord) -> list[PiecePlace]:
         """Parts of a tensor's origin, where the file holds it."""
-        return self.parts(tensor.origin_span, self._lengths(tensor.size, ITEMSIZE[tensor.origin_dtype]), f.DATA_BASE)
+        return self.places(tensor.origin_span, self._lengths(tensor.size, ITEMSIZE[tensor.origin_dtype]), f.DATA_BASE)
 
-    def direction_parts(self, tensor: TensorRecord, direction: int) -> tuple[list[Part], list[Part]]:
+    def direction_places(self, tensor: TensorRecord, direction: int) -> tuple[list[PiecePlace], list[PiecePlace]]:
         """Parts of a direction: those of its factors, and those of its remainder, plane by plane of each piece."""
         record = self.directions[direction]
         packing = f.PACKINGS[record["packing"]]
@@ -135,25 +135,25 @@ class Index:
         codes = [packed_size(n, packing) for n in piece_lengths(tensor.size) for _ in range(packing.planes)]
         first = Span(int(record["factor_chunk"]), int(record["factor_offset"]))
         return (
-            self.parts(first, factors, f.DATA_DIRECTIONS),
-            self.parts(Span(int(record["chunk"]), int(record["offset"])), codes, f.DATA_DIRECTIONS),
+            self.places(first, factors, f.DATA_DIRECTIONS),
+            self.places(Span(int(record["chunk"]), int(record["offset"])), codes, f.DATA_DIRECTIONS),
         )
 
-    def file_parts(self, number: int) -> list[Part]:
+    def file_places(self, number: int) -> list[PiecePlace]:
         """Parts of an embedded file."""
         entry = self.manifest.files[number]
-        return self.parts(Span(entry.chunk, entry.offset), self._lengths(entry.length, 1), f.DATA_BASE)
+        return self.places(Span(entry.chunk, entry.offset), self._lengths(entry.length, 1), f.DATA_BASE)
 
-    def all_parts(self) -> Iterator[tuple[str, list[Part]]]:
-        """Yield (entry, parts) of every span that the file has."""
+    def all_places(self) -> Iterator[tuple[str, list[PiecePlace]]]:
+        """Yield (entry, places) of every span that the file has."""
         for tensor in self.tensors:
             if tensor.origin_held:
-                yield f.DATA_BASE, self.origin_parts(tensor)
+                yield f.DATA_BASE, self.origin_places(tensor)
             for direction in tensor.directions:
-                factors, codes = self.direction_parts(tensor, direction)
+                factors, codes = self.direction_places(tensor, direction)
                 yield f.DATA_DIRECTIONS, factors + codes
         for number in range(len(self.manifest.files)):
-            yield f.DATA_BASE, self.file_parts(number)
+            yield f.DATA_BASE, self.file_places(number)
 
     def _lengths(self, count: int, width: int) -> list[int]:
         """Raw bytes of each plane of each piece of a stream of `count` elements, which must fit the file's chunks."""

@@ -22,7 +22,7 @@ from relex_codec.storage.source import Source
 from . import constants as f
 from . import manifest, safetensors_header
 from .chunks import decompress
-from .index import Index, Part, Records, table
+from .index import Index, PiecePlace, Records, table
 from .safetensors_header import METADATA, WORD, Entry
 from .tensor_record import join
 from .validate import check
@@ -195,28 +195,28 @@ class FileReader:
             raise Corrupt(f"{self.source.path}: {f.COEFFICIENTS} holds a number that is not finite")
         return values
 
-    def pieces(self, parts: Sequence[Part], use: Callable[[int, Bytes], R]) -> list[R]:
-        """Read the chunks of `parts`, and call ``use(i, raw bytes of part i)`` for each, on several threads.
+    def pieces(self, places: Sequence[PiecePlace], use: Callable[[int, Bytes], R]) -> list[R]:
+        """Read the chunks of `places`, and call ``use(i, raw bytes of place i)`` for each, on several threads.
 
         Returns:
-            The results in the order of `parts`.
+            The results in the order of `places`.
 
         Raises:
             Corrupt: a checksum or a frame is wrong; the message names the entry.
         """
-        numbers = list(dict.fromkeys(part.chunk for part in parts))
+        numbers = list(dict.fromkeys(place.chunk for place in places))
         records = [self.index.chunks[number] for number in numbers]
         ranges = [(int(r["position"]), int(r["position"]) + int(r["stored"])) for r in records]
         stored = dict(zip(numbers, self.source.read_many(ranges), strict=True))
-        uses = Counter(part.chunk for part in parts)
+        uses = Counter(place.chunk for place in places)
         ready = {number: self._chunk(number, stored[number]) for number in numbers if uses[number] > 1}
 
         def one(i: int) -> R:
-            part = parts[i]
-            raw = ready[part.chunk] if part.chunk in ready else self._chunk(part.chunk, stored[part.chunk])
-            return use(i, raw[part.offset : part.offset + part.length])
+            place = places[i]
+            raw = ready[place.chunk] if place.chunk in ready else self._chunk(place.chunk, stored[place.chunk])
+            return use(i, raw[place.offset : place.offset + place.length])
 
-        return parallel_map(one, range(len(parts)))
+        return parallel_map(one, range(len(places)))
 
     def _chunk(self, number: int, stored: bytes) -> Bytes:
         record = self.index.chunks[number]

@@ -131,8 +131,8 @@ def _check_tensors(index: Index) -> None:
 
 def _check_tiling(index: Index) -> None:
     """Every raw byte of every chunk belongs to exactly one piece."""
-    parts = [part for _, found in index.all_parts() for part in found]
-    table = np.array(parts, np.int64).reshape(-1, 3)
+    places = [part for _, found in index.all_places() for part in found]
+    table = np.array(places, np.int64).reshape(-1, 3)
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
     chunk, offset, end = table[:, 0], table[:, 1], table[:, 1] + table[:, 2]
     begins = np.concatenate([[True], chunk[1:] != chunk[:-1]]) if len(table) else np.zeros(0, bool)

@@ -25,7 +25,7 @@ from .export import Shard, index_file, nbytes, shards_of
 from .run_reader import RunReader
 
 
-class Part(NamedTuple):
+class TensorBytes(NamedTuple):
     """Bytes of a shard that lie together: of its header if `tensor` is None, or of a tensor; counted from its start."""
 
     tensor: TensorRecord | None
@@ -42,7 +42,7 @@ class ShardLayout:
         self._begins = list(accumulate((nbytes(t) for t in shard.tensors), initial=len(shard.head)))
         self._begins.insert(0, 0)  # of the header; the last one is the end of the file
 
-    def parts(self, start: int, end: int) -> Iterator[Part]:
+    def parts(self, start: int, end: int) -> Iterator[TensorBytes]:
         """Yield what bytes `start` to `end` of the file consist of, in order."""
         for at in range(max(0, bisect_right(self._begins, start) - 1), len(self._tensors)):
             begin, stop = self._begins[at], self._begins[at + 1]
@@ -50,7 +50,7 @@ class ShardLayout:
                 return
             low, high = max(start, begin), min(end, stop)
             if low < high:
-                yield Part(self._tensors[at], low - begin, high - begin)
+                yield TensorBytes(self._tensors[at], low - begin, high - begin)
 
     def widened(self, start: int, end: int) -> tuple[int, int]:
         """Return the bytes that decoding `start` to `end` yields anyway: the header, and whole pieces of tensors."""

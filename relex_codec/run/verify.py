@@ -10,7 +10,7 @@ from relex_codec.decoding.read_plan import BATCH
 from relex_codec.decoding.stored_pieces import check_piece, raw_pieces
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.format import constants as f
-from relex_codec.format.index import Part
+from relex_codec.format.index import PiecePlace
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 
@@ -55,27 +55,27 @@ def _check_entries(decoder: TensorDecoder) -> None:
         if tensor.origin_held:
             _check_origin(decoder, tensor)
     for i in range(len(index.manifest.files)):
-        _check_parts(decoder, index.file_parts(i))
+        _check_places(decoder, index.file_places(i))
     if index.has_frames:
         for keys in decoder.exact.all_blobs():
             for i in range(0, len(keys), BATCH):
                 decoder.exact.fetch(keys[i : i + BATCH])
 
 
-def _check_parts(decoder: TensorDecoder, parts: list[Part]) -> None:
-    for i in range(0, len(parts), BATCH):
-        decoder.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
+def _check_places(decoder: TensorDecoder, places: list[PiecePlace]) -> None:
+    for i in range(0, len(places), BATCH):
+        decoder.container.pieces(places[i : i + BATCH], lambda _, raw: len(raw))
 
 
 def _check_direction(decoder: TensorDecoder, tensor: TensorRecord, direction: int) -> None:
     index = decoder.container.index
-    factors, parts = index.direction_parts(tensor, direction)
+    factors, places = index.direction_places(tensor, direction)
     packing = f.PACKINGS[int(index.directions[direction]["packing"])]
     planes = packing.planes
 
-    _check_parts(decoder, factors)
-    for i in range(0, len(parts), BATCH * planes or 1):
-        raw = raw_pieces(decoder.container, parts[i : i + BATCH * planes], planes)
+    _check_places(decoder, factors)
+    for i in range(0, len(places), BATCH * planes or 1):
+        raw = raw_pieces(decoder.container, places[i : i + BATCH * planes], planes)
         parallel_map(
             lambda one: check_piece(decoder.container, tensor, one[0], packing, one[1]), enumerate(raw, i // planes)
         )

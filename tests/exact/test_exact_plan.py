@@ -1,4 +1,4 @@
-"""The order of bisection, the links between segments, table sets and groups of a segment (FORMAT.md section 13)."""
+"""The order of bisection, the links between segments, table sets and groups of a segment (EXACT.md section 13)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COUNTS = [*range(1, 70), 127, 128, 129, 1000, 1023, 1024, 1025]
 
 
 def by_level(count: int) -> dict[int, tuple[int, int, int, int]]:
-    """Middle: (level, left, right, near end), halving as FORMAT.md section 13 does."""
+    """Middle: (level, left, right, near end), halving as EXACT.md section 13 does."""
     found: dict[int, tuple[int, int, int, int]] = {}
 
     def halve(left: int, right: int, level: int, near: int) -> None:
