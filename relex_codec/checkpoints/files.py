@@ -97,6 +97,8 @@ def find_files(
                 raise CheckpointError(f"{where}: {unreadable.dangling_link(name, target)}") from None
         raise
     note = weight_files.left_out([*sizes, *dangling], shards)
+    if INDEX in sizes and weight_map is None:
+        note = "; ".join(filter(None, [f"{INDEX} is not that of {SINGLE}, which is read as transformers does", note]))
     return CheckpointFiles(
         {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,

@@ -166,4 +166,5 @@ def some(names: Iterable[str], limit: int = 6) -> str:
     """Return a few names for a message, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name if SAFE_NAME.fullmatch(name) else quote(name) for name in names[:limit]) + more
+    plain = (all(map(SAFE_NAME.fullmatch, name.split("/"))) for name in names)
+    return ", ".join(name if ok else quote(name) for name, ok in zip(names[:limit], plain, strict=False)) + more

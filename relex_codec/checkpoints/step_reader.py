@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from relex_codec.core.filenames import INDEX
@@ -24,12 +25,12 @@ class FoundStep(NamedTuple):
 
     Attributes:
         folder: the directory that holds the weights, or why it cannot be read.
-        marked: whether the step's own directory has a file that says that it is complete.
+        marker: the file in the step's own directory that says that it is complete, if there is one.
     """
 
     step: int
     folder: str | CheckpointError
-    marked: bool = True
+    marker: str | None = None
 
 
 class StepReader:
@@ -48,14 +49,14 @@ class StepReader:
     def look(self, step: int, path: str, options: Options, *, refuse: bool = True) -> FoundStep:
         """Look whether a checkpoint is there, with all its files; if it is not, raise, or return why."""
         try:
-            folder, items, marked = weights_folder(path, options)
+            folder, items, marker = weights_folder(path, options)
             if self.skip:
                 opened = open_checkpoint(folder, options, known=self._known)
                 if self._base is not None:
                     check_against_base(opened, self._base, f"step {step}")
             else:
                 find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
-            return FoundStep(step, folder, marked)
+            return FoundStep(step, folder, marker)
         except (CheckpointError, Truncated) as e:
             return self.failed(step, e, refuse=refuse)
 
@@ -77,21 +78,23 @@ class StepReader:
             CheckpointError: one has none, and incomplete ones are not left out.
         """
         readable = [one for one in found if not isinstance(one.folder, CheckpointError)]
-        without = {one.step for one in readable if not one.marked}
+        without = {one.step for one in readable if one.marker is None}
         if not without:
             return found
-        if len(without) == len(readable):
-            items = list_directory(another, options, error=CheckpointError) if another is not None else []
-            if not any(item.name in naming.MARKERS for item in items):
-                return found
-        marker = f"no {' or '.join(naming.MARKERS)}, which other steps have"
-        error = CheckpointError(f"{where} has an incomplete checkpoint: step {min(without)} has {marker}")
+        marker = next((one.marker for one in readable if one.marker is not None), None)
+        if marker is None and another is not None:
+            with suppress(CheckpointError):  # it is not wanted: whatever is wrong with it is no matter
+                marker = _marker(list_directory(another, options, error=CheckpointError))
+        if marker is None:
+            return found
+        lacking = f"has no {marker}, which other steps have"
         if not self.skip:
-            raise CheckpointError(f"{error}; wait for it, or ask to skip incomplete checkpoints")
+            raise CheckpointError(
+                f"{where} has an incomplete checkpoint: step {min(without)} {lacking}; wait for it, leave it out with "
+                "other steps, or ask to skip incomplete checkpoints"
+            )
         return [
-            FoundStep(one.step, CheckpointError(f"{where}: step {one.step} is incomplete, it has {marker}"))
-            if one.step in without
-            else one
+            FoundStep(one.step, CheckpointError(f"{where}: step {one.step} {lacking}")) if one.step in without else one
             for one in found
         ]
 
@@ -106,8 +109,8 @@ class StepReader:
         return run
 
 
-def weights_folder(path: str, options: Options) -> tuple[str, list[Item], bool]:
-    """Return the directory of a step that holds the weights, which may be below it; its listing; whether it is marked.
+def weights_folder(path: str, options: Options) -> tuple[str, list[Item], str | None]:
+    """Return the directory of a step that holds the weights, which may be below it; its listing; the step's marker.
 
     Raises:
         CheckpointError: there is none; the message says what there is instead.
@@ -122,16 +125,27 @@ def weights_folder(path: str, options: Options) -> tuple[str, list[Item], bool]:
         return listings[below]
 
     own = listings[""]
-    marked = any(item.name in naming.MARKERS for item in own)
     for below in ("", *naming.BELOW):
         items, folder = look(below), join_path(path, below) if below else path
         dangling = dangling_links(folder) if items or not below else {}
         if any(not i.is_dir and (is_weights(i.name) or i.name == INDEX) for i in items):
-            return folder, items, marked
+            return folder, items, _marker(own)
         if lost := next((name for name in dangling if is_weights(name) or name == INDEX), None):
             shown = without_secrets(join_path(folder, lost))
             raise CheckpointError(f"checkpoint {unreadable.dangling_link(shown, dangling[lost])}")
     where = without_secrets(path)
     if message := unreadable.cache_root(os.path.abspath(where), [item.name for item in own if item.is_dir]):
         raise CheckpointError(f"checkpoint {where} {message}")
-    raise CheckpointError(f"checkpoint {where} {unreadable.explain(list_tree(path, options, own), where)}")
+    tree = list_tree(path, options, own)
+    if elsewhere := sorted({name.rpartition("/")[0] for name in tree if is_weights(name.rpartition("/")[2])}):
+        template = naming.suggest_template([os.path.basename(where)]) or naming.PLACEHOLDER
+        raise CheckpointError(
+            f"checkpoint {where} has weights in {naming.some(elsewhere)}, expected them in it or in one of "
+            f"{naming.some(naming.BELOW, 4)}; give the run as '{os.path.dirname(where)}/{template}/{elsewhere[0]}'"
+        )
+    raise CheckpointError(f"checkpoint {where} {unreadable.explain(tree, where)}")
+
+
+def _marker(items: list[Item]) -> str | None:
+    """Return the file that says that a step is complete, if its directory has one."""
+    return next((item.name for item in items if item.name in naming.MARKERS), None)
