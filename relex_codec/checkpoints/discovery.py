@@ -92,8 +92,8 @@ def find_run(
         return reader.look(entry.step, join_path(home, entry.name), options)
 
     found = parallel_map(look, wanted, IO_THREADS if is_url(home) else 1)
-    names = (entry.name for entry in complete if entry.step not in chosen and entry.name not in dangling)
-    others = (join_path(home, name) for name in names)
+    rest = (entry.name for entry in complete if entry.step not in chosen and entry.name not in dangling)
+    others = (join_path(home, name) for name in rest)
     found = reader.without_marker(found, where, next(others, None), options)
     run = reader.readable(sorted([*failed, *found], key=lambda one: one.step))
     if not run:
