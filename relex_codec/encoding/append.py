@@ -22,7 +22,7 @@ from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries, EmbeddedBase
-from .encode import new_segment
+from .encode import new_segment, report_notes
 from .pipeline import RunEncoder
 from .quality import Quality
 
@@ -82,8 +82,10 @@ def append(
                 f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
                 "with --exact if it shall grow"
             )
-        series = AppendedSeries(run.decoder, open_series(found, storage_options))
+        further = open_series(found, storage_options)
+        series = AppendedSeries(run.decoder, further)
         series.check()
+        report_notes(further)
         observed = index.manifest.observed
         if observed == len(index.steps):
             observed = len(series.steps)

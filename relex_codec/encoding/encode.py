@@ -11,6 +11,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from relex_codec.checkpoints.base_model import canonical_uri, open_base
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
+from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
@@ -85,13 +87,16 @@ def encode(
     writer = FileWriter(output, storage_options)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     base_reader = open_base(reference, storage_options)
-    found = find_run(run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip)
+    found = find_run(
+        run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip, base=base_reader
+    )
     observed = _observed([step for step, _ in found], observe)
-    series = open_series(found, storage_options)
+    series = open_series(found, storage_options, base=base_reader)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
         series.check()
+        report_notes(series, base_reader)
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         return job.write(canonical_uri(reference), progress)
@@ -107,6 +112,12 @@ def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) ->
 
 def _report_skip(message: str) -> None:
     tqdm.write(f"left out: {message}", file=sys.stderr)
+
+
+def report_notes(series: CheckpointSeries, base: TensorReader | None = None) -> None:
+    """Say on stderr what of the checkpoints is not read: nothing is left out in silence."""
+    for line in notes_on(series, base):
+        tqdm.write(line, file=sys.stderr)
 
 
 def _observed(steps: list[int], observe: int | None) -> int:
