@@ -123,7 +123,7 @@ def load_tokenizer(
 def side_files(reader: RunReader) -> Iterator[str]:
     """Write the files of a decoded checkpoint that are no weights to a temporary directory, and give its path."""
     with tempfile.TemporaryDirectory(prefix="relex-") as folder:
-        size = embedded_bytes(reader.decoder, reader.base.side_files())
+        size = embedded_bytes(reader.decoder)
         check_room(folder, folder, "the files beside the weights have", size, "set TMPDIR to a place with more room")
         for name, content in reader.side_files().read_all():
             with open(os.path.join(folder, name), "wb") as out:

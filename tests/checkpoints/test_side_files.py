@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import relex_codec
-from relex_codec.checkpoints import naming
+from relex_codec.checkpoints import weight_files
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.encoding import pipeline
 from relex_codec.errors import CheckpointError, Corrupt
@@ -204,7 +204,7 @@ def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
         assert sorted(path.name for path in folder.iterdir()) == sorted([*SIDES, "model.safetensors"])
     for name in hostile:
         with monkeypatch.context() as patch:
-            patch.setattr(naming, "file_allowed", lambda found, name=name: found == name)
+            patch.setattr(weight_files, "file_allowed", lambda found, name=name: found == name)
             patch.setattr(pipeline, "file_allowed", lambda found, name=name: found == name)
             relex_codec.encode(run, tmp_path / "bad.relex", base=base, quality="raw", embed_base=True)
         with pytest.raises(Corrupt, match=f"'{name}' is no name of a file"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relex_codec.checkpoints.naming import side_files
+from relex_codec.checkpoints.weight_files import side_files
 from relex_codec.core.filenames import INDEX, PICKLES, file_allowed, shard_allowed
 
 ALLOWED = [

@@ -176,7 +176,7 @@ def test_side_files_of_what_is_not_the_base_are_not_taken(
         shard.unlink()
     write_checkpoint(private, other)
     if how == "none":
-        monkeypatch.setattr(base_locator.FileBase, "_expected", lambda self: [])
+        monkeypatch.setattr(base_locator.BaseLocator, "_expected", lambda self: [])
     with relex_codec.open(path) as run, pytest.raises(relex_codec.BaseMismatch, match=r"pass --base"):
         run._reader.side_files().sizes()
     with relex_codec.open(path) as run, pytest.raises(relex_codec.BaseMismatch, match=r"pass --base"):
