@@ -228,9 +228,27 @@ def open_root(f: RelexFile) -> None:
 # ---- 4. Steps, coefficients, manifest ----
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?")
+LICENCES = ("license", "licence", "notice", "copying")
+TEXTS = (".txt", ".md", ".jinja", ".py", ".tiktoken", ".spm", ".vocab")
+JSON_WORDS = {
+    "config", "configuration", "id2label", "label2id", "labels", "merges", "modules", "normalizer", "params",
+    "preprocessor", "processor", "tekken", "template", "templates", "tokenizer", "tokens", "vocab", "vocabulary",
+}  # fmt: skip
+MODEL_WORDS = {
+    "bpe", "piece", "sentencepiece", "sp", "spiece", "spm", "tokenizer", "tokens", "unigram", "vocab", "vocabulary",
+}  # fmt: skip
 Named = namedtuple("Named", "name dtype shape origin_dtype shard n")
+
+
+def may_be_file(name: str) -> bool:
+    """Whether a file that is no shard may have this name, which is in lower case."""
+    stem, _, end = name.rpartition(".")
+    words = set(re.split("[._-]", stem))
+    if name in LICENCES:
+        return True
+    allowed = {"json": bool(words & JSON_WORDS), "model": bool(words & MODEL_WORDS)}
+    return not words & {"adapter", "index"} and allowed.get(end, name.endswith(TEXTS))
 
 
 def open_manifest(f: RelexFile) -> None:
@@ -256,14 +274,11 @@ def open_manifest(f: RelexFile) -> None:
         require(all(is_integer(value, 0, (1 << 32) - 1) for value in row[2:]), "relex.manifest: files")
     names = shards + [row[0] for row in f.files]
     require(all(type(name) is str and FILE_NAME.fullmatch(name) for name in names), "relex.manifest: a file's name")
+    require(not any(name.endswith(".") or DEVICE.fullmatch(name.lower()) for name in names), "relex.manifest: a name")
     require(len({name.lower() for name in names}) == len(names), "relex.manifest: a file's name occurs twice")
     require(all(name.endswith(".safetensors") for name in shards), "relex.manifest: a shard's name")
     require(shards and shards == sorted(shards), "relex.manifest: shards are in the order of their names")
-    for name in names[len(shards) :]:
-        require(
-            not name.lower().endswith((".safetensors", *PICKLES)) and name.lower() != INDEX,
-            "relex.manifest: a file's name",
-        )
+    require(all(may_be_file(name.lower()) for name in names[len(shards) :]), "relex.manifest: a file's name")
     require(f.embedded or not f.files, "relex.manifest: files without an embedded base")
 
     for row in manifest["tensors"]:

@@ -167,13 +167,19 @@ def open_checkpoint(
         Truncated: a file is shorter than its header says.
     """
     where = f"checkpoint {without_secrets(path)}"
-    files, opened = _open_files(_at_one_commit(path, storage_options), storage_options, where, likely)
+    place = _at_one_commit(path, storage_options)
+    files, opened = _open_files(place, storage_options, where, likely)
     try:
         tensors = _tensor_table(files, opened, where, known)
     except CheckpointError:
         if not forget_all(_first_read(source) for source, _ in opened):
             raise
         opened = [(source, _raw_header(source)) for source, _ in opened]
+        tensors = _tensor_table(files, opened, where, known)
+    if is_url(place) and _may_be_misread(files, tensors):
+        forget_all(_first_read(source) for source, _ in opened)
+        read_whole(join_path(place, INDEX), storage_options, anew=True)
+        files, opened = _open_files(place, storage_options, where, likely)
         tensors = _tensor_table(files, opened, where, known)
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
     weight_map = files.weight_map or {}
@@ -198,6 +204,17 @@ def _tensor_table(
         if known is not None:
             known[fingerprint.digest()] = tensors
     return tensors
+
+
+def _may_be_misread(files: CheckpointFiles, tensors: TensorTable) -> bool:
+    """Tell whether an index lists what no file has as if a byte of it, or of a header, had come wrong.
+
+    Then something else is there that the index does not know. Without that, tied weights were left out.
+    """
+    listed = files.weight_map or {}
+    return any(name not in tensors for name in listed) and (
+        bool(files.notes) or any(name not in listed for name in tensors)
+    )
 
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:

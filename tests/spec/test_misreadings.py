@@ -54,6 +54,14 @@ MISREADINGS = [
         "unknown-entries",
     ),
     Misreading("-0 is an integer", 'value if word == "-0" else int(word)', "int(word)", "manifest-minus-zero"),
+    # FORMAT.md, section 4
+    Misreading("parts of words", "words & JSON_WORDS", "[w for w in JSON_WORDS if w in stem]", "file-json-word"),
+    Misreading("one list of words", "words & MODEL_WORDS", "words & (MODEL_WORDS | JSON_WORDS)", "file-model-json"),
+    Misreading("dots alone part words", '"[._-]"', '"[.]"', "file-names"),
+    Misreading("any text", 'return not words & {"adapter", "index"} and', "return", "file-index-text"),
+    Misreading("capitals as they are", "may_be_file(name.lower())", "may_be_file(name)", "file-names"),
+    Misreading("devices as they are", "DEVICE.fullmatch(name.lower())", "DEVICE.fullmatch(name)", "file-device-con"),
+    Misreading("devices without an ending", "[0-9])(\\..*)?", "[0-9])", "file-device-nul"),
     # FORMAT.md, section 8
     Misreading(
         "pairs from the last to the first", "range(d.pairs):", "reversed(range(d.pairs)):", "arithmetic-operations"

@@ -280,11 +280,16 @@ def test_broken_rules(change: Change) -> None:
         [["x.ckpt", 2, 1, 31]],
         [["a/b", 2, 1, 31]],
         [["..", 2, 1, 31]],
+        [["config.json.", 2, 1, 31]],
+        [["nul.txt", 2, 1, 31]],
+        [["trainer_state.json", 2, 1, 31]],
+        [["adapter_config.json", 2, 1, 31]],
+        [["weights.model", 2, 1, 31]],
         [["config.json", 1, 1, 31]],
         [["config.json", 3, 1, 31]],
         [["config.json", 2, 1, 30]],
         [["config.json", 2, 0, 0]],
-        [["config.json", 2, 1, 31], ["empty", 0, 1, 33]],
+        [["config.json", 2, 1, 31], ["empty.txt", 0, 1, 33]],
         [["config.json", 2, 1, 31, 0]],
         [],
     ],
@@ -298,7 +303,7 @@ def test_bad_embedded_files(files: list[Any]) -> None:
 
 def test_good_embedded_files() -> None:
     builder = Builder(embedded=True)
-    builder.manifest["files"] = [["a.JSON", 1, 1, 31], ["empty", 0, 0, 0], ["0", 1, 1, 32]]
+    builder.manifest["files"] = [["a.Config.JSON", 1, 1, 31], ["empty.md", 0, 0, 0], ["LICENCE", 1, 1, 32]]
     ref.RelexFile(builder.build()).check_all()
 
 

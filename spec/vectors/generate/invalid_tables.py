@@ -23,6 +23,9 @@ from .invalid_changes import (
 )  # fmt: skip
 from .parts import Parts
 
+PICKLES = ("bin", "pt", "pth", "pkl", "ckpt")
+DEVICES = ("CON", "prn", "aux", "nul", "com0", "COM9", "lpt1")
+
 
 def emptied(parts: Parts) -> None:
     """The only tensor, moving, without elements."""
@@ -134,6 +137,8 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         ("shard-newline", "a newline after a name", manifest(shards=["a.safetensors", "b.safetensors\n"])),
         ("shard-hidden", "a name that begins with a dot", manifest(shards=[".safetensors", "b.safetensors"])),
         ("shard-long", "a name of 256 bytes", manifest(shards=["a.safetensors", "b" * 244 + ".safetensors"])),
+        ("shard-device", "a device of Windows", manifest(shards=["a.safetensors", "nul.x.safetensors"])),
+        ("shard-capitals", "an ending in capitals", manifest(shards=["a.SAFETENSORS", "b.safetensors"])),
         ("shard-pickle", "a shard that is no safetensors file", manifest(shards=["a.bin", "b.safetensors"])),
         ("shard-order", "shards are not sorted", manifest(shards=["b.safetensors", "a.safetensors"])),
         ("shard-case", "shards differ in case only", manifest(shards=["A.safetensors", "a.safetensors"])),
@@ -142,9 +147,23 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         ("file-backslash", "a backslash in a name", file_name("a\\b")),
         ("file-dots", "a name ..", file_name("..")),
         ("file-shard", "a file that is a shard", file_name("c.safetensors")),
-        ("file-index", "a file that is the index", file_name(ref.INDEX)),
+        ("file-index", "a file that is the index", file_name("model.safetensors.index.json")),
+        ("file-index-json", "an index, with a word of configurations", file_name("config.index.json")),
+        ("file-index-text", "an index that is a text", file_name("index.txt")),
+        ("file-index-capitals", "an index in capitals", file_name("CONFIG-INDEX.json")),
+        ("file-adapter", "the configuration of an adapter", file_name("adapter_config.json")),
+        ("file-json", "a JSON file of another kind", file_name("trainer_state.json")),
+        ("file-json-word", "a JSON file with part of a word", file_name("myconfig.json")),
+        ("file-json-model", "a JSON file with a word of .model only", file_name("spiece.json")),
+        ("file-model", "a .model file of another kind", file_name("weights.model")),
+        ("file-model-json", "a .model file with a word of .json only", file_name("config.model")),
+        ("file-other", "an ending that is not listed", file_name("config.npy")),
+        ("file-no-ending", "a name without an ending that is not listed", file_name("config")),
+        ("file-licence-ending", "a licence with an ending that is not listed", file_name("LICENSE.bin")),
+        ("file-dot", "a name that ends in a dot", file_name("readme.md.")),
         ("file-duplicate", "files differ in case only", file_name("readme.md")),
-        *[(f"file-pickle-{end[1:]}", "a pickle", file_name("x" + end)) for end in ref.PICKLES],
+        *[(f"file-pickle-{end}", "a pickle", file_name(f"config.{end}")) for end in PICKLES],
+        *[(f"file-device-{name.lower()}", "a device of Windows", file_name(f"{name}.txt")) for name in DEVICES],
         # section 5
         ("tensor-reserved", "reserved bytes of a tensor", tensor(2, 31, "B", 1)),
         ("tensor-kind", "kind 3", tensor(1, 0, "B", 3)),

@@ -314,6 +314,26 @@ def names() -> Recipe:
     return Recipe(STEPS, tensors, [(10, AUTO)], uri="file \u00e9")
 
 
+def file_names() -> Recipe:
+    """Names of embedded files and of shards: each word and ending that is allowed, in small letters and in capitals."""
+    texts = [
+        "a.txt",
+        "adapters.md",
+        "INDEXES.MD",
+        "chat_template.jinja",
+        "_config.py",
+        "x.tiktoken",
+        "x.spm",
+        "x.vocab",
+    ]
+    found = [*texts, "LICENSE", "licence", "Notice", "COPYING", "x" * 251 + ".txt", "model.bin.txt", "console.md"]
+    found += [f"{word}.json" for word in sorted(ref.JSON_WORDS)] + [f"{word}.model" for word in sorted(ref.MODEL_WORDS)]
+    found += ["model.Config-1.JSON", "a_tokenizer.b.model", "com10.txt", "nul_.txt", "config..json"]
+    tensors = [Tensor("x", "BF16", [3], np.array([1, 2, 3], "<u2"))]
+    shards = ["LPT.safetensors", "model.bin.safetensors", "x" * 243 + ".safetensors"]
+    return Recipe([1], tensors, [(1, AUTO)], embedded=True, files=dict.fromkeys(found, b""), shards=shards)
+
+
 def nothing() -> Recipe:
     """A file without tensors."""
     return Recipe([0], [], [(0, AUTO), (3.5, AUTO)], shards=["a.safetensors", "b.safetensors"])
@@ -342,5 +362,6 @@ VALID: dict[str, Recipe] = {
     "unknown-entries": unknown_entries(),
     "chunk-codecs": chunk_codecs(),
     "names": names(),
+    "file-names": file_names(),
     "nothing": nothing(),
 }
