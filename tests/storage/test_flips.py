@@ -141,16 +141,18 @@ def test_what_is_wrong_twice_is_reported(made: Path, served: Web, name: str, err
 def test_a_flip_in_a_sharded_base(moto_bucket: Bucket, tmp_path: Path, name: str) -> None:
     base = write_checkpoint(tmp_path / "base", weights(0, SHAPES), shards=2)
     moto_bucket.upload(base, "base")
-    options = moto_bucket.options | {"relex": {"cache": str(tmp_path / "cache")}}
+    config = moto_bucket.options.get("config_kwargs", {}) | {"response_checksum_validation": "when_required"}
+    unchecked = moto_bucket.options | {"config_kwargs": config}  # or botocore itself finds what is wrong
     data = (base / name).read_bytes()
-    for position in (1, data.index(b'"norm"') + 2 if b'"norm"' in data else 20, data.index(b"a") + 30):
+    for position in (1, data.index(b'"a"') + 1, data.index(b"a") + 30):
         HEADER_CACHE.clear()
+        options = unchecked | {"relex": {"cache": str(tmp_path / f"cache-{position}")}}
         moto_bucket.proxy.flip(name, position)
         found = open_checkpoint(moto_bucket.url("base"), options)
         assert set(found.tensors) == set(SHAPES) and not found.absent and not found.notes, position
         HEADER_CACHE.clear()
     with pytest.raises(CheckpointError):
-        open_checkpoint(moto_bucket.url("none"), options)
+        open_checkpoint(moto_bucket.url("none"), moto_bucket.options)
 
 
 def test_a_local_file_is_read_once(made: Path, tmp_path: Path) -> None:
