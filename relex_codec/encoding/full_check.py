@@ -1,69 +1,69 @@
-"""Holding the quality rule on tensors that the search saw only a sample of."""
+"""Measuring the quality rule on all of a tensor that the search sees only an excerpt of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from relex_codec.core.dtypes import F32
 from relex_codec.core.threads import parallel_map
-from relex_codec.format.constants import FLOAT32, PIECE
+from relex_codec.format.constants import PIECE
 
-from .direction_search import ERROR_FLOOR, Sample, StoredDirection, sample_from_bits
 from .quality import Quality
+from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
+from .weight_error import Rule, Sample, sample_from_bits, squared_distance, squared_miss
 
-TIGHTER: Final = (1.0, 0.5, 0.25)
-"""Shares of the allowed growth that are tried on the sample until the whole tensor holds the rule."""
 BATCH: Final = 8
+"""Pieces in memory at a time."""
+BLOCK: Final = 1 << 15
+"""Elements that are decoded at a time: they stay in the second-level cache."""
 
 
 class FullCheck:
-    """All pieces of a tensor with one direction: weights of the last observed step are decoded and compared.
+    """All pieces of a tensor with one direction as weights: those of the last observed step are decoded and compared.
 
     Args:
         history: of the tensor: its weights at all steps.
         vectors: its directions, not quantised.
+        coefficient: of the direction at the last observed step.
     """
 
-    def __init__(self, history: TensorHistory, vectors: Vectors) -> None:
-        self._history, self._vectors = history, vectors
+    def __init__(self, history: TensorHistory, vectors: Vectors, coefficient: float) -> None:
+        self._history, self._vectors, self._g = history, vectors, np.float32(coefficient)
 
-    def hold(self, search: Callable[[float], StoredDirection], quality: Quality, coefficient: float) -> StoredDirection:
-        """Return what `search` finds with the largest share for which the whole tensor holds the rule.
+    def rule(self, quality: Quality, share: float) -> Rule:
+        """What these weights allow."""
+        delta = self._sum(lambda sample, values: squared_distance(sample.origins[0], sample.targets[0]))
+        return Rule.of(delta, self._sum(self._miss), None, quality, share)
 
-        Its errors are those of the whole tensor. Float32 where no share does; a direction that has no bound (``raw``,
-        factors alone by request) is only measured.
+    def error(self, stored: StoredDirection) -> float:
+        """Squared error with the direction stored so."""
 
-        Args:
-            search: returns the way to store the direction when so large a share of the allowed growth may be used.
-            quality: what was asked.
-            coefficient: of the direction at the last observed step.
-        """
-        for share in TIGHTER:
-            stored = self._measured(search(share), coefficient)
-            allowed = max(stored.error_line, ERROR_FLOOR**0.5) * (1 + (quality.growth or 0.0))
-            if quality.growth is None or quality.factor_rank is not None or stored.error_stored <= allowed:
-                return stored
-        return self._measured(StoredDirection(None, FLOAT32, None, 0.0, 0.0), coefficient)
+        def miss(sample: Sample, values: F32) -> float:
+            total = 0.0
+            for lo in range(0, len(values), BLOCK):
+                part = slice(lo, lo + BLOCK)
+                block = Sample(
+                    [sample.starts[0] + lo], [sample.origins[0][part]], [sample.targets[0][part]], sample.dtype
+                )
+                total += self._miss(block, stored.decoded(values[part], block.starts[0]))
+            return total
 
-    def _measured(self, stored: StoredDirection, coefficient: float) -> StoredDirection:
-        g = np.float32(coefficient)
+        return self._sum(miss)
 
-        def errors(work: tuple[Sample, F32]) -> tuple[float, float, float]:
-            sample, values = work
-            decoded = stored.decoded(values, sample.starts[0])
-            return sample.error_of(sample.origins), sample.error([values * g]), sample.error([decoded * g])
+    def _miss(self, sample: Sample, values: F32) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return squared_miss(sample.origins[0], sample.targets[0], values * self._g, sample.dtype)
 
-        delta = line = kept = 0.0
+    def _sum(self, function: Callable[[Sample, F32], float]) -> float:
+        total = 0.0
         for works in self._batches():
-            for a, b, c in parallel_map(errors, works):
-                delta, line, kept = delta + a, line + b, kept + c
-        norm = delta or 1.0
-        return replace(stored, error_line=float(np.sqrt(line / norm)), error_stored=float(np.sqrt(kept / norm)))
+            for part in parallel_map(lambda work: function(*work), works):
+                total += part
+        return total
 
     def _batches(self) -> Iterator[list[tuple[Sample, F32]]]:
         info, origin = self._history.info, self._history.origin

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import F32
 from relex_codec.format.factors import Factors
 
-FULL_SVD: Final = 1 << 20
-"""Matrices of at most so many elements are decomposed in full: exact, and as fast there."""
+FULL_SVD: Final = 1 << 12
+"""Matrices of at most so many elements are decomposed in full: exact, and as fast there. (Of 192 x 512 the first 32 pairs
+take 3 ms instead of 13, of 1024 x 1024 the first 64 take 27 instead of 520.)"""
 OVERSAMPLING: Final = 8
 POWER_ITERATIONS: Final = 2
 BLOCK_ELEMENTS: Final = 1 << 22
@@ -81,6 +82,15 @@ def _randomised(
         basis = np.linalg.qr(times(np.linalg.qr(transposed_times(basis))[0]))[0]
     u, s, v = np.linalg.svd(transposed_times(basis).T, full_matrices=False)
     return basis @ u, s, v
+
+
+def explained_by_rank(factors: Factors) -> list[float]:
+    """Return the energy that the first 0, 1, ... pairs of `decompose` explain, over all matrices.
+
+    A pair's magnitudes are balanced: the square of either's norm is the singular value.
+    """
+    squares = np.sum(np.sum(factors.a.astype(np.float64) ** 2, axis=2) ** 2, axis=0)
+    return [0.0, *np.cumsum(squares).tolist()]
 
 
 def round_factors(factors: Factors, rank: int, mantissa: int) -> Factors:
