@@ -24,7 +24,7 @@ from relex_codec.format.factors import Factors
 from relex_codec.format.packing import pack_codes
 
 from .excerpt import Excerpt
-from .low_rank import ReadElements, decompose, explained_by_rank, round_factors
+from .low_rank import FULL_SVD, ReadElements, decompose, explained_by_rank, round_factors
 from .quality import Quality
 from .quantizer import Magnitudes, Quantizer, cheapest_quantizers
 from .stored_direction import FLOAT32_DIRECTION, StoredDirection, factor_bytes
@@ -33,7 +33,7 @@ from .weight_error import Rule, Sample, SampledWeights, Weights, squared_norm
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Factor ranks that are tried beside none."""
 FIRST_RANKS: Final = 8
-"""Ranks up to this one are looked at first, and more only where they could be worth it: decomposing costs by the rank."""
+"""Ranks up to this one are looked at first, more only where they could be worth it: decomposing costs by the rank."""
 SMALLEST_SIDE: Final = 8
 """Matrices with a shorter side get no factors: they would cost as much as the matrix."""
 SMALLEST_FACTORED: Final = 1024
@@ -42,10 +42,6 @@ MANTISSA: Final = 2
 """Mantissa bits of factors that a remainder corrects."""
 MANTISSA_ALONE: Final = 3
 """Mantissa bits of factors without a remainder."""
-FACTOR_BITS: Final = 6.2
-"""About what a number of a factor takes in a file, with two mantissa bits."""
-ROUNDED: Final = 0.99
-"""About the share of its squared singular value that a pair of factors still explains when it is rounded so."""
 LARGEST_LOSS: Final = 0.25
 """Share of its squared norm that a direction may lose at most, whatever the rule allows: rounding hides small
 coefficients at the last observed step, but an extrapolated step multiplies the direction by more."""
@@ -60,8 +56,14 @@ NEAR: Final = 1.015
 """The bound is where it should be when the room that the rule leaves is at most so many times what is used of it."""
 AIM: Final = 0.995
 """Share of the room that the next bound aims at."""
-RANK_MARGIN: Final = 1.03
-"""Ranks whose estimated bytes are within so many times the least are compared by their codes."""
+SKETCH: Final = 1 << 13
+"""Elements on which ranks are compared."""
+CONVEX: Final = 1.25
+"""No further ranks are compared where one costs so many times the least, as the cost is nearly convex in the rank."""
+RANK_MARGIN: Final = 1.08
+"""The two ranks of least cost are both tried in full where their costs are within so many times."""
+NEARLY: Final = 1.03
+"""Factors alone are tried on all weights where their error in the excerpt is within so many times what is allowed."""
 
 
 def sample_starts(energies: list[float]) -> list[int]:
@@ -76,6 +78,10 @@ def sample_starts(energies: list[float]) -> list[int]:
     order = np.argsort(energies, kind="stable")
     at = np.unique(np.linspace(0, len(order) - 1, min(len(order), SAMPLE_PIECES)).round().astype(int))
     return sorted(int(order[i]) * PIECE for i in at)
+
+
+_Found = tuple[float, float, StoredDirection]
+"""Bytes, how far the bound was moved, and how the direction is stored."""
 
 
 class _Remainder:
@@ -184,16 +190,21 @@ class DirectionSearch:
         scale = float(self.g) ** 2
         most = LARGEST_LOSS * energy / excerpt.count
         bound = min(rule.room / scale / excerpt.count if scale > 0 else np.inf, most)
-        plain = self._remainder(None, excerpt)
-        pairs = self._decomposed(plain.magnitudes, bound) if matrix else None
-        remainder = plain if pairs is None else self._best_remainder(plain, pairs, excerpt, bound)
-        tuned = self._tuned(remainder, excerpt, rule, bound, most, 1.0)
+        pairs, ranks = self._likely_ranks(bound) if matrix and bound > 0 else (None, [0])
+        options = []
+        for rank in ranks:
+            factors = round_factors(pairs, rank, MANTISSA) if pairs is not None and rank else None
+            remainder = self._remainder(factors, excerpt)
+            found = self._tuned(remainder, excerpt, rule, bound, most, 1.0)
+            if found is not None:
+                found = self._descended(remainder, excerpt, rule, found)
+                options.append((found[0], rank, remainder, found))
+        _, _, remainder, tuned = min(options) if options else (0, 0, None, None)
         if pairs is not None:
-            limit = tuned[0] if tuned else np.inf
-            alone = self._factors_alone(pairs, limit, excerpt, rule, weights, final, energy)
+            alone = self._factors_alone(pairs, tuned[0] if tuned else np.inf, excerpt, rule, weights, final, energy)
             if alone is not None:
                 return alone
-        if tuned is not None and weights is not excerpt:
+        if remainder is not None and tuned is not None and weights is not excerpt:
             tuned = self._tuned(remainder, weights, final, bound, most, tuned[1])
         if tuned is None:
             return self._measured(FLOAT32_DIRECTION, weights)
@@ -205,13 +216,13 @@ class DirectionSearch:
 
     def _tuned(
         self, remainder: _Remainder, weights: Weights, rule: Rule, bound: float, most: float, relax: float
-    ) -> tuple[float, float, StoredDirection] | None:
+    ) -> _Found | None:
         """Move the bound to where the rule is just held; return (bytes, how far it was moved, how).
 
         The error that is used grows nearly in proportion with the bound, so that a secant finds the place in two or
         three trials. None where no quantiser holds the rule.
         """
-        best: tuple[float, float, StoredDirection] | None = None
+        best: _Found | None = None
         low, high = (0.0, 0.0), (np.inf, np.inf)  # bound and what it uses: where the rule is held, and where not
         top = min(RELAXATION, most / bound) if bound > 0 else RELAXATION
         relax, trial = min(relax, top), 0
@@ -236,63 +247,70 @@ class DirectionSearch:
                 break
         return best
 
-    def _decomposed(self, plain: Magnitudes, bound: float) -> Factors | None:
-        """Return the first pairs of the direction, as many as could be worth storing; None where none could be.
+    def _descended(
+        self, remainder: _Remainder, weights: Weights, rule: Rule, best: _Found
+    ) -> _Found:
+        """Improve what was found by the error of the weights: the width of the zone of 0 against that of the levels.
 
-        A further pair explains no more than the last one known does, which bounds what more of them could save.
+        The bound on the direction's error does not know that small changes are rounded away in the weights, where they
+        only cost bits. So at somewhat fewer bits several biases are tried, as long as one of them holds the rule.
         """
-        if bound <= 0:
-            return None
+        for less in (0.04, 0.04, 0.02, 0.02, 0.01, 0.005):
+            quantizer = best[2].quantizer
+            if quantizer is None or quantizer.scale == 0 or quantizer.packing is WORD:
+                return best
+            for other in remainder.magnitudes.with_bits(quantizer, quantizer.bits * (1 - less)):
+                stored = StoredDirection(remainder.factors, other.packing, other)
+                error = weights.error(stored)
+                if rule.holds(error):
+                    cost = best[0] - (quantizer.bits - other.bits) * self.size / 8
+                    best = cost, best[1], _with_errors(stored, rule, error)
+                    break
+        return best
+
+    def _likely_ranks(self, bound: float) -> tuple[Factors | None, list[int]]:
+        """Return the first pairs of the direction, and one or two ranks with which the rest is estimated to be cheapest.
+
+        Estimated on a few thousand elements: their entropy. It cannot be told from the singular values, as what is left
+        is distributed in another way: weights that moved by one unit of rounding are clusters in the direction alone.
+        """
         ranks = [r for r in RANKS if r <= min(self.shape[-2:]) // 6]
         if not ranks:
-            return None
-        first = [r for r in ranks if r <= FIRST_RANKS]
+            return None, [0]
+        sketch = Excerpt.of(self.sampled, self.shape, SKETCH)
+        m, n = self.shape[-2:]
+        first = ranks if m * n <= FULL_SVD else [r for r in ranks if r <= FIRST_RANKS]
         pairs = decompose(self.read, self.shape, first[-1])
-        energy = self._energy()
+        costs: list[tuple[float, int]] = []
+        for rank in (0, *ranks):
+            if rank > first[-1] and rank == ranks[len(first)]:
+                if not self._more_ranks(pairs, costs, ranks):
+                    break
+                pairs = decompose(self.read, self.shape, ranks[-1])
+            factors = round_factors(pairs, rank, MANTISSA) if rank else None
+            bits = self._remainder(factors, sketch).magnitudes.least_bits(bound)
+            costs.append((factor_bytes(factors) + bits * self.size / 8, rank))
+            if rank >= FIRST_RANKS and costs[-1][0] > CONVEX * min(costs)[0]:
+                break
+        costs.sort()
+        return pairs, [rank for cost, rank in costs[:2] if cost <= RANK_MARGIN * costs[0][0]]
+
+    def _more_ranks(self, pairs: Factors, costs: list[tuple[float, int]], ranks: list[int]) -> bool:
+        """Whether more than the first ranks could be worth it, with a remainder or alone.
+
+        A further pair explains no more than the last one known does, which bounds what more of them can explain.
+        """
+        if min(costs)[1] == costs[-1][1] or costs[-1][0] < RANK_MARGIN * min(costs)[0]:
+            return True
         explained = explained_by_rank(pairs)
-        least = min(self._estimate(plain, bound, r, 1 - explained[r] / energy) for r in (0, *first))
-        last, known = explained[first[-1]] - explained[first[-1] - 1], explained[first[-1]]
-        for rank in ranks[len(first) :]:
-            left = max(1 - (known + (rank - first[-1]) * last) / energy, 0.0)
-            if self._estimate(plain, bound, rank, left) < least or (
-                left <= LARGEST_LOSS and self._factor_estimate(rank) < least
-            ):
-                return decompose(self.read, self.shape, ranks[-1])
-        return pairs
+        each, number = factor_bytes(pairs) / costs[-1][1], costs[-1][1]
+        worth = [r for r in ranks if r * each * 0.8 < min(costs)[0]]
+        known, last = explained[number], explained[number] - explained[number - 1]
+        return bool(worth) and known + (worth[-1] - number) * last >= (1 - LARGEST_LOSS) * self._energy()
 
     def _energy(self) -> float:
         pieces = range(0, self.size, PIECE)
         return sum(squared_norm(self.read(lo, min(lo + PIECE, self.size))) for lo in pieces) or 1.0
-
-    def _factor_estimate(self, rank: int) -> float:
-        m, n = self.shape[-2:]
-        return rank * (m + n) * (self.size // (m * n)) * FACTOR_BITS / 8
-
-    def _estimate(self, plain: Magnitudes, bound: float, rank: int, left: float) -> float:
-        """Estimate bytes with so many factors that leave the share `left` of the direction's energy.
-
-        What they leave is taken to be distributed as the whole direction is.
-        """
-        bits = plain.least_bits(bound / left) if left > 0 else 0.0
-        return self._factor_estimate(rank) + bits * self.size / 8
-
-    def _best_remainder(self, plain: _Remainder, pairs: Factors, excerpt: Excerpt, bound: float) -> _Remainder:
-        """Return the remainder, of the whole direction or of what some factors leave, that is cheapest to code."""
-        explained, energy = explained_by_rank(pairs), self._energy()
-        ranks = [r for r in RANKS if r < len(explained)]
-        options = [
-            (self._estimate(plain.magnitudes, bound, r, max(1 - ROUNDED * explained[r] / energy, 0.0)), r)
-            for r in (0, *ranks)
-        ]
-        least = min(options)[0]
-        costs: list[tuple[float, int, _Remainder]] = []
-        for estimate, rank in options:
-            if estimate > RANK_MARGIN * least:
-                continue
-            remainder = self._remainder(round_factors(pairs, rank, MANTISSA), excerpt) if rank else plain
-            found = remainder.cheapest(bound)
-            costs.append((found[0] if found else np.inf, rank, remainder))
-        return min(costs)[2]
 
     def _factors_alone(
         self, pairs: Factors, limit: float, excerpt: Excerpt, rule: Rule, weights: Weights, final: Rule, energy: float
@@ -310,7 +328,7 @@ class DirectionSearch:
                 return None
             stored = StoredDirection(factors, NONE, None)
             error = excerpt.error(stored)
-            if not rule.holds(error) or squared_norm(excerpt.rest(factors)) > LARGEST_LOSS * energy:
+            if error > NEARLY * rule.allowed or squared_norm(excerpt.rest(factors)) > LARGEST_LOSS * energy:
                 continue
             if weights is not excerpt:
                 error = weights.error(stored)

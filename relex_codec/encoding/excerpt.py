@@ -49,12 +49,12 @@ class Excerpt:
         self._sums: tuple[Factors | None, F32 | None] = (None, None)
 
     @classmethod
-    def of(cls, sampled: SampledWeights, shape: tuple[int, ...]) -> Excerpt:
-        """Return an excerpt of about `LIMIT` elements, or of all where they are fewer.
+    def of(cls, sampled: SampledWeights, shape: tuple[int, ...], limit: int = LIMIT) -> Excerpt:
+        """Return an excerpt of at most `limit` elements, or of all where they are fewer.
 
         The distance of its elements shares no factor with the width of the rows, so that all columns occur.
         """
-        distance = -(-sum(map(len, sampled.values)) // LIMIT)
+        distance = -(-sum(map(len, sampled.values)) // limit)
         while distance > 1 and np.gcd(distance, shape[-1]) > 1:
             distance += 1
         return cls(sampled, shape, distance)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import F32
 from relex_codec.format.factors import Factors
 
-FULL_SVD: Final = 1 << 12
-"""Matrices of at most so many elements are decomposed in full: exact, and as fast there. (Of 192 x 512 the first 32 pairs
-take 3 ms instead of 13, of 1024 x 1024 the first 64 take 27 instead of 520.)"""
+FULL_SVD: Final = 1 << 17
+"""Matrices of at most so many elements are decomposed in full, from the Gram matrix of their shorter side: exact to
+float64's root, and three times as fast as LAPACK's decomposition of the matrix."""
 OVERSAMPLING: Final = 8
 POWER_ITERATIONS: Final = 2
 BLOCK_ELEMENTS: Final = 1 << 22
@@ -50,13 +50,25 @@ def decompose(read: ReadElements, shape: tuple[int, ...], rank: int) -> Factors:
     for h in range(count):
         start = h * m * n
         if m * n <= FULL_SVD:
-            u, s, v = np.linalg.svd(read(start, start + m * n).reshape(m, n), full_matrices=False)
+            u, s, v = _from_gram(read(start, start + m * n).reshape(m, n), rank)
         else:
             u, s, v = _randomised(read, start, m, n, rank)
         scale = np.sqrt(s[:rank])
         a[h] = (u[:, :rank] * scale).T
         b[h] = v[:rank] * scale[:, None]
     return Factors(a, b)
+
+
+def _from_gram(matrix: F32, rank: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the first singular triplets of a matrix: eigenvectors on its shorter side, and what it maps them to."""
+    if matrix.shape[0] > matrix.shape[1]:
+        v, s, u = _from_gram(matrix.T, rank)
+        return u.T, s, v.T
+    wide = matrix.astype(np.float64)
+    vectors = np.linalg.eigh(wide @ wide.T)[1][:, : -rank - 1 : -1]
+    mapped = vectors.T @ wide
+    s = np.linalg.norm(mapped, axis=1)
+    return vectors, s, mapped / np.maximum(s, np.finfo(np.float64).tiny)[:, None]
 
 
 def _randomised(

@@ -34,6 +34,8 @@ F64 = npt.NDArray[np.float64]
 
 PACKINGS: Final = (TERNARY, QUINARY, NIBBLE, BYTE)
 BIASES: Final = (0.0, 0.1, 0.2, 0.3)
+OTHER_BIASES: Final = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)
+"""Biases that are tried at a given number of bits."""
 GRID_RATIO: Final = 1.08
 """Ratio of neighbouring widths of the grid."""
 FEW: Final = 4096
@@ -206,6 +208,19 @@ class Magnitudes:
         entropy = np.log2(n) - (order + _x_log_x(n - moved)) / n
         return _Trials(packing, width, bias, scale, shift, moved / n + entropy, error)  # a bit for each sign
 
+    def with_bits(self, quantizer: Quantizer, bits: float) -> list[Quantizer]:
+        """Return quantisers of the same packing with other biases and at most so many bits, about as many."""
+        powers = 1.02 ** np.arange(-6, 10)
+        width = np.outer(quantizer.width * (0.5 + quantizer.bias) / (0.5 + np.array(OTHER_BIASES)), powers)
+        bias = np.broadcast_to(np.array(OTHER_BIASES)[:, None], width.shape)
+        found = self.evaluate_all((quantizer.packing,), width.ravel(), bias.ravel())[0]
+        result = []
+        for b in OTHER_BIASES:
+            fits = np.flatnonzero((found.bias == b) & (found.bits <= bits) & (found.error < np.inf))
+            if len(fits):
+                result.append(found[int(fits[found.bits[fits].argmax()])])
+        return sorted(result, key=lambda q: q.error)
+
     def grid(self, bound: float) -> dict[str, _Trials]:
         """Return the grid of each packing; it is made again where `bound` is below those it was made for."""
         if bound < self._grid_bound:
@@ -220,7 +235,7 @@ class Magnitudes:
 
     def least_bits(self, bound: float) -> float:
         """Return the bits an element of the cheapest quantiser of the grid; infinite where there is none."""
-        if bound * self.count >= self.energy:
+        if bound * self.count >= self.energy or not self.energy:
             return 0.0
         found = [trials.cheapest(bound) for trials in self.grid(bound).values()]
         return min((q.bits for q in found if q), default=np.inf)
