@@ -36,7 +36,7 @@ FIRST_RANKS: Final = 8
 """Ranks up to this one are looked at first, more only where they could be worth it: decomposing costs by the rank."""
 SMALLEST_SIDE: Final = 8
 """Matrices with a shorter side get no factors: they would cost as much as the matrix."""
-SMALLEST_FACTORED: Final = 1024
+SMALLEST_FACTORED: Final = 512
 """Tensors of fewer elements get none either, unless asked for: they could save a few dozen bytes."""
 MANTISSA: Final = 2
 """Mantissa bits of factors that a remainder corrects."""
@@ -204,11 +204,48 @@ class DirectionSearch:
             alone = self._factors_alone(pairs, tuned[0] if tuned else np.inf, excerpt, rule, weights, final, energy)
             if alone is not None:
                 return alone
-        if remainder is not None and tuned is not None and weights is not excerpt:
-            tuned = self._tuned(remainder, weights, final, bound, most, tuned[1])
-        if tuned is None:
+        if remainder is None or tuned is None:
             return self._measured(FLOAT32_DIRECTION, weights)
-        return tuned[2]
+        if weights is excerpt:
+            return tuned[2]
+        top = min(RELAXATION * bound, most)
+        stored = self._on_all(remainder, tuned[2], weights, final, top)
+        if stored is None:  # the excerpt knows too little of the tensor: from the start, on all of it
+            again = self._tuned(remainder, weights, final, bound, most, 0.5)
+            stored = again[2] if again else self._measured(FLOAT32_DIRECTION, weights)
+        return stored
+
+    def _on_all(
+        self, remainder: _Remainder, found: StoredDirection, weights: Weights, rule: Rule, top: float
+    ) -> StoredDirection | None:
+        """Return what was found in an excerpt with the width at which all weights just hold the rule, if there is one.
+
+        Args:
+            top: the largest mean squared error of the direction that is allowed.
+        """
+        quantizer = found.quantizer
+        if quantizer is None or not quantizer.scale:
+            error = weights.error(found)
+            return _with_errors(found, rule, error) if rule.holds(error) else None
+        best: StoredDirection | None = None
+        low, high = (0.0, 0.0), (np.inf, np.inf)
+        at, most = 1.0, max(top / quantizer.error, 1.0)  # squares of widths, with which errors grow
+        for _ in range(FAILURES):
+            width = quantizer.width * float(np.sqrt(at))
+            changed = remainder.magnitudes.evaluate(quantizer.packing, width, quantizer.bias)
+            if changed is None:
+                break
+            stored = StoredDirection(found.factors, found.packing, changed)
+            error = weights.error(stored)
+            used = rule.used(error)
+            if rule.holds(error):
+                best, low = _with_errors(stored, rule, error), (at, used)
+            else:
+                high = (at, used)
+            if best is not None and (low[1] * NEAR >= rule.room or low[0] >= most or high[0] < low[0] * 1.01):
+                break
+            at = min(_next(low, high, at, used, AIM * rule.room), most)
+        return best
 
     def _remainder(self, factors: Factors | None, excerpt: Excerpt) -> _Remainder:
         self.remainders.append(_Remainder(factors, excerpt.rest(factors), self.size))
@@ -247,9 +284,7 @@ class DirectionSearch:
                 break
         return best
 
-    def _descended(
-        self, remainder: _Remainder, weights: Weights, rule: Rule, best: _Found
-    ) -> _Found:
+    def _descended(self, remainder: _Remainder, weights: Weights, rule: Rule, best: _Found) -> _Found:
         """Improve what was found by the error of the weights: the width of the zone of 0 against that of the levels.
 
         The bound on the direction's error does not know that small changes are rounded away in the weights, where they

@@ -7,19 +7,22 @@ from typing import Final
 
 import numpy as np
 
-from relex_codec.core.dtypes import F32
+from relex_codec.core.dtypes import F32, Bits, to_float32
 from relex_codec.core.threads import parallel_map
 from relex_codec.format.constants import PIECE
 
+from .fit import F64
 from .quality import Quality
 from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
-from .weight_error import Rule, Sample, sample_from_bits, squared_distance, squared_miss
+from .weight_error import Rule, squared_distance, squared_miss
 
 BATCH: Final = 8
 """Pieces in memory at a time."""
 BLOCK: Final = 1 << 15
 """Elements that are decoded at a time: they stay in the second-level cache."""
+_Measure = Callable[[int, F32, F32, F32], F64]
+"""Squared errors of a block: of its first element, origins, targets and values of the direction."""
 
 
 class FullCheck:
@@ -36,43 +39,52 @@ class FullCheck:
 
     def rule(self, quality: Quality, share: float) -> Rule:
         """What these weights allow."""
-        delta = self._sum(lambda sample, values: squared_distance(sample.origins[0], sample.targets[0]))
-        return Rule.of(delta, self._sum(self._miss), None, quality, share)
+
+        def measure(start: int, origin: F32, target: F32, values: F32) -> F64:
+            return np.array([squared_distance(origin, target), self._miss(origin, target, values)])
+
+        delta, before = self._sum(measure)
+        return Rule.of(float(delta), float(before), None, quality, share)
 
     def error(self, stored: StoredDirection) -> float:
         """Squared error with the direction stored so."""
 
-        def miss(sample: Sample, values: F32) -> float:
-            total = 0.0
+        def measure(start: int, origin: F32, target: F32, values: F32) -> F64:
+            return np.array([self._miss(origin, target, stored.decoded(values, start))])
+
+        return float(self._sum(measure)[0])
+
+    def _miss(self, origin: F32, target: F32, values: F32) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return squared_miss(origin, target, values * self._g, self._history.info.dtype)
+
+    def _sum(self, measure: _Measure) -> F64:
+        """Sum over the tensor, block by block in the same order whatever the number of threads."""
+        dtype, origin_dtype = self._history.info.dtype, self._history.origin.dtype
+
+        def of_piece(piece: tuple[int, Bits, Bits, F32]) -> F64:
+            start, origin, target, values = piece
+            total = np.zeros(1)
             for lo in range(0, len(values), BLOCK):
                 part = slice(lo, lo + BLOCK)
-                block = Sample(
-                    [sample.starts[0] + lo], [sample.origins[0][part]], [sample.targets[0][part]], sample.dtype
-                )
-                total += self._miss(block, stored.decoded(values[part], block.starts[0]))
+                floats = to_float32(origin[part], origin_dtype), to_float32(target[part], dtype)
+                total = total + measure(start + lo, *floats, values[part])
             return total
 
-        return self._sum(miss)
-
-    def _miss(self, sample: Sample, values: F32) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return squared_miss(sample.origins[0], sample.targets[0], values * self._g, sample.dtype)
-
-    def _sum(self, function: Callable[[Sample, F32], float]) -> float:
-        total = 0.0
-        for works in self._batches():
-            for part in parallel_map(lambda work: function(*work), works):
-                total += part
+        total = np.zeros(1)
+        for pieces in self._batches():
+            for of_one in parallel_map(of_piece, pieces):
+                total = total + of_one
         return total
 
-    def _batches(self) -> Iterator[list[tuple[Sample, F32]]]:
-        info, origin = self._history.info, self._history.origin
-        works: list[tuple[Sample, F32]] = []
+    def _batches(self) -> Iterator[list[tuple[int, Bits, Bits, F32]]]:
+        info, history = self._history.info, self._history
+        pieces: list[tuple[int, Bits, Bits, F32]] = []
         for lo in range(0, info.size, PIECE):
             hi = min(lo + PIECE, info.size)
-            bits = [origin.read(lo, hi)], origin.dtype, [self._history.at_last_observed(lo, hi)], info.dtype
-            works.append((sample_from_bits([lo], *bits), self._vectors.read(0, lo, hi)))
-            if len(works) == BATCH:
-                yield works
-                works = []
-        yield works
+            bits = history.origin.read(lo, hi), history.at_last_observed(lo, hi)
+            pieces.append((lo, *bits, self._vectors.read(0, lo, hi)))
+            if len(pieces) == BATCH:
+                yield pieces
+                pieces = []
+        yield pieces

@@ -88,11 +88,9 @@ class Quantizer:
         """
         levels = np.abs(x)
         levels /= np.float32(self.width)
-        levels += np.float32(0.5 - self.bias)  # not below 0, so that cutting off the fraction rounds down
+        levels += np.float32(0.5 - self.bias)
         np.minimum(levels, np.float32(self.packing.zero), out=levels)
-        codes = levels.astype(np.int32)
-        np.negative(codes, out=codes, where=x < 0)
-        return codes
+        return np.copysign(levels, x, out=levels).astype(np.int32)  # which cuts off the fraction
 
 
 @dataclass(frozen=True, slots=True)
