@@ -34,8 +34,9 @@ F64 = npt.NDArray[np.float64]
 
 PACKINGS: Final = (TERNARY, QUINARY, NIBBLE, BYTE)
 BIASES: Final = (0.0, 0.1, 0.2, 0.3)
-OTHER_BIASES: Final = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)
-"""Biases that are tried at a given number of bits."""
+OTHER_BIASES: Final = np.array([0.0, 0.08, 0.16, 0.24, 0.32, 0.4])
+OTHER_WIDTHS: Final = 1.02 ** np.arange(-6, 10)
+"""Biases that are tried at a given number of bits, and ratios of widths among which these bits are looked for."""
 GRID_RATIO: Final = 1.08
 """Ratio of neighbouring widths of the grid."""
 FEW: Final = 4096
@@ -94,10 +95,17 @@ class Quantizer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trials:
-    """Quantisers of one packing that were evaluated together: arrays [count]."""
+class Trials:
+    """Quantisers that were evaluated together: arrays [packings, pairs of width and bias].
 
-    packing: Packing
+    Attributes:
+        packings: one a row.
+        width, bias: [pairs].
+        scale, shift, bits: as a `Quantizer` has them.
+        error: infinite where all codes are 0, or where they fit the packing before.
+    """
+
+    packings: tuple[Packing, ...]
     width: F64
     bias: F64
     scale: F32
@@ -105,16 +113,23 @@ class _Trials:
     bits: F64
     error: F64
 
-    def cheapest(self, bound: float) -> Quantizer | None:
-        """Return the one of fewest bits whose error is at most `bound`."""
+    def cheapest(self, bound: float) -> list[Quantizer]:
+        """Return, of each packing that has any, the one of fewest bits whose error is at most `bound`."""
+        if not len(self.width):
+            return []
         bits = np.where(self.error <= bound, self.bits, np.inf)
-        best = int(bits.argmin()) if len(bits) else 0
-        return self[best] if len(bits) and bits[best] < np.inf else None
+        best = bits.argmin(axis=1).tolist()
+        return [self.at(row, i) for row, i in enumerate(best) if bits[row, i] < np.inf]
 
-    def __getitem__(self, i: int) -> Quantizer:
+    def least_bits(self, bound: float) -> float:
+        """Return the fewest bits of those whose error is at most `bound`; infinite where there are none."""
+        return float(np.min(self.bits, where=self.error <= bound, initial=np.inf))
+
+    def at(self, row: int, i: int) -> Quantizer:
+        """Return one of them."""
         return Quantizer(
-            self.packing, float(self.width[i]), float(self.bias[i]), self.scale[i], self.shift[i],
-            float(self.bits[i]), float(self.error[i]),
+            self.packings[row], float(self.width[i]), float(self.bias[i]), self.scale[row, i], self.shift[row, i],
+            float(self.bits[row, i]), float(self.error[row, i]),
         )  # fmt: skip
 
 
@@ -135,7 +150,7 @@ class Magnitudes:
         self.energy = float(self.sorted @ self.sorted)
         """Sum of squares."""
         self.trials = 0
-        self._grid: dict[str, _Trials] = {}
+        self._grid: Trials | None = None
         self._grid_bound = np.inf
 
     @property
@@ -145,102 +160,89 @@ class Magnitudes:
 
     def evaluate(self, packing: Packing, width: float, bias: float) -> Quantizer | None:
         """Return the quantiser with these thresholds, with scale and shift fitted; None where all codes would be 0."""
-        found = self.evaluate_all((packing,), np.array([width]), np.array([bias]))[0]
-        return found[0] if len(found.bits) and np.isfinite(found.error[0]) else None
+        found = self.evaluate_all((packing,), np.array([width]), np.array([bias]))
+        return found.at(0, 0) if len(found.width) and np.isfinite(found.error[0, 0]) else None
 
-    def evaluate_all(self, packings: Sequence[Packing], width: F64, bias: F64) -> list[_Trials]:
+    def evaluate_all(self, packings: tuple[Packing, ...], width: F64, bias: F64) -> Trials:
         """Evaluate many thresholds at once, cut off where each of several packings ends.
+
+        Sums over elements are sums over thresholds, as the code of x is the number of thresholds that it reaches: the
+        sum of codes is the sum over thresholds of how many elements reach them, and so on. So one look at each
+        threshold serves all packings.
 
         Args:
             packings: those with fewer levels first.
-            width, bias: [count].
-
-        Returns:
-            For each packing those quantisers whose codes do not fit the packing before. Sums over levels are sums over
-            thresholds, as the code of x is the number of thresholds that it reaches: the sum of codes is the sum over
-            thresholds of how many elements reach them, and so on. So one look at each threshold serves all packings.
+            width, bias: [count]; those for which all codes are 0 are left out of what is returned.
         """
         self.trials += len(width)
         levels = np.minimum(self.sorted[-1] / width + 0.5 - bias, packings[-1].zero).astype(np.int64)
-        width, bias, levels = (a[levels >= 1] for a in (width, bias, levels))
+        some = levels >= 1
+        if not some.all():
+            width, bias, levels = width[some], bias[some], levels[some]
         begin = np.cumsum(levels) - levels
         q = np.arange(1, 1 + int(levels.sum())) - np.repeat(begin, levels)
-        at = np.searchsorted(self.sorted, (q - 0.5 + np.repeat(bias, levels)) * np.repeat(width, levels))
+        at = np.searchsorted(self.sorted, (q - np.repeat(0.5 - bias, levels)) * np.repeat(width, levels))
         reach = (self.count - at).astype(np.float64)
         above = self.sum1[-1] - self.sum1[at]
         exactly = reach.copy()  # elements of each level
         exactly[:-1] -= reach[1:]
         exactly[begin[1:] - 1] = reach[begin[1:] - 1]
-        sums = [_prefixes(x) for x in (reach, (2 * q - 1) * reach, above, _x_log_x(exactly))]
-        result, fewer = [], 0
-        for packing in packings:
-            chosen = levels > fewer
-            fewer, first = packing.zero, begin[chosen]
-            end = first + np.minimum(levels[chosen], packing.zero)
-            sum_q, sum_q2, sum_qx = (s[end] - s[first] for s in sums[:3])
-            # the last level has all that lies beyond
-            order = sums[3][end - 1] - sums[3][first] + _x_log_x(reach[end - 1])
-            result.append(
-                self._fitted(packing, width[chosen], bias[chosen], reach[first], above[first],
-                             sum_q, sum_q2, sum_qx, order)
-            )  # fmt: skip
-        return result
+        sums = np.zeros((4, len(q) + 1))
+        np.cumsum(np.stack([reach, (2 * q - 1) * reach, above, _x_log_x(exactly)]), axis=1, out=sums[:, 1:])
+        zeros = np.array([[packing.zero] for packing in packings])
+        end = begin + np.minimum(levels, zeros)
+        sum_q, sum_q2, sum_qx = sums[:3, end] - sums[:3, None, begin]
+        # the last level has all that lies beyond
+        order = sums[3, end - 1] - sums[3, begin] + _x_log_x(reach[end - 1])
+        scale, shift, bits, error = self._fitted(reach[begin], above[begin], sum_q, sum_q2, sum_qx, order)
+        error[1:][levels <= zeros[:-1]] = np.inf
+        return Trials(packings, width, bias, scale, shift, bits, error)
 
     def _fitted(
-        self, packing: Packing, width: F64, bias: F64, moved: F64, sum_x: F64,
-        sum_q: F64, sum_q2: F64, sum_qx: F64, order: F64,
-    ) -> _Trials:  # fmt: skip
-        """Fit scale and shift to the sums over all elements whose code is not 0, and compute bits and error."""
-        some = np.maximum(moved, 1.0)
-        mean_q, mean_x = np.maximum(sum_q / some, 1.0), sum_x / some
+        self, moved: F64, sum_x: F64, sum_q: F64, sum_q2: F64, sum_qx: F64, order: F64
+    ) -> tuple[F32, F32, F64, F64]:
+        """Fit scale and shift to the sums over all elements whose code is not 0; also return bits and error."""
+        mean_q, mean_x = sum_q / np.maximum(moved, 1.0), sum_x / np.maximum(moved, 1.0)
         spread = sum_q2 - sum_q * mean_q
-        one = spread < 1e-9 * sum_q2  # one level only
-        spread[one] = 1.0
-        steep = np.maximum((sum_qx - mean_q * sum_x) / spread, 0.0)
-        scale = np.where(one, mean_x / mean_q, steep).astype(np.float32)
+        one = spread <= 1e-9 * sum_q2  # one level only
+        steep = np.maximum((sum_qx - mean_q * sum_x) / np.where(one, 1.0, spread), 0.0)
+        scale = np.where(one, mean_x / np.maximum(mean_q, 1.0), steep).astype(np.float32)
         shift = np.where(one, 0.0, steep * mean_q - mean_x).astype(np.float32)
         a, h = scale.astype(np.float64), shift.astype(np.float64)
         error = self.energy - 2 * (a * sum_qx - h * sum_x) + a * a * sum_q2 - 2 * a * h * sum_q + h * h * moved
         error = np.where(moved > 0, np.maximum(error, 0.0) / self.count, np.inf)
         n = float(self.count)
         entropy = np.log2(n) - (order + _x_log_x(n - moved)) / n
-        return _Trials(packing, width, bias, scale, shift, moved / n + entropy, error)  # a bit for each sign
+        return scale, shift, moved / n + entropy, error  # a bit for each sign
 
     def with_bits(self, quantizer: Quantizer, bits: float) -> list[Quantizer]:
         """Return quantisers of the same packing with other biases and at most so many bits, about as many."""
-        powers = 1.02 ** np.arange(-6, 10)
-        width = np.outer(quantizer.width * (0.5 + quantizer.bias) / (0.5 + np.array(OTHER_BIASES)), powers)
-        bias = np.broadcast_to(np.array(OTHER_BIASES)[:, None], width.shape)
-        found = self.evaluate_all((quantizer.packing,), width.ravel(), bias.ravel())[0]
+        width = np.outer(quantizer.width * (0.5 + quantizer.bias) / (0.5 + OTHER_BIASES), OTHER_WIDTHS)
+        found = self.evaluate_all((quantizer.packing,), width.ravel(), np.repeat(OTHER_BIASES, len(OTHER_WIDTHS)))
+        fits = np.where((found.bits[0] <= bits) & np.isfinite(found.error[0]), found.bits[0], -1.0)
         result = []
-        for b in OTHER_BIASES:
-            fits = np.flatnonzero((found.bias == b) & (found.bits <= bits) & (found.error < np.inf))
-            if len(fits):
-                result.append(found[int(fits[found.bits[fits].argmax()])])
+        for bias in OTHER_BIASES:
+            these = np.where(found.bias == bias, fits, -1.0)
+            if len(these) and these[best := int(these.argmax())] >= 0:
+                result.append(found.at(0, best))
         return sorted(result, key=lambda q: q.error)
 
-    def grid(self, bound: float) -> dict[str, _Trials]:
-        """Return the grid of each packing; it is made again where `bound` is below those it was made for."""
-        if bound < self._grid_bound:
-            self._grid_bound = bound / 1.5 if self._grid else bound
+    def grid(self, bound: float) -> Trials:
+        """Return a grid over all packings; it is made again where `bound` is below those it was made for."""
+        if self._grid is None or bound < self._grid_bound:
+            self._grid_bound = bound if self._grid is None else bound / 1.5
             low, high = NARROWEST * np.sqrt(12 * self._grid_bound), WIDEST * self.sorted[-1]
             ratio, biases = (FEW_RATIO, FEW_BIASES) if self.few else (GRID_RATIO, BIASES)
             count = max(2, int(np.log(high / low) / np.log(ratio)) + 1) if high > low else 1
             width = low * ratio ** np.arange(count)
-            found = self.evaluate_all(PACKINGS, np.repeat(width, len(biases)), np.tile(biases, count))
-            self._grid = {trials.packing.name: trials for trials in found}
+            self._grid = self.evaluate_all(PACKINGS, np.repeat(width, len(biases)), np.tile(biases, count))
         return self._grid
 
     def least_bits(self, bound: float) -> float:
         """Return the bits an element of the cheapest quantiser of the grid; infinite where there is none."""
         if bound * self.count >= self.energy or not self.energy:
             return 0.0
-        found = [trials.cheapest(bound) for trials in self.grid(bound).values()]
-        return min((q.bits for q in found if q), default=np.inf)
-
-
-def _prefixes(x: F64) -> F64:
-    return np.concatenate([[0.0], np.cumsum(x)])
+        return self.grid(bound).least_bits(bound)
 
 
 def _x_log_x(x: Any) -> F64:
@@ -265,16 +267,11 @@ def cheapest_quantizers(
         return
     if WORD in packings:
         width = np.sqrt(12 * bound) * np.array(WORD_WIDTHS)
-        word = sample.evaluate_all((BYTE, WORD), width, 0 * width)[1].cheapest(bound)
-        if word is not None:
-            yield word
+        yield from (q for q in sample.evaluate_all((BYTE, WORD), width, 0 * width).cheapest(bound) if q.packing is WORD)
         return
-    grid = sample.grid(bound)
-    found = [best for packing in packings if (best := grid[packing.name].cheapest(bound))]
+    found = [q for q in sample.grid(bound).cheapest(bound) if q.packing in packings]
     least = min((q.bits for q in found), default=0.0)
-    for best in found:
-        if best.bits <= CLOSE * least:
-            yield _refined(sample, bound, best)
+    yield from (_refined(sample, bound, q) for q in found if q.bits <= CLOSE * least)
 
 
 def _refined(sample: Magnitudes, bound: float, best: Quantizer) -> Quantizer:
@@ -282,11 +279,11 @@ def _refined(sample: Magnitudes, bound: float, best: Quantizer) -> Quantizer:
 
     def better(width: F64, bias: F64) -> Quantizer:
         ok = (bias >= 0) & (bias < 0.5)
-        found = sample.evaluate_all((best.packing,), width[ok], bias[ok])[0].cheapest(bound)
-        return found if found is not None and found.bits < best.bits else best
+        found = sample.evaluate_all((best.packing,), width[ok], bias[ok]).cheapest(bound)
+        return found[0] if found and found[0].bits < best.bits else best
 
     for ratio, difference, exponents, sides in FEW_STAGES if sample.few else STAGES:
-        powers = float(ratio) ** np.array(exponents)
+        powers = np.float64(ratio) ** np.array(exponents)
         width = np.repeat(best.width * powers, len(sides))
         best = better(width, np.tile(best.bias + difference * np.array(sides), len(powers)))
     return best if sample.few else better(best.width * LAST, np.full(len(LAST), best.bias))
