@@ -52,6 +52,10 @@ TRIALS: Final = 6
 """How often the bound is moved, at most, once the rule has been held."""
 FAILURES: Final = 12
 """How often it is moved at most where the rule is not held."""
+ROUNDS: Final = 3
+"""How often quantisers around the best are measured, where elements are few."""
+ON_ALL: Final = 3
+"""How often all of a large tensor is measured, at most, once the rule was held; the first trial is the best as a rule."""
 NEAR: Final = 1.015
 """The bound is where it should be when the room that the rule leaves is at most so many times what is used of it."""
 AIM: Final = 0.995
@@ -99,7 +103,7 @@ class _Remainder:
         self._over_entropy: dict[str, float] = {}
 
     def cheapest(self, bound: float) -> tuple[float, StoredDirection] | None:
-        """Return (bytes, how) of the cheapest quantiser whose mean squared error is at most `bound`, if there is one."""
+        """Return (bytes, how) for the cheapest quantiser whose mean square error is at most `bound`, if there is any."""
         magnitudes = self.magnitudes
         if magnitudes.energy <= bound * magnitudes.count:
             return self._factor_bytes, StoredDirection(self.factors, NONE if self.factors else TERNARY, ZERO)
@@ -110,6 +114,10 @@ class _Remainder:
         best = int(np.argmin(sizes))
         cost = sizes[best] * self._size / 8 + self._factor_bytes
         return cost, StoredDirection(self.factors, found[best].packing, found[best])
+
+    def bytes_of(self, quantizer: Quantizer) -> float:
+        """Estimate the bytes of all of the tensor by the entropy of the codes."""
+        return self._factor_bytes + quantizer.bits * self._size / 8
 
     def _over(self, quantizer: Quantizer) -> float:
         """Return how many times their entropy codes in this packing take: measured by compressing them, once."""
@@ -191,21 +199,22 @@ class DirectionSearch:
         most = LARGEST_LOSS * energy / excerpt.count
         bound = min(rule.room / scale / excerpt.count if scale > 0 else np.inf, most)
         pairs, ranks = self._likely_ranks(bound) if matrix and bound > 0 else (None, [0])
-        options = []
+        options: list[tuple[_Found, _Remainder]] = []
         for rank in ranks:
             factors = round_factors(pairs, rank, MANTISSA) if pairs is not None and rank else None
             remainder = self._remainder(factors, excerpt)
-            found = self._tuned(remainder, excerpt, rule, bound, most, 1.0)
+            found = self._in_excerpt(remainder, excerpt, rule, bound, most)
             if found is not None:
-                found = self._descended(remainder, excerpt, rule, found)
-                options.append((found[0], rank, remainder, found))
-        _, _, remainder, tuned = min(options) if options else (0, 0, None, None)
+                options.append((found, remainder))
+        cheapest = min(options, key=lambda option: option[0][0], default=None)
         if pairs is not None:
-            alone = self._factors_alone(pairs, tuned[0] if tuned else np.inf, excerpt, rule, weights, final, energy)
+            limit = cheapest[0][0] if cheapest else np.inf
+            alone = self._factors_alone(pairs, limit, excerpt, rule, weights, final, energy)
             if alone is not None:
                 return alone
-        if remainder is None or tuned is None:
+        if cheapest is None:
             return self._measured(FLOAT32_DIRECTION, weights)
+        tuned, remainder = cheapest
         if weights is excerpt:
             return tuned[2]
         top = min(RELAXATION * bound, most)
@@ -230,7 +239,7 @@ class DirectionSearch:
         best: StoredDirection | None = None
         low, high = (0.0, 0.0), (np.inf, np.inf)
         at, most = 1.0, max(top / quantizer.error, 1.0)  # squares of widths, with which errors grow
-        for _ in range(FAILURES):
+        for trial in range(FAILURES):
             width = quantizer.width * float(np.sqrt(at))
             changed = remainder.magnitudes.evaluate(quantizer.packing, width, quantizer.bias)
             if changed is None:
@@ -242,7 +251,8 @@ class DirectionSearch:
                 best, low = _with_errors(stored, rule, error), (at, used)
             else:
                 high = (at, used)
-            if best is not None and (low[1] * NEAR >= rule.room or low[0] >= most or high[0] < low[0] * 1.01):
+            near = low[1] * NEAR >= rule.room or low[0] >= most or high[0] < low[0] * 1.02
+            if best is not None and (near or trial + 1 >= ON_ALL):
                 break
             at = min(_next(low, high, at, used, AIM * rule.room), most)
         return best
@@ -250,6 +260,36 @@ class DirectionSearch:
     def _remainder(self, factors: Factors | None, excerpt: Excerpt) -> _Remainder:
         self.remainders.append(_Remainder(factors, excerpt.rest(factors), self.size))
         return self.remainders[-1]
+
+    def _in_excerpt(
+        self, remainder: _Remainder, excerpt: Excerpt, rule: Rule, bound: float, most: float
+    ) -> _Found | None:
+        """Return the cheapest quantiser found that holds the rule in the excerpt."""
+        if remainder.magnitudes.few and bound > 0 and remainder.magnitudes.energy > bound * excerpt.count:
+            found = self._measured_together(remainder, excerpt, rule, bound, min(RELAXATION * bound, most))
+            if found is not None:
+                return found
+        tuned = self._tuned(remainder, excerpt, rule, bound, most, 1.0)
+        return tuned and self._descended(remainder, excerpt, rule, tuned)
+
+    def _measured_together(
+        self, remainder: _Remainder, excerpt: Excerpt, rule: Rule, bound: float, most: float
+    ) -> _Found | None:
+        """The same where elements are few: some dozen quantisers are measured at once, then those around the best."""
+        best: tuple[Quantizer, float] | None = None
+        chosen = remainder.magnitudes.candidates(bound, most)
+        for _ in range(ROUNDS):
+            errors = excerpt.errors(remainder.factors, chosen) if chosen else []
+            held = ((q, error) for q, error in zip(chosen, errors, strict=True) if rule.holds(error))
+            better = next(held, None)  # the cheapest
+            if better is None:
+                break
+            best = better
+            chosen = remainder.magnitudes.neighbours(best[0], most)
+        if best is None:
+            return None
+        stored = StoredDirection(remainder.factors, best[0].packing, best[0])
+        return remainder.bytes_of(best[0]), 1.0, _with_errors(stored, rule, best[1])
 
     def _tuned(
         self, remainder: _Remainder, weights: Weights, rule: Rule, bound: float, most: float, relax: float
@@ -304,7 +344,7 @@ class DirectionSearch:
         return best
 
     def _likely_ranks(self, bound: float) -> tuple[Factors | None, list[int]]:
-        """Return the first pairs of the direction, and one or two ranks with which the rest is estimated to be cheapest.
+        """Return the first pairs of the direction, and one or two ranks with which it is estimated to be cheapest.
 
         Estimated on a few thousand elements: their entropy. It cannot be told from the singular values, as what is left
         is distributed in another way: weights that moved by one unit of rounding are clusters in the direction alone.

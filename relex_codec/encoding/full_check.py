@@ -15,12 +15,10 @@ from .fit import F64
 from .quality import Quality
 from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
-from .weight_error import Rule, squared_distance, squared_miss
+from .weight_error import DECODED, Rule, squared_distance, squared_miss
 
 BATCH: Final = 8
 """Pieces in memory at a time."""
-BLOCK: Final = 1 << 15
-"""Elements that are decoded at a time: they stay in the second-level cache."""
 _Measure = Callable[[int, F32, F32, F32], F64]
 """Squared errors of a block: of its first element, origins, targets and values of the direction."""
 
@@ -65,8 +63,8 @@ class FullCheck:
         def of_piece(piece: tuple[int, Bits, Bits, F32]) -> F64:
             start, origin, target, values = piece
             total = np.zeros(1)
-            for lo in range(0, len(values), BLOCK):
-                part = slice(lo, lo + BLOCK)
+            for lo in range(0, len(values), DECODED):
+                part = slice(lo, lo + DECODED)
                 floats = to_float32(origin[part], origin_dtype), to_float32(target[part], dtype)
                 total = total + measure(start + lo, *floats, values[part])
             return total

@@ -41,8 +41,15 @@ GRID_RATIO: Final = 1.08
 """Ratio of neighbouring widths of the grid."""
 FEW: Final = 4096
 """Samples of at most so many elements get a coarse grid: a per cent of their bits is less than one byte."""
-FEW_BIASES: Final = (0.05, 0.2)
-FEW_RATIO: Final = 1.25
+FEW_BIASES: Final = (0.0, 0.15, 0.3)
+FEW_RATIO: Final = 1.15
+MEASURED: Final = 32
+"""Quantisers that are measured together where elements are few."""
+CANDIDATES_FROM: Final = 0.4
+"""Smallest bound on the error for which the grid then has the widths, in units of what is estimated."""
+NEIGHBOUR_WIDTHS: Final = 1.04 ** np.arange(-3, 5)
+NEIGHBOUR_BIASES: Final = np.array([-0.08, -0.04, 0.0, 0.04, 0.08])
+"""What is tried around the best of these: ratios of widths, differences of biases."""
 NARROWEST: Final = 0.75
 """Narrowest width of a grid, in units of sqrt(12 * bound): the width whose error is the bound where levels are many."""
 WIDEST: Final = 2.0
@@ -52,8 +59,6 @@ WORD_WIDTHS: Final = (1.15, 1.0, 0.9, 0.75, 0.5)
 CLOSE: Final = 1.15
 """Packings whose codes cost more than so many times the cheapest are not refined."""
 STAGES: Final = ((1.02, 0.05, range(-3, 6), (-1, 0, 1)), (1.005, 0.0125, range(-3, 5), (-1, 0, 1)))
-FEW_STAGES: Final = ((1.06, 0.075, range(-2, 4), (-1, 0, 1)),)
-"""Refinements: ratio of widths and difference of biases, how often they are applied."""
 LAST: Final = 1.0 + np.arange(0, 6) * 1e-3
 """Ratios of widths in the last refinement, which only uses up what is left of the bound."""
 
@@ -227,6 +232,29 @@ class Magnitudes:
                 result.append(found.at(0, best))
         return sorted(result, key=lambda q: q.error)
 
+    def candidates(self, bound: float, most: float) -> list[Quantizer]:
+        """Return quantisers of the grid that are worth measuring where few elements make that cheap, at most `MEASURED`.
+
+        Args:
+            bound: on the mean squared error, as it is estimated.
+            most: of it, whatever is measured.
+        """
+        grid = self.grid(CANDIDATES_FROM * bound)
+        rows, columns = np.nonzero(grid.error <= most)
+        order = np.argsort(grid.bits[rows, columns], kind="stable")
+        if len(order) > MEASURED:
+            order = order[np.linspace(0, len(order) - 1, MEASURED).round().astype(int)]
+        return [grid.at(int(rows[i]), int(columns[i])) for i in order]
+
+    def neighbours(self, best: Quantizer, most: float) -> list[Quantizer]:
+        """Return quantisers around one that are cheaper than it, with errors up to `most`; the cheapest first."""
+        bias = np.clip(best.bias + NEIGHBOUR_BIASES, 0.0, 0.45)
+        width = np.outer((0.5 + best.bias) / (0.5 + bias), best.width * NEIGHBOUR_WIDTHS)
+        found = self.evaluate_all((best.packing,), width.ravel(), np.repeat(bias, len(NEIGHBOUR_WIDTHS)))
+        bits = np.where(found.error[0] <= most, found.bits[0], np.inf) if len(found.width) else np.zeros(0)
+        order = np.argsort(bits, kind="stable")
+        return [found.at(0, int(i)) for i in order[:MEASURED] if bits[i] < best.bits]
+
     def grid(self, bound: float) -> Trials:
         """Return a grid over all packings; it is made again where `bound` is below those it was made for."""
         if self._grid is None or bound < self._grid_bound:
@@ -282,8 +310,8 @@ def _refined(sample: Magnitudes, bound: float, best: Quantizer) -> Quantizer:
         found = sample.evaluate_all((best.packing,), width[ok], bias[ok]).cheapest(bound)
         return found[0] if found and found[0].bits < best.bits else best
 
-    for ratio, difference, exponents, sides in FEW_STAGES if sample.few else STAGES:
+    for ratio, difference, exponents, sides in STAGES:
         powers = np.float64(ratio) ** np.array(exponents)
         width = np.repeat(best.width * powers, len(sides))
         best = better(width, np.tile(best.bias + difference * np.array(sides), len(powers)))
-    return best if sample.few else better(best.width * LAST, np.full(len(LAST), best.bias))
+    return better(best.width * LAST, np.full(len(LAST), best.bias))
