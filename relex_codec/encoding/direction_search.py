@@ -55,7 +55,7 @@ FAILURES: Final = 12
 ROUNDS: Final = 3
 """How often quantisers around the best are measured, where elements are few."""
 ON_ALL: Final = 3
-"""How often all of a large tensor is measured, at most, once the rule was held; the first trial is the best as a rule."""
+"""How often all of a large tensor is measured, at most, once the rule was held."""
 NEAR: Final = 1.015
 """The bound is where it should be when the room that the rule leaves is at most so many times what is used of it."""
 AIM: Final = 0.995
@@ -103,7 +103,7 @@ class _Remainder:
         self._over_entropy: dict[str, float] = {}
 
     def cheapest(self, bound: float) -> tuple[float, StoredDirection] | None:
-        """Return (bytes, how) for the cheapest quantiser whose mean square error is at most `bound`, if there is any."""
+        """Return (bytes, how) with the cheapest quantiser whose mean squared error is at most `bound`; None without."""
         magnitudes = self.magnitudes
         if magnitudes.energy <= bound * magnitudes.count:
             return self._factor_bytes, StoredDirection(self.factors, NONE if self.factors else TERNARY, ZERO)

@@ -40,7 +40,7 @@ OTHER_WIDTHS: Final = 1.02 ** np.arange(-6, 10)
 GRID_RATIO: Final = 1.08
 """Ratio of neighbouring widths of the grid."""
 FEW: Final = 4096
-"""Samples of at most so many elements get a coarse grid: a per cent of their bits is less than one byte."""
+"""Samples of at most so many elements get a coarser grid, as what is found there is measured (`Magnitudes.candidates`)."""
 FEW_BIASES: Final = (0.0, 0.15, 0.3)
 FEW_RATIO: Final = 1.15
 MEASURED: Final = 32
@@ -160,7 +160,7 @@ class Magnitudes:
 
     @property
     def few(self) -> bool:
-        """Whether a coarse search does."""
+        """Whether elements are so few that many quantisers can be measured."""
         return self.count <= FEW
 
     def evaluate(self, packing: Packing, width: float, bias: float) -> Quantizer | None:
@@ -233,7 +233,7 @@ class Magnitudes:
         return sorted(result, key=lambda q: q.error)
 
     def candidates(self, bound: float, most: float) -> list[Quantizer]:
-        """Return quantisers of the grid that are worth measuring where few elements make that cheap, at most `MEASURED`.
+        """Return at most `MEASURED` quantisers of the grid that are worth measuring, the cheapest first.
 
         Args:
             bound: on the mean squared error, as it is estimated.
@@ -305,7 +305,7 @@ def cheapest_quantizers(
 def _refined(sample: Magnitudes, bound: float, best: Quantizer) -> Quantizer:
     """Search around the best of the grid, ever closer, and at last use up what is left of the bound."""
 
-    def better(width: F64, bias: F64) -> Quantizer:
+    def better(width: npt.NDArray[Any], bias: npt.NDArray[Any]) -> Quantizer:
         ok = (bias >= 0) & (bias < 0.5)
         found = sample.evaluate_all((best.packing,), width[ok], bias[ok]).cheapest(bound)
         return found[0] if found and found[0].bits < best.bits else best
