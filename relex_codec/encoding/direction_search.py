@@ -278,14 +278,14 @@ class DirectionSearch:
         """The same where elements are few: some dozen quantisers are measured at once, then those around the best."""
         best: tuple[Quantizer, float] | None = None
         chosen = remainder.magnitudes.candidates(bound, most)
-        for _ in range(ROUNDS):
-            errors = excerpt.errors(remainder.factors, chosen) if chosen else []
-            held = ((q, error) for q, error in zip(chosen, errors, strict=True) if rule.holds(error))
-            better = next(held, None)  # the cheapest
-            if better is None:
+        for left in range(ROUNDS - 1, -1, -1):
+            errors = excerpt.errors(remainder.factors, chosen) if len(chosen) else []
+            cheapest = next((i for i, error in enumerate(errors) if rule.holds(error)), None)
+            if cheapest is None:
                 break
-            best = better
-            chosen = remainder.magnitudes.neighbours(best[0], most)
+            best = chosen[cheapest], errors[cheapest]
+            if left:
+                chosen = remainder.magnitudes.neighbours(best[0], most)
         if best is None:
             return None
         stored = StoredDirection(remainder.factors, best[0].packing, best[0])

@@ -12,7 +12,7 @@ from relex_codec.format.factors import Factors
 from relex_codec.kernels.reference import factor_sum
 
 from .quality import Quality
-from .quantizer import Quantizer
+from .quantizer import Chosen
 from .stored_direction import StoredDirection
 from .weight_error import Rule, SampledWeights, squared_distance, squared_miss
 
@@ -75,28 +75,20 @@ class Excerpt:
         """Squared error with the direction stored so."""
         return self._error(stored.decoded_with(self.values, self._factor_sums(stored.factors)))
 
-    def errors(self, factors: Factors | None, quantizers: list[Quantizer]) -> list[float]:
+    def errors(self, factors: Factors | None, chosen: Chosen) -> list[float]:
         """Return the squared errors with several quantisers for what factors leave: for few elements."""
-        sums, rest = self._factor_sums(factors), self.rest(factors)
-
-        def column(values: list[float]) -> F32:
-            return np.array(values, np.float32)[:, None]
-
-        levels = np.abs(rest) / column([q.width for q in quantizers])
-        levels += column([0.5 - q.bias for q in quantizers])
-        np.minimum(levels, column([q.packing.zero for q in quantizers]), out=levels)
-        moved = np.copysign(np.trunc(levels, out=levels), rest, out=levels)
-        value = moved * column([float(q.scale) for q in quantizers])
-        value -= np.sign(moved) * column([float(q.shift) for q in quantizers])
+        sums, values = self._factor_sums(factors), chosen.values(self.rest(factors))
         if sums is not None:
-            value += sums
+            values += sums
         with np.errstate(over="ignore", invalid="ignore"):
-            weights = self._origin + (self._other + value * self._g)
+            weights = self._origin + (self._other + values * self._g)
             miss = to_float32(from_float32(weights, self._dtype), self._dtype) - self._target.astype(np.float64)
-            if not np.isfinite(miss).all():
+            errors = np.einsum("ij,ij->i", miss, miss)
+            if np.isnan(errors).any():
                 miss[np.isnan(miss)] = 0  # the same infinity or NaN on both sides
-            errors: list[float] = (miss * miss).sum(axis=1).tolist()
-        return errors
+                errors = np.einsum("ij,ij->i", miss, miss)
+        found: list[float] = errors.tolist()
+        return found
 
     def rest(self, factors: Factors | None) -> F32:
         """Return what factors leave of the direction."""

@@ -40,7 +40,7 @@ OTHER_WIDTHS: Final = 1.02 ** np.arange(-6, 10)
 GRID_RATIO: Final = 1.08
 """Ratio of neighbouring widths of the grid."""
 FEW: Final = 4096
-"""Samples of at most so many elements get a coarser grid, as what is found there is measured (`Magnitudes.candidates`)."""
+"""Samples of at most so many elements get a coarser grid, as what is found there is measured."""
 FEW_BIASES: Final = (0.0, 0.15, 0.3)
 FEW_RATIO: Final = 1.15
 MEASURED: Final = 32
@@ -138,6 +138,38 @@ class Trials:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some of the quantisers that were evaluated together, the cheapest first.
+
+    Attributes:
+        trials: all of them.
+        rows, columns: which.
+    """
+
+    trials: Trials
+    rows: npt.NDArray[Any]
+    columns: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Quantizer:
+        return self.trials.at(int(self.rows[i]), int(self.columns[i]))
+
+    def values(self, x: F32) -> F32:
+        """Return what becomes of `x`, [n], with each: float32 [count, n], as codes and what decoders make of them."""
+        trials, columns = self.trials, self.columns
+        zeros = np.array([packing.zero for packing in trials.packings], np.float32)
+        levels = np.abs(x) / trials.width[columns, None].astype(np.float32)
+        levels += (0.5 - trials.bias[columns, None]).astype(np.float32)
+        np.minimum(levels, zeros[self.rows, None], out=levels)
+        codes = np.copysign(np.trunc(levels, out=levels), x, out=levels)
+        values: F32 = codes * trials.scale[self.rows, columns, None]
+        values -= np.sign(codes) * trials.shift[self.rows, columns, None]
+        return values
+
+
 class Magnitudes:
     """Sorted magnitudes of a sample with prefix sums, on which any quantiser is evaluated by its thresholds alone.
 
@@ -232,8 +264,8 @@ class Magnitudes:
                 result.append(found.at(0, best))
         return sorted(result, key=lambda q: q.error)
 
-    def candidates(self, bound: float, most: float) -> list[Quantizer]:
-        """Return at most `MEASURED` quantisers of the grid that are worth measuring, the cheapest first.
+    def candidates(self, bound: float, most: float) -> Chosen:
+        """Return at most `MEASURED` quantisers of the grid that are worth measuring.
 
         Args:
             bound: on the mean squared error, as it is estimated.
@@ -243,17 +275,17 @@ class Magnitudes:
         rows, columns = np.nonzero(grid.error <= most)
         order = np.argsort(grid.bits[rows, columns], kind="stable")
         if len(order) > MEASURED:
-            order = order[np.linspace(0, len(order) - 1, MEASURED).round().astype(int)]
-        return [grid.at(int(rows[i]), int(columns[i])) for i in order]
+            order = order[np.arange(MEASURED) * (len(order) - 1) // (MEASURED - 1)]
+        return Chosen(grid, rows[order], columns[order])
 
-    def neighbours(self, best: Quantizer, most: float) -> list[Quantizer]:
-        """Return quantisers around one that are cheaper than it, with errors up to `most`; the cheapest first."""
-        bias = np.clip(best.bias + NEIGHBOUR_BIASES, 0.0, 0.45)
-        width = np.outer((0.5 + best.bias) / (0.5 + bias), best.width * NEIGHBOUR_WIDTHS)
+    def neighbours(self, best: Quantizer, most: float) -> Chosen:
+        """Return quantisers around one that are cheaper than it, with errors up to `most`."""
+        bias = np.minimum(np.maximum(best.bias + NEIGHBOUR_BIASES, 0.0), 0.45)
+        width = (best.width * (0.5 + best.bias) / (0.5 + bias))[:, None] * NEIGHBOUR_WIDTHS
         found = self.evaluate_all((best.packing,), width.ravel(), np.repeat(bias, len(NEIGHBOUR_WIDTHS)))
-        bits = np.where(found.error[0] <= most, found.bits[0], np.inf) if len(found.width) else np.zeros(0)
-        order = np.argsort(bits, kind="stable")
-        return [found.at(0, int(i)) for i in order[:MEASURED] if bits[i] < best.bits]
+        fits = np.flatnonzero((found.error[0] <= most) & (found.bits[0] < best.bits))
+        order = fits[np.argsort(found.bits[0, fits], kind="stable")][:MEASURED]
+        return Chosen(found, np.zeros(len(order), np.int64), order)
 
     def grid(self, bound: float) -> Trials:
         """Return a grid over all packings; it is made again where `bound` is below those it was made for."""
