@@ -18,16 +18,15 @@ from typing import Final
 import numpy as np
 
 from relex_codec.core.dtypes import F32
-from relex_codec.format.chunks import compress
-from relex_codec.format.constants import NONE, PIECE, TERNARY, WORD
+from relex_codec.format.constants import NONE, PIECE
 from relex_codec.format.factors import Factors
-from relex_codec.format.packing import pack_codes
 
 from .excerpt import Excerpt
 from .low_rank import FULL_SVD, ReadElements, decompose, explained_by_rank, round_factors
 from .quality import Quality
-from .quantizer import Magnitudes, Quantizer, cheapest_quantizers
+from .remainder import Remainder
 from .stored_direction import FLOAT32_DIRECTION, StoredDirection, factor_bytes
+from .tuning import RELAXATION, Found, move_bound, tune_in_excerpt, tune_width, with_errors
 from .weight_error import Rule, Sample, SampledWeights, Weights, squared_norm
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -45,21 +44,7 @@ MANTISSA_ALONE: Final = 3
 LARGEST_LOSS: Final = 0.25
 """Share of its squared norm that a direction may lose at most, whatever the rule allows: rounding hides small
 coefficients at the last observed step, but an extrapolated step multiplies the direction by more."""
-RELAXATION: Final = 4.0
-"""How far the bound on the direction's own error may be relaxed while the measured weight error holds the rule."""
 SAMPLE_PIECES: Final = 4
-TRIALS: Final = 6
-"""How often the bound is moved, at most, once the rule has been held."""
-FAILURES: Final = 12
-"""How often it is moved at most where the rule is not held."""
-ROUNDS: Final = 3
-"""How often quantisers around the best are measured, where elements are few."""
-ON_ALL: Final = 3
-"""How often all of a large tensor is measured, at most, once the rule was held."""
-NEAR: Final = 1.015
-"""The bound is where it should be when the room that the rule leaves is at most so many times what is used of it."""
-AIM: Final = 0.995
-"""Share of the room that the next bound aims at."""
 SKETCH: Final = 1 << 13
 """Elements on which ranks are compared."""
 CONVEX: Final = 1.25
@@ -82,57 +67,6 @@ def sample_starts(energies: list[float]) -> list[int]:
     order = np.argsort(energies, kind="stable")
     at = np.unique(np.linspace(0, len(order) - 1, min(len(order), SAMPLE_PIECES)).round().astype(int))
     return sorted(int(order[i]) * PIECE for i in at)
-
-
-_Found = tuple[float, float, StoredDirection]
-"""Bytes, how far the bound was moved, and how the direction is stored."""
-
-
-class _Remainder:
-    """What factors leave of a direction in the excerpt, and the quantisers for it.
-
-    Args:
-        factors: rounded, or None.
-        rest: flat.
-        size: elements of the tensor.
-    """
-
-    def __init__(self, factors: Factors | None, rest: F32, size: int) -> None:
-        self.factors, self.magnitudes = factors, Magnitudes(rest)
-        self._rest, self._size, self._factor_bytes = rest, size, factor_bytes(factors)
-        self._over_entropy: dict[str, float] = {}
-
-    def cheapest(self, bound: float) -> tuple[float, StoredDirection] | None:
-        """Return (bytes, how) with the cheapest quantiser whose mean squared error is at most `bound`; None without."""
-        magnitudes = self.magnitudes
-        if magnitudes.energy <= bound * magnitudes.count:
-            return self._factor_bytes, StoredDirection(self.factors, NONE if self.factors else TERNARY, ZERO)
-        found = list(cheapest_quantizers(magnitudes, bound)) or list(cheapest_quantizers(magnitudes, bound, (WORD,)))
-        if not found:
-            return None
-        sizes = [q.bits * self._over(q) if len(found) > 1 else q.bits for q in found]
-        best = int(np.argmin(sizes))
-        cost = sizes[best] * self._size / 8 + self._factor_bytes
-        return cost, StoredDirection(self.factors, found[best].packing, found[best])
-
-    def bytes_of(self, quantizer: Quantizer) -> float:
-        """Estimate the bytes of all of the tensor by the entropy of the codes."""
-        return self._factor_bytes + quantizer.bits * self._size / 8
-
-    def _over(self, quantizer: Quantizer) -> float:
-        """Return how many times their entropy codes in this packing take: measured by compressing them, once."""
-        packing = quantizer.packing
-        if self.magnitudes.few:  # they share a chunk with those of other tensors
-            return 1.0
-        if packing.name not in self._over_entropy:
-            codes = quantizer.codes(self._rest)
-            packed = [pack_codes(codes[lo : lo + PIECE], packing) for lo in range(0, len(codes), PIECE)]
-            entropy = max(quantizer.bits * len(codes) / 8, 1.0)
-            self._over_entropy[packing.name] = sum(len(compress(p).data) for p in packed) / entropy
-        return self._over_entropy[packing.name]
-
-
-ZERO: Final = Quantizer(TERNARY, 1.0, 0.5, np.float32(0), np.float32(0), 0.0, 0.0)
 
 
 class DirectionSearch:
@@ -165,7 +99,7 @@ class DirectionSearch:
         self.size = int(np.prod(shape, dtype=np.int64))
         values = [read(lo, lo + len(target)) for lo, target in zip(sample.starts, sample.targets, strict=True)]
         self.sampled = SampledWeights(sample, values, others, self.g, unquantised)
-        self.remainders: list[_Remainder] = []
+        self.remainders: list[Remainder] = []
 
     @property
     def trials(self) -> int:
@@ -199,11 +133,11 @@ class DirectionSearch:
         most = LARGEST_LOSS * energy / excerpt.count
         bound = min(rule.room / scale / excerpt.count if scale > 0 else np.inf, most)
         pairs, ranks = self._likely_ranks(bound) if matrix and bound > 0 else (None, [0])
-        options: list[tuple[_Found, _Remainder]] = []
+        options: list[tuple[Found, Remainder]] = []
         for rank in ranks:
             factors = round_factors(pairs, rank, MANTISSA) if pairs is not None and rank else None
             remainder = self._remainder(factors, excerpt)
-            found = self._in_excerpt(remainder, excerpt, rule, bound, most)
+            found = tune_in_excerpt(remainder, excerpt, rule, bound, most)
             if found is not None:
                 options.append((found, remainder))
         cheapest = min(options, key=lambda option: option[0][0], default=None)
@@ -218,130 +152,15 @@ class DirectionSearch:
         if weights is excerpt:
             return tuned[2]
         top = min(RELAXATION * bound, most)
-        stored = self._on_all(remainder, tuned[2], weights, final, top)
+        stored = tune_width(remainder, tuned[2], weights, final, top)
         if stored is None:  # the excerpt knows too little of the tensor: from the start, on all of it
-            again = self._tuned(remainder, weights, final, bound, most, 0.5)
+            again = move_bound(remainder, weights, final, bound, most, 0.5)
             stored = again[2] if again else self._measured(FLOAT32_DIRECTION, weights)
         return stored
 
-    def _on_all(
-        self, remainder: _Remainder, found: StoredDirection, weights: Weights, rule: Rule, top: float
-    ) -> StoredDirection | None:
-        """Return what was found in an excerpt with the width at which all weights just hold the rule, if there is one.
-
-        Args:
-            top: the largest mean squared error of the direction that is allowed.
-        """
-        quantizer = found.quantizer
-        if quantizer is None or not quantizer.scale:
-            error = weights.error(found)
-            return _with_errors(found, rule, error) if rule.holds(error) else None
-        best: StoredDirection | None = None
-        low, high = (0.0, 0.0), (np.inf, np.inf)
-        at, most = 1.0, max(top / quantizer.error, 1.0)  # squares of widths, with which errors grow
-        for trial in range(FAILURES):
-            width = quantizer.width * float(np.sqrt(at))
-            changed = remainder.magnitudes.evaluate(quantizer.packing, width, quantizer.bias)
-            if changed is None:
-                break
-            stored = StoredDirection(found.factors, found.packing, changed)
-            error = weights.error(stored)
-            used = rule.used(error)
-            if rule.holds(error):
-                best, low = _with_errors(stored, rule, error), (at, used)
-            else:
-                high = (at, used)
-            near = low[1] * NEAR >= rule.room or low[0] >= most or high[0] < low[0] * 1.02
-            if best is not None and (near or trial + 1 >= ON_ALL):
-                break
-            at = min(_next(low, high, at, used, AIM * rule.room), most)
-        return best
-
-    def _remainder(self, factors: Factors | None, excerpt: Excerpt) -> _Remainder:
-        self.remainders.append(_Remainder(factors, excerpt.rest(factors), self.size))
+    def _remainder(self, factors: Factors | None, excerpt: Excerpt) -> Remainder:
+        self.remainders.append(Remainder(factors, excerpt.rest(factors), self.size))
         return self.remainders[-1]
-
-    def _in_excerpt(
-        self, remainder: _Remainder, excerpt: Excerpt, rule: Rule, bound: float, most: float
-    ) -> _Found | None:
-        """Return the cheapest quantiser found that holds the rule in the excerpt."""
-        if remainder.magnitudes.few and bound > 0 and remainder.magnitudes.energy > bound * excerpt.count:
-            found = self._measured_together(remainder, excerpt, rule, bound, min(RELAXATION * bound, most))
-            if found is not None:
-                return found
-        tuned = self._tuned(remainder, excerpt, rule, bound, most, 1.0)
-        return tuned and self._descended(remainder, excerpt, rule, tuned)
-
-    def _measured_together(
-        self, remainder: _Remainder, excerpt: Excerpt, rule: Rule, bound: float, most: float
-    ) -> _Found | None:
-        """The same where elements are few: some dozen quantisers are measured at once, then those around the best."""
-        best: tuple[Quantizer, float] | None = None
-        chosen = remainder.magnitudes.candidates(bound, most)
-        for left in range(ROUNDS - 1, -1, -1):
-            errors = excerpt.errors(remainder.factors, chosen) if len(chosen) else []
-            cheapest = next((i for i, error in enumerate(errors) if rule.holds(error)), None)
-            if cheapest is None:
-                break
-            best = chosen[cheapest], errors[cheapest]
-            if left:
-                chosen = remainder.magnitudes.neighbours(best[0], most)
-        if best is None:
-            return None
-        stored = StoredDirection(remainder.factors, best[0].packing, best[0])
-        return remainder.bytes_of(best[0]), 1.0, _with_errors(stored, rule, best[1])
-
-    def _tuned(
-        self, remainder: _Remainder, weights: Weights, rule: Rule, bound: float, most: float, relax: float
-    ) -> _Found | None:
-        """Move the bound to where the rule is just held; return (bytes, how far it was moved, how).
-
-        The error that is used grows nearly in proportion with the bound, so that a secant finds the place in two or
-        three trials. None where no quantiser holds the rule.
-        """
-        best: _Found | None = None
-        low, high = (0.0, 0.0), (np.inf, np.inf)  # bound and what it uses: where the rule is held, and where not
-        top = min(RELAXATION, most / bound) if bound > 0 else RELAXATION
-        relax, trial = min(relax, top), 0
-        while trial < (TRIALS if best else FAILURES):
-            trial += 1
-            found = remainder.cheapest(bound * relax)
-            if found is None:
-                break  # below what 16-bit codes can hold: float32 it is
-            cost, stored = found
-            error = weights.error(stored)
-            used = rule.used(error)
-            if rule.holds(error):
-                low = (relax, used)
-                if best is None or cost < best[0]:
-                    best = cost, relax, _with_errors(stored, rule, error)
-                if relax >= top or used * NEAR >= rule.room:
-                    break
-            else:
-                high = (relax, used)
-            relax = min(_next(low, high, relax, used, AIM * rule.room), top)
-            if high[0] < low[0] * 1.002:
-                break
-        return best
-
-    def _descended(self, remainder: _Remainder, weights: Weights, rule: Rule, best: _Found) -> _Found:
-        """Improve what was found by the error of the weights: the width of the zone of 0 against that of the levels.
-
-        The bound on the direction's error does not know that small changes are rounded away in the weights, where they
-        only cost bits. So at somewhat fewer bits several biases are tried, as long as one of them holds the rule.
-        """
-        for less in (0.04, 0.04, 0.02, 0.02, 0.01, 0.005):
-            quantizer = best[2].quantizer
-            if quantizer is None or quantizer.scale == 0 or quantizer.packing is WORD:
-                return best
-            for other in remainder.magnitudes.with_bits(quantizer, quantizer.bits * (1 - less)):
-                stored = StoredDirection(remainder.factors, other.packing, other)
-                error = weights.error(stored)
-                if rule.holds(error):
-                    cost = best[0] - (quantizer.bits - other.bits) * self.size / 8
-                    best = cost, best[1], _with_errors(stored, rule, error)
-                    break
-        return best
 
     def _likely_ranks(self, bound: float) -> tuple[Factors | None, list[int]]:
         """Return the first pairs of the direction, and one or two ranks with which it is estimated to be cheapest.
@@ -408,24 +227,8 @@ class DirectionSearch:
             if weights is not excerpt:
                 error = weights.error(stored)
             if final.holds(error):
-                return _with_errors(stored, final, error)
+                return with_errors(stored, final, error)
         return None
 
     def _measured(self, stored: StoredDirection, weights: Weights) -> StoredDirection:
-        return _with_errors(stored, weights.rule(self.quality, self.share), weights.error(stored))
-
-
-def _with_errors(stored: StoredDirection, rule: Rule, error: float) -> StoredDirection:
-    line, kept = rule.relative(rule.unquantised), rule.relative(error)
-    return StoredDirection(stored.factors, stored.packing, stored.quantizer, line, kept)
-
-
-def _next(low: tuple[float, float], high: tuple[float, float], relax: float, used: float, wanted: float) -> float:
-    """Return where the bound is tried next: between what held and what did not, by the error that both use."""
-    if low[0] and np.isfinite(high[0]):
-        slope = (high[1] - low[1]) / (high[0] - low[0])
-        at = low[0] + (wanted - low[1]) / slope if slope > 0 else 0.0
-        margin = 0.05 * (high[0] - low[0])
-        return float(min(max(at, low[0] + margin), high[0] - margin))
-    ratio = wanted / used if used > 0 else np.inf
-    return float(relax * min(max(ratio, 1.02), RELAXATION) if low[0] else relax * min(max(ratio, 0.2), 0.97))
+        return with_errors(stored, weights.rule(self.quality, self.share), weights.error(stored))

@@ -252,11 +252,14 @@ class Magnitudes:
         entropy = np.log2(n) - (order + _x_log_x(n - moved)) / n
         return scale, shift, moved / n + entropy, error  # a bit for each sign
 
-    def with_bits(self, quantizer: Quantizer, bits: float) -> list[Quantizer]:
-        """Return quantisers of the same packing with other biases and at most so many bits, about as many."""
+    def with_bits(self, quantizer: Quantizer, bits: float, most: float) -> list[Quantizer]:
+        """Return quantisers of the same packing with other biases and at most so many bits, about as many.
+
+        Their mean squared error is at most `most`; that of least error comes first.
+        """
         width = np.outer(quantizer.width * (0.5 + quantizer.bias) / (0.5 + OTHER_BIASES), OTHER_WIDTHS)
         found = self.evaluate_all((quantizer.packing,), width.ravel(), np.repeat(OTHER_BIASES, len(OTHER_WIDTHS)))
-        fits = np.where((found.bits[0] <= bits) & np.isfinite(found.error[0]), found.bits[0], -1.0)
+        fits = np.where((found.bits[0] <= bits) & (found.error[0] <= most), found.bits[0], -1.0)
         result = []
         for bias in OTHER_BIASES:
             these = np.where(found.bias == bias, fits, -1.0)
