@@ -28,6 +28,9 @@ ON_ALL: Final = 3
 """How often all of a large tensor is measured at most, once the rule was held."""
 NEAR: Final = 1.015
 """The bound is where it should be when the room that the rule leaves is at most so many times what is used of it."""
+STRIDE: Final = 1.3
+"""How far the square of the width is moved at most at once, when all of a tensor is measured: the excerpt knew better
+than that, and where weights are clusters the error jumps."""
 AIM: Final = 0.995
 """Share of the room that the next bound aims at."""
 
@@ -165,7 +168,7 @@ def tune_width(
         near = low[1] * NEAR >= rule.room or low[0] >= most or high[0] < low[0] * 1.02
         if best is not None and (near or trial + 1 >= ON_ALL):
             break
-        at = min(_next(low, high, at, used, AIM * rule.room), most)
+        at = min(_next(low, high, at, used, AIM * rule.room, STRIDE), most)
     return best
 
 
@@ -175,7 +178,14 @@ def with_errors(stored: StoredDirection, rule: Rule, error: float) -> StoredDire
     return StoredDirection(stored.factors, stored.packing, stored.quantizer, line, kept)
 
 
-def _next(low: tuple[float, float], high: tuple[float, float], relax: float, used: float, wanted: float) -> float:
+def _next(
+    low: tuple[float, float],
+    high: tuple[float, float],
+    relax: float,
+    used: float,
+    wanted: float,
+    stride: float = RELAXATION,
+) -> float:
     """Return where the bound is tried next: between what held and what did not, by the error that both use."""
     if low[0] and np.isfinite(high[0]):
         slope = (high[1] - low[1]) / (high[0] - low[0])
@@ -183,4 +193,4 @@ def _next(low: tuple[float, float], high: tuple[float, float], relax: float, use
         margin = 0.05 * (high[0] - low[0])
         return float(min(max(at, low[0] + margin), high[0] - margin))
     ratio = wanted / used if used > 0 else np.inf
-    return float(relax * min(max(ratio, 1.02), RELAXATION) if low[0] else relax * min(max(ratio, 0.2), 0.97))
+    return float(relax * min(max(ratio, 1.02), stride) if low[0] else relax * min(max(ratio, 0.2), 0.97))

@@ -24,7 +24,7 @@ from relex_codec.encoding.stored_direction import StoredDirection
 from relex_codec.encoding.weight_error import Sample, SampledWeights
 from relex_codec.format.constants import NIBBLE, NONE, PIECE
 from relex_codec.kernels.reference import factor_sum
-from support.helpers import Array, bf16, write_checkpoint, write_run
+from support.helpers import Array, bf16, f32, write_checkpoint, write_run
 
 
 def weights_of(shape: tuple[int, ...], seed: int = 0) -> tuple[Array, Sample]:
@@ -110,9 +110,9 @@ def test_what_the_rule_allows_is_used(tmp_path: Path) -> None:
     """A tensor that the search sees a small part of holds the rule, and gives little of what it allows away."""
     rng = np.random.default_rng(1)
     start, drift = 0.02 * rng.standard_normal((1100, 1200)), 1e-5 * rng.standard_normal((1100, 1200))
-    noise = 2e-5 * rng.standard_normal((3, 1100, 1200))
-    write_checkpoint(tmp_path / "base", {"w": bf16(start)})
-    write_run(tmp_path / "run", [1, 2, 3], lambda step: {"w": bf16(start + step * drift + noise[step - 1])})
+    noise = 1e-5 * rng.standard_normal((3, 1100, 1200))
+    write_checkpoint(tmp_path / "base", {"w": f32(start)})
+    write_run(tmp_path / "run", [1, 2, 3], lambda step: {"w": f32(start + step * drift + noise[step - 1])})
     for quality, growth in (("fine", 0.01), ("default", 0.05)):
         file = tmp_path / f"{quality}.relex"
         relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", quality=quality)
