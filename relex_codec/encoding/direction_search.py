@@ -5,10 +5,10 @@ at most ``1 + growth`` times what they miss it by when the direction is not quan
 
     error of a direction p = sum over the weights of (round(w0 + others + p * g) - w)^2
 
-A `DirectionSearch` works on an excerpt of the tensor: it estimates which factor ranks are worth it from their singular
-values and the entropy of the remainder, takes the cheapest quantiser under a bound on the direction's own error, and
-moves that bound until the rule is just held there. Where the excerpt is not all that the rule is measured on, the bound
-is then moved on until the rule is held on all of it: usually twice.
+A `DirectionSearch` works on an excerpt of the tensor: it compares factor ranks by the entropy of what they leave, takes
+the cheapest quantiser under a bound on the direction's own error, and moves that bound until the rule is just held
+there. Where the excerpt is not all that the rule is measured on, the width of the quantiser is then moved until the rule
+is held on all of it: two or three times as a rule.
 """
 
 from __future__ import annotations
