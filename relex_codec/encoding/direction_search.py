@@ -7,8 +7,8 @@ at most ``1 + growth`` times what they miss it by when the direction is not quan
 
 A `DirectionSearch` works on an excerpt of the tensor: it compares factor ranks by the entropy of what they leave, takes
 the cheapest quantiser under a bound on the direction's own error, and moves that bound until the rule is just held
-there. Where the excerpt is not all that the rule is measured on, the width of the quantiser is then moved until the rule
-is held on all of it: two or three times as a rule.
+there. Where the excerpt is not all that the rule is measured on, the width of the quantiser is then moved until it is
+held on all of it, mostly in two or three steps.
 """
 
 from __future__ import annotations
