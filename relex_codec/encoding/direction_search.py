@@ -35,8 +35,11 @@ FIRST_RANKS: Final = 8
 """Ranks up to this one are looked at first, more only where they could be worth it: decomposing costs by the rank."""
 SMALLEST_SIDE: Final = 8
 """Matrices with a shorter side get no factors: they would cost as much as the matrix."""
-SMALLEST_FACTORED: Final = 512
-"""Tensors of fewer elements get none either, unless asked for: they could save a few dozen bytes."""
+SMALLEST_FACTORED: Final = 128
+"""Tensors of fewer elements get none either, unless asked for: they could save a dozen bytes."""
+FEW_FACTORED: Final = 512
+FEW_EXPLAINED: Final = 0.5
+"""Of tensors of at most so many elements ranks are compared only where one pair explains such a share."""
 MANTISSA: Final = 2
 """Mantissa bits of factors that a remainder corrects."""
 MANTISSA_ALONE: Final = 3
@@ -175,6 +178,8 @@ class DirectionSearch:
         m, n = self.shape[-2:]
         first = ranks if m * n <= FULL_SVD else [r for r in ranks if r <= FIRST_RANKS]
         pairs = decompose(self.read, self.shape, first[-1])
+        if self.size <= FEW_FACTORED and explained_by_rank(pairs)[1] < FEW_EXPLAINED * self._energy():
+            return None, [0]
         costs: list[tuple[float, int]] = []
         for rank in (0, *ranks):
             if rank > first[-1] and rank == ranks[len(first)]:
