@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.steps import listed_steps, select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
+from relex_codec.errors import CheckpointError, InvalidArgument, RelexError, Truncated
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.storage.hub.paths import parse_model_url
 from relex_codec.storage.hub.revisions import list_branches, refuse_offline
@@ -19,6 +19,7 @@ from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, options_for, without_secrets
 
 from . import naming
+from .broken import broken_steps
 from .files import find_files
 from .safetensors import KnownTables, open_checkpoint
 
@@ -28,6 +29,7 @@ def find_run(
     storage_options: Options = None,
     *,
     steps: str | None = None,
+    exclude_steps: str | None = None,
     skip_incomplete: bool = False,
     on_skip: Callable[[str], None] | None = None,
 ) -> list[tuple[int, str]]:
@@ -41,6 +43,7 @@ def find_run(
         steps: which steps, as `core.steps.select_steps` takes them; what is not chosen is not looked into. With
             ``{step}``, both ends of a range mean all steps in it, whether they are there or not; without both, what
             there is is listed.
+        exclude_steps: which of them are left out, written in the same way.
         skip_incomplete: leave out checkpoints that are incomplete, missing or cannot be read, instead of refusing the
             run. Headers of all checkpoints are then read here, since a file that ends early counts as incomplete.
         on_skip: called with a message for each checkpoint left out.
@@ -49,43 +52,43 @@ def find_run(
         Step and path of each, sorted by step; the path is that of the directory with the weights.
 
     Raises:
-        CheckpointError: no checkpoints, several layouts, one step twice, or an incomplete checkpoint.
-        InvalidArgument: `steps` leaves nothing.
+        CheckpointError: no checkpoints, several layouts, one step twice, or incomplete checkpoints, all of which are
+            named at once.
+        InvalidArgument: `steps` and `exclude_steps` leave nothing, or a part of them finds none.
     """
     if naming.PLACEHOLDER in os.fspath(root):
-        return find_numbered(os.fspath(root), storage_options, steps, skip_incomplete, on_skip)
+        return find_numbered(os.fspath(root), storage_options, steps, exclude_steps, skip_incomplete, on_skip)
     where = f"run {without_secrets(root)}"
     options = options_for(root, storage_options)
     refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
     complete, incomplete = naming.step_names(item.name for item in items if item.is_dir)
     numbers = {entry.step for entry in (*complete, *incomplete)}
-    chosen = set(select_steps(numbers, steps)) if numbers else set()
+    chosen = set(select_steps(numbers, steps, exclude_steps)) if numbers else set()
     naming.one_layout(complete, where)
-    skipped = []
     known: KnownTables | None = {} if skip_incomplete else None
 
-    def look(entry: naming.StepName) -> tuple[int, str] | CheckpointError:
+    def look(entry: naming.StepName) -> str | RelexError:
         try:
-            return entry.step, _look(join_path(root, entry.name), options, known)
+            return _look(join_path(root, entry.name), options, known)
         except (CheckpointError, Truncated) as e:
-            if not skip_incomplete:
-                raise
-            return CheckpointError(str(e))
+            return e
 
+    failures: list[tuple[int, RelexError]] = [
+        (entry.step, CheckpointError(f"{where} has an incomplete checkpoint, going by its name: {entry.name}"))
+        for entry in incomplete
+        if entry.step in chosen
+    ]
     run: list[tuple[int, str]] = []
-    for entry in incomplete:
-        if entry.step in chosen:
-            message = f"{where} has an incomplete checkpoint, going by its name: {entry.name}"
-            if not skip_incomplete:
-                raise CheckpointError(f"{message}; remove it, or ask to skip incomplete checkpoints")
-            skipped.append(message)
     wanted = [entry for entry in complete if entry.step in chosen]
-    for result in parallel_map(look, wanted, IO_THREADS if is_url(root) else 1):
-        if isinstance(result, CheckpointError):
-            skipped.append(str(result))
+    for entry, result in zip(wanted, parallel_map(look, wanted, IO_THREADS if is_url(root) else 1), strict=True):
+        if isinstance(result, RelexError):
+            failures.append((entry.step, result))
         else:
-            run.append(result)
+            run.append((entry.step, result))
+    if failures and not skip_incomplete:
+        raise broken_steps(dict(failures), chosen)
+    skipped = [str(error) for _, error in failures]
     for message in skipped:
         if on_skip is not None:
             on_skip(message)
@@ -98,6 +101,7 @@ def find_numbered(
     template: str,
     storage_options: Options,
     steps: str | None,
+    exclude_steps: str | None,
     skip_incomplete: bool,
     on_skip: Callable[[str], None] | None,
 ) -> list[tuple[int, str]]:
@@ -109,28 +113,26 @@ def find_numbered(
         digits = _list_numbered(template, options, where)
     else:
         digits = {step: str(step) for step in listed}
-    chosen = select_steps(digits, steps)
+    chosen = select_steps(digits, steps, exclude_steps)
     if chosen[-1] > STEP_LIMIT:
         raise CheckpointError(f"{where}: step {chosen[-1]} is above the limit of {STEP_LIMIT}")
     paths = {step: template.replace(naming.PLACEHOLDER, digits[step]) for step in chosen}
     known: KnownTables | None = {} if skip_incomplete else None
 
-    def look(step: int) -> str | CheckpointError:
+    def look(step: int) -> str | RelexError:
         try:
             return _look(paths[step], options, known)
         except (CheckpointError, Truncated) as e:
-            return CheckpointError(str(e))
+            return e
 
     found = dict(zip(chosen, parallel_map(look, chosen, IO_THREADS if is_url(template) else 1), strict=True))
-    failed = {step: result for step, result in found.items() if isinstance(result, CheckpointError)}
+    failed = {step: result for step, result in found.items() if isinstance(result, RelexError)}
     if failed and (not skip_incomplete or len(failed) == len(found)):
-        step, error = next(iter(failed.items()))
-        advice = "" if skip_incomplete else "; choose other steps, or ask to skip incomplete checkpoints"
-        raise CheckpointError(f"step {step}: {error} ({len(failed)} of {len(found)} steps cannot be read){advice}")
+        raise broken_steps(failed, found)
     for error in failed.values():
         if on_skip is not None:
             on_skip(str(error))
-    return [(step, folder) for step, folder in found.items() if not isinstance(folder, CheckpointError)]
+    return [(step, folder) for step, folder in found.items() if not isinstance(folder, RelexError)]
 
 
 def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:

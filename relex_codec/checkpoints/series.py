@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import CheckpointError
+from relex_codec.errors import CheckpointError, RelexError, Truncated
 from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
+from .broken import broken_steps
 from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
 from .safetensors import KnownTables, open_checkpoint
 
@@ -21,18 +22,24 @@ class ReaderSeries(CheckpointSeries):
         steps: increasing.
         open_step: opens the checkpoint of a step by its number, from 0 on; called from several threads.
         threads: how many steps are read at the same time.
+        chosen: whether the user chose the steps from a run, and may leave some out; then messages say how.
 
     Raises:
         CheckpointError: there are no steps.
     """
 
     def __init__(
-        self, steps: Sequence[int], open_step: Callable[[int], TensorReader], *, threads: int = IO_THREADS
+        self,
+        steps: Sequence[int],
+        open_step: Callable[[int], TensorReader],
+        *,
+        threads: int = IO_THREADS,
+        chosen: bool = False,
     ) -> None:
         if not steps:
             raise CheckpointError("a run needs at least one checkpoint")
         self.steps: list[int] = list(steps)
-        self._open, self._threads = open_step, threads
+        self._open, self._threads, self._chosen = open_step, threads, chosen
         self._opened: list[TensorReader | None] = [None] * len(steps)
 
     def checkpoint(self, index: int) -> TensorReader:
@@ -49,9 +56,26 @@ class ReaderSeries(CheckpointSeries):
         return opened
 
     def check(self) -> None:
-        """Open all checkpoints, several at a time; see `CheckpointSeries.check`."""
-        self.checkpoint(0)
-        parallel_map(self.checkpoint, range(len(self.steps)), self._threads)
+        """Open all checkpoints, several at a time; see `CheckpointSeries.check`.
+
+        Raises:
+            CheckpointError, Truncated: steps cannot be read or differ from the first one; all of them are named.
+        """
+
+        def look(index: int, use: Callable[[int], TensorReader] = self.checkpoint) -> RelexError | None:
+            try:
+                use(index)
+            except (CheckpointError, Truncated) as e:
+                return e
+            return None
+
+        first = look(0)
+        # if the first one is broken, there is nothing to compare the others with: they are opened only
+        use = self.checkpoint if first is None else self._open
+        results = parallel_map(lambda index: look(index, use), range(1, len(self.steps)), self._threads)
+        failures = {step: error for step, error in zip(self.steps, (first, *results), strict=True) if error is not None}
+        if failures:
+            raise broken_steps(failures, self.steps, chosen=self._chosen)
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill the rows of `out` from element `lo` on, several at a time; see `CheckpointSeries.read_into`."""
@@ -67,7 +91,11 @@ class ReaderSeries(CheckpointSeries):
 
 
 def open_series(
-    checkpoints: Sequence[tuple[int, str]], storage_options: Options = None, *, threads: int = IO_THREADS
+    checkpoints: Sequence[tuple[int, str]],
+    storage_options: Options = None,
+    *,
+    threads: int = IO_THREADS,
+    chosen: bool = False,
 ) -> ReaderSeries:
     """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
 
@@ -75,6 +103,7 @@ def open_series(
         checkpoints: as `discovery.find_run` and `discovery.find_checkpoints` return them.
         storage_options: for fsspec, for all URLs, or by protocol.
         threads: how many steps are read at the same time.
+        chosen: as of `ReaderSeries`.
 
     Raises:
         CheckpointError: there are none.
@@ -88,4 +117,4 @@ def open_series(
         # of the others, tables that differ from the first one are not kept
         return open_checkpoint(path, options, known=dict(known) if index else known)
 
-    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads)
+    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads, chosen=chosen)
