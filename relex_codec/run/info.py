@@ -127,7 +127,8 @@ def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
 def text(document: dict[str, Any], tensors: bool = False) -> str:
     """Return `summary` as text that fits on a screen, and a row each tensor if asked."""
     steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
-    base = ("embedded; was " if document["base_embedded"] else "") + (document["base"] or "nowhere")
+    base = document["base"] or "not named"
+    base = f"embedded; was {base}" if document["base_embedded"] else f"{base} (keep it: no step can be decoded without)"
     quality = document["quality"]
     if document["growth"] is not None:
         quality += f" (weight error grows by at most {100 * document['growth']:g} %)"

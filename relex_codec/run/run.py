@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-
 from relex_codec.core.progress import Progress, progress_bar
 from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensors import read_weights

@@ -231,7 +231,9 @@ def test_paths_with_the_step_in_them(tmp_path, memory, where):
     assert find_run(path, steps="1:20:19") == expected[:2]
     run = open_series(find_run(path, steps=":20"))
     assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (1, 20)])
-    with pytest.raises(CheckpointError, match=rf"^3 of 4 steps .*step 2: {root}/m-2/hf .*step 4: .*--exclude-steps 2:4 "):
+    with pytest.raises(
+        CheckpointError, match=rf"^3 of 4 steps .*step 2: {root}/m-2/hf .*step 4: .*--exclude-steps 2:4 "
+    ):
         find_run(path, steps="1:4")
     skipped = []
     assert find_run(path, steps="1:21", skip_incomplete=True, on_skip=skipped.append) == expected[:2]
