@@ -52,6 +52,7 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     refused; without --steps, those that there are are listed.
     """
     import relex_codec
+    from relex_codec.run.info import needs_base
 
     relex_codec.encode(run, output, progress=True, **options)
     with relex_codec.open(output) as file:
@@ -63,8 +64,8 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
     if lacking:
         click.echo(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
-    if not document["base_embedded"]:
-        click.echo(f"keep the base, without which no step can be decoded: {document['base']}", err=True)
+    if needs_base(document):
+        click.echo(f"keep the base, no step can be decoded without it: {document['base']}", err=True)
     count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     click.echo(
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "

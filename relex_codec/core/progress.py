@@ -108,7 +108,8 @@ class LogLines:
     def _run(self) -> None:
         while not self._ended.wait(LINE_EVERY):
             try:
-                print(self.line(time.monotonic() - self._began), file=sys.stderr, flush=True)
+                sys.stderr.write(f"{self.line(time.monotonic() - self._began)}\n")
+                sys.stderr.flush()
             except (OSError, ValueError):  # whoever read it has gone, or it was closed
                 return
 

@@ -65,7 +65,7 @@ def append(
 
     Raises:
         InvalidArgument: the file has no exact tier, a step is not later than its last, the output exists or cannot be
-            written, or another process appends to the file, or has replaced it by the time that the new one is complete.
+            written, or another process appends to the file or has replaced it when the new one is complete.
         CheckpointError: a checkpoint cannot be read, or has other tensors than the file.
         BaseMismatch: the base is not the one that the file was made from.
 

@@ -10,7 +10,7 @@ from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.condition import ABSENT, ANYTHING, Condition
 from relex_codec.storage.hub.paths import parse_model_url
 from relex_codec.storage.outputs import file_exists
-from relex_codec.storage.urls import Options, PathLike, without_secrets
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, without_secrets
 
 SUFFIX = ".relex"
 
@@ -41,7 +41,9 @@ def condition_of(output: PathLike, *, overwrite: bool, base: PathLike | None, st
 
 def is_same_file(one: PathLike, other: PathLike) -> bool:
     """Tell whether two paths or URLs name one file."""
-    return canonical_uri(one) == canonical_uri(other) or os.path.realpath(one) == os.path.realpath(other)
+    if is_url(one) or is_url(other):
+        return canonical_uri(one) == canonical_uri(other)
+    return os.path.realpath(local_path(one)) == os.path.realpath(local_path(other))
 
 
 def _archive_of(output: PathLike, base: PathLike | None, storage_options: Options) -> str:

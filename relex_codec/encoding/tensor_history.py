@@ -205,7 +205,7 @@ class TensorHistory:
             self.finite = False
             return np.where(np.isfinite(delta), delta, np.float32(0))
         rows = np.flatnonzero(~np.isfinite(delta).all(axis=1))
-        bad = spell_steps([self.run.steps[row] for row in rows], self.run.steps)
+        bad = spell_steps([self.run.steps[int(row)] for row in rows], self.run.steps)
         leave = f"leave {'it' if len(rows) == 1 else 'them'} out with --exclude-steps {bad}, or "
         raise CheckpointError(
             f"tensor {quote(self.info.name)} of step {bad} has weights that are not finite; a line through them means "
