@@ -30,7 +30,7 @@ def condition_of(output: PathLike, *, overwrite: bool, base: PathLike | None, st
     shown = without_secrets(output)
     name = os.fspath(output).rpartition("/")[2]
     if not name.lower().endswith(SUFFIX) or name.lower() == SUFFIX:
-        raise InvalidArgument(f"output is {shown}, expected a name that ends in {SUFFIX}, such as run{SUFFIX}")
+        raise InvalidArgument(f"cannot write {shown}: an output is called NAME{SUFFIX}; give it such a name")
     if overwrite:
         return ANYTHING
     if file_exists(output, storage_options):

@@ -41,16 +41,16 @@ def output_file(
 
 
 def file_exists(path: PathLike, storage_options: Options = None) -> bool:
-    """Tell whether there is something under the name of an output; at a URL where nothing may be listed, it is not.
+    """Tell whether there is a file under the name of an output; False at a URL where nothing may be listed.
 
     Raises:
         InvalidArgument: nothing can be written there.
     """
     if not is_url(path):
-        return os.path.exists(local_path(path))
+        return os.path.isfile(local_path(path))
     target = UploadTarget(path, storage_options)
     with suppress(InvalidArgument):  # some may write, but not list
-        return target.exists() is not None
+        return target.exists() == "file"
     return False
 
 

@@ -211,8 +211,11 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(made: Path) -
             relex_codec.encode("/none", url, base="/none")
         with pytest.raises(InvalidArgument, match=f"cannot write {url}"):
             relex_codec.append(made / "run.relex", ["/none"], output=url)
-    with pytest.raises(InvalidArgument, match=r"loaders take \*\.safetensors"):
-        relex_codec.encode("/none", "memory://x.safetensors", base="/none")
+    for name in ("x.safetensors", "config.json", "thesis.tex", "relex", ".relex", "x.relex/", "x.relex.bak"):
+        with pytest.raises(InvalidArgument, match=r"called NAME\.relex"):
+            relex_codec.encode("/none", f"memory://{name}", base="/none", overwrite=True)
+        with pytest.raises(InvalidArgument, match=r"called NAME\.relex"):
+            relex_codec.append(made / "run.relex", ["/none"], output=f"/none/{name}", overwrite=True)
 
 
 @pytest.mark.parametrize("store", ["emulator", "azurite"], indirect=True)
@@ -220,11 +223,12 @@ def test_other_object_stores(made: Path, store: Any, tmp_path: Path, scratch: Pa
     options, scheme = store.options, store.server.scheme
     store.upload(made / "run", "run")
     store.upload(made / "base", "base")
-    file, base = store.url("files/x.relex"), store.url("base")
+    file, base = store.url("files.relex/x.relex"), store.url("base")
     size = relex_codec.encode(
         store.url("run"), file, base=base, quality="raw", exact=True, steps="10:30", storage_options={scheme: options}
     )
-    assert (names(store, "files"), store.filesystem.size(f"{store.name}/files/x.relex")) == (["x.relex"], size)
+    there = f"{store.name}/files.relex/x.relex"
+    assert (names(store, "files.relex"), store.filesystem.size(there)) == (["x.relex"], size)
     relex_codec.append(file, [store.url("run/global_step_40")], storage_options=options)
     with relex_codec.open(file, storage_options=options) as run:
         run.save(store.url("decoded"), 15, storage_options=options)
@@ -242,7 +246,7 @@ def test_other_object_stores(made: Path, store: Any, tmp_path: Path, scratch: Pa
                 write(store.url("forbidden"), 15, storage_options=options)
             store.proxy.clear()
     with pytest.raises(InvalidArgument, match="is a directory"):
-        relex_codec.encode(store.url("run"), store.url("files"), base=base, storage_options=options)
+        relex_codec.encode(store.url("run"), store.url("files.relex"), base=base, storage_options=options)
     assert names(store) == before
     assert contents_of(store.filesystem, f"{store.name}/decoded") == contents(tmp_path / "decoded")
     for step in STEPS:
