@@ -75,7 +75,7 @@ class ReaderSeries(CheckpointSeries):
         results = parallel_map(lambda index: look(index, use), range(1, len(self.steps)), self._threads)
         failures = {step: error for step, error in zip(self.steps, (first, *results), strict=True) if error is not None}
         if failures:
-            raise broken_steps(failures, self.steps, chosen=self._chosen)
+            raise broken_steps(failures, self.steps, skippable=False, chosen=self._chosen)
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill the rows of `out` from element `lo` on, several at a time; see `CheckpointSeries.read_into`."""

@@ -585,7 +585,7 @@ def test_incomplete_checkpoints_are_refused_or_left_out(tmp_path: Path, capsys: 
     made = simple(tmp_path, [1, 2, 3], bf16)
     broken = tmp_path / "run" / "global_step_2" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1])
-    with pytest.raises(relex_codec.RelexError, match=r"step 2: .*global_step_2.*--exclude-steps 2 or --skip"):
+    with pytest.raises(relex_codec.RelexError, match=r"step 2: .*global_step_2.*--exclude-steps 2$"):
         relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw")
     assert not (tmp_path / "x.relex").exists()
     relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw", skip_incomplete=True)

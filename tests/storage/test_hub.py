@@ -329,7 +329,9 @@ def test_steps_that_are_named_must_be_there(published: Hub) -> None:
     assert find_run(url, steps="1:3") == expected[:3]
     assert not any(path.endswith("/refs") for path in asked(published))
     assert find_run(url, steps="5") == expected[3:]
-    with pytest.raises(CheckpointError, match=r"^step 4: .*org/run has no revision 'step_4'.*\(2 of 6 steps.*skip"):
+    with pytest.raises(
+        CheckpointError, match=r"^2 of 6 steps .*step 4: .*has no revision 'step_4'.*--exclude-steps 4,6 "
+    ):
         find_run(url, steps="1:6")
     skipped: list[str] = []
     assert find_run(url, steps="1:6", skip_incomplete=True, on_skip=skipped.append) == expected
@@ -379,7 +381,8 @@ def test_from_the_command_line(published: Hub, tmp_path: Path, offline: Callable
                "-o", file)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [
-        "left out: hf://org/run@step_4 cannot be read: org/run has no revision 'step_4'; check its name"
+        "left out: hf://org/run@step_4 cannot be read: org/run has no revision 'step_4'; check its name",
+        f"keep the base, no step can be decoded without it: hf://org/base@{commit}",
     ]
     published.add("org/files", {"deep/x.relex": file.read_bytes()})
     done = cli("info", "hf://org/files/deep/x.relex")

@@ -281,11 +281,11 @@ def test_options_reach_every_url(made: Path, moto_bucket: Any, memory: Any, tmp_
 def test_the_commands(made: Path, store: Any, tmp_path: Path, scratch: Path) -> None:
     store.upload(made / "run", "run")
     store.upload(made / "base", "base")
-    file = store.url("files/x.relex")
+    file = store.url("files.relex/x.relex")
     done = cli("encode", store.url("run"), "--base", store.url("base"), "-o", file, "--exact", "--steps", "10:30",
                "--quality", "raw")  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith(f"{file}: 3 steps"), done.stderr
-    assert names(store, "files") == ["x.relex"]
+    assert names(store, "files.relex") == ["x.relex"]
     done = cli("encode", store.url("run/global_step_{step}"), "--base", store.url("base"), "-o", store.url("y.relex"))
     assert json.loads(cli("info", store.url("y.relex"), "--json").stdout)["steps"] == STEPS, done.stderr
     done = cli_process("append", file, store.url("run/global_step_40"))
@@ -305,7 +305,11 @@ def test_the_commands(made: Path, store: Any, tmp_path: Path, scratch: Path) -> 
     before = names(store)
     failed(cli_process("decode", file, "--step", 15, "-o", store.url("step-15")), "not empty", "choose another place")
     failed(cli("decode", file, "--step", 15, "-o", "s3://no-such-bucket/x"), "bucket", "exist")
-    failed(cli("encode", store.url("run"), "--base", store.url("base"), "-o", store.url("files")), "is a directory")
+    failed(
+        cli("encode", store.url("run"), "--base", store.url("base"), "-o", store.url("files.relex")), "is a directory"
+    )
+    again = cli("encode", store.url("run"), "--base", store.url("base"), "-o", file)
+    failed(again, "4 steps, 10 to 40, of the same base", "`relex-codec append`", "-f")
     failed(
         cli("encode", store.url("run"), "--base", store.url("base"), "-o", "https://h/x.relex"), "https://", "reading"
     )
@@ -368,7 +372,7 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, store: Any, scr
     store.put("x.relex", b"old")
     store.proxy.latency = 0.5
     code = "from relex_codec.cli.main import main; main()"
-    arguments = ["encode", str(made / "run"), "--base", str(made / "base"), "-o", store.url("x.relex")]
+    arguments = ["encode", str(made / "run"), "--base", str(made / "base"), "-f", "-o", store.url("x.relex")]
     worker = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ELSEWHERE, text=True,
