@@ -6,7 +6,7 @@ The rules on names are in checkpoints/naming.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.steps import listed_steps, select_steps
@@ -22,6 +22,7 @@ from . import naming
 from .broken import broken_steps
 from .files import find_files
 from .safetensors import KnownTables, open_checkpoint
+from .series import open_series
 
 
 def find_run(
@@ -87,7 +88,7 @@ def find_run(
         else:
             run.append((entry.step, result))
     if failures and not skip_incomplete:
-        raise broken_steps(dict(failures), chosen)
+        raise _all_broken(dict(failures), run, chosen, storage_options)
     skipped = [str(error) for _, error in failures]
     for message in skipped:
         if on_skip is not None:
@@ -128,11 +129,20 @@ def find_numbered(
     found = dict(zip(chosen, parallel_map(look, chosen, IO_THREADS if is_url(template) else 1), strict=True))
     failed = {step: result for step, result in found.items() if isinstance(result, RelexError)}
     if failed and (not skip_incomplete or len(failed) == len(found)):
-        raise broken_steps(failed, found)
+        rest = [(step, folder) for step, folder in found.items() if not isinstance(folder, RelexError)]
+        raise _all_broken(failed, rest, found, storage_options)
     for error in failed.values():
         if on_skip is not None:
             on_skip(str(error))
     return [(step, folder) for step, folder in found.items() if not isinstance(folder, RelexError)]
+
+
+def _all_broken(
+    failures: dict[int, RelexError], rest: list[tuple[int, str]], chosen: Collection[int], storage_options: Options
+) -> RelexError:
+    """Return the error for a run with broken steps: those of the rest that do not open are named with them."""
+    more = open_series(rest, storage_options).failures() if rest else {}
+    return broken_steps({**failures, **more}, chosen, skippable=not more)
 
 
 def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:

@@ -61,6 +61,12 @@ class ReaderSeries(CheckpointSeries):
         Raises:
             CheckpointError, Truncated: steps cannot be read or differ from the first one; all of them are named.
         """
+        failures = self.failures()
+        if failures:
+            raise broken_steps(failures, self.steps, skippable=False, chosen=self._chosen)
+
+    def failures(self) -> dict[int, RelexError]:
+        """Return which steps cannot be read, or differ from the first one, and why."""
 
         def look(index: int, use: Callable[[int], TensorReader] = self.checkpoint) -> RelexError | None:
             try:
@@ -73,9 +79,7 @@ class ReaderSeries(CheckpointSeries):
         # if the first one is broken, there is nothing to compare the others with: they are opened only
         use = self.checkpoint if first is None else self._open
         results = parallel_map(lambda index: look(index, use), range(1, len(self.steps)), self._threads)
-        failures = {step: error for step, error in zip(self.steps, (first, *results), strict=True) if error is not None}
-        if failures:
-            raise broken_steps(failures, self.steps, skippable=False, chosen=self._chosen)
+        return {step: error for step, error in zip(self.steps, (first, *results), strict=True) if error is not None}
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill the rows of `out` from element `lo` on, several at a time; see `CheckpointSeries.read_into`."""

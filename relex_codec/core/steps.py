@@ -102,7 +102,8 @@ def _found(steps: Sequence[int], option: str, spec: str) -> list[int]:
         last = part.last if part.last is not None else max(steps, default=0)
         new = [step for step in steps if start <= step <= last and (step - start) % part.every == 0]
         if not new:
-            raise InvalidArgument(f"{option} {quote(part.text)} leaves nothing, there is {_there(steps)}")
+            what = "leaves nothing, there is" if option == "steps" else "names none of what there is,"
+            raise InvalidArgument(f"{option} {quote(part.text)} {what} {_there(steps)}")
         found.update(new)
     return sorted(found)
 

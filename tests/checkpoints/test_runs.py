@@ -107,8 +107,11 @@ def test_all_broken_steps_are_named_at_once(tmp_path):
         message.count("; step ") == 9 and "; and 5 more; to go on without them: --exclude-steps 2,7:19,31 " in message
     )
     assert [step for step, _ in find_run(tmp_path, exclude_steps="2,7:19,31")] == [1, 3, 4, 5, 6, *range(20, 31)]
+    os.truncate(tmp_path / "global_step_4" / FIRST, 100)  # which would be seen later
+    with pytest.raises(CheckpointError, match=r"^2 of 6 steps .*step 2: .* missing.*step 4: .*--exclude-steps 2,4$"):
+        find_run(tmp_path, steps="1:6")
     with pytest.raises(CheckpointError, match=r"^step 2: .* missing.*without it: --exclude-steps 2 or --skip-inc"):
-        find_run(tmp_path, steps="1:4")
+        find_run(tmp_path, steps="1:3")
     with pytest.raises(CheckpointError, match=r"missing .*\(none of the 3 steps can be used; this is the first"):
         find_run(tmp_path, steps="2,8,9")
 
