@@ -403,7 +403,7 @@ def test_a_killed_encode_leaves_what_was_there(zoo_run: Made, tmp_path: Path, st
         assert all(
             name.startswith(".") and not name.endswith(".relex") for name in os.listdir(tmp_path) if name != "old.relex"
         )
-    relex_codec.encode(zoo_run.run, outputs["old"], base=zoo_run.base_path, quality="raw", steps="1:2")
+    relex_codec.encode(zoo_run.run, outputs["old"], base=zoo_run.base_path, quality="raw", steps="1:2", overwrite=True)
     relex_codec.open(outputs["old"]).close()
 
 
@@ -544,5 +544,7 @@ def test_tensors_of_another_shape_in_one_step(tmp_path: Path) -> None:
     with pytest.raises(relex_codec.CheckpointError, match=r"'w' of step 2 is F32 \[3, 4\]"):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
     write_run(tmp_path / "run", [2], lambda step: {"v": f32(start)})
-    with pytest.raises(relex_codec.CheckpointError, match=r"step 2: .* step 1, but not of step 2.*--exclude-steps 2$"):
+    with pytest.raises(
+        relex_codec.CheckpointError, match=r"step 2: .* of step 2, but not of step 1.*--exclude-steps 2$"
+    ):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
