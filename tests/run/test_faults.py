@@ -545,6 +545,6 @@ def test_tensors_of_another_shape_in_one_step(tmp_path: Path) -> None:
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
     write_run(tmp_path / "run", [2], lambda step: {"v": f32(start)})
     with pytest.raises(
-        relex_codec.CheckpointError, match=r"step 2: .* of step 2, but not of step 1.*--exclude-steps 2$"
+        relex_codec.CheckpointError, match=r"step 2: .* step [12], but not of step [12].*--exclude-steps 2$"
     ):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
