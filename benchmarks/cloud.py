@@ -39,10 +39,11 @@ from speed import RESULTS, processor
 
 import relex_codec
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.decoding.reading import reading_ahead
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
-from relex_codec.kernels.interface import flat
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.header_cache import HEADER_CACHE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -123,10 +124,9 @@ def count(
         rows["open the base"] = counted(proxy) | {"shards": len(run._reader.base_reader().checkpoint.shards)}
         run._reader.bits(name, 12)
         tensor_reads = taken(proxy)
-        number = next(i for i, tensor in enumerate(index.manifest.tensors) if tensor.name == name)
-        rows["one tensor"] = counted(proxy, tensor_bytes(index, number))
+        rows["one tensor"] = counted(proxy, tensor_bytes(index, index.tensor(name)))
         entry = index.entries[f.DATA_DIRECTIONS]
-        base = sum(tensor.size * ITEMSIZE[tensor.origin_dtype] for tensor in index.manifest.tensors)
+        base = sum(tensor.size * ITEMSIZE[tensor.origin_dtype] for tensor in index.tensors)
         run.state_dict(12)
         reads = taken(proxy)
         rows["a whole step"] = counted(proxy, entry.end - entry.begin + base)
@@ -137,12 +137,11 @@ def count(
     return rows, tensor_reads, reads
 
 
-def tensor_bytes(index: Index, number: int) -> int:
+def tensor_bytes(index: Index, tensor: TensorRecord) -> int:
     """Bytes of a tensor: its chunks in the file, and what the base has of it."""
-    record, tensor = index.tensors[number], index.manifest.tensors[number]
     chunks = set()
-    for j in range(int(record["directions"])):
-        factors, remainder = index.direction_parts(tensor, int(record["first"]) + j)
+    for direction in tensor.directions:
+        factors, remainder = index.direction_places(tensor, direction)
         chunks |= {part.chunk for part in (*factors, *remainder)}
     return sum(int(index.chunks[chunk]["stored"]) for chunk in chunks) + tensor.size * ITEMSIZE[tensor.origin_dtype]
 
@@ -188,8 +187,9 @@ def over_s3fs(seconds: dict[str, float]) -> dict[str, float]:
 
 def fetch_ahead(run: relex_codec.Run) -> None:
     """Fetch what a whole step needs, and throw it away."""
-    parts = [(tensor.name, [flat(0, tensor.size)]) for tensor in run._reader.container.index.manifest.tensors]
-    with reading_ahead(run._reader.decoder, run._reader.base_reader, parts, [(12.0, "line")]) as ahead:
+    boxes = [box_at(tensor) for tensor in run._reader.container.index.tensors]
+    decoder = run._reader.decoder
+    with decoder.fetcher.ahead(plan_boxes(decoder, boxes, [StepTier(12.0, "line")])) as ahead:
         for block in ahead._order:
             block.source.read_many([(block.start, block.end)])
 

@@ -37,8 +37,8 @@ def write_tier(source: Source, out: Path) -> int:
     maps = [source.read(position) for position in range(len(source.numbers) + 1)]
     with tempfile.TemporaryFile(dir=out.parent) as scratch, open(out, "wb") as file:
         job = SegmentJob(SegmentWriter(scratch, len(source.numbers)))
-        for tensor in source.tensors:
-            pieces = job.tensor(tensor.name, "BF16")
+        for number, tensor in enumerate(source.tensors):
+            pieces = job.tensor(number, tensor.name, "BF16")
             for piece, low in enumerate(range(0, tensor.size, f.PIECE)):
                 begin, end = tensor.begin + low, tensor.begin + min(low + f.PIECE, tensor.size)
                 pieces.add(piece, maps[0][begin:end], np.stack([bits[begin:end] for bits in maps[1:]]))
@@ -68,7 +68,7 @@ def tier_size(file: Path) -> int:
     """Return the bytes of the exact tier in a file: records, blocks with their indexes, checksums and digests."""
     with relex_codec.open(file) as run:
         entries = run._reader.container.index.entries
-        return sum(entries[name].end - entries[name].begin for name in f.EXACT_ENTRIES)
+        return sum(entries[name].end - entries[name].begin for name in f.FRAME_ENTRIES)
 
 
 def restore(file: Path, step: int) -> dict[str, Bits]:

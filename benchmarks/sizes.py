@@ -23,7 +23,7 @@ import zstandard
 
 import relex_codec
 from relex_codec.format import constants as f
-from relex_codec.format.index import Part
+from relex_codec.format.index import PiecePlace
 from relex_codec.format.packing import piece_lengths, unpack_codes
 
 QUALITIES = ("raw", "fine", "default", "small", "micro")
@@ -35,16 +35,16 @@ def entropy_bytes(run: relex_codec.Run) -> tuple[float, int]:
     container = run._reader.container
     index = container.index
     floor = 0.0
-    chunks = index.first_chunk[f.DATA_EXACT]
+    chunks = index.first_chunk[f.DATA_BASE]
 
-    def stored_share(parts: Sequence[Part]) -> float:
+    def stored_share(parts: Sequence[PiecePlace]) -> float:
         found = [(index.chunks[part.chunk], part.length) for part in parts]
         return sum(int(chunk["stored"]) * length / int(chunk["raw"]) for chunk, length in found)
 
-    for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-        for number in range(int(record["first"]), int(record["first"]) + int(record["directions"])):
+    for tensor in index.tensors:
+        for number in tensor.directions:
             packing = f.PACKINGS[int(index.directions[number]["packing"])]
-            factors, codes = index.direction_parts(tensor, number)
+            factors, codes = index.direction_places(tensor, number)
             floor += stored_share(factors)
             if packing is f.FLOAT32:
                 floor += stored_share(codes)

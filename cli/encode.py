@@ -46,10 +46,11 @@ from .output import as_json, exclude_steps_option, print_json, steps_option
 def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.
 
-    RUN holds global_step_N/, checkpoint-N/, step_N/, step-N/, global_stepN_hf/ or iter_N/ directories of safetensors,
-    or has {step} in it: 'hf://org/run@step_{step}' is a run of which each branch is a step, and 's3://bucket/{step}/hf'
-    one of directories called by their number. Then --steps A:B means all steps in between, and a missing one is
-    refused; without --steps, those that there are are listed.
+    RUN holds global_step_N/, checkpoint-N/, step_N/, epoch_N/ or the like, as trainers leave them, with safetensors in
+    them or in a directory below (actor/huggingface, policy, ...), or has {step} in it:
+    'hf://org/run@step_{step}' is a run of which each branch is a step, and 's3://bucket/{step}/hf' one of directories
+    called by their number. Then --steps A:B means all steps in between, and a missing one is refused; without --steps,
+    those that there are are listed.
     """
     import relex_codec
     from relex_codec.run.info import needs_base

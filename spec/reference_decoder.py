@@ -1,11 +1,12 @@
-"""A slow decoder of `.relex` files that follows FORMAT.md heading by heading, to be read side by side with it.
+"""A slow decoder of `.relex` files that follows FORMAT.md and EXACT.md heading by heading, to be read beside them.
 
 It needs numpy, zstandard and the standard library. It shares no code with the package, so that each is a test of the
 other. It prefers plain steps to fast ones: the file is in memory, and every rule of the text is checked.
 
     python spec/reference_decoder.py FILE --step S [--tier T] [--base model.safetensors]
 
-Section 10, which leaves much to the writer, is not here: tensors come out one at a time.
+Section 10, which leaves much to the writer, is not here: tensors come out one at a time. Sections 1 to 12 are those
+of FORMAT.md, 13 and 14 those of EXACT.md.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def require(condition: object, rule: str) -> None:
         raise Corrupt(rule)
 
 
-# ---- 1. Words ----
+# ---- 1. Terms ----
 
 PIECE = 1 << 18
 WIDTH = dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 1)
@@ -88,14 +89,14 @@ def elements(shape: Any) -> int:
 
 
 def pieces(n: int) -> Iterator[tuple[int, int]]:
-    """Where the pieces of a stream of n elements start and stop."""
+    """Where the pieces of an array of n elements start and stop."""
     return ((start, min(start + PIECE, n)) for start in range(0, n, PIECE))
 
 
 # ---- 2. The file is a safetensors file ----
 
-TABLES = {"relex.tensors": 32, "relex.directions": 64, "relex.series": 8, "relex.digests": 16, "relex.chunks": 24}
-DATA = ["relex.data.directions", "relex.data.exact", "relex.data.base"]
+TABLES = {"relex.tensors": 32, "relex.directions": 64, "relex.digests": 16, "relex.chunks": 24}
+DATA_DIRECTIONS, DATA_BASE = DATA = ["relex.data.directions", "relex.data.base"]
 ENTRIES = ["relex.root", "relex.steps", "relex.manifest", *TABLES, "relex.coefficients", *DATA]
 SEGMENTS, FRAMES, DATA_FRAMES = EXACT = ["relex.exact.segments", "relex.exact.frames", "relex.data.frames"]
 EXACT_TABLES = {SEGMENTS: 48, FRAMES: 24}
@@ -103,7 +104,7 @@ Entry = namedtuple("Entry", "dtype shape start end")  # start and end count from
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object by the rules at the head of the text."""
+    """A JSON object by the rules at the head of FORMAT.md."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         require(len(dict(pairs)) == len(pairs), "JSON: a name occurs twice")
@@ -113,9 +114,9 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         require(math.isfinite(float(word)), "JSON: a number that is not finite")
         return float(word)
 
-    def integer(word: str) -> int:
-        require(re.fullmatch("0|[1-9][0-9]*", word) and math.isfinite(float(word)), "JSON: an integer")
-        return int(word)
+    def integer(word: str) -> float:
+        value = finite(word)
+        return value if word == "-0" else int(word)  # -0 is a number, but no integer of this format
 
     raw = raw.rstrip(b" ")
     require(raw[:1] == b"{" and raw[-1:] == b"}", "JSON: not an object")
@@ -137,12 +138,8 @@ def header_length(data: bytes, limit: int) -> int:
     return end
 
 
-def parse_header(raw: bytes, any_order: bool = False) -> tuple[dict[str, str], dict[str, Entry]]:
-    """`__metadata__` and the entries of a safetensors header, which a base may list in another order than its data."""
-    header = parse_json(raw)
-    metadata = header.pop("__metadata__", {})
-    require(isinstance(metadata, dict), "__metadata__ is an object")
-    require(all(isinstance(value, str) for value in metadata.values()), "__metadata__ holds strings")
+def parse_entries(header: dict[str, Any], start: int, any_order: bool = False) -> dict[str, Entry]:
+    """The entries of a safetensors header; a base may list them in another order than their data's."""
     rows = []
     for name, entry in header.items():
         require(isinstance(entry, dict), f"{name}: not an object")
@@ -155,13 +152,19 @@ def parse_header(raw: bytes, any_order: bool = False) -> tuple[dict[str, str], d
     for offsets, name, dtype, shape in sorted(rows, key=lambda row: row[0]) if any_order else rows:
         end = at + elements(shape) * WIDTH[dtype]
         require(offsets == [at, end], f"{name}: offsets and shape do not tile the data")
-        entries[name] = Entry(dtype, shape, 8 + len(raw) + at, 8 + len(raw) + end)
+        entries[name] = Entry(dtype, shape, start + at, start + end)
         at = end
-    return metadata, entries
+    return entries
+
+
+def check_metadata(metadata: Any) -> None:
+    """`__metadata__`, if there is one, is an object of strings."""
+    require(isinstance(metadata, dict), "__metadata__ is an object")
+    require(all(isinstance(value, str) for value in metadata.values()), "__metadata__ holds strings")
 
 
 def check_entries(entries: dict[str, Entry]) -> None:
-    """The entries of version 1, in their order, in their dtypes and shapes; those of the exact tier: all or none."""
+    """The entries of version 1, in their order, in their dtypes and shapes; those of the frames: all or none."""
     names = ENTRIES + (EXACT if any(name in entries for name in EXACT) else [])
     require([name for name in entries if name in ENTRIES + EXACT] == names, "an entry is missing or out of order")
     rows = {name: entries[name].shape[0] if entries[name].shape else 0 for name in names}
@@ -180,28 +183,39 @@ def check_entries(entries: dict[str, Entry]) -> None:
 
 
 def open_root(f: RelexFile) -> None:
-    """Root, header and entries, in the order of section 2; what other versions may change comes last."""
+    """Header and root: first what holds in all versions, then the version, then what holds in version 1."""
     at = header_length(f.data, 25_000_000)
-    if len(f.data) < at + 40:
+    header = parse_json(f.data[8:at])
+    metadata: Any = header.pop("__metadata__", None)
+    require(isinstance(metadata, dict) and metadata.get("format") == "relex", "__metadata__: format is not relex")
+    for key in ("relex_version", "requires", "reader"):
+        require(isinstance(metadata.get(key), str), f"__metadata__: {key}")
+    entry: Any = header.get("relex.root")
+    require(next(iter(header), None) == "relex.root" and isinstance(entry, dict), "relex.root: not the first entry")
+    shape = entry.get("shape")
+    require(entry.get("dtype") == "U8" and isinstance(shape, list) and len(shape) == 1, "relex.root: dtype or shape")
+    require(is_integer(shape[0], 40, 1 << 48) and entry.get("data_offsets") == [0, shape[0]], "relex.root: offsets")
+    require(all(type(offset) is int for offset in entry["data_offsets"]), "relex.root: offsets")
+    end = at + shape[0]
+    if len(f.data) < end:
         raise Truncated("the file ends within its root")
     magic, version, header_crc, length, e, reserved = struct.unpack_from("<8sIIQII", f.data, at)
     require(magic == b"RELEX\r\n\x1a", "not a relex file: no root after the header")
-    end = at + 40 + 8 * e
-    if len(f.data) < end:
-        raise Truncated("the file ends within its root")
+    require(end == at + 40 + 8 * e, "relex.root: its length")
     root_crc, reserved_end = struct.unpack_from("<II", f.data, end - 8)
     require(zlib.crc32(f.data[at : end - 8]) == root_crc, "relex.root: checksum")
     if len(f.data) < length:
         raise Truncated(f"{len(f.data)} of {length} bytes")
     require(len(f.data) == length, "bytes follow the file's end")
     require(zlib.crc32(f.data[:at]) == header_crc, "the header: checksum")
-    metadata, f.entries = parse_header(f.data[8:at])
-    require(metadata.get("format") == "relex", "__metadata__: format is not relex")
-    require({"relex_version", "producer", "reader", "requires"} <= metadata.keys(), "__metadata__: a key is missing")
+
     if version != 1 or metadata["relex_version"] != "1" or metadata["requires"]:
         raise Unsupported(f"needs relex-codec {metadata['reader']} (requires {metadata['requires']!r})")
+
+    check_metadata(metadata)
+    require("producer" in metadata, "__metadata__: producer")
+    f.entries = parse_entries(header, at)
     check_entries(f.entries)
-    require(next(iter(f.entries)) == "relex.root" and f.entries["relex.root"].end == end, "relex.root: position")
     require(max(entry.end for entry in f.entries.values()) == length, "the entries do not end where the file does")
     require(len(f.entries) == e + 1 and reserved == reserved_end == 0, "relex.root: entries or reserved bytes")
     for name, row in zip(list(f.entries)[1:], struct.iter_unpack("<IB3s", f.data[at + 32 : end - 8]), strict=True):
@@ -227,11 +241,12 @@ def open_manifest(f: RelexFile) -> None:
 
     manifest = parse_json(f.bytes_of("relex.manifest"))
     types = {"base": dict, "quality": dict, "tensors": list, "shards": list, "indexed": bool, "files": list}
+    types["exact"] = bool
     for key, kind in types.items():
         require(type(manifest.get(key)) is kind, f"relex.manifest: {key}")
     require(is_integer(manifest.get("observed"), 1, len(f.steps)), "relex.manifest: observed")
     base, quality, shards, f.files = (manifest[key] for key in ("base", "quality", "shards", "files"))
-    f.observed, f.embedded = manifest["observed"], base.get("embedded")
+    f.observed, f.has_exact, f.embedded = manifest["observed"], manifest["exact"], base.get("embedded")
     require(isinstance(base.get("uri", 0), str | None) and type(f.embedded) is bool, "relex.manifest: base")
     require(type(quality.get("growth", "")) in (int, float, type(None)), "relex.manifest: quality")
     require(type(quality.get("name")) is str, "relex.manifest: quality")
@@ -264,55 +279,55 @@ def open_manifest(f: RelexFile) -> None:
 
 # ---- 5. Records ----
 
-SAME, MOVING, SERIES = 0, 1, 2
-IN_BASE, STORED, NONE = 0, 1, 2
-Tensor = namedtuple("Tensor", "kind origin k first digest chunk offset segment reserved")  # <BBHIIIII8s
+SAME, MOVING, FRAMED = 0, 1, 2
+IN_BASE, STORED = 0, 1
+Tensor = namedtuple("Tensor", "kind origin directions first digest chunk offset segment reserved")  # <BBHIIIII8s
 Direction = namedtuple(  # <ddffHBBIII16sII
-    "Direction", "slope intercept step shift r packing reserved chunk offset row_crc informative r_chunk r_offset"
+    "Direction",
+    "slope intercept scale shift pairs packing reserved chunk offset row_crc informative factors_chunk factors_offset",
 )
 
 
 def open_records(f: RelexFile) -> None:
-    """Tensors, directions, series, digests: each used in the order of the tensors, exactly once."""
+    """Tensors, directions, digests: each used in the order of the tensors, exactly once."""
     f.tensors = [Tensor(*row) for row in struct.iter_unpack("<BBHIIIII8s", f.bytes_of("relex.tensors"))]
     f.directions = [Direction(*row) for row in struct.iter_unpack("<ddffHBBIII16sII", f.bytes_of("relex.directions"))]
-    f.series = list(struct.iter_unpack("<II", f.bytes_of("relex.series")))
     f.digests = [row[0] for row in struct.iter_unpack("<16s", f.bytes_of("relex.digests"))]
     require(len(f.tensors) == len(f.manifest), "relex.tensors: not as many as in the manifest")
-    spans_of_series = 0 if f.exact else len(f.steps)
-    segments = len(f.bytes_of(SEGMENTS)) // 48 if f.exact else 0
-    used = {SAME: 0, MOVING: 0, SERIES: 0}
-    digests, shard = 0, 0  # the shard becomes infinite after the last tensor of origin 0
-    for tensor, named in zip(f.tensors, f.manifest, strict=True):
+    framed = [t.kind == FRAMED and named.n > 0 for t, named in zip(f.tensors, f.manifest, strict=True)]
+    require(f.has_frames == (f.has_exact or any(framed)), "the entries of the frames: missing, or not needed")
+    segments = len(f.bytes_of(SEGMENTS)) // 48 if f.has_frames else 0
+    directions, digests, shard = 0, 0, 0  # the shard becomes infinite after the last tensor of origin 0
+    for tensor, named, in_frames in zip(f.tensors, f.manifest, framed, strict=True):
         name, kind, origin = named.name, tensor.kind, tensor.origin
-        require(kind <= SERIES and origin <= NONE and not any(tensor.reserved), f"{name}: kind, origin or reserved")
-        require((tensor.k >= 1) == (kind == MOVING), f"{name}: number of directions")
-        require(tensor.first == used[kind], f"{name}: index of its first direction or series span")
-        used[kind] += {SAME: 0, MOVING: tensor.k, SERIES: spans_of_series}[kind]
+        require(kind <= FRAMED and origin <= STORED and not any(tensor.reserved), f"{name}: kind, origin or reserved")
+        require((tensor.directions >= 1) == (kind == MOVING), f"{name}: number of directions")
+        require(tensor.first == (directions if kind == MOVING else 0), f"{name}: index of its first direction")
+        directions += tensor.directions
         require(tensor.digest == (digests if origin == IN_BASE else 0), f"{name}: index of its first digest")
         require(origin != IN_BASE or named.shard >= shard, f"{name}: not in the order of the base's files")
         digests, shard = (digests - (-named.n // PIECE), named.shard) if origin == IN_BASE else (digests, 1 << 32)
         equal, floats = named.dtype == named.origin_dtype, named.dtype in FLOAT and named.origin_dtype in FLOAT
         require(floats and named.n > 0 if kind == MOVING else floats or equal, f"{name}: dtypes, or nothing to move")
         require(origin == IN_BASE or equal, f"{name}: origin dtype")
-        unusual = STORED if kind == SERIES and not f.exact else NONE
-        require(origin != unusual, f"{name}: an origin that its kind cannot have")
-        require(tensor.segment <= segments, f"{name}: held by a segment that is not there")
-        require(tensor.segment == 0 or named.n > 0, f"{name}: held by a segment, but empty")
-        held = tensor.segment > 0 or named.n == 0 or not f.exact
-        require(kind != SERIES or held, f"{name}: a series that no segment holds")
         require(f.holds(tensor) or tensor.chunk == tensor.offset == 0, f"{name}: a span that is not used")
-    require([used[MOVING], used[SERIES]] == [len(f.directions), len(f.series)], "directions or series: unused records")
+        require(tensor.segment <= segments, f"{name}: in a segment that is not there")
+        require(tensor.segment == 0 or named.n > 0, f"{name}: in a segment, but empty")
+        require(tensor.segment > 0 or not in_frames, f"{name}: framed, but in no segment")
+        require(tensor.segment == 0 or in_frames or f.has_exact, f"{name}: in a segment, but in no tier")
+    require(directions == len(f.directions), "relex.directions: unused records")
     require(digests == len(f.digests), "relex.digests: not as many as the tensors need")
 
     for tensor, named in zip(f.tensors, f.manifest, strict=True):
         for d in f.directions_of(tensor):
-            require(all(map(math.isfinite, d[:4])) and math.copysign(1, d.step) == 1, f"{named.name}: a number")
+            require(all(map(math.isfinite, d[:4])) and math.copysign(1, d.scale) == 1, f"{named.name}: a number")
             require(d.reserved == 0, f"{named.name}: reserved byte of a direction")
-            require(d.packing <= WORD and (d.packing != NO_REMAINDER or d.r > 0), f"{named.name}: packing")
-            zero = struct.pack("<ff", d.step, d.shift) == bytes(8)
-            require(d.packing > FLOAT32 or zero, f"{named.name}: a step or shift that is not used")
-            require(d.r <= min(named.shape[-2:] if len(named.shape) > 1 else [0]), f"{named.name}: too many factors")
+            require(d.packing <= WORD and (d.packing != NO_REMAINDER or d.pairs > 0), f"{named.name}: packing")
+            zero = struct.pack("<ff", d.scale, d.shift) == bytes(8)
+            require(d.packing > FLOAT32 or zero, f"{named.name}: a scale or shift that is not used")
+            require(
+                d.pairs <= min(named.shape[-2:] if len(named.shape) > 1 else [0]), f"{named.name}: too many factors"
+            )
 
 
 # ---- 6. Chunks and spans ----
@@ -323,7 +338,7 @@ AS_IT_IS, ZSTD, FILLED = 0, 1, 2
 
 
 def open_chunks(f: RelexFile) -> None:
-    """The table of chunks, which tile the three data entries, and the spans, which tile the raw chunks."""
+    """The table of chunks, which tile the two data entries, and the spans, which tile the raw chunks."""
     f.chunks = [Chunk(*row) for row in struct.iter_unpack("<QIIIBB2s", f.bytes_of("relex.chunks"))]
     for chunk in f.chunks:
         require(chunk.stored >= 1 and 1 <= chunk.raw <= 1 << 21, "relex.chunks: length")
@@ -351,19 +366,20 @@ def spans(f: RelexFile) -> Iterator[tuple[Span, Iterable[int], str]]:
     """Every span, with the lengths of its pieces and its entry."""
     for tensor, named in zip(f.tensors, f.manifest, strict=True):
         for d in f.directions_of(tensor):
-            yield (d.r_chunk, d.r_offset), lengths_of(factor_count(d.r, named.shape), 2), DATA[0]
-            yield (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA[0]
-        own = f.series[tensor.first : tensor.first + len(f.steps)] if tensor.kind == SERIES and not f.exact else []
-        for span in dict.fromkeys(own):  # equal spans once
-            yield span, lengths_of(named.n, WIDTH[named.dtype]), DATA[1]
+            yield (
+                (d.factors_chunk, d.factors_offset),
+                lengths_of(factor_count(d.pairs, named.shape), 2),
+                DATA_DIRECTIONS,
+            )
+            yield (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA_DIRECTIONS
         if f.holds(tensor):
-            yield (tensor.chunk, tensor.offset), lengths_of(named.n, WIDTH[named.origin_dtype]), DATA[2]
+            yield (tensor.chunk, tensor.offset), lengths_of(named.n, WIDTH[named.origin_dtype]), DATA_BASE
     for _, length, chunk, offset in f.files:
-        yield (chunk, offset), lengths_of(length, 1), DATA[2]
+        yield (chunk, offset), lengths_of(length, 1), DATA_BASE
 
 
 def lengths_of(n: int, width: int) -> Iterator[int]:
-    """The lengths of the planes of a stream of n elements; each plane is a piece of its own."""
+    """The lengths of the planes of an array of n elements; each plane is a piece of its own."""
     return (stop - start for start, stop in pieces(n) for _ in range(width))
 
 
@@ -441,7 +457,7 @@ def from_planes(raw: bytes, width: int) -> bytes:
 
 
 def read_bits(f: RelexFile, span: Span, n: int, width: int, entry: str) -> bytes:
-    """A stream of elements in planes."""
+    """An array of elements in planes."""
     return b"".join(from_planes(piece, width) for piece in joined(read(f, span, lengths_of(n, width), entry), width))
 
 
@@ -451,66 +467,69 @@ def joined(planes: Iterator[bytes], width: int) -> Iterator[bytes]:
         yield piece
 
 
-# ---- 7. The pieces of a direction ----
+# ---- 7. The arrays of a direction ----
 
 NO_REMAINDER, FLOAT32, WORD = 0, 1, 6
-RADIX = {2: (5, 3, 1), 3: (3, 5, 2), 4: (2, 16, 7), 5: (1, 256, 127)}  # packing: m, R, z
+RADIX = {2: (5, 3, 1), 3: (3, 5, 2), 4: (2, 16, 7), 5: (1, 256, 127)}  # packing: codes a byte, radix, zero
 
 
-def factor_count(r: int, shape: list[int]) -> int:
-    """H r (m + n'), the number of factor values."""
-    return math.prod(shape[:-2]) * r * sum(shape[-2:]) if r > 0 else 0
+def factor_count(pairs: int, shape: list[int]) -> int:
+    """The number of factor values: for each matrix, `pairs` times rows + columns."""
+    return math.prod(shape[:-2]) * pairs * sum(shape[-2:]) if pairs > 0 else 0
 
 
 def remainder_lengths(packing: int, n: int) -> Iterator[int]:
     """The lengths of the pieces, or of their planes, of a remainder of n elements."""
     if packing not in RADIX:
         return lengths_of(n, {NO_REMAINDER: 0, FLOAT32: 4, WORD: 2}[packing])
-    m = RADIX[packing][0]
-    return ((stop - start) // (4096 * m) * 4096 - (-((stop - start) % (4096 * m)) // m) for start, stop in pieces(n))
+    full = 4096 * RADIX[packing][0]  # elements of a full block
+    sizes = (divmod(stop - start, full) for start, stop in pieces(n))
+    return (4096 * blocks + -(-rest // RADIX[packing][0]) for blocks, rest in sizes)
 
 
-def unpack_codes(raw: bytes, packing: int, e: int) -> Integers:
-    """The codes q of a piece of e elements, packings 2 to 6."""
+def unpack_codes(raw: bytes, packing: int, n: int) -> Integers:
+    """The codes q of a piece of n elements, packings 2 to 6."""
     if packing == WORD:
         digits: Integers = np.frombuffer(from_planes(raw, 2), "<u2").astype(np.int64)
         require(np.all(digits <= 2 * 32767), "a digit out of range")
         return digits - 32767
-    m, radix, z = RADIX[packing]
-    codes = np.zeros(e, np.int64)
+    per_byte, radix, zero = RADIX[packing]
+    codes = np.zeros(n, np.int64)
     at = 0
-    for start in range(0, e, 4096 * m):
-        x = min(4096 * m, e - start)
-        p = -(-x // m)
-        block = np.frombuffer(raw, np.uint8, p, at).astype(np.int64)
-        require(np.all(block < radix**m), "a byte of R^m or more")
-        digits = np.concatenate([block // radix**j % radix for j in range(m)])
-        require(np.all(digits <= 2 * z) and np.all(digits[x:] == z), "a digit out of range, or not z beyond the end")
-        codes[start : start + x] = digits[:x] - z
-        at += p
+    for start in range(0, n, 4096 * per_byte):
+        x = min(4096 * per_byte, n - start)
+        size = -(-x // per_byte)
+        block = np.frombuffer(raw, np.uint8, size, at).astype(np.int64)
+        require(np.all(block < radix**per_byte), "a byte that has more in it than its digits")
+        digits = np.concatenate([block // radix**j % radix for j in range(per_byte)])
+        require(np.all(digits <= 2 * zero), "a digit out of range")
+        require(np.all(digits[x:] == zero), "a digit that is not zero's beyond the end")
+        codes[start : start + x] = digits[:x] - zero
+        at += size
     return codes
 
 
 def direction_values(f: RelexFile, d: Direction, named: Named) -> Iterator[tuple[int, int, Floats]]:
     """p of section 8, piece by piece, with the piece's first element and the one past its last."""
-    factors = widen(read_bits(f, (d.r_chunk, d.r_offset), factor_count(d.r, named.shape), 2, DATA[0]), "BF16")
-    planes = read(f, (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA[0])
+    span = d.factors_chunk, d.factors_offset
+    factors = widen(read_bits(f, span, factor_count(d.pairs, named.shape), 2, DATA_DIRECTIONS), "BF16")
+    planes = read(f, (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA_DIRECTIONS)
     remainder = joined(planes, {FLOAT32: 4, WORD: 2}.get(d.packing, 1))
     for start, stop in pieces(named.n):
         p = np.zeros(stop - start, np.float32)
-        if d.r > 0:
-            m, columns = named.shape[-2:]
+        if d.pairs > 0:
+            rows, columns = named.shape[-2:]
             i = np.arange(start, stop, dtype=np.int64)
-            a = i // (m * columns) * d.r * (m + columns) + i // columns % m  # where a_1 and b_1 of an element lie
-            b = i // (m * columns) * d.r * (m + columns) + d.r * m + i % columns
-            for j in range(d.r):
-                p = p + factors[a + j * m] * factors[b + j * columns]
+            matrix = i // (rows * columns) * d.pairs * (rows + columns)  # where the factors of an element's matrix lie
+            a, b = matrix + i // columns % rows, matrix + d.pairs * rows + i % columns  # and a_1 and b_1 of the element
+            for j in range(d.pairs):
+                p = p + factors[a + j * rows] * factors[b + j * columns]
         if d.packing == FLOAT32:
             p = p + widen(from_planes(next(remainder), 4), "F32")
         elif d.packing != NO_REMAINDER:
             q = unpack_codes(next(remainder), d.packing, stop - start)
-            step, shift = np.float32(d.step), np.float32(d.shift)
-            p = p + (q.astype(np.float32) * step - np.sign(q).astype(np.float32) * shift)
+            scale, shift = np.float32(d.scale), np.float32(d.shift)
+            p = p + (q.astype(np.float32) * scale - np.sign(q).astype(np.float32) * shift)
         yield start, stop, p
 
 
@@ -590,7 +609,7 @@ def narrow(x: Floats, dtype: str) -> bytes:
 def read_tensor(f: RelexFile, index: int, t: float, tier: str, base: Base | None) -> bytes:
     """A tensor at a step."""
     tensor, named = f.tensors[index], f.manifest[index]
-    inside, stored = f.steps[0] <= t <= f.steps[-1], f.exact and t in f.steps
+    inside, stored = f.steps[0] <= t <= f.steps[-1], f.has_exact and t in f.steps
     there = {"auto": True, "line": True, "track": inside, "exact": stored}.get(tier, False)
     if not math.isfinite(t) or not there:
         raise InvalidArgument(f"no step {t} of tier {tier!r}; the file has steps {f.steps[0]} to {f.steps[-1]}")
@@ -598,11 +617,8 @@ def read_tensor(f: RelexFile, index: int, t: float, tier: str, base: Base | None
         tier = "exact"
     if tier == "auto":
         tier = "origin" if t == 0 else "track" if f.steps[0] <= t <= f.steps[f.observed - 1] else "line"
-    number = max(bisect.bisect_right(f.steps, t), 1)
-    if tier == "exact" or (f.exact and tensor.kind == SERIES and tier != "origin"):
-        return restore(f, index, number, base)
-    if tensor.kind == SERIES and (tier != "origin" or tensor.origin == NONE):
-        return read_bits(f, f.series[tensor.first + number - 1], named.n, WIDTH[named.dtype], DATA[1])
+    if tier == "exact" or (tensor.kind == FRAMED and tier != "origin"):
+        return restore(f, index, max(bisect.bisect_right(f.steps, t), 1), base)
 
     directions = f.directions_of(tensor) if tier != "origin" else []
     multipliers = [
@@ -634,7 +650,7 @@ def read_origin(f: RelexFile, tensor: Tensor, named: Named, base: Base | None) -
     width = WIDTH[named.origin_dtype]
     embedded = f.embedded and base is None
     if tensor.origin == STORED or embedded:
-        bits = read_bits(f, (tensor.chunk, tensor.offset), named.n, width, DATA[2])
+        bits = read_bits(f, (tensor.chunk, tensor.offset), named.n, width, DATA_BASE)
     elif base is None:
         raise InvalidArgument(f"{named.name}: needs the base")
     else:
@@ -651,7 +667,9 @@ def read_safetensors(path: str | Path) -> Base:
     """A base in one safetensors file, as the callable that `RelexFile.tensor` takes; it is held in memory."""
     data = Path(path).read_bytes()
     start = header_length(data, 100_000_000)
-    entries = parse_header(data[8:start], any_order=True)[1]
+    header = parse_json(data[8:start])
+    check_metadata(header.pop("__metadata__", {}))
+    entries = parse_entries(header, start, any_order=True)
     end = max((entry.end for entry in entries.values()), default=start)
     if len(data) < end:
         raise Truncated(f"{path}: {len(data)} of {end} bytes")
@@ -666,25 +684,25 @@ def read_safetensors(path: str | Path) -> Base:
     return base
 
 
-# ---- 13. The exact tier ----
+# ---- EXACT.md: 13. Segments and frames ----
 
-Segment = namedtuple("Segment", "before count left models groups most position length reserved")  # <IIIIIIQQ8s
-Frame = namedtuple("Frame", "position length model reserved")  # <QQB7s
+Segment = namedtuple("Segment", "before count left table_sets groups limit position length reserved")  # <IIIIIIQQ8s
+Frame = namedtuple("Frame", "position length table_set reserved")  # <QQB7s
 Part = namedtuple("Part", "tensor start stop")  # the tensor's number; where the piece starts and stops
 Coded = namedtuple("Coded", "digest coding stream")  # what the blob of a frame has for a part
-Model = namedtuple("Model", "dense contexts tables")  # the table of each context; the frequencies of each table
+TableSet = namedtuple("TableSet", "dense contexts tables")  # the table of each context; the frequencies of each table
 NO_TABLE = 255
 MANTISSA = {"BF16": 7, "F16": 10, "F32": 23, "C64": 23}
 MANTISSA |= {"F8_E4M3": 3, "F8_E4M3FNUZ": 3, "F8_E5M2": 2, "F8_E5M2FNUZ": 2}
 
 
 def half_of(dtype: str) -> int:
-    """H of the words of a dtype."""
+    """Half of the values that the words of a dtype have."""
     return 1 << (8 * min(WIDTH[dtype], 4) - 1)
 
 
 def order(u: Integers, dtype: str) -> Integers:
-    """Bits of words as ordered words."""
+    """Bits of words as words."""
     half = half_of(dtype)
     if dtype in MANTISSA:
         return np.where(u < half, u + half, 2 * half - 1 - u)
@@ -692,12 +710,12 @@ def order(u: Integers, dtype: str) -> Integers:
 
 
 def to_words(bits: bytes, dtype: str) -> Integers:
-    """Elements as ordered words."""
+    """Elements as words."""
     return order(np.frombuffer(bits, f"<u{min(WIDTH[dtype], 4)}").astype(np.int64), dtype)
 
 
 def from_words(words: Integers, dtype: str) -> bytes:
-    """Ordered words as elements."""
+    """Words as elements."""
     half = half_of(dtype)
     u = np.where(words >= half, words - half, 2 * half - 1 - words) if dtype in MANTISSA else order(words, dtype)
     return u.astype(f"<u{min(WIDTH[dtype], 4)}").tobytes()
@@ -715,7 +733,7 @@ def frame_order(count: int) -> list[tuple[int, int]]:
 
 
 def open_exact(f: RelexFile) -> None:
-    """Segments, frames and groups; where blocks lie, and how many frames a step needs."""
+    """Segments, frames and groups; where tables and frames lie, and how many frames a step needs."""
     f.segments = [Segment(*row) for row in struct.iter_unpack("<IIIIIIQQ8s", f.bytes_of(SEGMENTS))]
     f.frames = [Frame(*row) for row in struct.iter_unpack("<QQB7s", f.bytes_of(FRAMES))]
     needs = [0]  # frames, by number of the step
@@ -724,26 +742,26 @@ def open_exact(f: RelexFile) -> None:
         require(segment.before == len(needs) - 1, f"{SEGMENTS}: the segments do not tile the steps")
         require(1 <= segment.count <= len(f.steps) - segment.before, f"{SEGMENTS}: number of steps")
         require(segment.left <= segment.before, f"{SEGMENTS}: the left end is no earlier step")
-        require(1 <= segment.models <= 255 and segment.most >= 1, f"{SEGMENTS}: models, or words in a group")
+        require(1 <= segment.table_sets <= 255 and segment.limit >= 1, f"{SEGMENTS}: table sets, or words in a group")
         require(not any(segment.reserved), f"{SEGMENTS}: reserved bytes")
         in_order = frame_order(segment.count)
         frames = [f.frames[segment.before + step - 1] for step, _ in in_order]
-        for block in (segment, *frames):
-            require(block.position == position, f"{DATA_FRAMES}: the blocks do not tile it")
-            require(block.length == 0 or segment.groups > 0, f"{DATA_FRAMES}: a block without blobs is not empty")
-            position += block.length
+        for own in (segment, *frames):
+            require(own.position == position, f"{DATA_FRAMES}: tables and frames do not tile it")
+            require(own.length == 0 or segment.groups > 0, f"{DATA_FRAMES}: no groups, but bytes")
+            position += own.length
         for frame in frames:
-            require(frame.model < segment.models, f"{FRAMES}: a model that its segment lacks")
+            require(frame.table_set < segment.table_sets, f"{FRAMES}: a table set that its segment lacks")
             require(not any(frame.reserved), f"{FRAMES}: reserved bytes")
         needs += [needs[segment.left] + needed for _, needed in sorted(in_order)]
     require(len(needs) == len(f.steps) + 1, f"{SEGMENTS}: the segments do not tile the steps")
-    require(position == f.entries[DATA_FRAMES].end, f"{DATA_FRAMES}: the blocks do not tile it")
+    require(position == f.entries[DATA_FRAMES].end, f"{DATA_FRAMES}: tables and frames do not tile it")
     most = math.ceil(math.log2(len(f.steps))) + 2
     require(max(needs) <= most, f"{SEGMENTS}: a step needs more than {most} frames")
     for k, segment in enumerate(f.segments):
-        blocks = [f.frames[segment.before + step - 1].length for step in range(1, segment.count + 1)]
+        lengths = [f.frames[segment.before + step - 1].length for step in range(1, segment.count + 1)]
         count = sum(-(-named.n // PIECE) for i, named in enumerate(f.manifest) if segment_holds(f, k, i))
-        require(min(blocks) >= 9 * count, f"{DATA_FRAMES}: a block cannot hold the parts of its segment")
+        require(min(lengths) >= 9 * count, f"{DATA_FRAMES}: a frame cannot hold the parts of its segment")
         f.groups.append(groups_of(f, k))
         require(len(f.groups[k]) == segment.groups, f"{SEGMENTS}: number of groups")
 
@@ -760,7 +778,7 @@ def groups_of(f: RelexFile, k: int) -> list[list[Part]]:
     for index, named in enumerate(f.manifest):
         for start, stop in pieces(named.n) if segment_holds(f, k, index) else ():
             own = (stop - start) * max(1, WIDTH[named.dtype] // 4)
-            if not groups or named.dtype != dtype or words + own > f.segments[k].most:
+            if not groups or named.dtype != dtype or words + own > f.segments[k].limit:
                 groups.append([])
                 words = 0
             groups[-1].append(Part(index, start, stop))
@@ -768,28 +786,28 @@ def groups_of(f: RelexFile, k: int) -> list[list[Part]]:
     return groups
 
 
-def read_blob(f: RelexFile, block: Segment | Frame, groups: int, group: int) -> bytes:
-    """The blob of a group in a block, whose checksum comes first."""
-    data = f.data[block.position : block.position + block.length]
-    require(len(data) >= 12 * groups, f"{DATA_FRAMES}: a block ends within its index")
+def read_blob(f: RelexFile, own: Segment | Frame, groups: int, group: int) -> bytes:
+    """The blob of a group in a frame, or in the tables of a segment; its checksum comes first."""
+    data = f.data[own.position : own.position + own.length]
+    require(len(data) >= 12 * groups, f"{DATA_FRAMES}: an index is cut")
     index = list(struct.iter_unpack("<QI", data[: 12 * groups]))
     ends = [12 * groups, *(end for end, _ in index)]
     require(all(a <= b for a, b in itertools.pairwise(ends)), f"{DATA_FRAMES}: a blob ends before it begins")
-    require(ends[-1] == len(data), f"{DATA_FRAMES}: the last blob does not end with its block")
+    require(ends[-1] == len(data), f"{DATA_FRAMES}: the last blob does not end with its frame or tables")
     blob = data[ends[group] : ends[group + 1]]
     require(zlib.crc32(blob) == index[group][1], f"{DATA_FRAMES}: checksum of a blob")
     return blob
 
 
-def read_models(f: RelexFile, k: int, group: int) -> tuple[int, list[Model]]:
-    """`low` and the models of a group."""
-    count = f.segments[k].models
+def read_tables(f: RelexFile, k: int, group: int) -> tuple[int, list[TableSet]]:
+    """`low` and the table sets of a group."""
+    count = f.segments[k].table_sets
     blob = read_blob(f, f.segments[k], len(f.groups[k]), group)
-    return parse_models(unframe(blob, content_size(blob, 1 + 1077 * count, 1 + 33843 * count)), count)
+    return parse_tables(unframe(blob, content_size(blob, 1 + 1077 * count, 1 + 33843 * count)), count)
 
 
-def parse_models(raw: bytes, count: int) -> tuple[int, list[Model]]:
-    """`low` and the models of the content of a blob of models."""
+def parse_tables(raw: bytes, count: int) -> tuple[int, list[TableSet]]:
+    """`low` and the table sets in the content of a blob of tables."""
     low, at = raw[0], 1 + 2 * count
     heads = list(struct.iter_unpack("<BB", raw[1:at]))
     contexts = [raw[at + 1075 * i : at + 1075 * (i + 1)] for i in range(count)]
@@ -798,19 +816,19 @@ def parse_models(raw: bytes, count: int) -> tuple[int, list[Model]]:
     lengths = raw[at : at + number]
     at += number
     require(len(lengths) == number and all(1 <= length <= 64 for length in lengths), "the length of a table")
-    require(len(raw) == at + 2 * sum(lengths), "the length of a blob of models")
+    require(len(raw) == at + 2 * sum(lengths), "the length of a blob of tables")
     values = [low + 256 * high for low, high in zip(raw[at : at + sum(lengths)], raw[at + sum(lengths) :], strict=True)]
     tables, at = [], 0
     for length in lengths:
         tables.append(values[at : at + length])
         at += length
         require(sum(tables[-1]) == 4096 and tables[-1][-1] > 0, "the frequencies of a table")
-    models = []
+    table_sets = []
     for (dense, own), row in zip(heads, contexts, strict=True):
-        require(dense <= 16 and own <= 254, "the classes or tables of a model")
-        require(all(table < own or table == NO_TABLE for table in row), "a table that its model lacks")
-        models.append(Model(dense, row, [tables.pop(0) for _ in range(own)]))
-    return low, models
+        require(dense <= 16 and own <= 254, "the classes or tables of a table set")
+        require(all(table < own or table == NO_TABLE for table in row), "a table that its set lacks")
+        table_sets.append(TableSet(dense, row, [tables.pop(0) for _ in range(own)]))
+    return low, table_sets
 
 
 def read_frame(f: RelexFile, k: int, group: int, step: int) -> list[Coded]:
@@ -860,10 +878,11 @@ def restore_part(f: RelexFile, part: Part, number: int, same: bytes, check: bool
     left = restore_part(f, part, segment.left, same)
     group = next(i for i, parts in enumerate(f.groups[k]) if part in parts)
     place = f.groups[k][group].index(part)
-    low, models = read_models(f, k, group)
+    low, table_sets = read_tables(f, k, group)
 
-    def coded(step: int) -> tuple[Coded, Model]:
-        return read_frame(f, k, group, step)[place], models[f.frames[segment.before + step - 1].model]
+    def coded(step: int) -> tuple[Coded, TableSet]:
+        own = table_sets[f.frames[segment.before + step - 1].table_set]
+        return read_frame(f, k, group, step)[place], own
 
     named, step = f.manifest[part.tensor], number - segment.before
     result = Segmented(left, named.dtype, low).restore(segment.count, step, coded)
@@ -872,28 +891,28 @@ def restore_part(f: RelexFile, part: Part, number: int, same: bytes, check: bool
     return result
 
 
-# ---- 14. Streams of coding 0 ----
+# ---- EXACT.md: 14. Streams of coding 0 ----
 
 LANES_FROM = 1 << 14
-LIST, GAP, MOVE, DENSE, COUNT, BELOW, ABOVE = 0, 1024, 1040, 1056, 1072, 1073, 1074
+LIST, GAP, MOVE, DENSE, MOVED, BELOW, ABOVE = 0, 1024, 1040, 1056, 1072, 1073, 1074
 Words = list[int]  # of a part at one step, by rank
 # Two steps and the near one of them; by rank, the words at both, and the outer movements.
-Interval = namedtuple("Interval", "left right near a b p q")
+Interval = namedtuple("Interval", "left right near a b before after")
 
 
 class Stream:
     """The symbols and numbers of a stream; `lane` is the one that they are taken from."""
 
-    def __init__(self, data: bytes, dense: int, model: Model) -> None:
-        """Cut a stream with so many dense words into its lanes and words."""
+    def __init__(self, data: bytes, dense: int, table_set: TableSet) -> None:
+        """Cut a stream with so many dense words into its lanes and refills."""
         at = len(data) if len(data) <= 8 else 5 + (len(data) - 5) % 4
         self.lanes, self.last = [int.from_bytes(data[:at], "little")], 1
         if dense >= LANES_FROM:
             at = 32
             require(len(data) >= at and len(data) % 4 == 0, "a stream of four lanes: its length")
             self.lanes, self.last = list(struct.unpack_from("<4Q", data)), 1 << 32
-        self.words = [word for (word,) in struct.iter_unpack("<I", data[at:])]
-        self.used, self.lane, self.model = 0, 0, model
+        self.refills = [refill for (refill,) in struct.iter_unpack("<I", data[at:])]
+        self.used, self.lane, self.table_set = 0, 0, table_set
 
     def element(self, j: int) -> None:
         """Go to the lane of an element."""
@@ -902,8 +921,8 @@ class Stream:
     def symbol(self, context: int) -> int:
         """Take a symbol."""
         x = self.lanes[self.lane]
-        table = self.model.contexts[context]
-        frequencies = [4096] if table == NO_TABLE else self.model.tables[table]
+        table = self.table_set.contexts[context]
+        frequencies = [4096] if table == NO_TABLE else self.table_set.tables[table]
         slot, s, start = x % 4096, 0, 0
         while slot >= start + frequencies[s]:
             start, s = start + frequencies[s], s + 1
@@ -917,9 +936,9 @@ class Stream:
         return x % (1 << bits)
 
     def refill(self, x: int) -> None:
-        """Put the lane back, with a further word if there is room for it."""
-        if x < 1 << 32 and self.used < len(self.words):
-            x = (x << 32) + self.words[self.used]
+        """Put the lane back, with a refill if there is room for it."""
+        if x < 1 << 32 and self.used < len(self.refills):
+            x = (x << 32) + self.refills[self.used]
             self.used += 1
         self.lanes[self.lane] = x
 
@@ -933,7 +952,7 @@ class Stream:
 
     def end(self) -> None:
         """Nothing may be left."""
-        require(self.used == len(self.words), "a stream goes on after its end")
+        require(self.used == len(self.refills), "a stream goes on after its end")
         require(all(x == self.last for x in self.lanes), "a stream does not end as it must")
 
 
@@ -956,13 +975,13 @@ def class_of(word: int, dtype: str, low: int) -> int:
     return max(0, min(15, (magnitude >> MANTISSA[dtype]) - low))
 
 
-def list_context(d: int, e: int, o: int, o_far: int) -> int:
-    """The context of a word of a list."""
-    if d == 1:
-        return LIST + 25 * e + 5 * o + o_far
-    if d < 8:
-        return LIST + 400 + 80 * (d - 2) + 5 * e + o
-    return LIST + 880 + 16 * min(d.bit_length() - 4, 8) + e
+def list_context(distance: int, own: int, beyond_near: int, beyond_far: int) -> int:
+    """The context of a word of a list, `own` being its class."""
+    if distance == 1:
+        return LIST + 25 * own + 5 * beyond_near + beyond_far
+    if distance < 8:
+        return LIST + 400 + 80 * (distance - 2) + 5 * own + beyond_near
+    return LIST + 880 + 16 * min(distance.bit_length() - 4, 8) + own
 
 
 class Segmented:
@@ -988,8 +1007,8 @@ class Segmented:
         result[self.places] = words
         return from_words(result, self.dtype)
 
-    def restore(self, count: int, step: int, coded: Callable[[int], tuple[Coded, Model]]) -> bytes:
-        """The elements at a step, 1 to count; `coded` gives stream and model of the frame of a step."""
+    def restore(self, count: int, step: int, coded: Callable[[int], tuple[Coded, TableSet]]) -> bytes:
+        """The elements at a step, 1 to count; `coded` gives stream and table set of the frame of a step."""
         interval = self.whole(count, self.first_frame(*coded(count)))
         while step != interval.right:
             x = self.other_frame(interval, *coded((interval.left + interval.right) // 2))
@@ -1005,27 +1024,27 @@ class Segmented:
     def halves(self, i: Interval, x: Words) -> tuple[Interval, Interval]:
         """The intervals on both sides of the middle, where the words are x."""
         middle = (i.left + i.right) // 2
-        p = [p if a != b else 0 for a, b, p in zip(i.a, i.b, i.p, strict=True)]
-        q = [q if a != b else 0 for a, b, q in zip(i.a, i.b, i.q, strict=True)]
-        low = Interval(i.left, middle, middle, i.a, x, p, [clip(b - w) for b, w in zip(i.b, x, strict=True)])
-        high = Interval(middle, i.right, middle, x, i.b, [clip(w - a) for a, w in zip(i.a, x, strict=True)], q)
+        before = [outer if a != b else 0 for a, b, outer in zip(i.a, i.b, i.before, strict=True)]
+        after = [outer if a != b else 0 for a, b, outer in zip(i.a, i.b, i.after, strict=True)]
+        low = Interval(i.left, middle, middle, i.a, x, before, [clip(b - w) for b, w in zip(i.b, x, strict=True)])
+        high = Interval(middle, i.right, middle, x, i.b, [clip(w - a) for a, w in zip(i.a, x, strict=True)], after)
         return low, high
 
-    def first_frame(self, coded: Coded, model: Model) -> Words:
+    def first_frame(self, coded: Coded, table_set: TableSet) -> Words:
         """The words at step `count`."""
         if coded.coding == 1:
             return self.plain(coded.stream, self.zero)
         result = list(self.zero)
         if coded.stream:
-            dense = sum(e < model.dense for e in self.classes)
-            stream = Stream(coded.stream, dense, model)
+            dense = sum(e < table_set.dense for e in self.classes)
+            stream = Stream(coded.stream, dense, table_set)
             for j in range(dense):
                 stream.element(j)
                 result[j] = (result[j] + zigzag(stream.number(DENSE + self.classes[j]))) % self.mod
             self.the_rest(stream, dense, [True] * len(result), result)
         return result
 
-    def other_frame(self, i: Interval, coded: Coded, model: Model) -> Words:
+    def other_frame(self, i: Interval, coded: Coded, table_set: TableSet) -> Words:
         """The words at the middle of an interval."""
         if coded.coding == 1:
             return self.plain(coded.stream, i.a)
@@ -1033,7 +1052,7 @@ class Segmented:
         require(coded.stream or all(quiet), "a stream of no length, but words that differ")
         result = list(i.a)
         if coded.stream:
-            stream = Stream(coded.stream, 0, model)
+            stream = Stream(coded.stream, 0, table_set)
             for j, rank in enumerate(rank for rank, still in enumerate(quiet) if not still):
                 stream.element(j)
                 result[rank] = self.word_of_list(stream, i, rank)
@@ -1042,31 +1061,31 @@ class Segmented:
 
     def word_of_list(self, stream: Stream, i: Interval, rank: int) -> int:
         """The word of a list at the middle."""
-        context, near, d, g = self.around(i, rank)
-        u: int
-        if d >= 8:
+        context, near, distance, sign = self.around(i, rank)
+        way: int
+        if distance >= 8:
             k = abs((i.left + i.right) // 2 - i.near)
-            u = d * k // (i.right - i.left) + zigzag(stream.number(context))
+            way = distance * k // (i.right - i.left) + zigzag(stream.number(context))
         else:
-            u = stream.symbol(context)
-            if u == d + 1:
-                u = -1 - stream.number(BELOW)
-            elif u > d + 1:
-                u = d + 1 + stream.number(ABOVE)
-        return (near + g * u) % self.mod
+            way = stream.symbol(context)
+            if way == distance + 1:
+                way = -1 - stream.number(BELOW)
+            elif way > distance + 1:
+                way = distance + 1 + stream.number(ABOVE)
+        return (near + sign * way) % self.mod
 
     def around(self, i: Interval, rank: int) -> tuple[int, int, int, int]:
-        """The context of a word of a list, the word at the near end, d and g."""
-        p, q = i.p[rank], i.q[rank]
-        near, far = (i.a[rank], i.b[rank]) if i.near == i.left else (i.b[rank], i.a[rank])
-        d, g = abs(far - near), 1 if far > near else -1
-        o, o_far = (2 + g * p, 2 + g * q) if i.near == i.left else (2 - g * q, 2 - g * p)
-        return list_context(d, class_of(near, self.dtype, self.low), o, o_far), near, d, g
+        """The context of a word of a list, the word at the near end, distance and sign."""
+        before, after, near_is_left = i.before[rank], i.after[rank], i.near == i.left
+        near, far = (i.a[rank], i.b[rank]) if near_is_left else (i.b[rank], i.a[rank])
+        distance, sign = abs(far - near), 1 if far > near else -1
+        beyond = (2 + sign * before, 2 + sign * after) if near_is_left else (2 - sign * after, 2 - sign * before)
+        return list_context(distance, class_of(near, self.dtype, self.low), *beyond), near, distance, sign
 
     def the_rest(self, stream: Stream, rank: int, quiet: list[bool], result: Words) -> None:
         """Quiet words that moved, from a rank on; `result` has them as they are at the left end."""
         stream.element(0)
-        size, moved = len(result), stream.number(COUNT)
+        size, moved = len(result), stream.number(MOVED)
         require(moved <= sum(quiet[rank:]), "more words moved than are quiet")
         for _ in range(moved):
             require(rank < size, "a gap begins after the last word")
@@ -1096,12 +1115,12 @@ class RelexFile:
     steps: list[int]
     observed: int
     embedded: bool
+    has_exact: bool  # the manifest's key `exact`
     files: list[list[Any]]  # name, length, chunk, offset
     manifest: list[Named]
     index: dict[str, int]  # of a tensor's name
     tensors: list[Tensor]
     directions: list[Direction]
-    series: list[Span]
     digests: list[bytes]
     chunks: list[Chunk]
     chunks_of: dict[str, range]  # which chunks an entry has
@@ -1118,12 +1137,12 @@ class RelexFile:
         open_manifest(self)
         open_records(self)
         open_chunks(self)
-        if self.exact:
+        if self.has_frames:
             open_exact(self)
 
     @property
-    def exact(self) -> bool:
-        """Whether the file has the exact tier."""
+    def has_frames(self) -> bool:
+        """Whether the file has segments and frames."""
         return DATA_FRAMES in self.entries
 
     def bytes_of(self, entry: str) -> bytes:
@@ -1135,8 +1154,8 @@ class RelexFile:
         return bool(tensor.origin == STORED or (tensor.origin == IN_BASE and self.embedded))
 
     def directions_of(self, tensor: Tensor) -> list[Direction]:
-        """The directions of a tensor; k is 0 where it has none."""
-        return self.directions[tensor.first : tensor.first + tensor.k]
+        """The directions of a tensor."""
+        return self.directions[tensor.first : tensor.first + tensor.directions]
 
     def tensor(self, name: str, step: float, tier: str = "auto", base: Base | None = None) -> bytes:
         """The bytes of a tensor at a step, little-endian, in row-major order."""
@@ -1151,7 +1170,7 @@ class RelexFile:
     def check_all(self) -> None:
         """Check what opening leaves: all chunks, coefficients and codes, and the digests of an embedded base.
 
-        In the exact tier: all blobs, and every step of the tensors whose origin the file holds.
+        Of the frames: all blobs, and every step of the tensors whose origin the file holds.
         """
         for i in range(len(self.chunks)):
             read_chunk(self, i)
@@ -1166,13 +1185,13 @@ class RelexFile:
                 read_origin(self, tensor, named, None)
         for k, segment in enumerate(self.segments):
             for group, parts in enumerate(self.groups[k]):
-                read_models(self, k, group)
+                read_tables(self, k, group)
                 for step in range(1, segment.count + 1):
                     for part, found in zip(parts, read_frame(self, k, group, step), strict=True):
                         if found.coding == 1:
                             unframe(found.stream, (part.stop - part.start) * WIDTH[self.manifest[part.tensor].dtype])
         for index, tensor in enumerate(self.tensors):
-            for number in range(1, len(self.steps) + 1) if self.exact and self.holds(tensor) else ():
+            for number in range(1, len(self.steps) + 1) if tensor.segment > 0 and self.holds(tensor) else ():
                 restore(self, index, number, None)
 
 

@@ -18,10 +18,10 @@ from hypothesis import settings
 
 import relex_codec
 from relex_codec.encoding.direction_search import DirectionSearch, StoredDirection
+from support import specification
 from support.checkpoints import write_checkpoint, write_run
 from support.faulty import Faulty
 from support.filesystems import empty_memory
-from support.reference import script
 from support.runs import SIDE, Made, zoo
 from support.shared import made_once
 
@@ -98,7 +98,7 @@ def zoo_file(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
     """The reference decoder, which shares no code with the package."""
-    return script("reference_decoder")
+    return specification.ref
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Checkpoints and runs of them, on disk and in object stores: how they are found, opened and read.
 
 1. A run is *found* by `discovery.find_run`: it lists a directory, or paths with ``{step}``, and returns steps and
-   their paths. Which names mean what is in naming.py, which files make up one checkpoint in files.py.
+   their paths. Which names mean what is in naming.py, which files make up one checkpoint in files.py and
+   weight_files.py, and what is said of those that cannot be read in unreadable.py.
 2. It is *opened* by `series.open_series`: each step when it is first needed, by `safetensors.open_checkpoint`, which
    parses headers and checks them; steps whose tensors are not those of the first one are refused.
 3. It is *read* through the protocols of checkpoint.py: a slice of one tensor at one step (`TensorReader.read_into`), or

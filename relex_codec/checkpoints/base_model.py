@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from relex_codec.core.digests import DIGEST, Digests, digest
 from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
-from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, Truncated
+from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, MissingCheckpoint, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub.paths import is_hub, parse_model_url
 from relex_codec.storage.hub.revisions import cached_model_directory, refuse_offline, require_huggingface_hub
@@ -20,6 +21,8 @@ from relex_codec.storage.urls import Options, PathLike, is_url, local_path, norm
 
 from .checkpoint import TensorReader
 from .safetensors import SafetensorsCheckpoint, open_checkpoint
+
+_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def canonical_uri(path: PathLike) -> str:
@@ -43,7 +46,12 @@ def open_base(uri: PathLike, storage_options: Options = None, likely: Collection
     text = os.fspath(uri)
     options = options_for(text, storage_options)
     if not is_hub(text):
-        return open_checkpoint(uri, options, likely=likely)
+        try:
+            return open_checkpoint(uri, options, likely=likely)
+        except MissingCheckpoint as e:
+            if not _MODEL_NAME.fullmatch(text) or os.path.exists(text):
+                raise
+            raise MissingCheckpoint(f"{e}; for the model of the Hub, give hf://{text}") from None
     require_huggingface_hub(text)
     model = parse_model_url(text)
     folder = cached_model_directory(model) if model is not None else None

@@ -97,6 +97,10 @@ class TensorReader(Protocol):
         shards: names of the safetensors files, sorted. If this is a base, its decoded steps are written with them.
         indexed: whether ``model.safetensors.index.json`` is among the files.
         side_files: names of the files beside the weights that a decoded step needs too: configuration, tokenizer.
+        absent: names that its index lists and no file has. That is fatal only where such a tensor is needed
+            (`checks.check_against_base`): an index may go on listing a tied ``lm_head.weight``.
+        notes: what there is that is not read, one line each, for whoever encodes it.
+        may_be_slices: whether its files say of themselves that their tensors may be slices of the model's.
     """
 
     path: str
@@ -104,6 +108,9 @@ class TensorReader(Protocol):
     shards: Sequence[str] = (SINGLE,)
     indexed: bool = False
     side_files: Sequence[str] = ()
+    absent: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    may_be_slices: bool = False
 
     @abstractmethod
     def read_into(self, name: str, lo: int, out: Bits) -> None:
@@ -261,8 +268,24 @@ def check_same_tensors(
         raise CheckpointError(f"tensor {quote(name)} is part of {there}, but not of {missing}")
     for name, wanted in expected.items():
         info = found[name]
+        for one, other, at in ((info, wanted, where), (wanted, info, elsewhere)):
+            if is_placeholder(one, other):
+                raise CheckpointError(placeholder_message(name, at))
         if (info.dtype, info.shape) != (wanted.dtype, wanted.shape):
             raise CheckpointError(
                 f"tensor {quote(name)} of {where} is {info.dtype} {list(info.shape)}, "
                 f"expected {wanted.dtype} {list(wanted.shape)} as in {elsewhere}"
             )
+
+
+def is_placeholder(found: TensorInfo, expected: TensorInfo) -> bool:
+    """Tell whether a tensor stands for one that DeepSpeed did not gather: it has the shape [0], the other elements."""
+    return found.shape == (0,) and expected.size > 0
+
+
+def placeholder_message(name: str, where: str) -> str:
+    """Say that a checkpoint has placeholders."""
+    return (
+        f"tensor {quote(name)} of {where} is empty, expected weights: DeepSpeed ZeRO-3 saved placeholders; set "
+        "stage3_gather_16bit_weights_on_model_save, or make weights of the ZeRO checkpoint with zero_to_fp32.py"
+    )

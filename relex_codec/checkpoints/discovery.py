@@ -6,23 +6,26 @@ The rules on names are in checkpoints/naming.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.steps import listed_steps, select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import CheckpointError, InvalidArgument, RelexError, Truncated
-from relex_codec.format.constants import STEP_LIMIT
+from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.storage.hub.paths import parse_model_url
 from relex_codec.storage.hub.revisions import list_branches, refuse_offline
 from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, options_for, without_secrets
 
-from . import naming
-from .broken import broken_steps
-from .files import find_files
-from .safetensors import KnownTables, open_checkpoint
-from .series import open_series
+from . import naming, unreadable
+from .checkpoint import TensorReader
+from .files import dangling_links, find_files
+from .step_reader import FoundStep, StepReader, weights_folder
+from .weight_files import is_weights
+
+SEARCHED: Final = 30
+"""Directories of a run that are looked into for directories of steps."""
 
 
 def find_run(
@@ -33,13 +36,14 @@ def find_run(
     exclude_steps: str | None = None,
     skip_incomplete: bool = False,
     on_skip: Callable[[str], None] | None = None,
+    base: TensorReader | None = None,
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run under one directory.
 
     Args:
-        root: local, or an fsspec URL. With ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``
-            is a run of which each branch is a step, ``s3://bucket/{step}/hf`` one of directories called by their
-            number.
+        root: local, or an fsspec URL: the directory of the steps, or one above it (`naming.ABOVE`). With ``{step}`` in
+            it, the checkpoint of each step: ``hf://org/run@step_{step}`` is a run of which each branch is a step,
+            ``s3://bucket/{step}/hf`` one of directories called by their number.
         storage_options: for fsspec, for all URLs, or by protocol.
         steps: which steps, as `core.steps.select_steps` takes them; what is not chosen is not looked into. With
             ``{step}``, both ends of a range mean all steps in it, whether they are there or not; without both, what
@@ -48,6 +52,7 @@ def find_run(
         skip_incomplete: leave out checkpoints that are incomplete, missing or cannot be read, instead of refusing the
             run. Headers of all checkpoints are then read here, since a file that ends early counts as incomplete.
         on_skip: called with a message for each checkpoint left out.
+        base: what each checkpoint that is opened here is compared with, so that placeholders count as incomplete.
 
     Returns:
         Step and path of each, sorted by step; the path is that of the directory with the weights.
@@ -55,98 +60,112 @@ def find_run(
     Raises:
         CheckpointError: no checkpoints, several layouts, one step twice, or incomplete checkpoints, all of which are
             named at once.
+        Truncated: the only incomplete checkpoint has a file that ends early.
         InvalidArgument: `steps` and `exclude_steps` leave nothing, or a part of them finds none.
     """
+    reader = StepReader(skip_incomplete, on_skip or (lambda message: None), base)
     if naming.PLACEHOLDER in os.fspath(root):
-        return find_numbered(os.fspath(root), storage_options, steps, exclude_steps, skip_incomplete, on_skip)
-    where = f"run {without_secrets(root)}"
+        return _find_numbered(os.fspath(root), storage_options, steps, exclude_steps, reader)
     options = options_for(root, storage_options)
     refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
-    complete, incomplete = naming.step_names(item.name for item in items if item.is_dir)
-    numbers = {entry.step for entry in (*complete, *incomplete)}
-    chosen = set(select_steps(numbers, steps, exclude_steps)) if numbers else set()
-    naming.one_layout(complete, where)
-    known: KnownTables | None = {} if skip_incomplete else None
-
-    def look(entry: naming.StepName) -> str | RelexError:
-        try:
-            return _look(join_path(root, entry.name), options, known)
-        except (CheckpointError, Truncated) as e:
-            return e
-
-    failures: list[tuple[int, RelexError]] = [
-        (entry.step, CheckpointError(f"{where} has an incomplete checkpoint, going by its name: {entry.name}"))
+    home, names = _steps_folder(os.fspath(root), options, items)
+    where = f"run {without_secrets(home)}"
+    dangling = dangling_links(home)
+    complete, incomplete = naming.step_names([*names, *dangling])
+    if not complete and not incomplete:
+        raise CheckpointError(_nothing_found(os.fspath(root), items))
+    complete = naming.of_one_layout(complete, where)
+    first_choice = {entry.layout for entry in complete} - set(naming.SECOND_CHOICE)
+    incomplete = [entry for entry in incomplete if entry.layout not in naming.SECOND_CHOICE or not first_choice]
+    chosen = set(select_steps({entry.step for entry in (*complete, *incomplete)}, steps, exclude_steps))
+    wanted = [entry for entry in complete if entry.step in chosen]
+    naming.check_steps(wanted, where)
+    failed = [
+        FoundStep(entry.step, CheckpointError(f"{where} has an incomplete checkpoint, going by its name: {entry.name}"))
         for entry in incomplete
         if entry.step in chosen
     ]
-    run: list[tuple[int, str]] = []
-    wanted = [entry for entry in complete if entry.step in chosen]
-    for entry, result in zip(wanted, parallel_map(look, wanted, IO_THREADS if is_url(root) else 1), strict=True):
-        if isinstance(result, RelexError):
-            failures.append((entry.step, result))
-        else:
-            run.append((entry.step, result))
-    if failures and not skip_incomplete:
-        raise _all_broken(dict(failures), run, chosen, storage_options)
-    skipped = [str(error) for _, error in failures]
-    for message in skipped:
-        if on_skip is not None:
-            on_skip(message)
+
+    def look(entry: naming.StepName) -> FoundStep:
+        if entry.name in dangling:
+            message = unreadable.dangling_link(entry.name, dangling[entry.name])
+            return FoundStep(entry.step, CheckpointError(f"{where}: {message}"))
+        return reader.look(entry.step, join_path(home, entry.name), options)
+
+    found = parallel_map(look, wanted, IO_THREADS if is_url(home) else 1)
+    rest = (entry.name for entry in complete if entry.step not in chosen and entry.name not in dangling)
+    others = (join_path(home, name) for name in rest)
+    found = reader.without_marker(found, where, next(others, None), options)
+    run = reader.readable(sorted([*failed, *found], key=lambda one: one.step), storage_options)
     if not run:
-        raise CheckpointError(_nothing_found(where, items, skipped))
+        first = next(iter([*failed, *found])).folder
+        raise CheckpointError(
+            f"{where} has no complete checkpoint; the first of {len(failed) + len(found)} left out: {first}"
+        )
     return run
 
 
-def find_numbered(
-    template: str,
-    storage_options: Options,
-    steps: str | None,
-    exclude_steps: str | None,
-    skip_incomplete: bool,
-    on_skip: Callable[[str], None] | None,
+def _steps_folder(root: str, options: Options, items: list[Item]) -> tuple[str, list[str]]:
+    """Return the directory that has the directories of the steps, which may be below the run's, and their names.
+
+    Raises:
+        CheckpointError: several directories may be meant.
+    """
+
+    def names(here: list[Item], *, second: bool) -> list[str]:
+        complete, incomplete = naming.step_names(item.name for item in here if item.is_dir)
+        return [e.name for e in (*complete, *incomplete) if second or e.layout not in naming.SECOND_CHOICE]
+
+    second = not any(is_weights(item.name) or item.name == INDEX for item in items)
+    if found := names(items, second=False):
+        return root, names(items, second=True)
+    folders = [item.name for item in items if item.is_dir and not item.name.startswith(".")]
+    below: dict[str, list[str]] = {}
+    for name in [n for n in naming.ABOVE if n in folders] + [n for n in folders if n not in naming.ABOVE][:SEARCHED]:
+        if below and name not in naming.ABOVE and next(iter(below)) in naming.ABOVE:
+            break
+        inside = list_directory(join_path(root, name), options, error=CheckpointError)
+        if found := names(inside, second=False):
+            below[name] = found
+    if len(below) > 1 and next(iter(below)) not in naming.ABOVE:
+        raise CheckpointError(
+            f"run {without_secrets(root)} is ambiguous: {naming.some(below)} have checkpoints in them; give one of them"
+        )
+    if below:
+        name, found = next(iter(below.items()))
+        return join_path(root, name), found
+    return root, names(items, second=True) if second else []
+
+
+def _find_numbered(
+    template: str, storage_options: Options, steps: str | None, exclude_steps: str | None, reader: StepReader
 ) -> list[tuple[int, str]]:
-    """Find the checkpoints of a run by paths with ``{step}``; arguments, result and errors are those of `find_run`."""
+    """Find the checkpoints of a run by paths with ``{step}``; result and errors are those of `find_run`."""
     where, options = f"run {without_secrets(template)}", options_for(template, storage_options)
     refuse_offline(template)
     listed = listed_steps(steps)
     if listed is None:
-        digits = _list_numbered(template, options, where)
+        entries = _list_numbered(template, options, where)
     else:
-        digits = {step: str(step) for step in listed}
-    chosen = select_steps(digits, steps, exclude_steps)
-    if chosen[-1] > STEP_LIMIT:
-        raise CheckpointError(f"{where}: step {chosen[-1]} is above the limit of {STEP_LIMIT}")
-    paths = {step: template.replace(naming.PLACEHOLDER, digits[step]) for step in chosen}
-    known: KnownTables | None = {} if skip_incomplete else None
+        entries = [naming.StepName(step, str(step), template) for step in listed]
+    chosen = set(select_steps({entry.step for entry in entries}, steps, exclude_steps))
+    wanted = [entry for entry in entries if entry.step in chosen]
+    naming.check_steps(wanted, where)
 
-    def look(step: int) -> str | RelexError:
-        try:
-            return _look(paths[step], options, known)
-        except (CheckpointError, Truncated) as e:
-            return e
+    def look(entry: naming.StepName) -> FoundStep:
+        path = template.replace(naming.PLACEHOLDER, entry.name)
+        return reader.look(entry.step, path, options)
 
-    found = dict(zip(chosen, parallel_map(look, chosen, IO_THREADS if is_url(template) else 1), strict=True))
-    failed = {step: result for step, result in found.items() if isinstance(result, RelexError)}
-    if failed and (not skip_incomplete or len(failed) == len(found)):
-        rest = [(step, folder) for step, folder in found.items() if not isinstance(folder, RelexError)]
-        raise _all_broken(failed, rest, found, storage_options)
-    for error in failed.values():
-        if on_skip is not None:
-            on_skip(str(error))
-    return [(step, folder) for step, folder in found.items() if not isinstance(folder, RelexError)]
+    found = parallel_map(look, wanted, IO_THREADS if is_url(template) else 1)
+    found = reader.without_marker(found, where)
+    if all(isinstance(one.folder, RelexError) for one in found):
+        raise reader.all_broken(found, storage_options)
+    return reader.readable(found, storage_options)
 
 
-def _all_broken(
-    failures: dict[int, RelexError], rest: list[tuple[int, str]], chosen: Collection[int], storage_options: Options
-) -> RelexError:
-    """Return the error for a run with broken steps: those of the rest that do not open are named with them."""
-    more = open_series(rest, storage_options).failures() if rest else {}
-    return broken_steps({**failures, **more}, chosen, skippable=not more)
-
-
-def _list_numbered(template: str, options: Options, where: str) -> dict[int, str]:
-    """Return the digits of each step that there is."""
+def _list_numbered(template: str, options: Options, where: str) -> list[naming.StepName]:
+    """Return the steps that there are, with their digits."""
     model = parse_model_url(template)
     if model is not None and naming.PLACEHOLDER in (model.revision or ""):
         names, segment = list_branches(template, options), str(model.revision)
@@ -159,22 +178,12 @@ def _list_numbered(template: str, options: Options, where: str) -> dict[int, str
             raise InvalidArgument(f"{where} cannot be listed; say which steps, for example --steps 1:500")
         names = [item.name for item in list_directory(above, options, error=CheckpointError) if item.is_dir]
         what = f"directories in {without_secrets(above).rstrip('/') or above}"
-    found = naming.match_steps(names, segment, where)
+    found = naming.match_steps(names, segment)
     if not found:
         raise CheckpointError(
             f"{where} has no checkpoints: looked for {what} called {segment}; found {naming.some(names) or 'nothing'}"
         )
     return found
-
-
-def _look(path: str, options: Options, known: KnownTables | None) -> str:
-    """Return the directory of a checkpoint that holds the weights, all of them; with `known`, headers are read too."""
-    folder, items = _weights_folder(path, options)
-    if known is not None:
-        open_checkpoint(folder, options, known=known)
-    else:
-        find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
-    return folder
 
 
 def find_checkpoints(
@@ -202,7 +211,8 @@ def find_checkpoints(
     for path in paths:
         options = options_for(path, storage_options)
         refuse_offline(path)
-        folder = _look(os.fspath(path), options, None)
+        folder, items, _ = weights_folder(os.fspath(path), options)
+        find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
         number = step if step is not None else _step_of(path)
         if number in found:
             raise InvalidArgument(
@@ -226,29 +236,18 @@ def _step_of(path: PathLike) -> int:
     return complete[0].step
 
 
-def _weights_folder(path: str, options: Options) -> tuple[str, list[Item]]:
-    """Return the directory of a step that holds the weights, which may be below it, and its listing."""
-    listings = {"": list_directory(path, options, error=CheckpointError)}
-
-    def look(below: str) -> list[Item]:
-        if below not in listings:
-            above, _, last = below.rpartition("/")
-            there = any(item.is_dir and item.name == last for item in look(above))
-            listings[below] = list_directory(join_path(path, below), options, error=CheckpointError) if there else []
-        return listings[below]
-
-    for below in ("", *naming.BELOW):
-        items = look(below)
-        if any(not i.is_dir and (naming.is_weights(i.name) or i.name == INDEX) for i in items):
-            return (join_path(path, below) if below else path), items
-    names = [item.name for items in listings.values() for item in items if not item.is_dir]
-    raise CheckpointError(f"checkpoint {without_secrets(path)} {naming.instead(names)}")
-
-
-def _nothing_found(where: str, items: list[Item], skipped: list[str]) -> str:
-    if skipped:
-        return f"{where} has no complete checkpoint; the first of {len(skipped)} left out: {skipped[0]}"
-    if any(naming.is_weights(item.name) for item in items):
+def _nothing_found(root: str, items: list[Item]) -> str:
+    """Say what the directory of a run holds instead of steps."""
+    shown = without_secrets(root).rstrip("/")
+    where, folders = f"run {shown}", [item.name for item in items if item.is_dir]
+    if message := unreadable.cache_root(os.path.abspath(shown), folders):
+        return f"{where} {message}"
+    if any(is_weights(item.name) for item in items) or naming.step_names([os.path.basename(shown)])[0]:
         return f"{where} is itself a checkpoint; give the directory above it, whose checkpoints are the run"
     found = naming.some(item.name for item in items) if items else "nothing"
-    return f"{where} has no checkpoints: looked for directories {', '.join(naming.STEPS)}; found {found}"
+    template = naming.suggest_template(folders)
+    hint = f"'{shown}/{template}'" if template else f"'{shown}/.../{naming.PLACEHOLDER}/...'"
+    return (
+        f"{where} has no checkpoints: looked for directories {', '.join(naming.STEPS)}; found {found}; if the "
+        f"steps are elsewhere, give their path with {naming.PLACEHOLDER} for the number: {hint}"
+    )

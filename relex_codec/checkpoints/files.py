@@ -1,13 +1,13 @@
 """Which files make up a checkpoint of the Hugging Face layout: its weights, its index, and what lies beside them.
 
-The rules on names are in checkpoints/naming.py.
+The rules on names are in checkpoints/weight_files.py, and what is said where there are none in unreadable.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple
 
 from relex_codec.core.filenames import INDEX, SAFE_NAME, SINGLE
 from relex_codec.core.text import quote
@@ -16,7 +16,11 @@ from relex_codec.format.safetensors_header import load_object
 from relex_codec.storage.open import Item, list_directory, open_source
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
 
-from . import naming
+from . import unreadable, weight_files
+
+TREE_DEPTH: Final = 3
+TREE_LIMIT: Final = 40
+"""Directories that are listed to say what a checkpoint holds that has no weights."""
 
 
 class SideFile(NamedTuple):
@@ -37,11 +41,13 @@ class CheckpointFiles(NamedTuple):
         shards: path of each file of weights, by its name.
         weight_map: which file has which tensor, as the index says; None without an index.
         side_files: the files beside the weights that are carried along, by name.
+        notes: what is not read, and why.
     """
 
     shards: dict[str, str]
     weight_map: dict[str, str] | None
     side_files: dict[str, SideFile]
+    notes: tuple[str, ...] = ()
 
 
 def find_files(
@@ -70,19 +76,96 @@ def find_files(
         return CheckpointFiles({_safe(name, where): text}, None, {})
     if items is None:
         items = list_directory(path, options, error=CheckpointError)
+    shown = without_secrets(path)
+    if message := unreadable.cache_root(os.path.abspath(shown), [item.name for item in items if item.is_dir]):
+        raise CheckpointError(f"{where} {message}")
     sizes = {item.name: item.size for item in items if not item.is_dir}
-    weight_map = None
-    if INDEX in sizes:
-        raw = index() if index else read_whole(join_path(path, INDEX), options)
-        weight_map = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}").get("weight_map")
-        shards = naming.shards_of_index(weight_map, sizes, where)
-    else:
-        shards = naming.shards_without_index(sizes, where)
+    dangling = dangling_links(path)
+    if lost := next((name for name in (SINGLE, INDEX) if name in dangling), None):
+        raise CheckpointError(f"{where}: {unreadable.dangling_link(lost, dangling[lost])}")
+    try:
+        weight_map = _weight_map(path, options, sizes, where, index)
+        if weight_map is not None:
+            shards = weight_files.shards_of_index(weight_map, sizes, where)
+        elif any(map(weight_files.is_weights, sizes)):
+            shards = weight_files.shards_without_index(sizes, where, shown)
+        else:
+            shards = weight_files.shards_without_index(list_tree(path, options, items), where, shown)
+    except CheckpointError:
+        for name, target in dangling.items():
+            if weight_files.is_weights(name):
+                raise CheckpointError(f"{where}: {unreadable.dangling_link(name, target)}") from None
+        raise
+    note = weight_files.left_out([*sizes, *dangling], shards)
+    if INDEX in sizes and weight_map is None:
+        note = "; ".join(filter(None, [f"{INDEX} is not that of {SINGLE}, which is read as transformers does", note]))
     return CheckpointFiles(
         {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,
-        {name: SideFile(join_path(path, name), sizes[name]) for name in naming.side_files(sizes)},
+        {name: SideFile(join_path(path, name), sizes[name]) for name in weight_files.side_files(sizes)},
+        (note,) if note else (),
     )
+
+
+def _weight_map(
+    path: PathLike, options: Options, names: Collection[str], where: str, index: Callable[[], bytes] | None
+) -> dict[str, str] | None:
+    """Return what the index says; None if there is none, or it is left over beside ``model.safetensors``.
+
+    transformers takes ``model.safetensors`` wherever there is one.
+    """
+    if INDEX not in names:
+        return None
+    try:
+        raw = index() if index else read_whole(join_path(path, INDEX), options)
+        if raw.startswith(unreadable.LFS_POINTER):
+            raise CheckpointError(f"{where}: {unreadable.lfs_pointer(INDEX)}")
+        content = load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}")
+        found = weight_files.weight_map_of(content, where)
+    except CheckpointError:
+        if SINGLE in names:
+            return None
+        raise
+    return None if SINGLE in names and SINGLE not in found.values() else found
+
+
+def dangling_links(path: PathLike) -> dict[str, str]:
+    """Return the links in a directory that lead nowhere, and where to; listings leave them out."""
+    if is_url(path):
+        return {}
+    found = {}
+    try:
+        with os.scandir(local_path(path)) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    found[entry.name] = os.readlink(entry.path)
+    except OSError:  # it vanished, which its listing says better
+        return {}
+    return found
+
+
+def list_tree(path: PathLike, options: Options, items: list[Item]) -> list[str]:
+    """Return what lies in and below a directory, for a message: relative paths, those of directories with a ``/``.
+
+    Args:
+        items: what the directory itself holds.
+    """
+    found: list[str] = []
+    waiting = [("", items)]
+    listed = 0
+    while waiting:
+        below, here = waiting.pop(0)
+        for item in here:
+            name = f"{below}{item.name}"
+            found.append(f"{name}/" if item.is_dir else name)
+            if item.is_dir and below.count("/") < TREE_DEPTH and listed < TREE_LIMIT:
+                listed += 1
+                try:
+                    inside = list_directory(join_path(path, name), options, error=CheckpointError)
+                except CheckpointError:
+                    continue
+                waiting.append((f"{name}/", inside))
+    return found
 
 
 def _safe(name: str, where: str) -> str:

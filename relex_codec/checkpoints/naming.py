@@ -1,7 +1,8 @@
-"""What runs and checkpoints look like on disk, as rules on names. No I/O: listings and texts in, decisions out.
+"""What runs look like on disk: what trainers call the directory of a step, and where its weights lie below it. No I/O.
 
-Trainers differ in how they call the directory of a step and in where the Hugging Face checkpoint lies below it; `STEPS`
-and `BELOW` are the whole list of what is understood.
+`STEPS`, `SECOND_CHOICE`, `ABOVE`, `BELOW` and `MARKERS` are the whole list of what is understood; listings go in,
+decisions come out. Which files of a directory are the weights is in weight_files.py, what is said of a directory that
+has none in unreadable.py.
 """
 
 from __future__ import annotations
@@ -11,22 +12,59 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from relex_codec.core.filenames import INDEX, PICKLES, SAFE_NAME, SINGLE
+from relex_codec.core.filenames import SAFE_NAME
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import STEP_LIMIT
 
 STEPS: Final = {
-    "global_step_N": r"global_step_([0-9]+)",  # verl
-    "checkpoint-N": r"checkpoint-([0-9]+)",  # transformers, TRL
-    "step_N": r"step_([0-9]+)",  # prime-rl
-    "step-N": r"step-([0-9]+)",
+    "global_step_N": r"global_step_([0-9]+)",  # verl, SkyRL
+    "checkpoint-N": r"checkpoint-([0-9]+)",  # transformers, TRL, ROLL, ms-swift
+    "step_N": r"step_([0-9]+)",  # prime-rl, NeMo-RL
+    "step-N": r"step-([0-9]+)",  # torchtitan
     "global_stepN_hf": r"global_step([0-9]+)_hf",  # OpenRLHF
     "iter_N": r"iter_([0-9]+)",  # slime, Megatron
+    "checkpoint_N": r"checkpoint_([0-9]+)",  # trlx, accelerate
+    "epoch_N": r"epoch_([0-9]+)",  # torchtune
+    "epochEepochstepSglobalstepN": r"epoch[0-9]+epochstep[0-9]+globalstep([0-9]+)",  # AReaL
+    "ckpt-N": r"ckpt-([0-9]+)",
+    "stepN": r"step([0-9]+)",
+    "global_step_N_merged": r"global_step_([0-9]+)_merged",  # what scripts around verl's merger write
+    "best_global_stepN_hf": r"best_global_step([0-9]+)_hf",  # OpenRLHF
+    "best_global_stepN": r"best_global_step([0-9]+)",
+    "global_stepN": r"global_step([0-9]+)",  # DeepSpeed
+    "N": r"([0-9]+)",
 }
 """How the directory of step N may be called."""
-BELOW: Final = ("actor/huggingface", "huggingface", "actor")
+SECOND_CHOICE: Final = ("global_step_N_merged", "best_global_stepN_hf", "best_global_stepN", "global_stepN", "N")
+"""Layouts that lie beside those of others, or are no more than a number: the first of them, if there is no other."""
+ABOVE: Final = ("weights", "broadcasts", "safetensors", "_actor_hf", "checkpoints")
+"""Where the directories of steps may lie below the directory of the run, in order of preference: prime-rl, cosmos-rl,
+OpenRLHF. After these, any directory that is the only one with steps in it."""
+BELOW: Final = (
+    "actor/huggingface",  # verl
+    "actor/model/huggingface",  # verl, Megatron
+    "huggingface",
+    "actor",
+    "policy/weights/model/consolidated",  # NeMo-RL
+    "policy/weights/consolidated",
+    "policy/huggingface",  # SkyRL
+    "policy/weights/model",
+    "policy/weights",
+    "policy",
+    "model/consolidated",  # NeMo Automodel
+    "consolidated",
+    "hf_model",  # trlx
+    "hf_converted_checkpoint",  # fms-hf-tuning
+    "actor_train",  # ROLL
+    "weights",
+    "model",
+    "hf",
+    "merged",
+)
 """Where the weights of a step may lie below its directory, in order of preference."""
+MARKERS: Final = ("STABLE", ".complete")
+"""Files that trainers put into the directory of a step when it is complete: prime-rl, slime."""
 PLACEHOLDER: Final = "{step}"
 """Stands for the step in the path of a run whose checkpoints are not below one directory: branches of a repository."""
 
@@ -35,80 +73,6 @@ _INCOMPLETE: Final = re.compile(
     rf"(?:tmp|temp|partial|incomplete)[-_.]?(?P<a>{_STEP})(?:[-_.].*)?|(?P<b>{_STEP})[-_.](?:tmp|temp|part|incomplete).*",
     re.IGNORECASE,
 )
-_NUMBERED: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
-_NOT_WEIGHTS: Final = (".", "adapter", "optimizer", "scheduler", "scaler")
-_SIDE_SUFFIXES: Final = (".json", ".txt", ".jinja", ".model", ".py", ".md", ".tiktoken", ".spm", ".vocab")
-_SIDE_NAMES: Final = frozenset({"LICENSE", "NOTICE"})
-_NOT_SIDE: Final = frozenset({INDEX, "trainer_state.json", "latest_checkpointed_iteration.txt"})
-
-
-def is_weights(name: str) -> bool:
-    """Return whether a file holds weights of the model itself, going by its name."""
-    return name.endswith(".safetensors") and not name.startswith(_NOT_WEIGHTS)
-
-
-def side_files(names: Iterable[str]) -> list[str]:
-    """Return the files that a checkpoint carries besides weights: configuration, tokenizer, templates, code.
-
-    Training state, pickles, hidden files and names that a `.relex` file cannot hold are left out.
-    """
-    return sorted(
-        name
-        for name in names
-        if (name.endswith(_SIDE_SUFFIXES) or name in _SIDE_NAMES)
-        and name not in _NOT_SIDE
-        and not name.endswith(".bin.index.json")
-        and SAFE_NAME.fullmatch(name)
-    )
-
-
-def shards_without_index(names: Collection[str], where: str) -> list[str]:
-    """Return the weight files of a checkpoint that has no index, sorted.
-
-    Raises:
-        CheckpointError: there are none, or which ones belong to the model cannot be told; the message says what was
-            found instead.
-    """
-    if SINGLE in names:
-        return [SINGLE]
-    found = sorted(filter(is_weights, names))
-    if not found:
-        raise CheckpointError(f"{where} {instead(names)}")
-    if len(found) > 1:
-        numbered = [match for match in map(_NUMBERED.fullmatch, found) if match]
-        if len({(match[1], match[3]) for match in numbered}) != 1 or len(numbered) != len(found):
-            raise CheckpointError(
-                f"{where} has {len(found)} safetensors files ({some(found)}) and no {INDEX}: "
-                "which ones are the model is ambiguous; keep one, or add the index"
-            )
-    if match := _NUMBERED.fullmatch(found[0]):
-        expected = [f"{match[1]}-{i:05d}-of-{match[3]}.safetensors" for i in range(1, int(match[3]) + 1)]
-        if missing := [name for name in expected if name not in names]:
-            raise CheckpointError(f"{where} is incomplete: shard {missing[0]} is missing ({len(missing)} in all)")
-    return found
-
-
-def shards_of_index(weight_map: object, names: Collection[str], where: str) -> list[str]:
-    """Return the shards that an index names, sorted; `weight_map` is its value of that key.
-
-    Raises:
-        CheckpointError: the map is not one of names to file names, a shard is missing, or there is a second set of
-            weights.
-    """
-    if type(weight_map) is not dict or not all(type(shard) is str for shard in weight_map.values()):
-        raise CheckpointError(f"{where}: {INDEX} has no weight_map from tensors to files")
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        if not SAFE_NAME.fullmatch(shard) or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{where}: {INDEX} names {quote(shard)}, expected safetensors files beside it")
-    if missing := [shard for shard in shards if shard not in names]:
-        count = f"{len(missing)} of {len(shards)} shards"
-        raise CheckpointError(f"{where} is incomplete: {INDEX} names {missing[0]}, which is missing ({count})")
-    if SINGLE in names and SINGLE not in shards:
-        raise CheckpointError(f"{where} has both {SINGLE} and an index of other files; remove what is not the model")
-    if not shards:
-        raise CheckpointError(f"{where}: {INDEX} lists no tensors")
-    return shards
 
 
 class StepName(NamedTuple):
@@ -120,7 +84,13 @@ class StepName(NamedTuple):
 
 
 def step_names(names: Iterable[str]) -> tuple[list[StepName], list[StepName]]:
-    """Sort directory names into those of steps and those that say that they are incomplete; drop the rest."""
+    """Sort directory names into those of steps and those that say that they are incomplete; drop the rest.
+
+    Example:
+        >>> complete, incomplete = step_names(["checkpoint-20", "tmp-checkpoint-30", "runs"])
+        >>> complete[0].step, incomplete[0].name
+        (20, 'tmp-checkpoint-30')
+    """
     complete: list[StepName] = []
     incomplete: list[StepName] = []
     for name in sorted(names):
@@ -129,65 +99,72 @@ def step_names(names: Iterable[str]) -> tuple[list[StepName], list[StepName]]:
         for layout, pattern in STEPS.items():
             if match := re.fullmatch(pattern, inner):
                 (incomplete if half else complete).append(StepName(int(match[1]), name, layout))
+                break
     return sorted(complete), sorted(incomplete)
 
 
-def one_layout(found: list[StepName], where: str) -> None:
-    """Raise CheckpointError if directories follow several layouts, or two of them are the same step."""
+def of_one_layout(found: Iterable[StepName], where: str) -> list[StepName]:
+    """Return the directories of the layout that the run has.
+
+    Raises:
+        CheckpointError: it has several, none of which is a second choice.
+    """
     first: dict[str, str] = {}
     for entry in found:
         first.setdefault(entry.layout, entry.name)
-    if len(first) > 1:
+    layouts = [layout for layout in first if layout not in SECOND_CHOICE]
+    if len(layouts) > 1:
         raise CheckpointError(
-            f"{where} is ambiguous: it has checkpoints of several layouts ({some(first.values())}); "
+            f"{where} is ambiguous: it has checkpoints of several layouts ({some(map(first.__getitem__, layouts))}); "
             "put those of one run into a directory of their own"
         )
-    for a, b in pairwise(found):
+    layouts += [layout for layout in SECOND_CHOICE if layout in first]
+    return [entry for entry in found if entry.layout == layouts[0]]
+
+
+def check_steps(found: Collection[StepName], where: str) -> None:
+    """Raise CheckpointError if two of the directories that are wanted are the same step, or a number is too large."""
+    for a, b in pairwise(sorted(found)):
         if a.step == b.step:
-            raise CheckpointError(f"{where} has step {a.step} twice: {a.name} and {b.name}; remove one")
+            raise CheckpointError(
+                f"{where} has step {a.step} twice: {a.name} and {b.name}; remove one, or choose other steps"
+            )
     for entry in found:
         if entry.step > STEP_LIMIT:
-            raise CheckpointError(f"{where}: step of {quote(entry.name)} is above the limit of {STEP_LIMIT}")
+            raise CheckpointError(f"{where}: step {entry.step} is above the limit of {STEP_LIMIT}")
 
 
-def match_steps(names: Iterable[str], template: str, where: str) -> dict[int, str]:
-    """Return the digits of each step among names that are ``template`` with digits for ``{step}``.
+def match_steps(names: Iterable[str], template: str) -> list[StepName]:
+    """Return the steps among names that are ``template`` with digits for ``{step}``; `name` is the digits.
 
-    Raises:
-        CheckpointError: a step is there twice, with more zeros before it.
+    Example:
+        >>> match_steps(["m-007", "m-8", "n"], "m-{step}")[0]
+        StepName(step=7, name='007', layout='m-{step}')
     """
     pattern = re.escape(template).replace(re.escape(PLACEHOLDER), "([0-9]{1,18})", 1)
     pattern = pattern.replace(re.escape(PLACEHOLDER), r"\1")
-    found: dict[int, str] = {}
-    for name in names:
-        if match := re.fullmatch(pattern, name):
-            digits = match[1]
-            if int(digits) in found:
-                raise CheckpointError(f"{where} has step {int(digits)} twice: {found[int(digits)]} and {digits}")
-            found[int(digits)] = digits
-    return found
+    matches = (re.fullmatch(pattern, name) for name in names)
+    return sorted(StepName(int(match[1]), match[1], template) for match in matches if match)
+
+
+def suggest_template(names: Iterable[str]) -> str | None:
+    """Return the name with ``{step}`` in it that most of these directories have, if any has a number.
+
+    Example:
+        >>> suggest_template(["m-1-hf", "m-20-hf", "logs"])
+        'm-{step}-hf'
+    """
+    found: dict[str, int] = {}
+    for name in sorted(names):
+        for match in re.finditer("[0-9]+", name):
+            template = f"{name[: match.start()]}{PLACEHOLDER}{name[match.end() :]}"
+            found[template] = found.get(template, 0) + 1
+    return max(found, key=found.__getitem__, default=None)
 
 
 def some(names: Iterable[str], limit: int = 6) -> str:
     """Return a few names for a message, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name if SAFE_NAME.fullmatch(name) else quote(name) for name in names[:limit]) + more
-
-
-def instead(names: Collection[str]) -> str:
-    """Say what a directory without weights holds, and what to do about it."""
-    if distributed := sorted(n for n in names if n.endswith(".distcp")):
-        return (
-            f"is a torch.distributed checkpoint ({some(distributed, 1)}), expected {SINGLE}; convert it first with "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save and save_pretrained"
-        )
-    if pickles := sorted(n for n in names if n.endswith(PICKLES)):
-        how = "load it with the library that wrote it and save it with save_pretrained(..., safe_serialization=True)"
-        if any(n.startswith("model_world_size_") for n in pickles):
-            how = "merge it with `python -m verl.model_merger merge`"
-        return f"has pickled files only ({some(pickles, 2)}), expected {SINGLE}; nothing is unpickled here: {how}"
-    if adapters := sorted(n for n in names if n.startswith("adapter") and n.endswith(".safetensors")):
-        return f"has an adapter only ({adapters[0]}), expected whole weights; merge it into its base first"
-    found = f"found {some(sorted(names), 4)}" if names else "it is empty"
-    return f"has no weights: expected {SINGLE}, or {INDEX} and its shards; {found}"
+    plain = (all(map(SAFE_NAME.fullmatch, name.split("/"))) for name in names)
+    return ", ".join(name if ok else quote(name) for name, ok in zip(names[:limit], plain, strict=False)) + more

@@ -6,6 +6,7 @@ Which files belong to one is in checkpoints/files.py, what the header of one say
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from relex_codec.storage.remote import CONCURRENT_REQUESTS
 from relex_codec.storage.source import LocalSource, Source
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, without_secrets
 
+from . import unreadable
 from .checkpoint import TensorInfo, TensorReader
 from .files import CheckpointFiles, SideFile, find_files, read_whole
 
@@ -59,6 +61,8 @@ class SafetensorsCheckpoint(TensorReader):
     Args:
         sources: what reads each shard, by its name; sorted.
         storage_options: for fsspec, to read the files beside the weights.
+        absent, notes: see `TensorReader`.
+        may_be_slices: whether a header says that its tensors may be slices.
 
     Attributes:
         sources: what reads each shard, in the order of `shards`.
@@ -72,8 +76,13 @@ class SafetensorsCheckpoint(TensorReader):
         indexed: bool,
         side_files: Mapping[str, SideFile],
         storage_options: Options,
+        *,
+        absent: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        may_be_slices: bool = False,
     ) -> None:
         self.path, self.indexed = path, indexed
+        self.absent, self.notes, self.may_be_slices = absent, notes, may_be_slices
         self.tensors: TensorTable = tensors
         self.shards, self.sources = list(sources), list(sources.values())
         self.side_files = list(side_files)
@@ -143,8 +152,8 @@ def open_checkpoint(
             if it does not have them: that saves the time of a request.
 
     Raises:
-        CheckpointError: no weights, missing or ambiguous shards, tensors that an index or another shard contradicts,
-            broken headers.
+        CheckpointError: no weights, missing or ambiguous shards, a tensor in two of them where no index chooses, slices
+            of tensors, broken headers.
         Truncated: a file is shorter than its header says.
     """
     where = f"checkpoint {without_secrets(path)}"
@@ -158,8 +167,13 @@ def open_checkpoint(
         if known is not None:
             known[fingerprint.digest()] = tensors
     sources = dict(zip(files.shards, (source for source, _ in opened), strict=True))
-    indexed = files.weight_map is not None
-    return SafetensorsCheckpoint(without_secrets(path), tensors, sources, indexed, files.side_files, storage_options)
+    weight_map = files.weight_map or {}
+    return SafetensorsCheckpoint(
+        without_secrets(path), tensors, sources, files.weight_map is not None, files.side_files, storage_options,
+        absent=[name for name in weight_map if name not in tensors],
+        notes=files.notes,
+        may_be_slices=any(unreadable.SHARDING_INFO.encode() in raw for _, raw in opened),
+    )  # fmt: skip
 
 
 def _at_one_commit(path: PathLike, options: Options) -> PathLike:
@@ -209,26 +223,48 @@ def _open_files(
 
 
 def _parse_headers(files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str) -> dict[str, TensorInFile]:
-    """Parse the headers of all shards and check them against each other and the index."""
+    """Parse the headers of all shards and check them against each other.
+
+    As in transformers, a tensor is where a shard has it, whatever the index says; among copies the index chooses.
+    """
     tensors: dict[str, TensorInFile] = {}
-    names = list(files.shards)
+    names, chosen = list(files.shards), files.weight_map or {}
     for shard, (source, raw) in enumerate(opened):
-        for entry in parse(raw, source.size, error=CheckpointError, where=source.path)[1]:
+        metadata, entries = parse(raw, source.size, error=CheckpointError, where=source.path)
+        if _is_sliced(metadata):
+            folder = source.path.rpartition("/")[0]
+            raise CheckpointError(f"{where} {unreadable.slices_message(names[shard], folder)}")
+        for entry in entries:
             if entry.name in tensors:
                 other = names[tensors[entry.name].shard]
-                raise CheckpointError(f"{where} has tensor {quote(entry.name)} twice: in {other} and {names[shard]}")
+                if chosen.get(entry.name) not in (other, names[shard]):
+                    raise CheckpointError(
+                        f"{where} has tensor {quote(entry.name)} twice: in {other} and {names[shard]}; remove the one "
+                        "that is not the model's"
+                    )
+                if chosen[entry.name] == other:
+                    continue
+                del tensors[entry.name]  # it goes to the end
             info = TensorInFile(entry.name, entry.dtype, entry.shape, shard, entry.begin, entry.end)
             tensors[entry.name] = info
-    for name, file in (files.weight_map or {}).items():
-        if name not in tensors or names[tensors[name].shard] != file:
-            raise CheckpointError(f"{where}: its index says that tensor {quote(name)} is in {file}, where it is not")
     if not tensors:
         raise CheckpointError(f"{where} has no tensors")
     return tensors
 
 
+def _is_sliced(metadata: Mapping[str, str]) -> bool:
+    """Tell whether a header says that a tensor begins in the middle of the whole one."""
+    try:
+        described = json.loads(metadata.get(unreadable.SHARDING_INFO, "{}"))
+        return any(any(tensor.get("saved_offsets", ())) for tensor in described.values())
+    except (ValueError, AttributeError, TypeError):  # somebody else's words
+        return False
+
+
 def _raw_header(source: Source) -> bytes:
     head = source.read_cached(0, min(source.size, FIRST_READ))
+    if head.startswith(unreadable.LFS_POINTER):
+        raise CheckpointError(unreadable.lfs_pointer(source.path))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
         head += source.read_cached(len(head), end)

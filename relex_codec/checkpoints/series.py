@@ -12,6 +12,7 @@ from relex_codec.storage.urls import Options, options_for
 
 from .broken import broken_steps
 from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
+from .checks import check_against_base
 from .safetensors import KnownTables, open_checkpoint
 
 
@@ -99,6 +100,7 @@ def open_series(
     storage_options: Options = None,
     *,
     threads: int = IO_THREADS,
+    base: TensorReader | None = None,
     chosen: bool = False,
 ) -> ReaderSeries:
     """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
@@ -107,6 +109,7 @@ def open_series(
         checkpoints: as `discovery.find_run` and `discovery.find_checkpoints` return them.
         storage_options: for fsspec, for all URLs, or by protocol.
         threads: how many steps are read at the same time.
+        base: each checkpoint is compared with it when it is opened (`checks.check_against_base`).
         chosen: as of `ReaderSeries`.
 
     Raises:
@@ -115,10 +118,13 @@ def open_series(
     known: KnownTables = {}
 
     def open_step(index: int) -> TensorReader:
-        path = checkpoints[index][1]
+        step, path = checkpoints[index]
         options = options_for(path, storage_options)
         refuse_offline(path)
         # of the others, tables that differ from the first one are not kept
-        return open_checkpoint(path, options, known=dict(known) if index else known)
+        opened = open_checkpoint(path, options, known=dict(known) if index else known)
+        if base is not None:
+            check_against_base(opened, base, f"step {step}")
+        return opened
 
     return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads, chosen=chosen)

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_base
 from relex_codec.checkpoints.checkpoint import TensorReader
-from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
+from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint, TensorInFile
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
-from relex_codec.format.packing import piece_lengths
 from relex_codec.format.reader import FileReader
-from relex_codec.kernels.windows import BATCH
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
+from relex_codec.storage.source import Source
 from relex_codec.storage.urls import Options, PathLike, is_url, normalized
+
+from .read_plan import BATCH
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https", "memory"})
 """Protocols that a file may send its reader to. Others of fsspec, and chains, may run templates, or come back here."""
 
 
-class FileBase:
-    """Where the base of a file is, and its reader.
+class BaseLocator:
+    """Says where the base of a file is, and opens what reads it.
 
     Args:
         given: where the caller says that it is; None: where the file says, or in the file.
@@ -54,6 +55,17 @@ class FileBase:
                 self._reader = BaseReader(self._find(), self._expected())
             return self._reader
 
+    @property
+    def places(self) -> Callable[[], Mapping[str, TensorInFile]] | None:
+        """What opens the base and gives where its tensors lie; None where they are read from the file."""
+        return None if self.is_embedded else lambda: self.reader().checkpoint.tensors
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """What reads the shards of the base; none as long as nobody has needed it."""
+        reader = self._reader
+        return [] if reader is None else reader.checkpoint.sources
+
     def side_files(self) -> Callable[[], TensorReader] | None:
         """Where a decoded checkpoint's other files come from; None for the embedded ones."""
         return None if self.is_embedded else lambda: self.reader().checkpoint
@@ -62,8 +74,7 @@ class FileBase:
         """Read the whole base and check it, as `reader`."""
         index = self._container.index
         reader = self.reader()
-        rows = zip(index.tensors, index.manifest.tensors, strict=True)
-        used = [tensor for record, tensor in rows if record["origin"] == f.IN_BASE]
+        used = [tensor for tensor in index.tensors if tensor.origin == f.IN_BASE]
         places = [reader.checkpoint.info(tensor.name) for tensor in used]
         with prefetching(ranges_to_fetch((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
             for tensor in used:
@@ -87,10 +98,11 @@ class FileBase:
 
     def _expected(self) -> list[ExpectedTensor]:
         index = self._container.index
-        expected = []
-        for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-            if record["origin"] == f.IN_BASE:
-                first = int(record["digest"])
-                digests = index.digests[first : first + len(piece_lengths(tensor.size))]
-                expected.append(ExpectedTensor(tensor.name, tensor.origin_dtype, tensor.shape, digests))
-        return expected
+        return [
+            ExpectedTensor(
+                tensor.name, tensor.origin_dtype, tensor.shape,
+                index.digests[tensor.digests.start : tensor.digests.stop],
+            )
+            for tensor in index.tensors
+            if tensor.origin == f.IN_BASE
+        ]  # fmt: skip

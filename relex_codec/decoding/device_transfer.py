@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -15,29 +15,15 @@ from relex_codec.core.threads import prefetched
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor, signed
 from relex_codec.format.factors import Factors
 from relex_codec.kernels.interface import DecodeJob, PackedDirection, Prepare
-from relex_codec.kernels.windows import windows
 
-from .tensor_decoder import Decoder, Read
-
-if TYPE_CHECKING:
-    from .tensors import Wanted
+from .read_plan import KernelPass, ReadPlan, TensorPlan
+from .tensor_decoder import TensorDecoder
 
 AHEAD: Final = 2
 """Batches that are read before they are needed."""
 
 
-class _Batch(NamedTuple):
-    """What is ready for the device: a job with its coefficients, or the bits of a whole tensor at one of the steps."""
-
-    wanted: int
-    window: int
-    job: DecodeJob | None
-    coefficients: F32 | None
-    read: int
-    bits: Bits | None
-
-
-class Place:
+class DeviceMemory:
     """Memory on a device, and the way there."""
 
     def __init__(self, device: Any) -> None:
@@ -80,75 +66,80 @@ class Place:
             self._queued.popleft()[0].synchronize()
 
 
-def uploaded(
-    decoder: Decoder, wanted: Sequence[Wanted], reads: Sequence[Read], device: Any, prepare: Prepare
+class _Ready(NamedTuple):
+    """What is ready for the device: a job, or the bits of a window as they are.
+
+    Attributes:
+        tensor, window: their numbers in the plan.
+        steps: places of the steps that it is for.
+        coefficients: of the job.
+    """
+
+    tensor: int
+    window: int
+    steps: Sequence[int]
+    job: DecodeJob | None = None
+    coefficients: F32 | None = None
+    bits: Bits | None = None
+
+
+def decode_on_device(
+    decoder: TensorDecoder, plan: ReadPlan, device: Any, prepare: Prepare
 ) -> Iterator[list[torch.Tensor]]:
-    """Yield each wanted box on the device, at each of some steps.
+    """Yield what is planned of each tensor on the device, one-dimensional, at each step of the plan.
 
     Args:
         prepare: the kernel of the device.
     """
-    place = Place(device)
+    memory = DeviceMemory(device)
     outs: list[torch.Tensor] = []
     number = -1
-    for batch in prefetched(_batches(decoder, wanted, reads, place.allocate), AHEAD):
-        if batch.wanted != number:
+    for ready in prefetched(_read(decoder, plan, memory.allocate), AHEAD):
+        if ready.tensor != number:
             if number >= 0:
                 yield outs
-            number = batch.wanted
-            outs = [_new(decoder, wanted[number], place.device) for _ in reads]
-        _decode(decoder, batch, wanted[number], reads, outs, place, prepare)
+            number = ready.tensor
+            outs = [_new(plan.tensors[number], memory.device) for _ in plan.steps]
+        _decode(ready, plan.tensors[number], outs, memory, prepare)
     if number >= 0:
         yield outs
-    place.wait()
+    memory.wait()
 
 
-def _new(decoder: Decoder, wanted: Wanted, device: torch.device) -> torch.Tensor:
-    dtype = decoder.container.index.manifest.tensors[decoder.number(wanted.name)].dtype
-    return torch.empty(wanted.shape, dtype=DTYPES[dtype], device=device)
+def _new(planned: TensorPlan, device: torch.device) -> torch.Tensor:
+    size = sum(one.window.rows * one.window.columns for one in planned.windows)
+    return torch.empty(size, dtype=DTYPES[planned.tensor.dtype], device=device)
 
 
-def _batches(
-    decoder: Decoder, wanted: Sequence[Wanted], reads: Sequence[Read], allocate: Callable[[int], Bytes]
-) -> Iterator[_Batch]:
-    """Read everything, in the order of `wanted`; an empty tensor is a batch of nothing."""
-    for i, (name, box, _) in enumerate(wanted):
-        number = decoder.number(name)
-        tensor = decoder.container.index.manifest.tensors[number]
-        found = windows(tensor.shape, box)
-        linear = [read for read in reads if decoder.is_linear(number, read[1])]
-        if not found:
-            yield _Batch(i, 0, None, None, 0, None)
-        for k, window in enumerate(found):
-            if linear:
-                g = decoder.coefficients(number, linear)
-                for job in decoder.jobs(number, window, allocate):
-                    yield _Batch(i, k, job, g, 0, None)
-            for s, read in enumerate(reads):
-                if read not in linear:
-                    yield _Batch(i, k, None, None, s, decoder.read_window(name, [read], window)[0])
+def _read(decoder: TensorDecoder, plan: ReadPlan, allocate: Callable[[int], Bytes]) -> Iterator[_Ready]:
+    """Read everything in the order of the plan; a tensor without elements is ready with nothing."""
+    for i, planned in enumerate(plan.tensors):
+        if not planned.windows:
+            yield _Ready(i, 0, ())
+        for k, window in enumerate(planned.windows):
+            for one in window.passes:
+                steps = [plan.steps[s] for s in one.steps]
+                if isinstance(one, KernelPass):
+                    g = decoder.coefficients(planned.tensor, steps)
+                    for job in decoder.jobs(window.window, one, allocate):
+                        yield _Ready(i, k, one.steps, job, g)
+                else:
+                    yield _Ready(i, k, one.steps, bits=decoder.decode_pass(window, one))
 
 
 def _decode(
-    decoder: Decoder,
-    batch: _Batch,
-    wanted: Wanted,
-    reads: Sequence[Read],
-    outs: Sequence[torch.Tensor],
-    place: Place,
-    prepare: Prepare,
+    ready: _Ready, planned: TensorPlan, outs: Sequence[torch.Tensor], memory: DeviceMemory, prepare: Prepare
 ) -> None:
-    tensor = decoder.container.index.manifest.tensors[decoder.number(wanted.name)]
-    count = len(windows(tensor.shape, wanted.box))
-    if batch.bits is not None:
-        whole = outs[batch.read].view(count, -1)[batch.window]
-        whole.copy_(as_tensor(batch.bits.reshape(-1), tensor.dtype, (batch.bits.size,)))
-    elif batch.job is not None and batch.coefficients is not None:
-        window = batch.job.window
-        linear = [s for s, read in enumerate(reads) if decoder.is_linear(decoder.number(wanted.name), read[1])]
-        targets = [bits_of(outs[s]).view(count, window.rows, window.columns)[batch.window] for s in linear]
-        prepare([place.job(batch.job)])([batch.coefficients], [targets])
-        place.queued(batch.job)
+    count = len(planned.windows)
+    if ready.bits is not None:
+        found = as_tensor(ready.bits.reshape(-1), planned.tensor.dtype, (ready.bits.size,))
+        for step in ready.steps:
+            outs[step].view(count, -1)[ready.window].copy_(found)
+    elif ready.job is not None and ready.coefficients is not None:
+        window = ready.job.window
+        targets = [bits_of(outs[s]).view(count, window.rows, window.columns)[ready.window] for s in ready.steps]
+        prepare([memory.job(ready.job)])([ready.coefficients], [targets])
+        memory.queued(ready.job)
 
 
 def bits_of(tensor: torch.Tensor) -> torch.Tensor:

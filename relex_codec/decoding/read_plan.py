@@ -1,183 +1,212 @@
-"""Which bytes a step needs: ranges of the file and of its base, in the order in which `Decoder.read` asks for them.
+"""What is read for some steps: which ranges of the file and of its base, in which order, and what for.
 
-Pure functions on the tables of a file. Only the exact tier reads a little for its plan: where its blobs lie.
+A plan is a value, made before anything is read (planning.py). Reading takes its ranges from it, so both say the same.
+
+    ReadPlan            some steps, tensor by tensor
+      TensorPlan        what is wanted of a tensor, window by window
+        WindowPlan      a window, pass by pass; a pass serves all steps that are made of the same bytes
+          KernelPass    origin and directions, for a kernel, in KernelBatches
+          OriginPass    the origin as it is, in OriginPieces
+          FramePass     frames and origin, for the exact tier, in FrameBatches
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import numpy as np
+from relex_codec.format.index import Index, PiecePlace
+from relex_codec.format.tensor_record import TensorRecord
+from relex_codec.kernels.interface import Window
 
-from relex_codec.checkpoints.safetensors import TensorInFile
-from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.format import constants as f
-from relex_codec.format.index import Index, Part
-from relex_codec.kernels.windows import BATCH
+from .tiers import StepTier
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
-    from relex_codec.exact.tier_reader import ExactTier
+    from relex_codec.exact.tier_reader import Key
+
+BATCH: Final = 64
+"""Pieces of a tensor that are read together, and are in memory in packed form at a time."""
 
 
-class Need(NamedTuple):
-    """A range that will be read: of the file itself (`shard` is None), or of a shard of the base."""
+class ByteRange(NamedTuple):
+    """Bytes `start` to `end` of the file itself (`shard` is None), or of a shard of the base."""
 
     shard: int | None
     start: int
     end: int
 
 
-class Wanted(NamedTuple):
-    """What is read together of a tensor at a step.
+@dataclass(frozen=True, slots=True)
+class OriginPieces:
+    """Whole pieces of a tensor's origin.
 
     Attributes:
-        tier: as `tiers.choose_tier` returns it.
-        spans: ranges of elements, in order; whole pieces are read that hold them.
+        start, end: elements.
+        places: where they lie in the file, plane by plane of each piece; empty if they are in the base.
+        in_base: where they lie in the base; None if they are in the file.
+    """
+
+    tensor: TensorRecord
+    start: int
+    end: int
+    places: Sequence[PiecePlace]
+    in_base: ByteRange | None
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read."""
+        if self.in_base is not None:
+            yield self.in_base
+        yield from _chunks(index, self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionPieces:
+    """What is read of one direction for a batch.
+
+    Attributes:
+        number: of its record.
+        factors: in the first batch of a window all pieces of its factors; after that they are known.
+        remainder: pieces of its codes, plane by plane of each.
     """
 
     number: int
-    step: float
-    tier: str
-    spans: tuple[tuple[int, int], ...]
+    factors: Sequence[PiecePlace]
+    remainder: Sequence[PiecePlace]
 
 
-def reads_base(index: Index, wanted: Iterable[Wanted], use_embedded: bool) -> bool:
-    """Tell whether any of `wanted` needs the base, which then must be open to plan for it."""
-    return any(not holds_origin(index, one.number, use_embedded) and _has_origin(index, one) for one in wanted)
+@dataclass(frozen=True, slots=True)
+class KernelBatch:
+    """Pieces that a kernel decodes together. The origin is read first, then the directions, all at once."""
+
+    origin: OriginPieces
+    directions: Sequence[DirectionPieces]
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read, in order."""
+        yield from self.origin.ranges(index)
+        yield from _chunks(index, self.places())
+
+    def places(self) -> Iterator[PiecePlace]:
+        """Yield the pieces of all directions."""
+        for direction in self.directions:
+            yield from direction.factors
+            yield from direction.remainder
 
 
-def needs(
-    index: Index,
-    wanted: Iterable[Wanted],
-    *,
-    use_embedded: bool,
-    base: Mapping[str, TensorInFile],
-    exact: Callable[[], ExactTier],
-) -> Iterator[Need]:
-    """Yield the ranges that decoding `wanted`, one after another, reads.
+@dataclass(frozen=True, slots=True)
+class FrameBatch:
+    """Pieces that are restored from frames together. The blobs are read first, then the origin.
 
-    Args:
-        use_embedded: whether an embedded base is read.
-        base: tensors of the base; not used where `reads_base` is False.
-        exact: opens the exact tier; called if any of `wanted` is read from it.
+    Attributes:
+        parts: the pieces.
+        keys: the blobs that they are restored with.
+        blobs: where those of them lie that are read now; others are kept since an earlier batch.
     """
-    seen: set[Need] = set()
-    """Blobs, which are kept after they were read for one tensor."""
-    for one in wanted:
-        record = index.tensors[one.number]
-        size = index.manifest.tensors[one.number].size
-        series = record["kind"] == f.EXACT_SERIES and (one.tier != "base" or not _has_origin(index, one))
-        moving = record["kind"] == f.MOVING and one.tier in ("line", "track")
-        position = max(1, int(np.searchsorted(index.steps, one.step, side="right")))
-        first = True
-        for start, end in _batches(one.spans, size):
-            if one.tier == "exact" or (series and index.has_exact):
-                opened = exact()
-                parts = opened.pieces(one.number, start // f.PIECE, -(-end // f.PIECE))
-                blobs = {Need(None, a, b) for a, b in opened.ranges_of(opened.blobs_of(parts, position))} - seen
-                seen |= blobs
-                yield from sorted(blobs)
-                yield from _origin(index, one.number, start, end, use_embedded, base)
-            elif series:
-                width = ITEMSIZE[index.manifest.tensors[one.number].dtype]
-                yield from _chunks(index, _slice(index.series_parts(one.number, position - 1), start, end, width))
-            else:
-                yield from _origin(index, one.number, start, end, use_embedded, base)
-                if moving:
-                    yield from _directions(index, one.number, start, end, first)
-            first = False
+
+    parts: Sequence[PartInfo]
+    keys: Sequence[Key]
+    blobs: Sequence[ByteRange]
+    origin: OriginPieces
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read, in order."""
+        yield from self.blobs
+        yield from self.origin.ranges(index)
 
 
-def replay_needs(
-    index: Index, parts: Iterable[PartInfo], *, use_embedded: bool, base: Mapping[str, TensorInFile]
-) -> Iterator[Need]:
-    """Yield the ranges of the origin that replaying `parts` reads; arguments are those of `needs`."""
-    for part in parts:
-        start = part.piece * f.PIECE
-        yield from _origin(index, part.tensor, start, start + part.elements, use_embedded, base)
+@dataclass(frozen=True, slots=True)
+class KernelPass:
+    """A window at all steps that a kernel makes of directions.
+
+    Attributes:
+        steps: places in the plan's list of steps, as in the other passes.
+        coefficients: where those of the directions lie that are read first; most files bring them with their tables.
+    """
+
+    steps: Sequence[int]
+    coefficients: Sequence[ByteRange]
+    batches: Sequence[KernelBatch]
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read, in order."""
+        yield from self.coefficients
+        for batch in self.batches:
+            yield from batch.ranges(index)
 
 
-def _batches(spans: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
-    for lo, hi in spans:
-        for start in range(lo // f.PIECE * f.PIECE, hi, BATCH * f.PIECE):
-            yield start, min(start + BATCH * f.PIECE, -(-hi // f.PIECE) * f.PIECE, size)
+@dataclass(frozen=True, slots=True)
+class OriginPass:
+    """A window at all steps at which the tensor is its origin."""
+
+    steps: Sequence[int]
+    batches: Sequence[OriginPieces]
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read, in order."""
+        for pieces in self.batches:
+            yield from pieces.ranges(index)
 
 
-def _directions(index: Index, number: int, start: int, end: int, first: bool) -> Iterator[Need]:
-    record = index.tensors[number]
-    tensor = index.manifest.tensors[number]
-    parts: list[Part] = []
-    for j in range(int(record["directions"])):
-        direction = int(record["first"]) + j
-        planes = f.PACKINGS[int(index.directions[direction]["packing"])].planes
-        factors, remainder = index.direction_parts(tensor, direction)
-        parts += (factors if first else []) + _slice(remainder, start, end, planes)
-    yield from _chunks(index, parts)
+@dataclass(frozen=True, slots=True)
+class FramePass:
+    """A window at all steps at which the tensor is what it is at stored step number `stored`, counted from 1."""
+
+    steps: Sequence[int]
+    stored: int
+    batches: Sequence[FrameBatch]
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read, in order."""
+        for batch in self.batches:
+            yield from batch.ranges(index)
 
 
-def _origin(
-    index: Index, number: int, start: int, end: int, use_embedded: bool, base: Mapping[str, TensorInFile]
-) -> Iterator[Need]:
-    tensor = index.manifest.tensors[number]
-    width = ITEMSIZE[tensor.origin_dtype]
-    if holds_origin(index, number, use_embedded):
-        yield from _chunks(index, _slice(index.origin_parts(number), start, end, width))
-    elif end > start:
-        info = base[tensor.name]
-        yield Need(info.shard, info.begin + start * width, info.begin + end * width)
+@dataclass(frozen=True, slots=True)
+class WindowPlan:
+    """How one window of a tensor is read."""
+
+    tensor: TensorRecord
+    window: Window
+    passes: Sequence[KernelPass | OriginPass | FramePass]
 
 
-def holds_origin(index: Index, number: int, use_embedded: bool) -> bool:
-    """Tell whether the origin of a tensor is read from the file itself."""
-    return index.holds_origin(number) and (use_embedded or index.tensors[number]["origin"] == f.STORED)
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """How what is wanted of a tensor is read, window by window; nothing is, of a tensor without elements."""
+
+    tensor: TensorRecord
+    windows: Sequence[WindowPlan]
 
 
-def _has_origin(index: Index, one: Wanted) -> bool:
-    """Whether a read looks at the origin: a series without the exact tier has steps of its own."""
-    record = index.tensors[one.number]
-    if record["origin"] == f.NO_ORIGIN:
-        return False
-    return any(hi > lo for lo, hi in one.spans) and (
-        record["kind"] != f.EXACT_SERIES or index.has_exact or one.tier == "base"
-    )
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """How parts of some tensors are read at some steps, one after another."""
+
+    steps: Sequence[StepTier]
+    tensors: Sequence[TensorPlan]
+
+    def ranges(self, index: Index) -> Iterator[ByteRange]:
+        """Yield what is read, in order; a chunk that two batches share comes twice, as it is read twice."""
+        for planned in self.tensors:
+            for window in planned.windows:
+                for one in window.passes:
+                    yield from one.ranges(index)
+
+    def keys(self) -> set[Hashable]:
+        """Return something for each pass that is the same where the same is read."""
+        return {
+            (window.tensor.number, window.window, self.steps[one.steps[0]])
+            for planned in self.tensors
+            for window in planned.windows
+            for one in window.passes
+        }
 
 
-def _slice(parts: list[Part], start: int, end: int, planes: int) -> list[Part]:
-    return parts[start // f.PIECE * planes : -(-end // f.PIECE) * planes]
-
-
-def _chunks(index: Index, parts: Iterable[Part]) -> Iterator[Need]:
-    """The chunks of `parts`, each once: that is how they are read."""
-    for number in dict.fromkeys(part.chunk for part in parts):
+def _chunks(index: Index, places: Iterable[PiecePlace]) -> Iterator[ByteRange]:
+    """Yield the chunks of `places`, each once: that is how they are read."""
+    for number in dict.fromkeys(place.chunk for place in places):
         record = index.chunks[number]
-        yield Need(None, int(record["position"]), int(record["position"]) + int(record["stored"]))
-
-
-class Plans:
-    """What is being read ahead, so that nobody plans it again on the way."""
-
-    def __init__(self) -> None:
-        self._planned: Counter[Hashable] = Counter()
-        self._lock = threading.Lock()
-
-    def cover(self, parts: Iterable[Hashable]) -> bool:
-        """Tell whether each of `parts` is planned."""
-        with self._lock:
-            return all(self._planned[part] for part in parts)
-
-    @contextmanager
-    def of(self, parts: Collection[Hashable]) -> Iterator[None]:
-        """Count `parts` as planned for the time of the context."""
-        with self._lock:
-            self._planned.update(parts)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._planned.subtract(parts)
-                self._planned = +self._planned
+        begin = int(record["position"])
+        yield ByteRange(None, begin, begin + int(record["stored"]))

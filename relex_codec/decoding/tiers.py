@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ from relex_codec.format.reader import FileReader
 TIERS: Final = ("auto", "line", "track", "exact")
 LINEAR: Final = ("line", "track")
 """The tiers that are made of directions and coefficients."""
+
+
+class StepTier(NamedTuple):
+    """A step, and what it is read from, as `choose_tier` returns it: ``base``, ``line``, ``track`` or ``exact``."""
+
+    step: float
+    tier: str
 
 
 def as_step(step: object) -> float:

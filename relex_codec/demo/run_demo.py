@@ -66,21 +66,16 @@ class DemoReport:
 
 
 def run_demo(directory: Path | None = None, steps: int = STEPS, progress: bool = True) -> DemoReport:
-    """Runs the whole demonstration and returns what it measured.
+    """Run the whole demonstration and return what it measured.
 
-    Parameters
-    ----------
-    directory
-        Where base, run, archive and decoded models stay: absent or empty. Without one they are removed afterwards.
-    steps
-        Steps of GRPO to train, all of them observed; models are read at that step and at 5, 10 and 20 times as many.
-    progress
-        Show one bar on stderr, if that is a terminal.
+    Args:
+        directory: where base, run, archive and decoded models stay: absent or empty. Without one they are removed
+            afterwards.
+        steps: of GRPO to train, all of them observed; models are read at that step and at 5, 10 and 20 times as many.
+        progress: show one bar on stderr, if that is a terminal.
 
-    Raises
-    ------
-    InvalidArgument
-        The directory is not empty, there are fewer than 2 steps, or transformers is not installed.
+    Raises:
+        InvalidArgument: the directory is not empty, there are fewer than 2 steps, or transformers is not installed.
     """
     if steps < 2:
         raise InvalidArgument(f"cannot fit a line to {steps} training step, expected at least 2")

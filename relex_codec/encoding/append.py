@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Final
 
 from threadpoolctl import threadpool_limits
@@ -23,7 +24,7 @@ from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries, EmbeddedBase
-from .encode import new_segment
+from .encode import new_segment, report_notes
 from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .quality import Quality
@@ -98,19 +99,21 @@ def append(
                 f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
                 "with --exact if it shall grow"
             )
-        series = AppendedSeries(run.decoder, open_series(found, storage_options))
+        further = open_series(found, storage_options)
+        series = AppendedSeries(run.decoder, further)
         series.check()
+        report_notes(further)
         observed = index.manifest.observed
         if observed == len(index.steps):
             observed = len(series.steps)
-        rank = max((int(record["directions"]) for record in index.tensors), default=1) or 1
+        rank = max((len(tensor.directions) for tensor in index.tensors), default=1) or 1
         with threadpool_limits(1, "blas"), writer:
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
-            segment = new_segment(writer, series, budget, run.decoder.exact)
+            frames = partial(new_segment, writer, len(series.steps) - len(index.steps), run.decoder.exact)
             job = RunEncoder(
-                series, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, segment
+                series, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, True, frames
             )
             return job.write(index.manifest.base_uri, progress)
 
@@ -122,8 +125,8 @@ def _base(run: RunReader) -> TensorReader:
         return EmbeddedBase(run.decoder)
     reader = run.base_reader()
     there = reader.tensors
-    for record, tensor in zip(index.tensors, index.manifest.tensors, strict=True):
-        if record["origin"] != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
+    for tensor in index.tensors:
+        if tensor.origin != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
             raise BaseMismatch(
                 f"base {reader.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
             )

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader, check_same_tensors
 from relex_codec.core.dtypes import Bits
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.stored_pieces import embedded_file
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 
@@ -22,7 +24,7 @@ class AppendedSeries(CheckpointSeries):
         InvalidArgument: their steps do not come after those of the file.
     """
 
-    def __init__(self, decoder: Decoder, further: CheckpointSeries) -> None:
+    def __init__(self, decoder: TensorDecoder, further: CheckpointSeries) -> None:
         index = decoder.container.index
         old = [int(step) for step in index.steps]
         if further.steps[0] <= old[-1]:
@@ -72,7 +74,7 @@ class AppendedSeries(CheckpointSeries):
             return
         tier = self._decoder.exact
         hi = lo + out.shape[1]
-        for part in tier.pieces(self._decoder.number(name), lo // f.PIECE, -(-hi // f.PIECE)):
+        for part in tier.pieces(self._decoder.container.index.tensor(name).number, lo // f.PIECE, -(-hi // f.PIECE)):
             start = part.piece * f.PIECE
             a, b = max(lo, start), min(hi, start + part.elements)
             found = replay_parts(tier, [part], range(1, len(out) + 1), self._decoder.part_origin)
@@ -88,7 +90,7 @@ class RestoredStep(TensorReader):
         tensors: those of the file, one table for all its steps.
     """
 
-    def __init__(self, decoder: Decoder, step: int, tensors: dict[str, TensorInfo]) -> None:
+    def __init__(self, decoder: TensorDecoder, step: int, tensors: dict[str, TensorInfo]) -> None:
         manifest = decoder.container.index.manifest
         self.path = f"step {step} of {decoder.container.source.path}"
         self.tensors, self.shards = tensors, manifest.shards
@@ -98,7 +100,8 @@ class RestoredStep(TensorReader):
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
         self.check_range(name, lo, out.size)
-        out[:] = self._decoder.read(name, float(self._step), "exact", lo, lo + out.size)
+        tensor = self._decoder.container.index.tensor(name)
+        out[:] = self._decoder.read(tensor, StepTier(float(self._step), "exact"), lo, lo + out.size)
 
 
 class EmbeddedBase(TensorReader):
@@ -108,7 +111,7 @@ class EmbeddedBase(TensorReader):
         decoder: of a file that embeds its base.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: TensorDecoder) -> None:
         index = decoder.container.index
         manifest = index.manifest
         self.path = decoder.container.source.path
@@ -116,8 +119,8 @@ class EmbeddedBase(TensorReader):
         self.side_files = [file.name for file in manifest.files]
         self.tensors = {
             tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard)
-            for record, tensor in zip(index.tensors, manifest.tensors, strict=True)
-            if record["origin"] == f.IN_BASE
+            for tensor in index.tensors
+            if tensor.origin == f.IN_BASE
         }
         self._decoder = decoder
 
@@ -125,11 +128,12 @@ class EmbeddedBase(TensorReader):
         """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
         size, hi = self.check_range(name, lo, out.size).size, lo + out.size
         start, end = lo // f.PIECE * f.PIECE, min(-(-hi // f.PIECE) * f.PIECE, size)
-        out[:] = self._decoder.origin(self._decoder.number(name), start, end)[lo - start : hi - start]
+        tensor = self._decoder.container.index.tensor(name)
+        out[:] = self._decoder.origins.read_span(tensor, start, end)[lo - start : hi - start]
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`."""
-        return (b"".join(self._decoder.read_file(self.side_files.index(name))) for name in names)
+        return (b"".join(embedded_file(self._decoder.container, self.side_files.index(name))) for name in names)
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of each of `side_files` by name."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
 from relex_codec.checkpoints.base_model import canonical_uri, open_base
-from relex_codec.checkpoints.checkpoint import CheckpointSeries
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
+from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
-from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.errors import InvalidArgument
@@ -78,8 +79,8 @@ def encode(
         InvalidArgument: an argument cannot be, or the output exists or cannot be written.
 
     Example:
-        >>> size = relex_codec.encode("ckpts/", "run.relex", base="base/", steps="10:40", exact=True)
-        >>> relex_codec.open("run.relex").steps
+        >>> size = relex_codec.encode("ckpts/", "new.relex", base="base/", steps="10:40", exact=True)
+        >>> relex_codec.open("new.relex").steps
         [10, 20, 30, 40]
     """
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
@@ -96,46 +97,36 @@ def encode(
         exclude_steps=exclude_steps,
         skip_incomplete=skip_incomplete,
         on_skip=_report_skip,
+        base=base_reader,
     )
     observed = _observed([step for step, _ in found], observe)
-    series = open_series(found, storage_options, chosen=True)
+    series = open_series(found, storage_options, base=base_reader, chosen=True)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
         series.check()
-        segment = new_segment(writer, series, budget) if exact else None
-        job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, segment)
+        report_notes(series, base_reader)
+        frames = partial(new_segment, writer, len(series.steps))
+        job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         return job.write(canonical_uri(reference), progress)
 
 
-def new_segment(writer: FileWriter, series: CheckpointSeries, budget: int, old: ExactTier | None = None) -> SegmentJob:
-    """Begin a segment of the exact tier with the steps of `series` that `old` does not have.
-
-    Raises:
-        InvalidArgument: the budget does not hold a piece over all steps.
-    """
-    from relex_codec.exact.segment_writer import SegmentWriter
+def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) -> SegmentJob:
+    """Begin a segment of `count` steps, after those of `old`."""
+    from relex_codec.exact.segment_writer import SegmentWriter  # numba is only needed here
     from relex_codec.exact.tier_writer import SegmentJob
 
-    infos = map(series.info, series.names)
-    widest = max((ITEMSIZE[info.dtype] * min(info.size, f.PIECE) for info in infos), default=0)
-    need = 3 * (len(series.steps) + 1) * widest
-    if need > budget:
-        raise InvalidArgument(
-            f"the exact tier of {len(series.steps)} steps needs {-(-need // 10**6)} MB, "
-            f"memory is {budget // 10**6} MB: raise --memory"
-        )
-    held = {}
-    count = len(series.steps)
-    if old is not None:
-        index = old.container.index
-        held = {t.name: int(r["segment"]) for t, r in zip(index.manifest.tensors, index.tensors, strict=True)}
-        count -= len(index.steps)
-    return SegmentJob(SegmentWriter(writer.scratch(), count), old, held)
+    return SegmentJob(SegmentWriter(writer.scratch(), count), old)
 
 
 def _report_skip(message: str) -> None:
     note(f"left out: {message}")
+
+
+def report_notes(series: CheckpointSeries, base: TensorReader | None = None) -> None:
+    """Say on stderr what of the checkpoints is not read: nothing is left out in silence."""
+    for line in notes_on(series, base):
+        note(line)
 
 
 def _observed(steps: list[int], observe: int | None) -> int:

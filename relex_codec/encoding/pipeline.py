@@ -1,12 +1,12 @@
 """The work of encoding a run: one tensor after another, and the tables of the file that result.
 
-What happens to one tensor is in tensor_history.py, fit.py and direction_search.py, and in exact/ for the exact tier.
+What happens to one tensor is in tensor_history.py, fit.py and direction_search.py, and in exact/ for its frames.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,10 @@ from .fit import F64, Fit, fit_directions
 from .full_check import FullCheck
 from .low_rank import ReadElements
 from .quality import Quality
-from .tensor_history import Origin, TensorHistory, Vectors, digests_of, pieces, step_digests
+from .tensor_history import SMALLEST_SLICE, Origin, TensorHistory, Vectors, pieces
 
 if TYPE_CHECKING:
-    from relex_codec.exact.tier_writer import SegmentJob
+    from relex_codec.exact.tier_writer import SegmentJob, TensorJob
 
 
 @dataclass(slots=True)
@@ -44,12 +44,11 @@ class _Tensor:
     origin: int
     span: PendingSpan | None = None
     digests: list[bytes] = field(default_factory=list)
-    series: list[PendingSpan] = field(default_factory=list)
     directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
     """Record of each direction without its spans, and the spans of its factors and of its remainder."""
     coefficients: list[F64] = field(default_factory=list)
     segment: int = 0
-    """The record's field of the exact tier."""
+    """The first segment of frames that holds it, from 1 on."""
 
 
 @dataclass(slots=True)
@@ -62,7 +61,8 @@ class RunEncoder:
         rank: directions per tensor.
         embed: store the base.
         budget: bytes.
-        segment: of the exact tier, if there is one.
+        exact: frames hold every tensor that changes, not only those that no line is drawn through.
+        new_segment: begins the segment of frames; called when the first tensor needs it.
     """
 
     run: CheckpointSeries
@@ -73,7 +73,9 @@ class RunEncoder:
     rank: int
     embed: bool
     budget: int
-    segment: SegmentJob | None = None
+    exact: bool
+    new_segment: Callable[[], SegmentJob]
+    _segment: SegmentJob | None = field(default=None, init=False)
 
     def write(self, base_uri: str | None, progress: bool) -> int:
         """Do everything and return the size of the file.
@@ -86,12 +88,18 @@ class RunEncoder:
         files = [(name, self.embed_file(data)) for name, data in zip(names, self.base.read_files(names), strict=True)]
         self.writer.close_chunks()
         manifest = Manifest(
-            self.observed, base_uri, self.embed, self.quality.name, self.quality.growth,
+            self.observed, self.exact, base_uri, self.embed, self.quality.name, self.quality.growth,
             [tensor.entry for tensor in tensors], list(self.base.shards), self.base.indexed,
             [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
         )  # fmt: skip
         tables = _tables(tensors, np.array(self.run.steps, np.int64), manifest)
-        return self.writer.finish(tables, self.segment.assemble() if self.segment else None)
+        return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
+
+    def _frames(self, number: int, info: TensorInfo) -> TensorJob:
+        """Return what takes the steps of a tensor to the segment of frames."""
+        if self._segment is None:
+            self._segment = self.new_segment()
+        return self._segment.tensor(number, info.name, info.dtype)
 
     def tensors(self, progress: bool) -> Iterator[_Tensor]:
         """Encode every tensor: those of the base in its order, then those that it lacks."""
@@ -104,10 +112,11 @@ class RunEncoder:
                 f"run and base {self.base.path} share no tensor: the run begins with {quote(first)}, "
                 f"the base with {quote(there)}; is it the model that training started from?"
             )
+        self._check_memory(shared + rest)
         size = sum(info.size * ITEMSIZE[info.dtype] for info in infos.values()) * len(self.run.steps)
         with progress_bar("encode", size, enabled=progress) as bar:
-            for info in shared + rest:
-                yield self._tensor(info)
+            for number, info in enumerate(shared + rest):
+                yield self._tensor(number, info)
                 bar.update(info.size * ITEMSIZE[info.dtype] * len(self.run.steps))
 
     def _from_base(self, info: TensorInfo) -> bool:
@@ -116,86 +125,92 @@ class RunEncoder:
             return False
         return there.dtype == info.dtype or {there.dtype, info.dtype} <= FLOATS
 
-    def _tensor(self, info: TensorInfo) -> _Tensor:
+    def _check_memory(self, infos: Iterable[TensorInfo]) -> None:
+        """Refuse at once what would exceed the budget after hours: frames take whole pieces of all steps."""
+
+        def need(info: TensorInfo) -> int:
+            return 3 * (len(self.run.steps) + 1) * ITEMSIZE[info.dtype] * min(info.size, f.PIECE)
+
+        large = [info for info in infos if need(info) > self.budget]
+        framed = [info for info in large if self.exact or (info.dtype not in FLOATS and self._changes(info))]
+        if framed:
+            widest = max(framed, key=need)
+            what = "the exact tier" if self.exact else f"tensor {quote(widest.name)}, which is stored step by step,"
+            raise InvalidArgument(
+                f"{what} of {len(self.run.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
+                f"{self.budget // 10**6} MB: raise --memory"
+            )
+
+    def _origin(self, info: TensorInfo) -> Origin:
+        if self._from_base(info):
+            return Origin.in_base(self.base, self.base.info(info.name))
+        return Origin.in_run(self.run, info)
+
+    def _tensor(self, number: int, info: TensorInfo) -> _Tensor:
         there = self.base.tensors.get(info.name)
         in_base = self._from_base(info)
         shard = there.shard if there else len(self.base.shards) - 1
-        origin_dtype = there.dtype if there and in_base else info.dtype
-        entry = TensorEntry(info.name, info.dtype, info.shape, origin_dtype, shard)
-        if info.dtype not in FLOATS:
-            return self._exact(info, entry, in_base)
-        origin = Origin.in_base(self.base, there) if there and in_base else Origin.in_run(self.run, info)
-        return self._moving(info, entry, origin, in_base)
-
-    def _exact(self, info: TensorInfo, entry: TensorEntry, in_base: bool) -> _Tensor:
-        """A tensor that no line is drawn through: the same at every step, or stored step by step."""
-        if self.segment is not None:
-            return self._framed(info, entry, in_base, self.segment)
-        digests = digests_of(self.base, self.base.info(info.name)) if in_base else []
-        per_step = step_digests(self.run, info)
-        if len(set(per_step)) == 1 and (not in_base or self._equals_base(info, digests)):
-            tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED, digests=digests)
-            if self.embed or not in_base:
-                tensor.span = self._store_origin(info, self.base if in_base else self.run.checkpoint(0))
-            return tensor
-        tensor = _Tensor(entry, f.EXACT_SERIES, f.IN_BASE if in_base else f.NO_ORIGIN, digests=digests)
-        if self.embed and in_base:
-            tensor.span = self._store_origin(info, self.base)
-        for number, hashed in enumerate(per_step):
-            if number and hashed == per_step[number - 1]:
-                tensor.series.append(tensor.series[-1])
-                continue
-            planes = (plane for piece in pieces(self.run.checkpoint(number), info) for plane in split_planes(piece))
-            tensor.series.append(self.writer.exact.add(planes, info.size * ITEMSIZE[info.dtype], match=True))
+        origin = self._origin(info)
+        entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, shard)
+        tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
+        if info.dtype in FLOATS:
+            self._with_line(tensor, info, origin, self._frames(number, info) if self.exact else None)
+        else:
+            framed = self.exact or self._changes(info)
+            self._without_line(tensor, info, origin, self._frames(number, info) if framed else None)
         return tensor
 
-    def _framed(self, info: TensorInfo, entry: TensorEntry, in_base: bool, segment: SegmentJob) -> _Tensor:
-        """The same where the exact tier takes it."""
-        checkpoint = self.base if in_base else self.run.checkpoint(0)
-        origin = Origin.in_base(self.base, info) if in_base else Origin.in_run(self.run, info)
-        tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
-        job = segment.tensor(info.name, info.dtype)
+    def _changes(self, info: TensorInfo) -> bool:
+        """Tell whether a tensor of its origin's dtype ever differs from it."""
+        origin = self._origin(info)
+        width = len(self.run.steps) * ITEMSIZE[info.dtype]
+        count = min(f.PIECE, max(SMALLEST_SLICE, self.budget // (4 * width)))
+        for lo in range(0, info.size, count):
+            hi = min(lo + count, info.size)
+            if (self.run.read(info.name, lo, hi) != origin.read(lo, hi)).any():
+                return True
+        return False
+
+    def _without_line(self, tensor: _Tensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+        """A tensor that no line is drawn through: it is the same at every step, or in frames."""
         for piece, lo in enumerate(range(0, info.size, f.PIECE)):
             hi = min(lo + f.PIECE, info.size)
             bits = origin.read(lo, hi)
-            if in_base:
+            if tensor.origin == f.IN_BASE:
                 tensor.digests.append(digest(bits))
-            job.add(piece, bits, self.run.read(info.name, lo, hi))
-        tensor.segment = job.segment
+            if frames:
+                frames.add(piece, bits, self.run.read(info.name, lo, hi))
+        tensor.segment = frames.segment if frames else 0
         if tensor.segment:
-            tensor.kind = f.EXACT_SERIES
+            tensor.kind = f.FRAMED
+        self._store_origin(tensor, info)
+
+    def _store_origin(self, tensor: _Tensor, info: TensorInfo) -> None:
+        """Write the origin where the file holds it."""
+        in_base = tensor.origin == f.IN_BASE
         if self.embed or not in_base:
-            tensor.span = self._store_origin(info, checkpoint)
-        return tensor
+            checkpoint = self.base if in_base else self.run.checkpoint(0)
+            there = checkpoint.info(info.name)
+            planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
+            tensor.span = self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
 
-    def _equals_base(self, info: TensorInfo, digests: list[bytes]) -> bool:
-        return digests_of(self.run.checkpoint(0), info) == digests
-
-    def _store_origin(self, info: TensorInfo, checkpoint: TensorReader) -> PendingSpan:
-        there = checkpoint.info(info.name)
-        planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
-        return self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
-
-    def _moving(self, info: TensorInfo, entry: TensorEntry, origin: Origin, in_base: bool) -> _Tensor:
-        tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
-        job = self.segment.tensor(info.name, info.dtype) if self.segment else None
-        unit = TensorHistory(self.run, info, origin, self.observed, self.budget, job.add if job else None)
+    def _with_line(self, tensor: _Tensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+        """A tensor that a line is drawn through, if it moves while it is observed."""
+        unit = TensorHistory(self.run, info, origin, self.observed, self.budget, frames.add if frames else None)
 
         def origin_piece(bits: Bits) -> None:
-            if in_base:
+            if tensor.origin == f.IN_BASE:
                 tensor.digests.append(digest(bits))
 
         gram = unit.gram(origin_piece)
-        if self.embed or not in_base:
-            tensor.span = self._store_origin(info, self.base if in_base else self.run.checkpoint(0))
-        if job:
-            tensor.segment = job.segment
+        self._store_origin(tensor, info)
+        tensor.segment = frames.segment if frames else 0
         if not unit.finite:
             if tensor.segment:
-                tensor.kind = f.EXACT_SERIES  # no line goes through it, but the exact tier has it
-            return tensor
+                tensor.kind = f.FRAMED  # no line goes through it, but the frames have it
+            return
         if not unit.moved:
-            return tensor  # it did not move while it was observed
+            return  # it did not move while it was observed
         tensor.kind = f.MOVING
         fitted = fit_directions(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
         starts = sample_starts(unit.energies)
@@ -208,7 +223,6 @@ class RunEncoder:
             whole = FullCheck(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
             with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
                 self._store_directions(tensor, fitted, vectors, sample, whole)
-        return tensor
 
     def _store_directions(
         self, tensor: _Tensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: FullCheck | None
@@ -263,18 +277,16 @@ class RunEncoder:
 def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
     records = np.zeros(len(tensors), f.TENSOR_RECORD)
     rows: list[Any] = []
-    series: list[tuple[int, int]] = []
     digests: list[bytes] = []
     coefficients: list[Any] = []
     for record, tensor in zip(records, tensors, strict=True):
         record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.directions)
-        record["first"] = {f.MOVING: len(rows), f.EXACT_SERIES: len(series)}.get(tensor.kind, 0)
+        record["first"] = len(rows) if tensor.kind == f.MOVING else 0
         record["segment"] = tensor.segment
         record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
         if tensor.span is not None:
             record["chunk"], record["offset"] = tensor.span.resolved()
         digests.extend(tensor.digests)
-        series.extend(span.resolved() for span in tensor.series)
         for row, factors, remainder in tensor.directions:
             row["factor_chunk"], row["factor_offset"] = factors.resolved()
             row["chunk"], row["offset"] = remainder.resolved()
@@ -285,7 +297,6 @@ def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
         manifest=manifest,
         tensors=records,
         directions=np.concatenate(rows) if rows else np.zeros(0, f.DIRECTION_RECORD),
-        series=np.array(series, f.SPAN_RECORD),
         digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST),
         coefficients=np.array(coefficients, np.float64).reshape(-1, len(steps)),
     )
@@ -296,7 +307,7 @@ def _direction_record(fitted: Fit, j: int, stored: StoredDirection) -> Any:
     record = np.zeros(1, f.DIRECTION_RECORD)
     row = record[0]
     row["slope"], row["intercept"] = fitted.slope[j], fitted.intercept[j]
-    row["step"], row["shift"] = stored.scale, stored.shift
+    row["scale"], row["shift"] = stored.scale, stored.shift
     row["rank"], row["packing"] = stored.rank, stored.packing.id
     row["coefficients_crc"] = zlib.crc32(fitted.coefficients[j].astype("<f8").tobytes())
     row["explained"], row["r2"] = fitted.explained[j], fitted.r2[j]

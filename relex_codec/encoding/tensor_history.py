@@ -6,7 +6,6 @@ Gram matrix, once for the directions.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Final
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
@@ -218,23 +216,7 @@ def as_dtype(bits: Bits, have: str, want: str) -> Bits:
     return bits if have == want else from_float32(to_float32(bits, have), want)
 
 
-def step_digests(run: CheckpointSeries, info: TensorInfo) -> list[bytes]:
-    """Return a SHA-256 of the tensor's bits at each step, in bounded memory."""
-    result = []
-    for number in range(len(run.steps)):
-        hashed = hashlib.sha256()
-        for piece in pieces(run.checkpoint(number), info):
-            hashed.update(piece.data)
-        result.append(hashed.digest())
-    return result
-
-
 def pieces(checkpoint: TensorReader, info: TensorInfo) -> Iterator[Bits]:
     """Yield a tensor's bits piece by piece."""
     for lo in range(0, info.size, PIECE):
         yield checkpoint.read(info.name, lo, min(lo + PIECE, info.size))
-
-
-def digests_of(checkpoint: TensorReader, info: TensorInfo) -> list[bytes]:
-    """Return the digests of FORMAT.md section 9 of one tensor."""
-    return [digest(piece) for piece in pieces(checkpoint, info)]

@@ -11,6 +11,6 @@ In the order of the data:
     segment_writer, tier_writer      writing a segment, and the tier of a file
     tier_reader, replay              restoring one step, and many of them in order
 
-The formulas are those of FORMAT.md section 14, and a name that stands there is used here too. Modules with compiled
+The formulas are those of EXACT.md section 14, and a name that stands there is used here too. Modules with compiled
 code import numba, so the rest of the package imports these only where it is about to use them.
 """

@@ -1,4 +1,4 @@
-"""The order of bisection: which frames a segment has, and which of them a step needs (FORMAT.md section 13).
+"""The order of bisection: which frames a segment has, and which of them a step needs (EXACT.md section 13).
 
 Steps of a segment are numbered 1 .. n; 0 is its left end. Pure functions on numbers.
 """

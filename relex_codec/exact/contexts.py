@@ -1,4 +1,4 @@
-"""Contexts and symbols: what is coded, given what a decoder knows already (FORMAT.md section 14).
+"""Contexts and symbols: what is coded, given what a decoder knows already (EXACT.md section 14).
 
 Everything here is compiled into encoder and decoder alike, so both see the same contexts.
 """

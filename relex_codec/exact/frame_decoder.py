@@ -1,4 +1,4 @@
-"""Decoding frames: symbols to the words of a step, given those of the steps around it (FORMAT.md section 14).
+"""Decoding frames: symbols to the words of a step, given those of the steps around it (EXACT.md section 14).
 
 There are no bounds checks in compiled code, and a stream may say anything: every index made of what was decoded is
 compared before it is used.

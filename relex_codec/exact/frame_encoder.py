@@ -1,4 +1,4 @@
-"""Encoding frames: words of a step to symbols, given those of the steps around it (FORMAT.md section 14)."""
+"""Encoding frames: words of a step to symbols, given those of the steps around it (EXACT.md section 14)."""
 
 from __future__ import annotations
 

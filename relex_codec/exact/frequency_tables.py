@@ -1,4 +1,4 @@
-"""Frequency tables: which contexts share one, with which frequencies, and their bytes (FORMAT.md sections 13 and 14).
+"""Frequency tables: which contexts share one, with which frequencies, and their bytes (EXACT.md).
 
 A group of parts has one or more *table sets*, numbered from 0; each frame says which of them it is coded with. A table
 set (`FrequencyTables`) gives every context that occurs one of up to 254 tables of 64 frequencies that add up to 4096.

@@ -1,4 +1,4 @@
-"""Lists of intervals: the words of a part that differ at two known steps (FORMAT.md section 14).
+"""Lists of intervals: the words of a part that differ at two known steps (EXACT.md section 14).
 
 Words are ordered integers (ordered_words.py), sorted by class; a *rank* is a place in that order. The list of an
 interval holds the words that differ at its two known ends, in the order of their ranks. All other words are *quiet*. A

@@ -1,4 +1,4 @@
-"""Ordered words: bits of elements as integers whose order is that of the values (FORMAT.md section 14)."""
+"""Ordered words: bits of elements as integers whose order is that of the values (EXACT.md section 14)."""
 
 from __future__ import annotations
 

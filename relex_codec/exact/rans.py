@@ -1,4 +1,4 @@
-"""Entropy coding: rANS with static tables, one or four interleaved lanes (FORMAT.md section 14).
+"""Entropy coding: rANS with static tables, one or four interleaved lanes (EXACT.md section 14).
 
 A lane is a number x < 2^64. Coding a symbol of frequency f (of 4096) multiplies it by about 4096 / f; when it would
 leave 64 bits, its low 32 bits are written as a word of the stream. A single lane begins at 1, so a short stream is only

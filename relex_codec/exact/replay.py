@@ -1,4 +1,4 @@
-"""Replaying: several steps of several parts, every frame read and decoded once (FORMAT.md section 13)."""
+"""Replaying: several steps of several parts, every frame read and decoded once (EXACT.md section 13)."""
 
 from __future__ import annotations
 
@@ -233,11 +233,13 @@ def replay_tensors(
 
     Arguments, memory and errors are those of `replay_parts` and `replay_all`.
     """
-    manifest = tier.container.index.manifest
-    parts = [part for tensor in range(len(manifest.tensors)) for part in all_parts(tier, tensor)]
+    tensors = tier.container.index.tensors
+    parts = [part for tensor in tensors for part in all_parts(tier, tensor.number)]
     with prefetching(plan(parts)):
         for number, found in replay_parts(tier, parts, steps, origin):
-            whole: list[Bits] = [np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in manifest.tensors]
+            whole: list[Bits] = [
+                np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in tier.container.index.tensors
+            ]
             for part, bits in zip(parts, found, strict=True):
                 start = part.piece * f.PIECE
                 whole[part.tensor][start : start + part.elements] = bits
@@ -248,7 +250,7 @@ def replay_tensors(
 
 def all_parts(tier: ExactTier, tensor: int) -> list[PartInfo]:
     """Return a tensor as parts."""
-    size = tier.container.index.manifest.tensors[tensor].size
+    size = tier.container.index.tensors[tensor].size
     return tier.pieces(tensor, 0, -(-size // f.PIECE))
 
 
@@ -258,7 +260,7 @@ def batches(tier: ExactTier, tensors: Collection[int] | None = None) -> Iterator
     Args:
         tensors: numbers of those that are wanted. Default: all.
     """
-    wanted = range(len(tier.container.index.manifest.tensors)) if tensors is None else frozenset(tensors)
+    wanted = range(len(tier.container.index.tensors)) if tensors is None else frozenset(tensors)
     last = len(tier.segments) - 1
     held, _, _ = tier.parts(last)  # a later segment holds what an earlier one does
     longest = max(range(last + 1), key=lambda number: tier.segments[number].count)

@@ -1,4 +1,4 @@
-"""Writing a segment: parts come in tensor by tensor, blocks go out frame by frame (FORMAT.md section 13)."""
+"""Writing a segment: parts come in tensor by tensor, blocks go out frame by frame (EXACT.md section 13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments, parts and groups: what the frames of a file hold, and where (FORMAT.md section 13). Pure functions."""
+"""Segments, parts and groups: what the frames of a file hold, and where (EXACT.md section 13). Pure functions."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def check_segments(segments: Records, frames: Records, steps: int, begin: int, e
         expected = found[-1].first + found[-1].count if found else 0
         if segment.first != expected or not 1 <= segment.count <= steps - expected or segment.left > segment.first:
             raise Corrupt(f"{f.SEGMENTS}: the segments do not follow each other")
-        if not 1 <= record["models"] <= 255 or not record["limit"]:
+        if not 1 <= record["table_sets"] <= 255 or not record["limit"]:
             raise Corrupt(f"{f.SEGMENTS}: a number is out of bounds")
         index = int(record["groups"]) * f.BLOB_RECORD.itemsize
         blocks = [(int(record["position"]), int(record["length"]))]
         for step in frame_order(segment.count):
             frame = frames[segment.first + step - 1]
-            if frame["model"] >= record["models"]:
+            if frame["table_set"] >= record["table_sets"]:
                 raise Corrupt(f"{f.FRAMES}: a frame has a table set that its segment lacks")
             blocks.append((int(frame["position"]), int(frame["length"])))
         for position, length in blocks:

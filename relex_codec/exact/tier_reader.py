@@ -1,4 +1,4 @@
-"""Reading the exact tier: segments, blocks, blobs (FORMAT.md section 13). Nothing is read before it is asked for."""
+"""Reading the exact tier: segments, blocks, blobs (EXACT.md section 13). Nothing is read before it is asked for."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ExactTier:
     def __init__(self, container: FileReader) -> None:
         self.container = container
         entries = container.index.entries
-        first, second, data = (entries[name] for name in f.EXACT_ENTRIES)
+        first, second, data = (entries[name] for name in f.FRAME_ENTRIES)
         raw = container.source.read_cached(first.begin, second.end)
         records = []
         for entry, dtype in ((first, f.SEGMENT_RECORD), (second, f.FRAME_RECORD)):
@@ -113,7 +113,7 @@ class ExactTier:
 
     def holds(self, segment: int, tensor: int) -> bool:
         """Whether a segment holds a tensor; otherwise it is its origin there."""
-        first = int(self.container.index.tensors[tensor]["segment"])
+        first = self.container.index.tensors[tensor].segment
         return 0 < first <= segment + 1
 
     def parts(self, segment: int) -> tuple[list[PartInfo], list[int], dict[int, int]]:
@@ -123,8 +123,8 @@ class ExactTier:
             Corrupt: the segment has another number of groups than it says.
         """
         if segment not in self._parts:
-            tensors = self.container.index.manifest.tensors
-            held = ((i, t.dtype, t.size) for i, t in enumerate(tensors) if self.holds(segment, i))
+            tensors = self.container.index.tensors
+            held = ((t.number, t.dtype, t.size) for t in tensors if self.holds(segment, t.number))
             parts = parts_of(held)
             groups = groups_of(parts, int(self.segment_records[segment]["limit"]))
             if len(groups) - 1 != int(self.segment_records[segment]["groups"]):
@@ -194,7 +194,7 @@ class ExactTier:
 
     def _parse(self, key: Key, raw: bytes) -> Blob:
         if not key.step:
-            return GroupTables(*parse_group_tables(raw, int(self.segment_records[key.segment]["models"])))
+            return GroupTables(*parse_group_tables(raw, int(self.segment_records[key.segment]["table_sets"])))
         _, groups, _ = self.parts(key.segment)
         return parse_frame(raw, groups[key.group + 1] - groups[key.group])
 
@@ -243,9 +243,9 @@ class ExactTier:
         def frame(step: int) -> Frame:
             streams = blobs[Key(segment, step, group)]
             assert isinstance(streams, Streams)
-            return Frame(*streams.streams[place], found.coder(int(self.frame_records[first + step - 1]["model"])))
+            return Frame(*streams.streams[place], found.coder(int(self.frame_records[first + step - 1]["table_set"])))
 
-        dense = found.dense(int(self.frame_records[first + count - 1]["model"]))
+        dense = found.dense(int(self.frame_records[first + count - 1]["table_set"]))
         return PartDecoder(left, part.dtype, found.low, count, dense, frame)
 
     def restore(self, part: PartInfo, step: int, origin: Origin, blobs: Blobs) -> Bits:
@@ -297,7 +297,7 @@ class ExactTier:
 
     def pieces(self, tensor: int, first: int, last: int) -> list[PartInfo]:
         """Return pieces first .. last - 1 of a tensor as parts."""
-        entry = self.container.index.manifest.tensors[tensor]
+        entry = self.container.index.tensors[tensor]
         return [
             PartInfo(tensor, piece, entry.dtype, min(f.PIECE, entry.size - piece * f.PIECE))
             for piece in range(first, last)
@@ -305,7 +305,7 @@ class ExactTier:
 
     def where(self, part: PartInfo) -> str:
         """Name a part in a message."""
-        name = quote(self.container.index.manifest.tensors[part.tensor].name)
+        name = quote(self.container.index.tensors[part.tensor].name)
         return f"{self.container.source.path}: tensor {name}"
 
     def all_blobs(self) -> Iterator[list[Key]]:

@@ -1,4 +1,4 @@
-"""Laying out the exact tier of a file: earlier segments and a new one (FORMAT.md section 13)."""
+"""Laying out the frames of a file: earlier segments and a new one (EXACT.md section 13)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from relex_codec.core.digests import part_digest
 from relex_codec.core.dtypes import Bits
 from relex_codec.format import constants as f
-from relex_codec.format.writer import ExactEntries
+from relex_codec.format.writer import FrameEntries
 
 from .bisection import choose_left
 from .segment_writer import SegmentWriter
@@ -27,31 +27,33 @@ class SegmentJob:
     Args:
         writer: of the new segment.
         old: the exact tier that the segment is appended to, or None.
-        held: the ``segment`` field of each tensor in the file before; empty without one.
     """
 
-    def __init__(self, writer: SegmentWriter, old: ExactTier | None = None, held: dict[str, int] | None = None) -> None:
-        self.writer, self.old, self._held = writer, old, held or {}
+    def __init__(self, writer: SegmentWriter, old: ExactTier | None = None) -> None:
+        self.writer, self.old = writer, old
         segments = old.segments if old else []
         self.first = segments[-1].first + segments[-1].count if segments else 0
         """Steps before the segment."""
         ends = [segment.first + segment.count for segment in segments]
         self.left = choose_left(ends, step_costs(segments), writer.count)
         """Number of the step at its left end; 0 is the origin."""
-        self._tensors = 0
 
-    def tensor(self, name: str, dtype: str) -> TensorJob:
-        """Begin the next tensor; tensors come in the order of the file."""
-        self._tensors += 1
-        return TensorJob(self, self._tensors - 1, dtype, self._held.get(name, 0))
+    def tensor(self, number: int, name: str, dtype: str) -> TensorJob:
+        """Begin a tensor; those that the segment may hold come in the order of the file.
+
+        Args:
+            number: of the tensor in the file.
+        """
+        held = self.old.container.index.tensor(name).segment if self.old else 0
+        return TensorJob(self, number, dtype, held)
 
     @property
     def number(self) -> int:
         """Number of the new segment."""
         return len(self.old.segments) if self.old else 0
 
-    def assemble(self) -> ExactEntries:
-        """Close the segment and lay out the tier."""
+    def assemble(self) -> FrameEntries:
+        """Close the segment and lay out all of them."""
         self.writer.finish()
         old = self.old
         count = self.first + self.writer.count
@@ -73,9 +75,9 @@ class SegmentJob:
                 segments[-1]["position"], segments[-1]["length"] = at, length
             at += length
         segments[-1]["first"], segments[-1]["count"], segments[-1]["left"] = self.first, self.writer.count, self.left
-        segments[-1]["models"], segments[-1]["groups"] = max(self.writer.table_sets) + 1, self.writer.groups
+        segments[-1]["table_sets"], segments[-1]["groups"] = max(self.writer.table_sets) + 1, self.writer.groups
         segments[-1]["limit"] = self.writer.limit
-        frames["model"][self.first :] = self.writer.table_sets
+        frames["table_set"][self.first :] = self.writer.table_sets
 
         def data() -> Iterator[bytes]:
             if old is not None:
@@ -84,7 +86,7 @@ class SegmentJob:
             for _, _, block in self.writer.blocks():
                 yield from block
 
-        return ExactEntries(segments, frames, at, data)
+        return FrameEntries(segments, frames, at, data)
 
 
 class TensorJob:

@@ -50,7 +50,7 @@ def compress(raw: Bytes, *, match: bool = False) -> Stored:
     Args:
         raw: flat uint8, 1 to ``CHUNK_LIMIT`` long.
         match: let zstd look for repetitions. Off for codes and planes of noise, where matching costs up to 30 % of
-            the size and decodes several times slower (RATIONALE.md); on for text and exact series.
+            the size and decodes several times slower (RATIONALE.md); on for text.
 
     The way ``CODEC_FILL`` codes which bytes differ from the most frequent one, and those bytes, each with a Huffman
     code of its own: a Huffman code spends at least one bit on a byte, so it wastes where one byte is most of a chunk.

@@ -28,27 +28,25 @@ STEPS: Final = "relex.steps"
 MANIFEST: Final = "relex.manifest"
 TENSORS: Final = "relex.tensors"
 DIRECTIONS: Final = "relex.directions"
-SERIES: Final = "relex.series"
 DIGESTS: Final = "relex.digests"
 CHUNKS: Final = "relex.chunks"
 COEFFICIENTS: Final = "relex.coefficients"
 DATA_DIRECTIONS: Final = "relex.data.directions"
-DATA_EXACT: Final = "relex.data.exact"
 DATA_BASE: Final = "relex.data.base"
-DATA: Final = (DATA_DIRECTIONS, DATA_EXACT, DATA_BASE)
-ENTRIES: Final = (ROOT, STEPS, MANIFEST, TENSORS, DIRECTIONS, SERIES, DIGESTS, CHUNKS, COEFFICIENTS, *DATA)
+DATA: Final = (DATA_DIRECTIONS, DATA_BASE)
+ENTRIES: Final = (ROOT, STEPS, MANIFEST, TENSORS, DIRECTIONS, DIGESTS, CHUNKS, COEFFICIENTS, *DATA)
 """Every entry that a file of version 1 has, in the order of their data."""
 SEGMENTS: Final = "relex.exact.segments"
 FRAMES: Final = "relex.exact.frames"
 DATA_FRAMES: Final = "relex.data.frames"
-EXACT_ENTRIES: Final = (SEGMENTS, FRAMES, DATA_FRAMES)
-"""The entries of the exact tier, after all others; a file has all of them or none."""
+FRAME_ENTRIES: Final = (SEGMENTS, FRAMES, DATA_FRAMES)
+"""The entries of the frames, after all others; a file has all of them or none."""
 COVERED_ELSEWHERE: Final = frozenset({COEFFICIENTS, *DATA, DATA_FRAMES})
 """Entries whose parts carry checksums of their own."""
 
-SAME, MOVING, EXACT_SERIES = 0, 1, 2
-"""Kinds of tensor."""
-IN_BASE, STORED, NO_ORIGIN = 0, 1, 2
+SAME, MOVING, FRAMED = 0, 1, 2
+"""Kinds of tensor: its origin at every step, directions, or step by step in frames."""
+IN_BASE, STORED = 0, 1
 """Origins of a tensor."""
 CODEC_STORED, CODEC_ZSTD, CODEC_FILL = 0, 1, 2
 
@@ -56,13 +54,12 @@ ROOT_HEAD: Final = np.dtype([("magic", "S8"), ("version", "<u4"), ("header_crc",
                              ("entries", "<u4"), ("reserved", "<u4")])  # fmt: skip
 ROOT_ROW: Final = np.dtype([("crc", "<u4"), ("coverage", "u1"), ("reserved", "u1", 3)])
 ROOT_TAIL: Final = np.dtype([("crc", "<u4"), ("reserved", "<u4")])
-SPAN_RECORD: Final = np.dtype([("chunk", "<u4"), ("offset", "<u4")])
 TENSOR_RECORD: Final = np.dtype([
     ("kind", "u1"), ("origin", "u1"), ("directions", "<u2"), ("first", "<u4"), ("digest", "<u4"),
     ("chunk", "<u4"), ("offset", "<u4"), ("segment", "<u4"), ("reserved", "u1", 8),
 ])  # fmt: skip
 DIRECTION_RECORD: Final = np.dtype([
-    ("slope", "<f8"), ("intercept", "<f8"), ("step", "<f4"), ("shift", "<f4"), ("rank", "<u2"), ("packing", "u1"),
+    ("slope", "<f8"), ("intercept", "<f8"), ("scale", "<f4"), ("shift", "<f4"), ("rank", "<u2"), ("packing", "u1"),
     ("reserved0", "u1"), ("chunk", "<u4"), ("offset", "<u4"), ("coefficients_crc", "<u4"), ("explained", "<f4"),
     ("r2", "<f4"), ("error_line", "<f4"), ("error_stored", "<f4"), ("factor_chunk", "<u4"), ("factor_offset", "<u4"),
 ])  # fmt: skip
@@ -72,10 +69,10 @@ CHUNK_RECORD: Final = np.dtype([
 ])  # fmt: skip
 
 SEGMENT_RECORD: Final = np.dtype([
-    ("first", "<u4"), ("count", "<u4"), ("left", "<u4"), ("models", "<u4"), ("groups", "<u4"), ("limit", "<u4"),
+    ("first", "<u4"), ("count", "<u4"), ("left", "<u4"), ("table_sets", "<u4"), ("groups", "<u4"), ("limit", "<u4"),
     ("position", "<u8"), ("length", "<u8"), ("reserved", "u1", 8),
 ])  # fmt: skip
-FRAME_RECORD: Final = np.dtype([("position", "<u8"), ("length", "<u8"), ("model", "u1"), ("reserved", "u1", 7)])
+FRAME_RECORD: Final = np.dtype([("position", "<u8"), ("length", "<u8"), ("table_set", "u1"), ("reserved", "u1", 7)])
 BLOB_RECORD: Final = np.dtype([("end", "<u8"), ("crc", "<u4")])
 
 

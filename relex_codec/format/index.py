@@ -6,37 +6,31 @@ Pure functions on bytes and arrays; format/reader.py does the reading.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.errors import Corrupt
+from relex_codec.core.text import quote
+from relex_codec.errors import Corrupt, InvalidArgument
 
 from . import constants as f
-from .manifest import Manifest, TensorEntry
+from .manifest import Manifest
 from .packing import packed_size, piece_lengths
 from .safetensors_header import Entry
+from .tensor_record import Span, TensorRecord
 
 Records = npt.NDArray[Any]
 _TABLES: Final = {
     f.TENSORS: f.TENSOR_RECORD,
     f.DIRECTIONS: f.DIRECTION_RECORD,
-    f.SERIES: f.SPAN_RECORD,
     f.CHUNKS: f.CHUNK_RECORD,
 }
 
 
-class Span(NamedTuple):
-    """Where a list of pieces lies: it begins at byte `offset` of raw chunk `chunk`."""
-
-    chunk: int
-    offset: int
-
-
-class Part(NamedTuple):
+class PiecePlace(NamedTuple):
     """One piece: bytes ``offset .. offset + length`` of raw chunk `chunk`."""
 
     chunk: int
@@ -49,35 +43,61 @@ class Index:
     """Everything of a file but its data.
 
     Attributes:
+        path: of the file, for messages.
         entries: the header's, by name.
         steps: int64 [T].
-        tensors, directions, series, chunks: structured arrays, the records of FORMAT.md section 5 and 6.
+        tensors: in the file's order.
+        directions, chunks: structured arrays, the records of FORMAT.md sections 5 and 6.
         digests: uint8 [G, 16].
         first_chunk: number of the first chunk of each data entry.
     """
 
+    path: str
     metadata: dict[str, str]
     entries: dict[str, Entry]
     steps: npt.NDArray[np.int64]
     manifest: Manifest
-    tensors: Records
+    tensors: list[TensorRecord]
     directions: Records
-    series: Records
     digests: npt.NDArray[np.uint8]
     chunks: Records
-    first_chunk: dict[str, int]
+    first_chunk: dict[str, int] = field(default_factory=dict)
+    _by_name: dict[str, TensorRecord] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._by_name.update((tensor.name, tensor) for tensor in self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether there is a tensor of that name."""
+        return name in self._by_name
+
+    def tensor(self, name: str) -> TensorRecord:
+        """Return a tensor.
+
+        Raises:
+            InvalidArgument: the file has none of that name.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise InvalidArgument(f"{self.path} has no tensor {quote(name)}") from None
 
     @property
     def has_exact(self) -> bool:
-        """Whether the file has the exact tier."""
+        """Whether the file offers tier ``exact``: its frames hold every tensor that changes."""
+        return self.manifest.exact
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the file has frames, be it of its ``framed`` tensors only."""
         return f.SEGMENTS in self.entries
 
     @property
     def segments(self) -> int:
-        """Number of segments of the exact tier."""
-        return self.entries[f.SEGMENTS].shape[0] if self.has_exact else 0
+        """Number of segments of the frames."""
+        return self.entries[f.SEGMENTS].shape[0] if self.has_frames else 0
 
-    def parts(self, span: Span, lengths: Sequence[int], data: str) -> list[Part]:
+    def places(self, span: Span, lengths: Sequence[int], data: str) -> list[PiecePlace]:
         """Lay pieces of `lengths` raw bytes out from `span` on, in the chunks of entry `data`.
 
         Raises:
@@ -89,39 +109,25 @@ class Index:
                 raise Corrupt(f"{data}: an empty span lies at {tuple(span)}, expected (0, 0)")
             return []
         low, high = self._chunk_range(data)
-        raw, parts = self.chunks["raw"], []
+        raw, places = self.chunks["raw"], []
         for i, length in enumerate(lengths):
             if i and low <= number < high and offset == raw[number]:
                 number, offset = number + 1, 0
             if not low <= number < high or offset + length > raw[number] or length == 0:
                 raise Corrupt(f"{data}: a span at chunk {span.chunk}, byte {span.offset} leaves its chunks")
-            parts.append(Part(number, offset, length))
+            places.append(PiecePlace(number, offset, length))
             offset += length
-        return parts
+        return places
 
     def _chunk_range(self, data: str) -> tuple[int, int]:
         following = f.DATA[f.DATA.index(data) + 1 :]
         return self.first_chunk[data], self.first_chunk[following[0]] if following else len(self.chunks)
 
-    def origin_parts(self, number: int) -> list[Part]:
+    def origin_places(self, tensor: TensorRecord) -> list[PiecePlace]:
         """Parts of a tensor's origin, where the file holds it."""
-        record, tensor = self.tensors[number], self.manifest.tensors[number]
-        return self.parts(_span(record), self._lengths(tensor.size, ITEMSIZE[tensor.origin_dtype]), f.DATA_BASE)
+        return self.places(tensor.origin_span, self._lengths(tensor.size, ITEMSIZE[tensor.origin_dtype]), f.DATA_BASE)
 
-    def series_parts(self, number: int, position: int) -> list[Part]:
-        """Parts of a ``series`` tensor at step number `position` (0 to T - 1)."""
-        tensor = self.manifest.tensors[number]
-        record = self.series[int(self.tensors[number]["first"]) + position]
-        return self.parts(_span(record), self._lengths(tensor.size, ITEMSIZE[tensor.dtype]), f.DATA_EXACT)
-
-    def distinct_series(self, number: int) -> Iterator[list[Part]]:
-        """Parts of a ``series`` tensor at each step that does not repeat the span of an earlier one."""
-        first = int(self.tensors[number]["first"])
-        _, positions = np.unique(self.series[first : first + len(self.steps)], return_index=True)
-        for position in np.sort(positions):
-            yield self.series_parts(number, int(position))
-
-    def direction_parts(self, tensor: TensorEntry, direction: int) -> tuple[list[Part], list[Part]]:
+    def direction_places(self, tensor: TensorRecord, direction: int) -> tuple[list[PiecePlace], list[PiecePlace]]:
         """Parts of a direction: those of its factors, and those of its remainder, plane by plane of each piece."""
         record = self.directions[direction]
         packing = f.PACKINGS[record["packing"]]
@@ -129,44 +135,31 @@ class Index:
         codes = [packed_size(n, packing) for n in piece_lengths(tensor.size) for _ in range(packing.planes)]
         first = Span(int(record["factor_chunk"]), int(record["factor_offset"]))
         return (
-            self.parts(first, factors, f.DATA_DIRECTIONS),
-            self.parts(_span(record), codes, f.DATA_DIRECTIONS),
+            self.places(first, factors, f.DATA_DIRECTIONS),
+            self.places(Span(int(record["chunk"]), int(record["offset"])), codes, f.DATA_DIRECTIONS),
         )
 
-    def file_parts(self, number: int) -> list[Part]:
+    def file_places(self, number: int) -> list[PiecePlace]:
         """Parts of an embedded file."""
         entry = self.manifest.files[number]
-        return self.parts(Span(entry.chunk, entry.offset), self._lengths(entry.length, 1), f.DATA_BASE)
+        return self.places(Span(entry.chunk, entry.offset), self._lengths(entry.length, 1), f.DATA_BASE)
 
-    def all_parts(self) -> Iterator[tuple[str, list[Part]]]:
-        """Yield (entry, parts) of every span that the file has; equal series spans once."""
-        for number, (record, tensor) in enumerate(zip(self.tensors, self.manifest.tensors, strict=True)):
-            if self.holds_origin(number):
-                yield f.DATA_BASE, self.origin_parts(number)
-            if record["kind"] == f.MOVING:
-                for j in range(int(record["directions"])):
-                    factors, codes = self.direction_parts(tensor, int(record["first"]) + j)
-                    yield f.DATA_DIRECTIONS, factors + codes
-            elif record["kind"] == f.EXACT_SERIES and not self.has_exact:
-                for parts in self.distinct_series(number):
-                    yield f.DATA_EXACT, parts
+    def all_places(self) -> Iterator[tuple[str, list[PiecePlace]]]:
+        """Yield (entry, places) of every span that the file has."""
+        for tensor in self.tensors:
+            if tensor.origin_held:
+                yield f.DATA_BASE, self.origin_places(tensor)
+            for direction in tensor.directions:
+                factors, codes = self.direction_places(tensor, direction)
+                yield f.DATA_DIRECTIONS, factors + codes
         for number in range(len(self.manifest.files)):
-            yield f.DATA_BASE, self.file_parts(number)
+            yield f.DATA_BASE, self.file_places(number)
 
     def _lengths(self, count: int, width: int) -> list[int]:
         """Raw bytes of each plane of each piece of a stream of `count` elements, which must fit the file's chunks."""
         if count * width > len(self.chunks) * f.CHUNK_LIMIT:
             raise Corrupt(f"{f.CHUNKS}: {count} elements are declared, {len(self.chunks)} chunks cannot hold them")
         return [n for n in piece_lengths(count) for _ in range(width)]
-
-    def holds_origin(self, number: int) -> bool:
-        """Tell whether the file itself holds the origin of a tensor."""
-        origin = int(self.tensors[number]["origin"])
-        return origin == f.STORED or (origin == f.IN_BASE and self.manifest.embedded)
-
-
-def _span(record: Any) -> Span:
-    return Span(int(record["chunk"]), int(record["offset"]))
 
 
 def factor_count(shape: Sequence[int], rank: int) -> int:
@@ -185,7 +178,7 @@ def table(name: str, entry: Entry, raw: bytes) -> Records:
     if entry.dtype != "U8" or len(entry.shape) != 2 or entry.shape[1] != dtype.itemsize:
         raise Corrupt(f"{name} is {entry.dtype} {list(entry.shape)}, expected U8 [any, {dtype.itemsize}]")
     records = np.frombuffer(raw, dtype)
-    for field in dtype.names or ():
-        if field.startswith("reserved") and records[field].any():
+    for column in dtype.names or ():
+        if column.startswith("reserved") and records[column].any():
             raise Corrupt(f"{name}: a reserved field is not zero")
     return records

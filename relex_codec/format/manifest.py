@@ -44,9 +44,14 @@ class FileEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The manifest's content; attributes are its keys."""
+    """The manifest's content; attributes are its keys.
+
+    Attributes:
+        exact: whether the file offers tier ``exact``: its frames hold every tensor that changes.
+    """
 
     observed: int
+    exact: bool
     base_uri: str | None
     embedded: bool
     quality: str
@@ -60,6 +65,7 @@ class Manifest:
         """Serialise, padded with spaces to a multiple of 8."""
         document = {
             "observed": self.observed,
+            "exact": self.exact,
             "base": {"uri": self.base_uri, "embedded": self.embedded},
             "quality": {"name": self.quality, "growth": self.growth},
             "tensors": self.tensors,
@@ -87,6 +93,7 @@ def parse(raw: bytes, steps: int) -> Manifest:
         raise Corrupt(f"{_WHERE}: uri is {quote(uri)}, expected a string or null")
     manifest = Manifest(
         observed=_get(document, "observed", int),
+        exact=_get(document, "exact", bool),
         base_uri=uri,
         embedded=_get(base, "embedded", bool),
         quality=_get(quality, "name", str),

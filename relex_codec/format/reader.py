@@ -1,6 +1,6 @@
 """Opening a file and reading its chunks: root, header, tables, data (FORMAT.md sections 2, 3 and 6).
 
-Everything read is checked against its checksum before it is used. Structural rules are in format/index.py.
+Everything read is checked against its checksum before it is used. Structural rules are in format/validate.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from relex_codec.storage.source import Source
 from . import constants as f
 from . import manifest, safetensors_header
 from .chunks import decompress
-from .index import Index, Part, table
-from .safetensors_header import Entry
+from .index import Index, PiecePlace, Records, table
+from .safetensors_header import METADATA, WORD, Entry
+from .tensor_record import join
 from .validate import check
 
 COEFFICIENTS_AT_OPEN: Final = 16 << 20
@@ -48,9 +49,9 @@ class FileReader:
         length = safetensors_header.header_length(
             head, source.size, limit=f.HEADER_LIMIT, error=Corrupt, where=source.path
         )
-        if len(head) < safetensors_header.WORD + length:
-            head += source.read_cached(len(head), safetensors_header.WORD + length)
-        self._data_start = safetensors_header.WORD + length
+        if len(head) < WORD + length:
+            head += source.read_cached(len(head), WORD + length)
+        self._data_start = WORD + length
         metadata, entries = self._open_root(head)
         by_name = {entry.name: entry for entry in entries}
         self._check_entries(entries, by_name)
@@ -60,11 +61,11 @@ class FileReader:
         document = manifest.parse(self._entry(by_name[f.MANIFEST], head), len(steps))
         tables = {
             name: table(name, by_name[name], self._entry(by_name[name], head))
-            for name in (f.TENSORS, f.DIRECTIONS, f.SERIES, f.CHUNKS)
+            for name in (f.TENSORS, f.DIRECTIONS, f.CHUNKS)
         }
         self.index = Index(
-            metadata, by_name, steps, document, tables[f.TENSORS], tables[f.DIRECTIONS], tables[f.SERIES],
-            np.frombuffer(self._entry(by_name[f.DIGESTS], head), np.uint8).reshape(-1, 16), tables[f.CHUNKS], {},
+            source.path, metadata, by_name, steps, document, join(document, tables[f.TENSORS]), tables[f.DIRECTIONS],
+            np.frombuffer(self._entry(by_name[f.DIGESTS], head), np.uint8).reshape(-1, 16), tables[f.CHUNKS],
         )  # fmt: skip
         check(self.index, source.size)
         expected = (len(self.index.directions), len(steps))
@@ -75,42 +76,28 @@ class FileReader:
         self._tail = b""
 
     def _open_root(self, head: bytes) -> tuple[dict[str, str], list[Entry]]:
-        """Check root and header CRC, then parse the header; see FORMAT.md section 2 for the order of checks."""
+        """Check header and root in the order of FORMAT.md section 2, and return the header's content.
+
+        What holds in every version comes first, then the version, then what holds in this one.
+        """
         source, start = self.source, self._data_start
-        room = f.ROOT_HEAD.itemsize
-        raw = self._bytes(head, start, start + room)
-        root = np.frombuffer(raw, f.ROOT_HEAD)[0]
-        if root["magic"].tobytes() != f.MAGIC:
-            raise Corrupt(f"{source.path} is not a .relex file: it does not begin with {f.ROOT}")
-        size = room + int(root["entries"]) * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
-        raw = self._bytes(head, start, start + size)
-        tail = np.frombuffer(raw[-f.ROOT_TAIL.itemsize :], f.ROOT_TAIL)[0]
-        if zlib.crc32(raw[: -f.ROOT_TAIL.itemsize]) != int(tail["crc"]):
-            raise Corrupt(f"{source.path}: the checksum of {f.ROOT} does not match its bytes")
+        header = safetensors_header.load_object(head[WORD:start], error=Corrupt, where=source.path, exact=True)
+        metadata = _metadata(header.pop(METADATA, None), source.path)
+        root, rows, tail = self._root(head, _root_size(header, source.path))
         if source.size < int(root["size"]):
             raise Truncated(f"{source.path} has {source.size} bytes, expected {int(root['size'])}: copy it again")
         if source.size > int(root["size"]):
             raise Corrupt(f"{source.path} has {source.size} bytes, expected {int(root['size'])}")
         if zlib.crc32(head[:start]) != int(root["header_crc"]):
             raise Corrupt(f"{source.path}: the checksum of the header does not match its bytes")
-        metadata, entries = safetensors_header.parse(
-            head[safetensors_header.WORD : start], source.size, error=Corrupt, where=source.path
-        )
         self._check_version(metadata, int(root["version"]))
-        rows = np.frombuffer(raw[room : -f.ROOT_TAIL.itemsize], f.ROOT_ROW)
-        listed = list(
-            safetensors_header.load_object(
-                head[safetensors_header.WORD : start], error=Corrupt, where=source.path, exact=True
-            )
-        )
-        names = [entry.name for entry in entries]
-        if [name for name in listed if name != safetensors_header.METADATA] != names:
+
+        metadata, entries = safetensors_header.parse(head[WORD:start], source.size, error=Corrupt, where=source.path)
+        if "producer" not in metadata:
+            raise Corrupt(f"{source.path}: the header's metadata lack producer")
+        if list(header) != [entry.name for entry in entries]:
             raise Corrupt(f"{source.path}: the header does not list its entries in the order of their data")
-        if (
-            names[:1] != [f.ROOT]
-            or len(rows) != len(entries) - 1
-            or (entries[0].dtype, entries[0].shape) != ("U8", (size,))
-        ):
+        if len(rows) != len(entries) - 1:
             raise Corrupt(f"{f.ROOT} lists {len(rows)} entries, the header {len(entries) - 1}")
         if int(root["reserved"]) or int(tail["reserved"]) or rows["reserved"].any() or (rows["coverage"] > 1).any():
             raise Corrupt(f"{f.ROOT}: a reserved field is not zero")
@@ -120,22 +107,33 @@ class FileReader:
         self._checksums = {entry.name: int(row["crc"]) for row, entry in zip(rows, entries[1:], strict=True)}
         return metadata, entries
 
+    def _root(self, head: bytes, size: int) -> tuple[np.void, Records, np.void]:
+        """Return head, rows and tail of the root, whose magic, length and checksum are right."""
+        raw = self._bytes(head, self._data_start, self._data_start + size)
+        root: np.void = np.frombuffer(raw, f.ROOT_HEAD, 1)[0]
+        if root["magic"].tobytes() != f.MAGIC:
+            raise Corrupt(f"{self.source.path} is not a .relex file: {f.ROOT} does not begin with its magic")
+        end = f.ROOT_HEAD.itemsize + int(root["entries"]) * f.ROOT_ROW.itemsize
+        if size != end + f.ROOT_TAIL.itemsize:
+            raise Corrupt(f"{self.source.path}: {f.ROOT} has {size} bytes and lists {int(root['entries'])} entries")
+        tail: np.void = np.frombuffer(raw[end:], f.ROOT_TAIL)[0]
+        if zlib.crc32(raw[:end]) != int(tail["crc"]):
+            raise Corrupt(f"{self.source.path}: the checksum of {f.ROOT} does not match its bytes")
+        return root, np.frombuffer(raw[f.ROOT_HEAD.itemsize : end], f.ROOT_ROW), tail
+
     def _check_version(self, metadata: dict[str, str], version: int) -> None:
-        path = self.source.path
-        for key in ("format", "relex_version", "producer", "reader", "requires"):
-            if key not in metadata:
-                raise Corrupt(f"{path}: the header's metadata lack {key}")
-        if metadata["format"] != "relex":
-            raise Corrupt(f"{path}: format is {quote(metadata['format'])}, expected 'relex'")
         names = metadata["requires"].split(",") if metadata["requires"] else []
         unknown = [name for name in names if name not in f.FEATURES]
-        if version != f.VERSION or metadata["relex_version"] != str(f.VERSION) or unknown:
-            what = f"feature {quote(unknown[0])}" if unknown else f"version {quote(metadata['relex_version'])}"
-            raise Unsupported(f"{path} needs {what}; install relex-codec {quote(metadata['reader'], 20)} or later")
+        others = {str(version), metadata["relex_version"]} - {str(f.VERSION)}
+        if others or unknown:
+            what = f"feature {quote(unknown[0])}" if unknown else f"version {quote(max(others))}"
+            raise Unsupported(
+                f"{self.source.path} needs {what}; install relex-codec {quote(metadata['reader'], 20)} or later"
+            )
 
     def _check_entries(self, entries: Sequence[Entry], by_name: dict[str, Entry]) -> None:
-        known = [entry.name for entry in entries if entry.name in (*f.ENTRIES, *f.EXACT_ENTRIES)]
-        expected = [*f.ENTRIES, *(f.EXACT_ENTRIES if any(name in by_name for name in f.EXACT_ENTRIES) else ())]
+        known = [entry.name for entry in entries if entry.name in (*f.ENTRIES, *f.FRAME_ENTRIES)]
+        expected = [*f.ENTRIES, *(f.FRAME_ENTRIES if any(name in by_name for name in f.FRAME_ENTRIES) else ())]
         if known != expected:
             missing = [name for name in expected if name not in by_name]
             raise Corrupt(f"{self.source.path} lacks {missing[0]}" if missing else "the entries are out of order")
@@ -148,7 +146,7 @@ class FileReader:
                 raise Corrupt(f"{name} is {entry.dtype} {list(entry.shape)}")
         if f.SEGMENTS in by_name:
             steps = by_name[f.STEPS].shape[0]
-            segments, frames, data = (by_name[name] for name in f.EXACT_ENTRIES)
+            segments, frames, data = (by_name[name] for name in f.FRAME_ENTRIES)
             rows = segments.shape[0] if segments.shape else 0
             for entry, shape in (
                 (segments, (rows, f.SEGMENT_RECORD.itemsize)), (frames, (steps, f.FRAME_RECORD.itemsize)),
@@ -197,28 +195,28 @@ class FileReader:
             raise Corrupt(f"{self.source.path}: {f.COEFFICIENTS} holds a number that is not finite")
         return values
 
-    def pieces(self, parts: Sequence[Part], use: Callable[[int, Bytes], R]) -> list[R]:
-        """Read the chunks of `parts`, and call ``use(i, raw bytes of part i)`` for each, on several threads.
+    def pieces(self, places: Sequence[PiecePlace], use: Callable[[int, Bytes], R]) -> list[R]:
+        """Read the chunks of `places`, and call ``use(i, raw bytes of place i)`` for each, on several threads.
 
         Returns:
-            The results in the order of `parts`.
+            The results in the order of `places`.
 
         Raises:
             Corrupt: a checksum or a frame is wrong; the message names the entry.
         """
-        numbers = list(dict.fromkeys(part.chunk for part in parts))
+        numbers = list(dict.fromkeys(place.chunk for place in places))
         records = [self.index.chunks[number] for number in numbers]
         ranges = [(int(r["position"]), int(r["position"]) + int(r["stored"])) for r in records]
         stored = dict(zip(numbers, self.source.read_many(ranges), strict=True))
-        uses = Counter(part.chunk for part in parts)
+        uses = Counter(place.chunk for place in places)
         ready = {number: self._chunk(number, stored[number]) for number in numbers if uses[number] > 1}
 
         def one(i: int) -> R:
-            part = parts[i]
-            raw = ready[part.chunk] if part.chunk in ready else self._chunk(part.chunk, stored[part.chunk])
-            return use(i, raw[part.offset : part.offset + part.length])
+            place = places[i]
+            raw = ready[place.chunk] if place.chunk in ready else self._chunk(place.chunk, stored[place.chunk])
+            return use(i, raw[place.offset : place.offset + place.length])
 
-        return parallel_map(one, range(len(parts)))
+        return parallel_map(one, range(len(places)))
 
     def _chunk(self, number: int, stored: bytes) -> Bytes:
         record = self.index.chunks[number]
@@ -245,3 +243,29 @@ class FileReader:
             value = zlib.crc32(self.source.read(at, min(at + f.CHUNK_LIMIT, entry.end)), value)
         if value != self._checksums[entry.name]:
             raise Corrupt(f"{self.source.path}: the checksum of {quote(entry.name)} does not match its bytes")
+
+
+def _metadata(found: object, path: str) -> dict[str, str]:
+    """Return the strings of ``__metadata__`` that every version has."""
+    if not isinstance(found, dict) or found.get("format") != "relex":
+        raise Corrupt(f"{path} is not a .relex file: its header does not say that its format is relex")
+    kept = {key: found[key] for key in ("format", "relex_version", "requires", "reader") if type(found.get(key)) is str}
+    for key in ("relex_version", "requires", "reader"):
+        if key not in kept:
+            raise Corrupt(f"{path}: the header's metadata lack {key}")
+    return kept
+
+
+def _root_size(header: dict[str, Any], path: str) -> int:
+    """Return the bytes of the root, which must be the first entry, at the beginning of the data."""
+    fields = header[f.ROOT] if next(iter(header), None) == f.ROOT else None
+    if not isinstance(fields, dict):
+        raise Corrupt(f"{path}: {f.ROOT} is not the first entry")
+    shape, offsets = fields.get("shape"), fields.get("data_offsets")
+    if fields.get("dtype") != "U8" or not isinstance(shape, list) or len(shape) != 1 or offsets != [0, shape[0]]:
+        raise Corrupt(f"{path}: {f.ROOT} is not a row of bytes at the beginning of the data")
+    size = shape[0]
+    least = f.ROOT_HEAD.itemsize + f.ROOT_TAIL.itemsize
+    if any(type(value) is not int for value in (size, *offsets)) or size < least:
+        raise Corrupt(f"{path}: {f.ROOT} is {quote(size)} bytes long, expected at least {least}")
+    return int(size)

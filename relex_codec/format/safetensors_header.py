@@ -43,7 +43,10 @@ class Entry:
 def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool = False) -> dict[str, Any]:
     """Parse strict JSON (UTF-8, an object, no duplicate keys, no NaN); raise only `error`, whatever the bytes.
 
-    With `exact` the rules of FORMAT.md section 1 hold as well: they leave no text that two parsers read differently.
+    Args:
+        error: raised for any violation.
+        where: what it is, for messages.
+        exact: the rules at the head of FORMAT.md hold as well: they leave no text that two parsers read differently.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -58,8 +61,8 @@ def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool 
         raise ValueError(f"{name} is not JSON")
 
     def integer(digits: str) -> int | float:
-        if exact and (digits.startswith("-") or not math.isfinite(float(digits))):
-            raise ValueError(f"{quote(digits)} is no number of this format")
+        if exact and not math.isfinite(float(digits)):
+            raise ValueError(f"{quote(digits)} exceeds f64")
         return -0.0 if digits == "-0" else int(digits)  # -0 is no size; the library takes it for a float as well
 
     def real(digits: str) -> float:
@@ -87,12 +90,14 @@ def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool 
 def header_length(word: bytes, file_size: int, *, limit: int = LIMIT, error: type[RelexError], where: str) -> int:
     """Return N, the length of the header, from the first 8 bytes of a file.
 
-    Raises
-    ------
-    Truncated
-        The file is shorter than its header.
-    error
-        N is larger than `limit`.
+    Args:
+        word: the first bytes of the file, at least those 8 that it has.
+        file_size: bytes of the whole file.
+        error: raised where N is larger than `limit`.
+        where: the file, for messages.
+
+    Raises:
+        Truncated: the file is shorter than its header.
     """
     if file_size < WORD or len(word) < WORD:
         raise Truncated(f"{where} has {min(file_size, len(word))} bytes, too few for a safetensors file")
@@ -109,26 +114,17 @@ def parse(
 ) -> tuple[dict[str, str], list[Entry]]:
     """Parse and validate a header: `raw_header` is the N bytes after the length word.
 
-    Parameters
-    ----------
-    raw_header : bytes
-        The JSON, without the length word.
-    file_size : int
-        Length of the whole file; the entries must end exactly there.
-    error : type
-        Raised for any violation, except for a file that ends early.
-    where : str
-        The file, for messages.
+    Args:
+        raw_header: the JSON.
+        file_size: bytes of the whole file; the entries must end exactly there.
+        error: raised for any violation, except for a file that ends early.
+        where: the file, for messages.
 
-    Returns
-    -------
-    metadata, entries
+    Returns:
         `__metadata__` (empty if absent), and the entries in the order of their data.
 
-    Raises
-    ------
-    Truncated
-        The file is shorter than its entries say.
+    Raises:
+        Truncated: the file is shorter than its entries say.
     """
     header = load_object(raw_header, error=error, where=f"the header of {where}")
     metadata = header.pop(METADATA, None)
@@ -202,21 +198,15 @@ def _entry(name: str, fields: object, start: int) -> Entry:
 def build(entries: Sequence[tuple[str, str, Sequence[int], int]], metadata: dict[str, str]) -> bytes:
     """Return the length word and the header of a file that holds `entries` in this order.
 
-    Parameters
-    ----------
-    entries : sequence of (name, dtype, shape, bytes)
-    metadata : dict
-        Becomes `__metadata__`; left out if empty.
+    Args:
+        entries: name, dtype, shape and bytes of each.
+        metadata: becomes `__metadata__`; left out if empty.
 
-    Returns
-    -------
-    bytes
-        Padded with spaces to a multiple of 8, so that data start aligned.
+    Returns:
+        Both, padded with spaces to a multiple of 8, so that data start aligned.
 
-    Raises
-    ------
-    ValueError
-        A name occurs twice, or bytes do not follow from dtype and shape: a mistake of the caller.
+    Raises:
+        ValueError: a name occurs twice, or bytes do not follow from dtype and shape: a mistake of the caller.
     """
     header: dict[str, Any] = {METADATA: metadata} if metadata else {}
     at = 0

@@ -12,7 +12,7 @@ from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
 
 from . import constants as f
-from .index import Index, _span
+from .index import Index
 
 
 def check(index: Index, file_size: int) -> None:
@@ -26,6 +26,7 @@ def check(index: Index, file_size: int) -> None:
     _check_steps(index.steps)
     _check_chunks(index)
     _check_directions(index)
+    _check_frames(index)
     _check_tensors(index)
     _check_tiling(index)
 
@@ -63,13 +64,13 @@ def _check_directions(index: Index) -> None:
     records = index.directions
     if (records["packing"] >= len(f.PACKINGS)).any():
         raise Corrupt(f"{f.DIRECTIONS}: an unknown packing")
-    if not all(np.isfinite(records[field]).all() for field in ("slope", "intercept", "step", "shift")):
+    if not all(np.isfinite(records[field]).all() for field in ("slope", "intercept", "scale", "shift")):
         raise Corrupt(f"{f.DIRECTIONS}: a number is not finite")
-    if np.signbit(records["step"]).any():
-        raise Corrupt(f"{f.DIRECTIONS}: a negative step")
+    if np.signbit(records["scale"]).any():
+        raise Corrupt(f"{f.DIRECTIONS}: a negative scale")
     plain = records["packing"] <= f.FLOAT32.id
-    if _bits(records["step"])[plain].any() or _bits(records["shift"])[plain].any():
-        raise Corrupt(f"{f.DIRECTIONS}: a step or shift without codes")
+    if _bits(records["scale"])[plain].any() or _bits(records["shift"])[plain].any():
+        raise Corrupt(f"{f.DIRECTIONS}: a scale or shift without codes")
     if (records["rank"][records["packing"] == f.NONE.id] == 0).any():
         raise Corrupt(f"{f.DIRECTIONS}: a direction of nothing")
 
@@ -78,52 +79,50 @@ def _bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
     return np.ascontiguousarray(values).view(np.uint32)
 
 
+def _check_frames(index: Index) -> None:
+    framed = any(tensor.kind == f.FRAMED and tensor.size for tensor in index.tensors)
+    if index.has_frames != (index.has_exact or framed):
+        what = "has no frames, which its tensors need" if framed or index.has_exact else "has frames of nothing"
+        raise Corrupt(f"{index.path} {what}")
+
+
 def _check_tensors(index: Index) -> None:
-    manifest, steps = index.manifest, len(index.steps)
-    if len(index.tensors) != len(manifest.tensors):
-        raise Corrupt(f"{f.TENSORS} has {len(index.tensors)} records, the manifest {len(manifest.tensors)} tensors")
-    directions = series = digests = shard = 0
+    directions = digests = shard = 0
     stored_seen = False
-    for record, tensor in zip(index.tensors, manifest.tensors, strict=True):
-        kind, origin, k = int(record["kind"]), int(record["origin"]), int(record["directions"])
-        in_base = origin == f.IN_BASE
-        first = {f.MOVING: directions, f.EXACT_SERIES: series}.get(kind, 0)
-        segment, spanned = int(record["segment"]), kind == f.EXACT_SERIES and not index.has_exact
+    for tensor in index.tensors:
+        in_base, moving, framed = tensor.origin == f.IN_BASE, tensor.kind == f.MOVING, tensor.kind == f.FRAMED
+        k = len(tensor.directions)
         ok = (
-            kind <= f.EXACT_SERIES
-            and origin <= f.NO_ORIGIN
-            and (k > 0) == (kind == f.MOVING)
-            and record["first"] == first
-            and record["digest"] == (digests if in_base else 0)
-            and (_span(record) == (0, 0) or origin == f.STORED or (in_base and manifest.embedded))
+            tensor.kind <= f.FRAMED
+            and tensor.origin <= f.STORED
+            and (k > 0) == moving
+            and tensor.directions.start == (directions if moving else 0)
+            and tensor.digests.start == (digests if in_base else 0)
+            and (tensor.origin_held or tensor.origin_span == (0, 0))
             and (in_base or tensor.origin_dtype == tensor.dtype)
-            and (origin != f.NO_ORIGIN or spanned)
-            and not (spanned and origin == f.STORED)
-            and segment <= index.segments
-            and not (segment and tensor.size == 0)
-            and (segment > 0 or kind != f.EXACT_SERIES or spanned or tensor.size == 0)
+            and tensor.segment <= index.segments
+            and (tensor.size > 0 or not tensor.segment)
+            and (tensor.segment > 0 or not framed or not tensor.size)
+            and (framed or index.has_exact or not tensor.segment)
         )
         floats = tensor.dtype in FLOATS and tensor.origin_dtype in FLOATS
-        ok = ok and (floats and tensor.size > 0 if kind == f.MOVING else floats or tensor.dtype == tensor.origin_dtype)
+        ok = ok and (floats and tensor.size > 0 if moving else floats or tensor.dtype == tensor.origin_dtype)
         if in_base:
             ok = ok and not stored_seen and tensor.shard >= shard
             shard = tensor.shard
-            digests += -(-tensor.size // f.PIECE)
+            digests += len(tensor.digests)
             ok = ok and digests <= len(index.digests)
         else:
             stored_seen = True
-        if kind == f.MOVING:
+        if moving:
             ok = ok and directions + k <= len(index.directions)
             most = min(tensor.shape[-2:]) if len(tensor.shape) > 1 else 0
             ok = ok and bool((index.directions["rank"][directions : directions + k] <= most).all())
             directions += k
-        elif spanned:
-            series += steps
         if not ok:
             raise Corrupt(f"{f.TENSORS}: the record of {quote(tensor.name)} breaks the rules")
     for name, used, there in (
         (f.DIRECTIONS, directions, len(index.directions)),
-        (f.SERIES, series, len(index.series)),
         (f.DIGESTS, digests, len(index.digests)),
     ):
         if used != there:
@@ -132,8 +131,8 @@ def _check_tensors(index: Index) -> None:
 
 def _check_tiling(index: Index) -> None:
     """Every raw byte of every chunk belongs to exactly one piece."""
-    parts = [part for _, found in index.all_parts() for part in found]
-    table = np.array(parts, np.int64).reshape(-1, 3)
+    places = [part for _, found in index.all_places() for part in found]
+    table = np.array(places, np.int64).reshape(-1, 3)
     table = table[np.lexsort((table[:, 1], table[:, 0]))]
     chunk, offset, end = table[:, 0], table[:, 1], table[:, 1] + table[:, 2]
     begins = np.concatenate([[True], chunk[1:] != chunk[:-1]]) if len(table) else np.zeros(0, bool)

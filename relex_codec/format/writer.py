@@ -25,9 +25,10 @@ from relex_codec.storage.urls import Options, PathLike
 
 from . import constants as f
 from .chunks import compress
-from .index import Records, Span
+from .index import Records
 from .manifest import Manifest
 from .safetensors_header import build
+from .tensor_record import Span
 
 SHARED_BELOW: Final = 16 << 10
 """Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100
@@ -123,14 +124,13 @@ class Tables:
     manifest: Manifest
     tensors: npt.NDArray[Any]
     directions: npt.NDArray[Any]
-    series: npt.NDArray[Any]
     digests: npt.NDArray[np.uint8]
     coefficients: npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
-class ExactEntries:
-    """The exact tier of a file that is being written.
+class FrameEntries:
+    """The frames of a file that is being written.
 
     Attributes:
         segments, frames: records; positions count from the beginning of ``relex.data.frames``.
@@ -159,15 +159,12 @@ class FileWriter:
         self.directory = ""
         """Where scratch files are: beside a local output. Known on entering."""
         self.directions: ChunkWriter
-        self.exact: ChunkWriter
         self.base: ChunkWriter
 
     def __enter__(self) -> FileWriter:
         self._stack.enter_context(self._file)
         self.directory = self._file.scratch
-        self.directions, self.exact, self.base = (
-            ChunkWriter(self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))) for _ in range(3)
-        )
+        self.directions, self.base = ChunkWriter(self.scratch()), ChunkWriter(self.scratch())
         return self
 
     def __exit__(
@@ -189,7 +186,7 @@ class FileWriter:
     def close_chunks(self) -> None:
         """Close all chunk writers, so that spans are resolved."""
         first = 0
-        for chunks in (self.directions, self.exact, self.base):
+        for chunks in (self.directions, self.base):
             chunks.close(first)
             first += len(chunks.records)
 
@@ -197,13 +194,13 @@ class FileWriter:
         """Return a further scratch file, which lives as long as the writer."""
         return self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))
 
-    def finish(self, tables: Tables, exact: ExactEntries | None = None) -> int:
+    def finish(self, tables: Tables, frames: FrameEntries | None = None) -> int:
         """Lay out the file and return its size in bytes; `close_chunks` comes first.
 
         Args:
-            exact: the exact tier, if the file has one.
+            frames: those of the file, if it has any.
         """
-        writers = (self.directions, self.exact, self.base)
+        writers = (self.directions, self.base)
         sizes = [sum(record[0] for record in chunks.records) for chunks in writers]
         records = np.zeros(sum(len(chunks.records) for chunks in writers), f.CHUNK_RECORD)
         for field_number, name in enumerate(("stored", "raw", "crc", "codec", "fill")):
@@ -213,7 +210,6 @@ class FileWriter:
             f.MANIFEST: tables.manifest.to_bytes(),
             f.TENSORS: tables.tensors.tobytes(),
             f.DIRECTIONS: tables.directions.tobytes(),
-            f.SERIES: tables.series.tobytes(),
             f.DIGESTS: tables.digests.tobytes(),
             f.CHUNKS: records.tobytes(),
             f.COEFFICIENTS: tables.coefficients.astype("<f8").tobytes(),
@@ -222,19 +218,18 @@ class FileWriter:
             f.STEPS: ("I64", [len(tables.steps)]),
             f.TENSORS: ("U8", [len(tables.tensors), f.TENSOR_RECORD.itemsize]),
             f.DIRECTIONS: ("U8", [len(tables.directions), f.DIRECTION_RECORD.itemsize]),
-            f.SERIES: ("U8", [len(tables.series), f.SPAN_RECORD.itemsize]),
             f.DIGESTS: ("U8", list(tables.digests.shape)),
             f.CHUNKS: ("U8", [len(records), f.CHUNK_RECORD.itemsize]),
             f.COEFFICIENTS: ("F64", list(tables.coefficients.shape)),
         }
         lengths = {name: len(data) for name, data in raw.items()} | dict(zip(f.DATA, sizes, strict=True))
         names: tuple[str, ...] = f.ENTRIES
-        if exact is not None:
-            names += f.EXACT_ENTRIES
-            raw[f.SEGMENTS], raw[f.FRAMES] = exact.segments.tobytes(), exact.frames.tobytes()
-            shapes[f.SEGMENTS] = ("U8", [len(exact.segments), f.SEGMENT_RECORD.itemsize])
-            shapes[f.FRAMES] = ("U8", [len(exact.frames), f.FRAME_RECORD.itemsize])
-            lengths |= {f.SEGMENTS: exact.segments.nbytes, f.FRAMES: exact.frames.nbytes, f.DATA_FRAMES: exact.size}
+        if frames is not None:
+            names += f.FRAME_ENTRIES
+            raw[f.SEGMENTS], raw[f.FRAMES] = frames.segments.tobytes(), frames.frames.tobytes()
+            shapes[f.SEGMENTS] = ("U8", [len(frames.segments), f.SEGMENT_RECORD.itemsize])
+            shapes[f.FRAMES] = ("U8", [len(frames.frames), f.FRAME_RECORD.itemsize])
+            lengths |= {f.SEGMENTS: frames.segments.nbytes, f.FRAMES: frames.frames.nbytes, f.DATA_FRAMES: frames.size}
         rows = len(names) - 1
         lengths[f.ROOT] = f.ROOT_HEAD.itemsize + rows * f.ROOT_ROW.itemsize + f.ROOT_TAIL.itemsize
         metadata = {
@@ -249,18 +244,18 @@ class FileWriter:
         start = len(head) + sum(lengths[name] for name in f.ENTRIES) - sum(sizes)
         records["position"] = start + np.concatenate([[0], np.cumsum(records["stored"], dtype=np.uint64)])[:-1]
         raw[f.CHUNKS] = records.tobytes()
-        if exact is not None:
-            for positions in (exact.segments, exact.frames):
-                positions["position"] += np.uint64(total - exact.size)
-            raw[f.SEGMENTS], raw[f.FRAMES] = exact.segments.tobytes(), exact.frames.tobytes()
+        if frames is not None:
+            for positions in (frames.segments, frames.frames):
+                positions["position"] += np.uint64(total - frames.size)
+            raw[f.SEGMENTS], raw[f.FRAMES] = frames.segments.tobytes(), frames.frames.tobytes()
         tables_of = b"".join(raw[name] for name in f.ENTRIES if name in raw)
         self._file.write(head + root(head, total, names, raw) + tables_of)
         for chunks in writers:
             chunks.scratch.seek(0)
             shutil.copyfileobj(chunks.scratch, self._file, COPY)
-        if exact is not None:
+        if frames is not None:
             self._file.write(raw[f.SEGMENTS] + raw[f.FRAMES])
-            for data in exact.data():
+            for data in frames.data():
                 self._file.write(data)
         if self._file.tell() != total:
             raise AssertionError(f"wrote {self._file.tell()} bytes of {total}")

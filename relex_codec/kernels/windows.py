@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from relex_codec.core.indexing import Box
 from relex_codec.format.constants import PIECE
 
 from .interface import Window, flat
-
-BATCH: Final = 64
-"""Pieces of a tensor that are read together, and are in memory in packed form at a time."""
 
 
 def windows(shape: Sequence[int], box: Box) -> list[Window]:
@@ -63,7 +59,7 @@ def _window(width: int, row: int, rows: int, column: int, columns: int) -> Windo
     return Window(width, row, rows, column, columns, row * width + column, (row + rows - 1) * width + column + columns)
 
 
-def pieces(window: Window) -> Iterator[tuple[int, int]]:
+def piece_ranges(window: Window) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold the window's elements, in order, none of them twice."""
     begins = (window.row + np.arange(window.rows, dtype=np.int64)) * window.width + window.column
     first, last = np.maximum(begins, window.lo), np.minimum(begins + window.columns, window.hi) - 1

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.decoding.tensor_decoder import Decoder
-from relex_codec.format import constants as f
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Coefficients:
         return f"Coefficients({directions} directions of {len(set(self.names))} tensors at {steps} steps)"
 
 
-def read_coefficients(decoder: Decoder) -> Coefficients:
+def read_coefficients(decoder: TensorDecoder) -> Coefficients:
     """Read all coefficients of a file.
 
     Raises:
@@ -50,11 +49,6 @@ def read_coefficients(decoder: Decoder) -> Coefficients:
     """
     container = decoder.container
     index = container.index
-    names = tuple(
-        tensor.name
-        for tensor, record in zip(index.manifest.tensors, index.tensors, strict=True)
-        if record["kind"] == f.MOVING
-        for _ in range(int(record["directions"]))  # which are numbered in this order
-    )
+    names = tuple(tensor.name for tensor in index.tensors for _ in tensor.directions)  # numbered in this order
     values = container.coefficients(0, len(names)) if names else np.empty((0, len(index.steps)), np.float64)
     return Coefficients(values, names, np.array(index.steps, np.int64))

@@ -65,10 +65,10 @@ class DescribedRun:
         self.path = reader.path
 
     def __len__(self) -> int:
-        return len(self._reader.container.index.manifest.tensors)
+        return len(self._reader.container.index.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._reader.numbers
+        return name in self._reader.container.index
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -110,14 +110,14 @@ class DescribedRun:
 
         Returns:
             ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same``
-            (at all steps) or ``series`` (stored step by step); of a moving one also ``packing``,
+            (at all steps) or ``framed`` (stored step by step); of a moving one also ``packing``,
             ``explained_variance``, ``r2`` and the relative errors, as in ``relex-codec info --json``.
 
         Raises:
             InvalidArgument: there is no such tensor.
         """
-        self._reader.entry(name)  # whether there is one
-        return tensor_row(self._reader.container, self._reader.numbers[name])
+        index = self._reader.container.index
+        return tensor_row(index, index.tensor(name))
 
     def tier(self, step: float, *, tier: str = "auto") -> str:
         """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``.

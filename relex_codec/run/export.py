@@ -6,18 +6,18 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
-from relex_codec.decoding.tensor_decoder import Decoder
-from relex_codec.format.manifest import Manifest, TensorEntry
+from relex_codec.decoding.stored_pieces import embedded_file
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.format.index import Index
+from relex_codec.format.manifest import Manifest
 from relex_codec.format.safetensors_header import build
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike
 
-Base = Callable[[], TensorReader]
-"""Gives the base, where its other files come from."""
-Weights = Callable[[Sequence[TensorEntry]], Iterator[memoryview]]
+Weights = Callable[[Sequence[TensorRecord]], Iterator[memoryview]]
 """Gives the bytes of tensors, one after another."""
 
 
@@ -31,7 +31,7 @@ class Shard(NamedTuple):
 
     name: str
     head: bytes
-    tensors: list[TensorEntry]
+    tensors: list[TensorRecord]
 
     @property
     def size(self) -> int:
@@ -39,26 +39,26 @@ class Shard(NamedTuple):
         return len(self.head) + sum(nbytes(tensor) for tensor in self.tensors)
 
 
-def nbytes(tensor: TensorEntry) -> int:
+def nbytes(tensor: TensorRecord) -> int:
     """Return the bytes of a tensor."""
     return tensor.size * ITEMSIZE[tensor.dtype]
 
 
-def shards_of(manifest: Manifest) -> list[Shard]:
+def shards_of(index: Index) -> list[Shard]:
     """Return the files of weights that every step has; one without tensors is none."""
     found = []
-    for number, name in enumerate(manifest.shards):
-        tensors = [tensor for tensor in manifest.tensors if tensor.shard == number]
+    for number, name in enumerate(index.manifest.shards):
+        tensors = [tensor for tensor in index.tensors if tensor.shard == number]
         if tensors:
             entries = [(t.name, t.dtype, t.shape, nbytes(t)) for t in tensors]
             found.append(Shard(name, build(entries, {"format": "pt"}), tensors))
     return found
 
 
-def index_file(manifest: Manifest, shards: Iterable[Shard]) -> bytes:
+def index_file(shards: Sequence[Shard]) -> bytes:
     """Return the content of the index, which says which file has which tensor."""
     place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-    total = sum(map(nbytes, manifest.tensors))
+    total = sum(nbytes(tensor) for shard in shards for tensor in shard.tensors)
     document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -66,14 +66,13 @@ def index_file(manifest: Manifest, shards: Iterable[Shard]) -> bytes:
 class SideFiles:
     """The base's files that are no weights (configuration, tokenizer): the embedded ones, or those of a base elsewhere.
 
-    Args:
-        base: None for the embedded ones. It is called when something is asked for, not before: where the base is not
-            reached, the weights that do not need it can still be read.
+    That base is opened when something is asked for, not before: where it is not reached, the weights that do not need
+    it can still be read.
     """
 
-    def __init__(self, decoder: Decoder, base: Base | None) -> None:
-        self._decoder, self._base = decoder, base
-        self._embedded = {} if base else {file.name: file for file in decoder.container.index.manifest.files}
+    def __init__(self, decoder: TensorDecoder) -> None:
+        self._container, self._base = decoder.container, decoder.base.side_files()
+        self._embedded = {} if self._base else {file.name: file for file in self._container.index.manifest.files}
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each by name, without reading them."""
@@ -84,14 +83,14 @@ class SideFiles:
     def read(self, name: str) -> bytes:
         """Return the bytes of one that exists."""
         if self._base is None:
-            return b"".join(self._decoder.read_file(list(self._embedded).index(name)))
+            return b"".join(embedded_file(self._container, list(self._embedded).index(name)))
         return self._base().read_file(name)
 
     def read_all(self) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Yield name and content of each; those of a remote base are read at the same time."""
         if self._base is None:
             for i, name in enumerate(self._embedded):
-                yield name, self._decoder.read_file(i)
+                yield name, embedded_file(self._container, i)
             return
         base = self._base()
         names = [name for name in base.side_files if file_allowed(name)]
@@ -99,16 +98,12 @@ class SideFiles:
             yield name, [data]
 
 
-def other_files(decoder: Decoder, shards: Iterable[Shard], base: Base | None) -> Iterator[tuple[str, Iterable[bytes]]]:
-    """Yield name and content of each file that is no weights: the index, and the base's other files.
-
-    Args:
-        base: None for the embedded ones.
-    """
+def other_files(decoder: TensorDecoder, shards: Sequence[Shard]) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Yield name and content of each file that is no weights: the index, and the base's other files."""
     manifest = decoder.container.index.manifest
     if manifest.indexed:
-        yield INDEX, [index_file(manifest, shards)]
-    yield from SideFiles(decoder, base).read_all()
+        yield INDEX, [index_file(shards)]
+    yield from SideFiles(decoder).read_all()
 
 
 def completing_last(
@@ -129,10 +124,9 @@ def completing_last(
 
 
 def export(
-    decoder: Decoder,
+    decoder: TensorDecoder,
     output: PathLike,
     weights: Weights,
-    base: Base | None,
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
 ) -> None:
@@ -143,7 +137,6 @@ def export(
 
     Args:
         weights: called when the directory can be written.
-        base: where the base's other files come from; None for the embedded ones.
         on_bytes: called with the bytes of each tensor when it is written.
         storage_options: for fsspec, if `output` is a URL.
 
@@ -151,7 +144,7 @@ def export(
         InvalidArgument: `output` is not empty or cannot be written.
     """
     manifest = decoder.container.index.manifest
-    shards = shards_of(manifest)
+    shards = shards_of(decoder.container.index)
     with output_directory(output, storage_options) as directory:
         found = weights([tensor for shard in shards for tensor in shard.tensors])
         for shard in shards:
@@ -160,7 +153,7 @@ def export(
                 for tensor, values in zip(shard.tensors, found, strict=False):  # as many as the shard has
                     out.write(values)
                     on_bytes(nbytes(tensor))
-        for name, content in completing_last(manifest, other_files(decoder, shards, base)):
+        for name, content in completing_last(manifest, other_files(decoder, shards)):
             with directory.file(name) as out:
                 for data in content:
                     out.write(data)

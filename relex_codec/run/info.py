@@ -8,11 +8,13 @@ import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
+from relex_codec.format.index import Index
 from relex_codec.format.reader import FileReader
+from relex_codec.format.tensor_record import TensorRecord
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""
-_KINDS = {f.SAME: "same", f.MOVING: "moving", f.EXACT_SERIES: "series"}
+_KINDS = {f.SAME: "same", f.MOVING: "moving", f.FRAMED: "framed"}
 
 
 def stored_bytes(container: FileReader) -> dict[str, int]:
@@ -21,18 +23,18 @@ def stored_bytes(container: FileReader) -> dict[str, int]:
     kinds = {
         "directions": sizes[f.DATA_DIRECTIONS],
         "coefficients": sizes[f.COEFFICIENTS],
-        "exact": sizes[f.DATA_EXACT] + exact_bytes(container),
+        "exact": frame_bytes(container),
         "base": sizes[f.DATA_BASE],
     }
     total = container.source.size
     return {**kinds, "index": total - sum(kinds.values()), "total": total}
 
 
-def exact_bytes(container: FileReader) -> int:
-    """Return the bytes of the entries of the exact tier; 0 without one."""
-    if not container.index.has_exact:
+def frame_bytes(container: FileReader) -> int:
+    """Return the bytes of frames and their records; 0 without any."""
+    if not container.index.has_frames:
         return 0
-    entries = [container.index.entries[name] for name in f.EXACT_ENTRIES]
+    entries = [container.index.entries[name] for name in f.FRAME_ENTRIES]
     return sum(entry.end - entry.begin for entry in entries)
 
 
@@ -43,10 +45,10 @@ def summary(container: FileReader) -> dict[str, Any]:
     """
     index = container.index
     manifest = index.manifest
-    parameters = sum(tensor.size for tensor in manifest.tensors)
-    checkpoint = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in manifest.tensors)
+    parameters = sum(tensor.size for tensor in index.tensors)
+    checkpoint = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in index.tensors)
     sizes = stored_bytes(container)
-    rows = [tensor_row(container, number) for number in range(len(manifest.tensors))]
+    rows = [tensor_row(index, tensor) for tensor in index.tensors]
     return {
         "file": container.source.path,
         "version": int(index.metadata["relex_version"]),
@@ -57,7 +59,7 @@ def summary(container: FileReader) -> dict[str, Any]:
         "observed_steps": [int(step) for step in index.steps[: manifest.observed]],
         "tiers": ["line", "track", "exact"] if index.has_exact else ["line", "track"],
         "exact": _exact(container, parameters) if index.has_exact else None,
-        "tensors": len(manifest.tensors),
+        "tensors": len(index.tensors),
         "parameters": parameters,
         "quality": manifest.quality,
         "growth": manifest.growth,
@@ -72,13 +74,14 @@ def summary(container: FileReader) -> dict[str, Any]:
         "explained_variance": _spread(rows, "explained_variance"),
         "r2": _spread(rows, "r2"),
         "moving": sum(row["kind"] == "moving" for row in rows),
+        "framed": sum(row["kind"] == "framed" for row in rows),
         "tensor_rows": rows,
     }
 
 
 def _exact(container: FileReader, parameters: int) -> dict[str, Any]:
     steps = len(container.index.steps)
-    bits = 8 * exact_bytes(container) / (parameters * steps) if parameters else None
+    bits = 8 * frame_bytes(container) / (parameters * steps) if parameters else None
     return {
         "steps": steps,
         "segments": container.index.segments,
@@ -86,20 +89,18 @@ def _exact(container: FileReader, parameters: int) -> dict[str, Any]:
     }
 
 
-def tensor_row(container: FileReader, number: int) -> dict[str, Any]:
+def tensor_row(index: Index, tensor: TensorRecord) -> dict[str, Any]:
     """Return what ``info --json`` says of one tensor."""
-    index = container.index
-    tensor, record = index.manifest.tensors[number], index.tensors[number]
     row: dict[str, Any] = {
         "name": tensor.name,
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
-        "kind": _KINDS[int(record["kind"])],
-        "origin": ("base", "file", None)[int(record["origin"])],
-        "directions": int(record["directions"]),
+        "kind": _KINDS[tensor.kind],
+        "origin": "base" if tensor.origin == f.IN_BASE else "file",
+        "directions": len(tensor.directions),
     }
-    if row["kind"] == "moving":
-        first = index.directions[int(record["first"])]
+    if tensor.directions:
+        first = index.directions[tensor.directions.start]
         row |= {
             "packing": f.PACKINGS[int(first["packing"])].name,
             "factor_rank": int(first["rank"]),
@@ -143,10 +144,7 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
         ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
         ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
         *([("exact", _exact_text(document["exact"]))] if document["exact"] else []),
-        (
-            "tensors",
-            f"{document['tensors']}, of which {document['moving']} move; {document['parameters']:,} parameters",
-        ),
+        ("tensors", _tensors_text(document)),
         ("quality", quality),
         ("bytes", " + ".join(f"{kind} {sizes[kind]:,}" for kind in KINDS) + f" = {sizes['total']:,}"),
         (
@@ -169,6 +167,12 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
 def needs_base(document: dict[str, Any]) -> bool:
     """Tell whether decoding needs the base, so that it must be kept, by what `summary` returned."""
     return not document["base_embedded"] and any(row["origin"] == "base" for row in document["tensor_rows"])
+
+
+def _tensors_text(document: dict[str, Any]) -> str:
+    count = document["framed"]
+    framed = f", {count} {'is' if count == 1 else 'are'} stored step by step" if count else ""
+    return f"{document['tensors']}, of which {document['moving']} move{framed}; {document['parameters']:,} parameters"
 
 
 def _exact_text(exact: dict[str, Any]) -> str:

@@ -2,50 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from relex_codec.checkpoints.base_model import BaseReader
-from relex_codec.core.dtypes import F32, Bits, bits_dtype
-from relex_codec.core.indexing import Box, TensorIndex, box_of
+from relex_codec.core.dtypes import F32
+from relex_codec.core.indexing import TensorIndex
 from relex_codec.core.text import quote
 from relex_codec.core.threads import prefetched
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
-from relex_codec.decoding.device_transfer import AHEAD, Place, bits_of
-from relex_codec.decoding.reading import reading_ahead
-from relex_codec.decoding.tensor_decoder import Decoder, Read
-from relex_codec.decoding.tiers import LINEAR, as_step, choose_tier, coefficient
+from relex_codec.decoding.device_transfer import AHEAD, DeviceMemory, bits_of
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tensors import box_at
+from relex_codec.decoding.tiers import LINEAR, StepTier, as_step, choose_tier, coefficient
 from relex_codec.errors import InvalidArgument
-from relex_codec.format import constants as f
 from relex_codec.kernels.dispatch import device_kernel, host_kernel, is_host
 from relex_codec.kernels.interface import Decode, DecodeJob, Prepare, Window
-from relex_codec.kernels.windows import copy_window, pieces, windows
 
+from .held_weights import Held, plan_held, read_held
 from .module_targets import Names, Target, check_dtypes, match
-
-
-class _Held(NamedTuple):
-    """What is held of a tensor.
-
-    Attributes:
-        shape: of what is held, which may be a box of the tensor.
-        number: of the tensor; -1 where no kernel decodes it.
-        jobs: one a window, whose origin is the window's elements and nothing else.
-        values: the tensor itself from a step on, or at every step; empty where there are jobs.
-        base: what it is in the base, where `values` are not that.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    number: int
-    jobs: list[DecodeJob]
-    values: list[tuple[float, torch.Tensor]]
-    base: torch.Tensor | None = None
 
 
 class Resident:
@@ -66,40 +45,32 @@ class Resident:
         nbytes: bytes that are held there.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        base: Callable[[], BaseReader],
-        device: Any,
-        *,
-        slices: Mapping[str, TensorIndex] | None = None,
-    ) -> None:
+    def __init__(self, decoder: TensorDecoder, device: Any, *, slices: Mapping[str, TensorIndex] | None = None) -> None:
         self._host = is_host(device)
         self._prepare: Prepare = host_kernel if self._host else device_kernel(device)
         self.device = torch.empty(0, device=device).device  # with its index, as tensors there have it
         self._container = decoder.container
+        index = decoder.container.index
         chosen = dict(slices or {})
-        unknown = next((name for name in chosen if name not in decoder.numbers), None)
+        unknown = next((name for name in chosen if name not in index), None)
         if unknown is not None:
-            path = self._container.source.path
+            path = decoder.container.source.path
             raise InvalidArgument(f"{path} has no tensor {quote(unknown)}, of which a slice is wanted")
-        shapes = {tensor.name: tensor.shape for tensor in self._container.index.manifest.tensors}
-        boxes = {name: box_of(shape, chosen.get(name, ...)) for name, shape in shapes.items()}
-        place = Place(self.device)
-        parts = [(name, windows(shapes[name], box)) for name, (box, _) in boxes.items()]
-        with reading_ahead(decoder, base, parts, [(0.0, "line")]):
-            self._held = {
-                name: self._put(held, place) for name, held in prefetched(self._read(decoder, boxes, place), AHEAD)
-            }
-        place.wait()
+        boxes = [box_at(tensor, chosen.get(tensor.name, ...)) for tensor in index.tensors]
+        memory = DeviceMemory(self.device)
+        plan = plan_held(decoder, boxes)
+        with decoder.fetcher.ahead(plan):
+            ready = prefetched(read_held(decoder, plan, boxes, memory.allocate), AHEAD)
+            self._held = {name: self._put(held, memory) for name, held in ready}
+        memory.wait()
         self._rows = {
             direction: self._container.coefficients(direction)[0]
             for held in self._held.values()
             if held.jobs
-            for direction in decoder.directions(held.number)
+            for direction in index.tensors[held.number].directions
         }
         self._prepared: dict[tuple[str, ...], Decode] = {}
-        self.nbytes = sum(map(_nbytes, self._held.values()))
+        self.nbytes = sum(held.nbytes for held in self._held.values())
 
     def __repr__(self) -> str:
         return f"Resident({self._container.source.path!r}, {len(self._held)} tensors on {self.device})"
@@ -110,69 +81,12 @@ class Resident:
 
     # -- what is held ----------------------------------------------------------------------------------------------
 
-    def _read(
-        self, decoder: Decoder, boxes: Mapping[str, tuple[Box, tuple[int, ...]]], place: Place
-    ) -> Iterator[tuple[str, _Held]]:
-        """Yield what is to be held of each tensor, in host memory."""
-        index = decoder.container.index
-        for name, (box, shape) in boxes.items():
-            number = decoder.number(name)
-            record, tensor = index.tensors[number], index.manifest.tensors[number]
-            found = windows(tensor.shape, box)
-            if record["kind"] == f.MOVING:
-                jobs = [self._job(decoder, number, window, place) for window in found]
-                yield name, _Held(tensor.dtype, shape, number, jobs, [])
-                continue
-
-            def read(name: str, step: float, tier: str, found: list[Window] = found) -> Bits:
-                bits = [decoder.read_window(name, [(step, tier)], window)[0].reshape(-1) for window in found]
-                dtype = bits_dtype(index.manifest.tensors[decoder.number(name)].dtype)
-                return np.concatenate([np.empty(0, dtype), *bits])
-
-            values: list[tuple[float, torch.Tensor]] = []
-            last = b""
-            for step in self._changes(decoder, number):
-                whole = read(name, step, "line")
-                if (there := whole.tobytes()) != last or not values:
-                    values.append((step, as_tensor(whole, tensor.dtype, shape)))
-                    last = there
-                if len(values) * whole.nbytes > max(SERIES_LIMIT, 2 * whole.nbytes):
-                    raise InvalidArgument(
-                        f"{quote(name)} is stored step by step, and changes too often for a run to be resident with "
-                        "it: use Run.state_dict"
-                    )
-            base = None
-            if record["kind"] == f.EXACT_SERIES and record["origin"] != f.NO_ORIGIN:
-                base = as_tensor(read(name, 0.0, "base"), tensor.dtype, shape)
-            yield name, _Held(tensor.dtype, shape, -1, [], values, base)
-
-    @staticmethod
-    def _changes(decoder: Decoder, number: int) -> list[float]:
-        """Steps at which a tensor that no kernel decodes may become another, the first one included."""
-        index = decoder.container.index
-        if index.tensors[number]["kind"] != f.EXACT_SERIES:
-            return [0.0]
-        return [float(step) for step in index.steps]
-
-    def _job(self, decoder: Decoder, number: int, window: Window, place: Place) -> DecodeJob:
-        """Everything that decoding a window takes, in host memory; of the origin no more than the window."""
-        runs = list(pieces(window))
-        size = decoder.container.index.manifest.tensors[number].size
-        start, end = runs[0][0] * f.PIECE, min(runs[-1][1] * f.PIECE, size)
-        job = decoder.job(number, window, start, end, allocate=place.allocate)
-        begin = window.row * window.width + window.column
-        if window.rows == 1 and (start, end) == (begin, begin + window.columns):
-            return job
-        cropped: Bits = place.allocate(window.rows * window.columns * job.origin.itemsize).view(job.origin.dtype)
-        copy_window(window, start, job.origin, cropped.reshape(window.rows, window.columns))
-        return replace(job, origin=cropped, at=0, pitch=window.columns)
-
-    def _put(self, held: _Held, place: Place) -> _Held:
+    def _put(self, held: Held, memory: DeviceMemory) -> Held:
         """Copy what is to be held to the device; on the CPU it is there already."""
         if self._host:
             return held
-        jobs = [place.job(job) for job in held.jobs]
-        place.queued(held)
+        jobs = [memory.job(job) for job in held.jobs]
+        memory.queued(held)
         values = [(step, value.to(self.device)) for step, value in held.values]
         return held._replace(jobs=jobs, values=values, base=None if held.base is None else held.base.to(self.device))
 
@@ -194,12 +108,12 @@ class Resident:
 
     def state_dicts(self, steps: Sequence[float], *, tier: str = "auto") -> list[dict[str, torch.Tensor]]:
         """Return all tensors at each of some steps; base and codes are read once for all of them."""
-        reads = [(float(step), self.tier(step, tier=tier)) for step in steps]
+        chosen = [StepTier(float(step), self.tier(step, tier=tier)) for step in steps]
         states = [
             {n: torch.empty(h.shape, dtype=DTYPES[h.dtype], device=self.device) for n, h in self._held.items()}
-            for _ in reads
+            for _ in chosen
         ]
-        self._write(reads, states)
+        self._write(chosen, states)
         return states
 
     def load_into(
@@ -226,19 +140,19 @@ class Resident:
         Raises:
             InvalidArgument: names or shapes of module and run differ; a step or tier that is not there.
         """
-        reads = [(float(step), self.tier(step, tier=tier))]
+        chosen = [StepTier(float(step), self.tier(step, tier=tier))]
         targets = match({name: held.shape for name, held in self._held.items()}, module, names, prefix)
         check_dtypes(targets, {name: DTYPES[held.dtype] for name, held in self._held.items()})
         # Coefficients are computed before anything is written: a step may be too far out.
-        g = self._coefficients(reads, [target.name for target in targets])
+        g = self._coefficients(chosen, [target.name for target in targets])
         direct = {t.name: t.tensor for t in targets if self._is_direct(t)}
         others = [target for target in targets if target.name not in direct]
         with torch.no_grad():
-            self._write(reads, [direct], g)
+            self._write(chosen, [direct], g)
             for target in others:
                 held = self._held[target.name]
                 value = torch.empty(held.shape, dtype=DTYPES[held.dtype], device=self.device)
-                self._write(reads, [{target.name: value}], g)
+                self._write(chosen, [{target.name: value}], g)
                 target.tensor.copy_(value, non_blocking=non_blocking)
         for target in targets:
             torch.autograd.graph.increment_version(target.owner)
@@ -252,33 +166,32 @@ class Resident:
             return False
         return tensor.is_contiguous() or _has_rows(tensor, held.jobs)
 
-    def _coefficients(self, reads: Sequence[Read], names: Sequence[str]) -> dict[str, F32]:
-        """Return g of each direction of the tensors that a kernel decodes, float32 [S, k], for the linear reads."""
-        linear = [read for read in reads if read[1] in LINEAR]
+    def _coefficients(self, steps: Sequence[StepTier], names: Sequence[str]) -> dict[str, F32]:
+        """Return g of each direction of the tensors that a kernel decodes, float32 [S, k], for the linear steps."""
+        linear = [step for step in steps if step.tier in LINEAR]
         index, found = self._container.index, {}
         for name in names:
             held = self._held[name]
             if held.jobs and linear:
-                first = int(index.tensors[held.number]["first"])
-                rows = [(index.directions[d], partial(self._rows.__getitem__, d))
-                        for d in range(first, first + len(held.jobs[0].directions))]  # fmt: skip
+                directions = index.tensors[held.number].directions
+                rows = [(index.directions[d], partial(self._rows.__getitem__, d)) for d in directions]
                 found[name] = np.array(
-                    [[coefficient(record, row, index.steps, *read) for record, row in rows] for read in linear],
+                    [[coefficient(record, row, index.steps, *step) for record, row in rows] for step in linear],
                     np.float32,
                 )
         return found
 
     def _write(
         self,
-        reads: Sequence[Read],
+        steps: Sequence[StepTier],
         outs: Sequence[Mapping[str, torch.Tensor]],
         known: Mapping[str, F32] | None = None,
     ) -> None:
-        """Fill ``outs[s][name]`` for each read: all moving tensors by one call of the kernel."""
+        """Fill ``outs[s][name]`` for each step: all moving tensors by one call of the kernel."""
         names = list(outs[0]) if outs else []
-        linear = [s for s, read in enumerate(reads) if read[1] in LINEAR]
+        linear = [s for s, step in enumerate(steps) if step.tier in LINEAR]
         if linear:
-            g = self._coefficients(reads, names) if known is None else known
+            g = self._coefficients(steps, names) if known is None else known
             moving = [name for name in names if self._held[name].jobs]
             rowed = tuple(name for name in moving if not all(outs[s][name].is_contiguous() for s in linear))
             decode = self._decode((*moving, "", *rowed), moving, set(rowed))
@@ -289,7 +202,7 @@ class Resident:
                     coefficients.append(g[name])
                     targets.append([self._view(held, k, outs[s][name], name in rowed) for s in linear])
             decode(coefficients, targets)
-        for s, (step, tier) in enumerate(reads):
+        for s, (step, tier) in enumerate(steps):
             for name in names:
                 if not self._held[name].jobs or tier not in LINEAR:
                     self._copy(self._held[name], step, tier, outs[s][name])
@@ -305,7 +218,7 @@ class Resident:
             self._prepared[key] = self._prepare(jobs)
         return self._prepared[key]
 
-    def _view(self, held: _Held, k: int, out: torch.Tensor, rowed: bool) -> Any:
+    def _view(self, held: Held, k: int, out: torch.Tensor, rowed: bool) -> Any:
         """The part of a target that window k goes to, as bits, [rows, columns]."""
         bits = bits_of(out)
         if rowed:
@@ -317,7 +230,7 @@ class Resident:
             part = bits.view(len(held.jobs), window.rows, window.columns)[k]
         return part.numpy().view(f"u{part.element_size()}") if self._host else part
 
-    def _copy(self, held: _Held, step: float, tier: str, out: torch.Tensor) -> None:
+    def _copy(self, held: Held, step: float, tier: str, out: torch.Tensor) -> None:
         """Fill a target from what needs no arithmetic."""
         if tier == "base" and held.base is not None:
             out.copy_(held.base)
@@ -335,10 +248,6 @@ class Resident:
     def _as_tensor(self, origin: Any, dtype: str) -> torch.Tensor:
         tensor: torch.Tensor = as_tensor(origin, dtype, origin.shape) if self._host else origin.view(DTYPES[dtype])
         return tensor
-
-
-SERIES_LIMIT: Final = 1 << 20
-"""Bytes that a tensor which is stored step by step may always take."""
 
 
 def _converted(values: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -367,14 +276,3 @@ def _by_rows(job: DecodeJob, width: int) -> DecodeJob:
         return job
     rect = Window(width, window.column // width, rows, 0, width, window.lo, window.hi)
     return replace(job, window=rect, pitch=width)
-
-
-def _nbytes(held: _Held) -> int:
-    total = sum(value.nbytes for _, value in held.values) + (0 if held.base is None else held.base.nbytes)
-    for job in held.jobs:
-        total += job.origin.nbytes
-        for direction in job.directions:
-            total += direction.packed.nbytes
-            if direction.factors is not None:
-                total += direction.factors.a.nbytes + direction.factors.b.nbytes
-    return total

@@ -11,15 +11,14 @@ from typing import Any, Final
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.steps import select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.decoding.reading import replay_plan
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.storage.local_writer import AtomicDirectory, create_file, flush_directory, write_at
 from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
-from .export import Base, Shard, completing_last, nbytes, other_files, shards_of
+from .export import Shard, completing_last, nbytes, other_files, shards_of
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
@@ -27,7 +26,7 @@ ROOM: Final = 0.8
 """Share of the free room in the temporary directory that files on their way to a URL may take."""
 
 
-def choose_steps(decoder: Decoder, spec: str | None, exclude: str | None = None) -> list[int]:
+def choose_steps(decoder: TensorDecoder, spec: str | None, exclude: str | None = None) -> list[int]:
     """Return the stored steps that `spec` chooses without those of `exclude`, as `core.steps.select_steps` does.
 
     Raises:
@@ -39,7 +38,7 @@ def choose_steps(decoder: Decoder, spec: str | None, exclude: str | None = None)
     return select_steps((int(step) for step in container.index.steps), spec, exclude)
 
 
-def numbered_steps(decoder: Decoder, start: float | None, stop: float | None) -> dict[int, int]:
+def numbered_steps(decoder: TensorDecoder, start: float | None, stop: float | None) -> dict[int, int]:
     """Return number (from 1 on) and step of the stored steps from `start` to `stop`; None is the first or the last.
 
     Raises:
@@ -60,10 +59,9 @@ def numbered_steps(decoder: Decoder, start: float | None, stop: float | None) ->
 
 
 def restore(
-    decoder: Decoder,
+    decoder: TensorDecoder,
     output: PathLike,
     steps: Sequence[int],
-    base: Base | None,
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
 ) -> None:
@@ -74,7 +72,6 @@ def restore(
     directory here. Where there is not room for all, frames are decoded again for each lot.
 
     Args:
-        base: where the base's other files come from; None for the embedded ones.
         on_bytes: called with how many bytes of weights have been written since the last call.
         storage_options: for fsspec, if `output` is a URL.
 
@@ -84,10 +81,10 @@ def restore(
         Corrupt: the file is damaged; the message names the tensor or the byte.
     """
     manifest = decoder.container.index.manifest
-    shards = shards_of(manifest)
+    shards = shards_of(decoder.container.index)
     numbers = {int(step): number for number, step in enumerate(decoder.container.index.steps, 1)}
     folders = {numbers[step]: FOLDER.format(step) for step in steps}
-    side = completing_last(manifest, other_files(decoder, shards, base))
+    side = completing_last(manifest, other_files(decoder, shards))
     if is_url(output):
         with UploadedDirectory(output, storage_options) as uploaded:
             _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
@@ -97,7 +94,7 @@ def restore(
 
 
 def _restore_to_disk(
-    decoder: Decoder,
+    decoder: TensorDecoder,
     directory: AtomicDirectory,
     shards: Sequence[Shard],
     folders: Mapping[int, str],
@@ -124,7 +121,7 @@ def _restore_to_disk(
 
 
 def _restore_to_url(
-    decoder: Decoder,
+    decoder: TensorDecoder,
     directory: UploadedDirectory,
     shards: Sequence[Shard],
     folders: Mapping[int, str],
@@ -150,7 +147,7 @@ def _restore_to_url(
 
 
 def _replay(
-    decoder: Decoder,
+    decoder: TensorDecoder,
     shards: Sequence[Shard],
     numbers: Collection[int],
     place: Callable[[int, str], str],
@@ -166,7 +163,7 @@ def _replay(
     for shard in shards:
         at = len(shard.head)
         for tensor in shard.tensors:
-            places[decoder.number(tensor.name)] = shard.name, at
+            places[tensor.number] = shard.name, at
             at += nbytes(tensor)
 
     def use(parts: list[PartInfo], number: int, found: list[Bits]) -> None:
@@ -178,7 +175,10 @@ def _replay(
             for name, rows in pieces.items():
                 write_at(place(number, name), rows)
 
-    replay_all(decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys(), replay_plan(decoder, numbers))
+    replay_all(
+        decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys(),
+        decoder.fetcher.replay_plan(decoder.exact, numbers),
+    )  # fmt: skip
 
 
 def _lots(directory: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from relex_codec.core.progress import Progress, progress_bar
-from relex_codec.decoding.reading import replay_plan
 from relex_codec.decoding.tensors import read_weights
-from relex_codec.format.manifest import TensorEntry
+from relex_codec.decoding.tiers import StepTier
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .describe import DescribedRun
@@ -131,8 +131,7 @@ class Run(DescribedRun):
         """
         from .resident import Resident
 
-        where = self.device if device is None else device
-        return Resident(self._reader.decoder, self._reader.base_reader, where, slices=slices)
+        return Resident(self._reader.decoder, self.device if device is None else device, slices=slices)
 
     def iter_steps(
         self, *, start: float | None = None, stop: float | None = None
@@ -158,8 +157,8 @@ class Run(DescribedRun):
         from relex_codec.exact.replay import replay_tensors
 
         decoder = self._reader.decoder
-        entries = decoder.container.index.manifest.tensors
-        plan = replay_plan(decoder, numbers)
+        entries = decoder.container.index.tensors
+        plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
         for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, plan):
             self._reader.check_open()  # the step might have been in memory
             state = {
@@ -229,15 +228,15 @@ class Run(DescribedRun):
         Raises:
             InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
         """
-        decoder, base = self._reader.decoder, self._reader.base_reader
+        decoder = self._reader.decoder
         chosen = self.tier(step, tier=tier)
         options = self._options if storage_options is None else storage_options
 
-        def weights(tensors: Sequence[TensorEntry]) -> Iterator[memoryview]:
-            return read_weights(decoder, base, tensors, (float(step), chosen), self.device)
+        def weights(tensors: Sequence[TensorRecord]) -> Iterator[memoryview]:
+            return read_weights(decoder, tensors, StepTier(float(step), chosen), self.device)
 
         with self._bar("decode", 1, progress) as bar:
-            export(decoder, output, weights, self._reader.base.side_files(), bar.update, options)
+            export(decoder, output, weights, bar.update, options)
         return chosen
 
     def restore(
@@ -275,7 +274,7 @@ class Run(DescribedRun):
         chosen = choose_steps(decoder, steps, exclude_steps)
         with self._bar("restore", len(chosen), progress) as bar:
             options = self._options if storage_options is None else storage_options
-            restore(decoder, output, chosen, self._reader.base.side_files(), bar.update, options)
+            restore(decoder, output, chosen, bar.update, options)
         return chosen
 
     # -- checking ----------------------------------------------------------------------------------------------------
@@ -319,7 +318,7 @@ class Run(DescribedRun):
 
     def _bar(self, what: str, steps: int, progress: bool) -> Progress:
         """A bar for the bytes of so many steps."""
-        total = steps * sum(map(nbytes, self._reader.container.index.manifest.tensors))
+        total = steps * sum(map(nbytes, self._reader.container.index.tensors))
         return progress_bar(what, total, enabled=progress)
 
 

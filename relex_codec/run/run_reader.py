@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.indexing import TensorIndex, box_of
+from relex_codec.core.indexing import TensorIndex
 from relex_codec.core.text import quote
-from relex_codec.decoding.base_locator import FileBase
-from relex_codec.decoding.reading import reading_ahead
-from relex_codec.decoding.tensor_decoder import Decoder, Read
-from relex_codec.decoding.tensors import Wanted, read_bits, read_tensors
-from relex_codec.decoding.tiers import as_step, choose_tier
+from relex_codec.decoding.base_locator import BaseLocator
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tensors import box_at, plan_boxes, read_bits, read_tensors
+from relex_codec.decoding.tiers import StepTier, as_step, choose_tier
 from relex_codec.errors import InvalidArgument
-from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.reader import FileReader
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.dispatch import device_kernel, is_host
-from relex_codec.kernels.interface import flat
-from relex_codec.kernels.windows import windows
 from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
@@ -62,8 +59,7 @@ class RunReader:
         with closed_on_error(self._source):
             self.container = FileReader(self._source)
         self.path = self._source.path
-        self._base = FileBase(self.container, base, storage_options)
-        self._decoder = Decoder(self.container, self._base.reader, use_embedded=base is None)
+        self._decoder = TensorDecoder(self.container, BaseLocator(self.container, base, storage_options))
         self.closed = False
 
     def __enter__(self) -> RunReader:
@@ -87,21 +83,20 @@ class RunReader:
             raise InvalidArgument(f"{self.path} is closed; open it again to read it")
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> TensorDecoder:
         """Reads tensors as bits; refused when the file is closed."""
         self.check_open()
         return self._decoder
 
     @property
-    def base(self) -> FileBase:
+    def base(self) -> BaseLocator:
         """Where the base is; refused when the file is closed."""
-        self.check_open()
-        return self._base
+        return self.decoder.base
 
     @property
     def base_embedded(self) -> bool:
         """Whether the base is what the file embeds: the caller named no other."""
-        return self._base.is_embedded
+        return self._decoder.base.is_embedded
 
     def base_reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one."""
@@ -109,12 +104,7 @@ class RunReader:
 
     def side_files(self) -> SideFiles:
         """Return the base's files that are no weights, which every step has as they are."""
-        return SideFiles(self.decoder, self.base.side_files())
-
-    @property
-    def numbers(self) -> Mapping[str, int]:
-        """The tensors' places in the file's order, by name."""
-        return self._decoder.numbers
+        return SideFiles(self.decoder)
 
     @property
     def steps(self) -> list[int]:
@@ -123,19 +113,22 @@ class RunReader:
 
     def keys(self) -> list[str]:
         """Names of the tensors, in the file's order."""
-        return [tensor.name for tensor in self.container.index.manifest.tensors]
+        return [tensor.name for tensor in self.container.index.tensors]
 
-    def entry(self, name: str) -> TensorEntry:
+    def entry(self, name: str) -> TensorRecord:
         """Return name, dtype and shape of a tensor.
 
         Raises:
             InvalidArgument: there is no such tensor.
         """
-        return self.container.index.manifest.tensors[self._decoder.number(name)]
+        return self.container.index.tensor(name)
 
     def tier(self, step: float, tier: str = "auto") -> str:
         """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``."""
         return choose_tier(self.container, as_step(step), tier)
+
+    def _step_tier(self, step: float, tier: str) -> StepTier:
+        return StepTier(float(step), self.tier(step, tier))
 
     # -- bits --------------------------------------------------------------------------------------------------------
 
@@ -145,14 +138,11 @@ class RunReader:
         Raises:
             InvalidArgument: the tensor has no such elements; and as `Run.tensor`.
         """
-        decoder, read = self.decoder, (float(step), self.tier(step, tier))
-        size = self.entry(name).size
-        hi = size if hi is None else hi
-        if not 0 <= lo <= hi <= size:
-            raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {size}")
-        window = flat(lo, hi)
-        with reading_ahead(decoder, self.base_reader, [(name, [window])], [read]):
-            return decoder.read_window(name, [read], window)[0].reshape(-1)
+        tensor = self.entry(name)
+        hi = tensor.size if hi is None else hi
+        if not 0 <= lo <= hi <= tensor.size:
+            raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {tensor.size}")
+        return self.decoder.read(tensor, self._step_tier(step, tier), lo, hi)
 
     def box(self, name: str, step: float, tier: str = "auto", index: TensorIndex = ...) -> Bits:
         """Return a box of a tensor at a step as unsigned integers, in the shape that ``tensor[index]`` has.
@@ -162,19 +152,16 @@ class RunReader:
         Raises:
             InvalidArgument: an index that the tensor does not have, or a step in it other than 1; and as `Run.tensor`.
         """
-        wanted = [Wanted(name, *box_of(self.entry(name).shape, index))]
-        ((bits,),) = read_bits(self.decoder, self.base_reader, wanted, [(float(step), self.tier(step, tier))])
+        boxes = [box_at(self.entry(name), index)]
+        ((bits,),) = read_bits(self.decoder, boxes, [self._step_tier(step, tier)])
         return bits
 
     def ahead(
         self, wanted: Iterable[tuple[str, TensorIndex]], step: float, tier: str = "auto"
     ) -> AbstractContextManager[Any]:
         """Return a context in which these parts of tensors, asked for in about this order, are read ahead."""
-        parts = []
-        for name, index in wanted:
-            shape = self.entry(name).shape
-            parts.append((name, windows(shape, box_of(shape, index)[0])))
-        return reading_ahead(self.decoder, self.base_reader, parts, [(float(step), self.tier(step, tier))])
+        boxes = [box_at(self.entry(name), index) for name, index in wanted]
+        return self.decoder.fetcher.ahead(plan_boxes(self.decoder, boxes, [self._step_tier(step, tier)]))
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
@@ -188,12 +175,10 @@ class RunReader:
         self, wanted: Mapping[str, TensorIndex], steps: Sequence[float], tier: str, device: Any
     ) -> list[dict[str, torch.Tensor]]:
         """Return parts of some tensors at each of some steps; base and codes are read once for all of them."""
-        decoder = self.decoder
-        reads: list[Read] = [(float(step), self.tier(step, tier)) for step in steps]
-        boxes = [Wanted(name, *box_of(self.entry(name).shape, index)) for name, index in wanted.items()]
-        states: list[dict[str, torch.Tensor]] = [{} for _ in reads]
-        every = read_tensors(decoder, self.base_reader, boxes, reads, device)
-        for name, found in zip(wanted, every, strict=True):
+        chosen = [self._step_tier(step, tier) for step in steps]
+        boxes = [box_at(self.entry(name), index) for name, index in wanted.items()]
+        states: list[dict[str, torch.Tensor]] = [{} for _ in chosen]
+        for name, found in zip(wanted, read_tensors(self.decoder, boxes, chosen, device), strict=True):
             for state, value in zip(states, found, strict=True):
                 state[name] = value
         return states

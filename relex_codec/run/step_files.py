@@ -16,19 +16,19 @@ import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
-from relex_codec.decoding.reading import reading_ahead
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.constants import PIECE
-from relex_codec.format.manifest import TensorEntry
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import flat
 
 from .export import Shard, index_file, nbytes, shards_of
 from .run_reader import RunReader
 
 
-class Part(NamedTuple):
+class TensorBytes(NamedTuple):
     """Bytes of a shard that lie together: of its header if `tensor` is None, or of a tensor; counted from its start."""
 
-    tensor: TensorEntry | None
+    tensor: TensorRecord | None
     start: int
     end: int
 
@@ -38,11 +38,11 @@ class ShardLayout:
 
     def __init__(self, shard: Shard) -> None:
         self.head, self.size = shard.head, shard.size
-        self._tensors: list[TensorEntry | None] = [None, *shard.tensors]
+        self._tensors: list[TensorRecord | None] = [None, *shard.tensors]
         self._begins = list(accumulate((nbytes(t) for t in shard.tensors), initial=len(shard.head)))
         self._begins.insert(0, 0)  # of the header; the last one is the end of the file
 
-    def parts(self, start: int, end: int) -> Iterator[Part]:
+    def parts(self, start: int, end: int) -> Iterator[TensorBytes]:
         """Yield what bytes `start` to `end` of the file consist of, in order."""
         for at in range(max(0, bisect_right(self._begins, start) - 1), len(self._tensors)):
             begin, stop = self._begins[at], self._begins[at + 1]
@@ -50,7 +50,7 @@ class ShardLayout:
                 return
             low, high = max(start, begin), min(end, stop)
             if low < high:
-                yield Part(self._tensors[at], low - begin, high - begin)
+                yield TensorBytes(self._tensors[at], low - begin, high - begin)
 
     def widened(self, start: int, end: int) -> tuple[int, int]:
         """Return the bytes that decoding `start` to `end` yields anyway: the header, and whole pieces of tensors."""
@@ -77,10 +77,10 @@ class StepFiles:
 
     def __init__(self, reader: RunReader) -> None:
         self.reader = reader
-        manifest = reader.container.index.manifest
-        shards = shards_of(manifest)
+        index = reader.container.index
+        shards = shards_of(index)
         self.shards = {shard.name: ShardLayout(shard) for shard in shards}
-        self._index = index_file(manifest, shards) if manifest.indexed else None
+        self._index = index_file(shards) if index.manifest.indexed else None
         self._sides = reader.side_files()
         self._side_sizes: dict[str, int] | None = None
         self._lock = threading.Lock()
@@ -132,20 +132,22 @@ class StepFiles:
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))
+        decoder = self.reader.decoder
         spans = [
-            (t, low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype])) for t, low, high in parts if t is not None
+            (t, [flat(low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype]))])
+            for t, low, high in parts
+            if t is not None
         ]
-        read = (float(step), self.reader.tier(step, tier))
-        planned = [(t.name, [flat(first, last)]) for t, first, last in spans]
-        with reading_ahead(self.reader.decoder, self.reader.base_reader, planned, [read]):
+        plan = decoder.plan(spans, [StepTier(float(step), self.reader.tier(step, tier))])
+        with decoder.fetcher.ahead(plan):
+            planned = (window for tensor in plan.tensors for window in tensor.windows)
             for tensor, low, high in parts:
                 if tensor is None:
                     yield layout.head[low:high]
                     continue
-                width = ITEMSIZE[tensor.dtype]
-                first = low // width
-                bits = self.reader.bits(tensor.name, step, tier, first, -(-high // width))
-                yield bits.view(np.uint8).data[low - first * width : high - first * width]
+                (bits,) = decoder.decode_window(next(planned), plan.steps)
+                begin = low // ITEMSIZE[tensor.dtype] * ITEMSIZE[tensor.dtype]
+                yield bits.reshape(-1).view(np.uint8).data[low - begin : high - begin]
 
     def other(self, name: str) -> bytes:
         """Return a file that exists and is no weights: the index, or one of the base's, which no step changes."""

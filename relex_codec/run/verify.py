@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from relex_codec.core.threads import parallel_map
-from relex_codec.decoding.reading import replay_plan
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.read_plan import BATCH
+from relex_codec.decoding.stored_pieces import check_piece, raw_pieces
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.format import constants as f
-from relex_codec.format.index import Part
-from relex_codec.kernels.windows import BATCH
+from relex_codec.format.index import PiecePlace
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 
 
-def check_all(decoder: Decoder) -> None:
+def check_all(decoder: TensorDecoder) -> None:
     """Read every chunk, decode every code, check the digests of an embedded base.
 
     Raises:
@@ -25,64 +26,61 @@ def check_all(decoder: Decoder) -> None:
         _check_entries(decoder)
 
 
-def check_exact(decoder: Decoder, count: int, on_bytes: Callable[[int], Any]) -> None:
+def check_exact(decoder: TensorDecoder, count: int, on_bytes: Callable[[int], Any]) -> None:
     """Restore all `count` stored steps of every tensor, and check all digests.
 
     Args:
         on_bytes: called with how many bytes of weights have been checked since the last call.
 
     Raises:
-        Corrupt, BaseMismatch: as `Decoder.read_window`.
+        Corrupt, BaseMismatch: as `TensorDecoder.decode_window`.
     """
     from relex_codec.exact.replay import replay_all  # numba is only needed here
 
     numbers = range(1, count + 1)
-    replay_all(decoder.exact, numbers, decoder.part_origin, on_bytes=on_bytes, plan=replay_plan(decoder, numbers))
+    plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
+    replay_all(decoder.exact, numbers, decoder.part_origin, on_bytes=on_bytes, plan=plan)
 
 
-def _check_entries(decoder: Decoder) -> None:
+def _check_entries(decoder: TensorDecoder) -> None:
     container, index = decoder.container, decoder.container.index
     for entry in index.entries.values():
-        if entry.name not in f.ENTRIES and entry.name not in f.EXACT_ENTRIES:
+        if entry.name not in f.ENTRIES and entry.name not in f.FRAME_ENTRIES:
             container.check_entry(entry)
     for direction in range(len(index.directions)):
         container.coefficients(direction)
-    for number, record in enumerate(index.tensors):
-        if record["kind"] == f.MOVING:
-            for direction in decoder.directions(number):
-                _check_direction(decoder, number, direction)
-        elif record["kind"] == f.EXACT_SERIES and not index.has_exact:
-            for parts in index.distinct_series(number):
-                _check_parts(decoder, parts)
-        if index.holds_origin(number):
-            _check_origin(decoder, number)
+    for tensor in index.tensors:
+        for direction in tensor.directions:
+            _check_direction(decoder, tensor, direction)
+        if tensor.origin_held:
+            _check_origin(decoder, tensor)
     for i in range(len(index.manifest.files)):
-        _check_parts(decoder, index.file_parts(i))
-    if index.has_exact:
+        _check_places(decoder, index.file_places(i))
+    if index.has_frames:
         for keys in decoder.exact.all_blobs():
             for i in range(0, len(keys), BATCH):
                 decoder.exact.fetch(keys[i : i + BATCH])
 
 
-def _check_parts(decoder: Decoder, parts: list[Part]) -> None:
-    for i in range(0, len(parts), BATCH):
-        decoder.container.pieces(parts[i : i + BATCH], lambda _, raw: len(raw))
+def _check_places(decoder: TensorDecoder, places: list[PiecePlace]) -> None:
+    for i in range(0, len(places), BATCH):
+        decoder.container.pieces(places[i : i + BATCH], lambda _, raw: len(raw))
 
 
-def _check_direction(decoder: Decoder, number: int, direction: int) -> None:
+def _check_direction(decoder: TensorDecoder, tensor: TensorRecord, direction: int) -> None:
     index = decoder.container.index
-    tensor = index.manifest.tensors[number]
-    factors, parts = index.direction_parts(tensor, direction)
+    factors, places = index.direction_places(tensor, direction)
     packing = f.PACKINGS[int(index.directions[direction]["packing"])]
     planes = packing.planes
 
-    _check_parts(decoder, factors)
-    for i in range(0, len(parts), BATCH * planes or 1):
-        raw = decoder.pieces_of(parts[i : i + BATCH * planes], planes)
-        parallel_map(lambda one: decoder.check_piece(number, one[0], packing, one[1]), enumerate(raw, i // planes))
+    _check_places(decoder, factors)
+    for i in range(0, len(places), BATCH * planes or 1):
+        raw = raw_pieces(decoder.container, places[i : i + BATCH * planes], planes)
+        parallel_map(
+            lambda one: check_piece(decoder.container, tensor, one[0], packing, one[1]), enumerate(raw, i // planes)
+        )
 
 
-def _check_origin(decoder: Decoder, number: int) -> None:
-    size = decoder.container.index.manifest.tensors[number].size
-    for start in range(0, size, BATCH * f.PIECE):
-        decoder.check_stored(number, start, min(start + BATCH * f.PIECE, size))
+def _check_origin(decoder: TensorDecoder, tensor: TensorRecord) -> None:
+    for start in range(0, tensor.size, BATCH * f.PIECE):
+        decoder.origins.check_held(tensor, start, min(start + BATCH * f.PIECE, tensor.size))

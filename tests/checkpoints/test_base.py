@@ -13,7 +13,6 @@ import pytest
 from relex_codec.checkpoints import base_model as module
 from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, canonical_uri, open_base
 from relex_codec.core.digests import digest
-from relex_codec.encoding.tensor_history import digests_of
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.hub import revisions
@@ -50,7 +49,8 @@ def folder(tmp_path_factory):
 def test_digests_are_those_of_the_text(folder):
     found = open_base(folder)
     for name, (_, bits) in TENSORS.items():
-        digests = digests_of(found, found.info(name))
+        size = found.info(name).size
+        digests = [digest(found.read(name, lo, min(lo + PIECE, size))) for lo in range(0, size, PIECE)]
         assert digests == [row.tobytes() for row in piece_digests(bits)]
         assert len(digests) == {"big": 3, "empty": 0}.get(name, 1)
     assert digest(b"").hex() == "e3b0c44298fc1c149afbf4c8996fb924"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -128,12 +127,31 @@ BROKEN = {
     "index not JSON": (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not valid JSON"),
     "index leaves": (break_index(x="../other.safetensors"), "names '../other.safetensors'"),
     "index of pickles": (break_index(x="pytorch_model.bin"), "names 'pytorch_model.bin'"),
-    "tensor not in its shard": (break_index(mask=FIRST), f"'mask' is in {FIRST}, where it is not"),
-    "tensor nowhere": (break_index(x=FIRST), f"'x' is in {FIRST}, where it is not"),
-    "two sets": (lambda f: shutil.copy(f / FIRST, f / "model.safetensors"), "both model.safetensors and an index"),
-    "tensor twice": (
-        lambda f: (f / SECOND).write_bytes(safetensors_bytes({"b.weight": TENSORS["b.weight"]})),
-        f"'b.weight' twice: in {FIRST} and {SECOND}",
+    "tensor twice, and no index that chooses": (
+        lambda f: [
+            (f / SECOND).write_bytes(safetensors_bytes({"b.weight": TENSORS["b.weight"]})),
+            edit_index(f, lambda c: c["weight_map"].pop("b.weight")),
+        ],
+        f"'b.weight' twice: in {FIRST} and {SECOND}; remove the one",
+    ),
+    "LFS pointer": (
+        lambda f: (f / FIRST).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        rf"{FIRST} is a git-LFS pointer, expected the weights.*git lfs pull",
+    ),
+    "LFS pointer for the index": (
+        lambda f: (f / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "index.json is a git-LFS pointer",
+    ),
+    "link to nowhere": (
+        lambda f: [(f / SECOND).unlink(), (f / SECOND).symlink_to("../../blobs/0123")],
+        rf"{SECOND} is a link to \.\./\.\./blobs/0123, which does not exist; restore that",
+    ),
+    "index that leads nowhere": (
+        lambda f: [
+            (f / "model.safetensors.index.json").unlink(),
+            (f / "model.safetensors.index.json").symlink_to("../gone"),
+        ],
+        r"index\.json is a link to \.\./gone, which does not exist",
     ),
     "broken header": (lambda f: (f / FIRST).write_bytes(b"\x02" + bytes(7) + b"[]"), f"{FIRST} is a JSON list"),
     "not safetensors": (lambda f: (f / FIRST).write_bytes(b"\x80\x04" * 50), f"{FIRST} is not a safetensors file"),

@@ -21,8 +21,8 @@ from support.plain import Array, File, deltas, narrow, read_safetensors, widen
 from support.runs import SIDE, Made, moving
 from support.tensors import bf16, f16, f32
 
-SAME, MOVING, SERIES = 0, 1, 2
-IN_BASE, STORED, NO_ORIGIN = 0, 1, 2
+SAME, MOVING, FRAMED = 0, 1, 2
+IN_BASE, STORED = 0, 1
 QUALITIES: list[tuple[str | float, dict[str, Any]]] = [
     ("raw", {}),
     ("default", {}),
@@ -61,7 +61,7 @@ def test_every_kind_of_tensor_is_stored_as_it_should_be(zoo_file: Zoo) -> None:
         dict.fromkeys(moving_in_base, (MOVING, IN_BASE))
         | dict.fromkeys(still, (SAME, IN_BASE))
         | {"resized": (MOVING, STORED), "added": (MOVING, STORED), "added_frozen": (SAME, STORED)}
-        | {"batches_seen": (SERIES, IN_BASE), "added_counter": (SERIES, NO_ORIGIN)}
+        | {"batches_seen": (FRAMED, IN_BASE), "added_counter": (FRAMED, STORED)}
     )
     assert "unused" not in file.names
 

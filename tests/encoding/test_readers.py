@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,9 @@ def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, e
     )
     series = in_memory()
     with FileWriter(tmp_path / "memory.relex") as writer:
-        segment = new_segment(writer, series, BUDGET) if exact else None
+        frames = partial(new_segment, writer, len(STEPS))
         base = InMemory(weights(0), SIDE)
-        encoder = RunEncoder(series, base, writer, 4, Quality.parse(), 1, embed, BUDGET, segment)
+        encoder = RunEncoder(series, base, writer, 4, Quality.parse(), 1, embed, BUDGET, exact, frames)
         encoder.write(str(tmp_path / "base"), progress=False)
     assert (tmp_path / "memory.relex").read_bytes() == (tmp_path / "disk.relex").read_bytes()
 

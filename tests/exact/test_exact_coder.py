@@ -1,4 +1,4 @@
-"""Symbols, rANS, frequency tables and parts: against loops written after FORMAT.md section 14, and there and back."""
+"""Symbols, rANS, frequency tables and parts: against loops written after EXACT.md section 14, and there and back."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def plainly(function: Any) -> Any:
 
 
 def slow_number(value: int) -> tuple[int, int, int]:
-    """FORMAT.md section 14: symbol, number of raw bits, raw bits."""
+    """EXACT.md section 14: symbol, number of raw bits, raw bits."""
     if value < 2:
         return value, 0, 0
     for v in range(2, 64):
@@ -121,7 +121,7 @@ def test_classes_and_clipped_movements() -> None:
 
 
 class SlowStream:
-    """A stream of coding 0 as FORMAT.md section 14 reads it, with Python's integers."""
+    """A stream of coding 0 as EXACT.md section 14 reads it, with Python's integers."""
 
     def __init__(self, stream: bytes, elements: int) -> None:
         head = len(stream) if len(stream) <= 8 else 5 + (len(stream) - 5) % 4
@@ -554,7 +554,7 @@ def test_threads_share_nothing() -> None:
 
 
 def test_moves_that_come_back_to_the_same_word_are_no_moves() -> None:
-    """FORMAT.md section 14 allows moves of multiples of 2H: such a word does not differ, and is in no list."""
+    """EXACT.md section 14 allows moves of multiples of 2H: such a word does not differ, and is in no list."""
     counts = np.zeros((CONTEXTS, 64), np.int64)
     for value in (0, 1, 2, 511, 512, 510, 3):
         for context in (1024, 1040, 1056, 1072):

@@ -19,16 +19,15 @@ from relex_codec import BaseMismatch, CheckpointError, InvalidArgument, safe_ope
 from relex_codec.exact.bisection import frames_of
 from relex_codec.storage.source import Source
 from support.checkpoints import write_checkpoint, write_run
-from support.plain import Array, File, narrow, read_safetensors
+from support.plain import FRAME_ENTRIES, Array, File, narrow, read_safetensors
 from support.runs import Made, moving
 from support.tensors import Tensor, bf16, f16, f32, random_bits
 
-SAME, MOVING, SERIES = 0, 1, 2
+SAME, MOVING, FRAMED = 0, 1, 2
 IN_BASE, STORED = 0, 1
 STEPS = [1, 2, 4, 8, 9, 12, 15, 16, 23]
 OBSERVE = 12
 PIECE = 1 << 18
-EXACT_ENTRIES = ("relex.exact.segments", "relex.exact.frames", "relex.data.frames")
 
 
 def bits_of(dtype: str, values: Any) -> Tensor:
@@ -122,9 +121,9 @@ KINDS = (
     | dict.fromkeys(("empty", "still", "mask", "frozen_codes", "bytes", "wider_still"), (SAME, IN_BASE, 0))
     | dict.fromkeys(("late", "last"), (SAME, IN_BASE, 1))
     | dict.fromkeys(
-        ("not_finite", "any_bits", "counter", "ids", "doubles", "flags", "codes", "small"), (SERIES, IN_BASE, 1)
+        ("not_finite", "any_bits", "counter", "ids", "doubles", "flags", "codes", "small"), (FRAMED, IN_BASE, 1)
     )
-    | {"retyped": (SERIES, STORED, 1), "added_counter": (SERIES, STORED, 1), "added_still": (SAME, STORED, 0)}
+    | {"retyped": (FRAMED, STORED, 1), "added_counter": (FRAMED, STORED, 1), "added_still": (SAME, STORED, 0)}
     | {"resized": (MOVING, STORED, 1), "added": (MOVING, STORED, 1)}
 )
 
@@ -148,7 +147,7 @@ def exact_file(made: Made) -> Path:
 
 def segments_of(file: File) -> list[int]:
     """The field of each tensor's record that says which segments hold it."""
-    return [int(x) for x in np.frombuffer(file.entries["relex.tensors"], "<u4").reshape(-1, 8)[:, 5]]
+    return [record[7] for record in file.tensors]
 
 
 def assert_all_steps(run: relex_codec.Run, made: Made) -> None:
@@ -168,10 +167,10 @@ def test_every_kind_of_tensor_is_stored_as_it_should_be(exact_file: Path) -> Non
     file = File(exact_file)
     records = zip(file.names, file.tensors, segments_of(file), strict=True)
     assert {name: (kind, origin, segment) for name, (kind, origin, *_), segment in records} == KINDS
-    assert list(file.shapes)[-3:] == list(EXACT_ENTRIES)
+    assert list(file.shapes)[-3:] == list(FRAME_ENTRIES)
     assert file.shapes["relex.exact.segments"] == ("U8", [1, 48])
     assert file.shapes["relex.exact.frames"] == ("U8", [len(STEPS), 24])
-    assert len(file.entries["relex.series"]) == 0
+    assert file.manifest["exact"] is True
 
 
 def test_every_step_comes_back_bit_for_bit(made: Made, exact_file: Path) -> None:
@@ -258,7 +257,7 @@ def test_slices_read_the_rows_they_need(made: Made, exact_file: Path) -> None:
         assert handle.get_tensor("scalar").item() == there["scalar"][1].view(np.float32).item()
 
 
-def test_series_in_the_other_tiers(made: Made, exact_file: Path) -> None:
+def test_framed_tensors_in_the_other_tiers(made: Made, exact_file: Path) -> None:
     with relex_codec.open(exact_file) as run:
         for name in ("not_finite", "any_bits", "counter", "flags", "added_counter"):
             for step, tier, stored in ((3, "line", 2), (0.5, "line", 1), (11, "track", 9), (100, "auto", 23)):
@@ -275,7 +274,7 @@ def test_weights_that_are_not_finite(made: Made, tmp_path: Path) -> None:
     assert not (tmp_path / "x.relex").exists()
 
 
-def test_infinities_that_only_rounding_makes_are_no_series(tmp_path: Path) -> None:
+def test_infinities_that_only_rounding_makes_are_not_framed(tmp_path: Path) -> None:
     """A base whose numbers overflow in the run's dtype: the deltas are not finite, but nothing ever moves."""
     large = f32(np.array([3.4028e38, 1, 2, np.nan], np.float32))
     rounded: Tensor = ("BF16", narrow("BF16", large[1].view(np.float32)))
@@ -429,7 +428,7 @@ def test_threads_do_not_change_the_file(made: Made, exact_file: Path, monkeypatc
         monkeypatch.setattr("relex_codec.exact.segment_writer.parallel_map", way)
         path = made.root / f"{way.__name__}.relex"
         relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
-        assert all(File(path).entries[name] == expected.entries[name] for name in EXACT_ENTRIES)
+        assert all(File(path).entries[name] == expected.entries[name] for name in FRAME_ENTRIES)
 
 
 def test_many_readers_at_once(made: Made, exact_file: Path) -> None:
@@ -509,7 +508,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Path], tuple[rel
     return open_counted
 
 
-def touched(source: Counted, file: File, entries: Sequence[str] = EXACT_ENTRIES) -> list[tuple[int, int]]:
+def touched(source: Counted, file: File, entries: Sequence[str] = FRAME_ENTRIES) -> list[tuple[int, int]]:
     """What was read of `entries`, and forget everything."""
     found = []
     for low, high in source.ranges:
@@ -528,8 +527,8 @@ def test_other_tiers_read_nothing_of_it(made: Made, exact_file: Path, counted: A
     for name in run:
         for step, tier in ((0, "auto"), (9, "line"), (9, "track"), (11, "auto"), (300, "auto")):
             run._reader.bits(name, step, tier)
-            series = KINDS[name][0] == SERIES and step != 0
-            assert series or not touched(source, file), (name, step, tier)
+            framed = KINDS[name][0] == FRAMED and step != 0
+            assert framed or not touched(source, file), (name, step, tier)
             source.ranges.clear()
 
 

@@ -1,4 +1,4 @@
-"""The order of bisection, the links between segments, table sets and groups of a segment (FORMAT.md section 13)."""
+"""The order of bisection, the links between segments, table sets and groups of a segment (EXACT.md section 13)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COUNTS = [*range(1, 70), 127, 128, 129, 1000, 1023, 1024, 1025]
 
 
 def by_level(count: int) -> dict[int, tuple[int, int, int, int]]:
-    """Middle: (level, left, right, near end), halving as FORMAT.md section 13 does."""
+    """Middle: (level, left, right, near end), halving as EXACT.md section 13 does."""
     found: dict[int, tuple[int, int, int, int]] = {}
 
     def halve(left: int, right: int, level: int, near: int) -> None:
@@ -156,12 +156,12 @@ def records_of(segments: list[Segment]) -> tuple[Any, Any, int]:
     at = 100
     for record, segment in zip(found, segments, strict=True):
         record["first"], record["count"], record["left"] = segment.first, segment.count, segment.left
-        record["models"], record["groups"], record["limit"] = 2, 2, 1000
+        record["table_sets"], record["groups"], record["limit"] = 2, 2, 1000
         record["position"], record["length"] = at, 30
         at += 30
         for step in frame_order(segment.count):
             frame = frames[segment.first + step - 1]
-            frame["position"], frame["length"], frame["model"] = at, 30, step % 2
+            frame["position"], frame["length"], frame["table_set"] = at, 30, step % 2
             at += 30
     return found, frames, at
 
@@ -199,8 +199,8 @@ def test_records_that_do_not_fit_are_refused() -> None:
     lies: list[tuple[str, int, str, int]] = [
         ("segment", 0, "first", 1), ("segment", 1, "first", 2), ("segment", 2, "first", 6), ("segment", 0, "count", 0),
         ("segment", 1, "count", 3), ("segment", 2, "count", 5), ("segment", 2, "count", 3), ("segment", 1, "left", 4),
-        ("segment", 0, "left", 1), ("segment", 2, "left", 0xFFFFFFFF), ("segment", 0, "models", 0),
-        ("segment", 0, "models", 256), ("segment", 1, "models", 1), ("segment", 0, "groups", 3),
+        ("segment", 0, "left", 1), ("segment", 2, "left", 0xFFFFFFFF), ("segment", 0, "table_sets", 0),
+        ("segment", 0, "table_sets", 256), ("segment", 1, "table_sets", 1), ("segment", 0, "groups", 3),
         ("segment", 2, "limit", 0), ("segment", 1, "position", 100), ("segment", 0, "position", 99),
         ("segment", 0, "length", 29), ("segment", 0, "length", 23), ("segment", 2, "length", (1 << 64) - 30),
         ("frame", 0, "position", 99), ("frame", 4, "position", (1 << 64) - 1), ("frame", 4, "length", 31),

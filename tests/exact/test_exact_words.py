@@ -1,4 +1,4 @@
-"""Ordered words against FORMAT.md section 13, a number at a time, and against the order of the values."""
+"""Ordered words against EXACT.md section 13, a number at a time, and against the order of the values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def elements(dtype: str, values: list[int]) -> Array:
 
 
 def slowly_ordered(dtype: str, data: bytes) -> list[int]:
-    """FORMAT.md section 13, a word at a time."""
+    """EXACT.md section 13, a word at a time."""
     width = min(ITEMSIZE[dtype], 4)
     half = 1 << (8 * width - 1)
     found = []

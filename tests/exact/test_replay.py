@@ -201,7 +201,7 @@ def test_work_that_is_spread_gives_the_same(opened: relex_codec.Run, monkeypatch
 
 def test_only_what_a_later_segment_begins_from_is_kept(opened: relex_codec.Run) -> None:
     tier = opened._reader.decoder.exact
-    parts = tier.pieces(opened._reader.decoder.number("large"), 0, 2)
+    parts = tier.pieces(opened._reader.entry("large").number, 0, 2)
     arrays: dict[int, weakref.ref[Any]] = {}
     for number, bits in replay_parts(tier, parts, range(1, 18), opened._reader.decoder.part_origin):
         arrays[number] = weakref.ref(bits[1])
@@ -432,13 +432,10 @@ def test_info_tells_of_the_tier(long: Made, zoo_file: Callable[..., Path]) -> No
         document = run.info()
         entries = run._reader.container.index.entries
         assert document["tiers"] == ["line", "track", "exact"]
-        stored = sum(entries[name].end - entries[name].begin for name in f.EXACT_ENTRIES)
-        assert document["bytes"]["exact"] == stored > 0  # series are in the tier's frames
-        assert (
-            sum(document["bytes"][kind] for kind in KINDS)
-            == document["bytes"]["total"]
-            == run._reader.container.source.size
-        )
+        stored = sum(entries[name].end - entries[name].begin for name in f.FRAME_ENTRIES)
+        assert document["bytes"]["exact"] == stored > 0  # framed tensors too
+        total = document["bytes"]["total"]
+        assert sum(document["bytes"][kind] for kind in KINDS) == total == run._reader.container.source.size
         exact = document["exact"]
         assert (exact["steps"], exact["segments"]) == (17, 7)
         assert exact["bits_per_parameter_and_step"] == pytest.approx(8 * stored / document["parameters"] / 17, 1e-4)

@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 
 import relex_codec
-from relex_codec.core.indexing import TensorIndex, box_of
-from relex_codec.decoding.read_plan import needs
-from relex_codec.decoding.reading import wanted_of
-from relex_codec.kernels.windows import windows
+from relex_codec.core.indexing import TensorIndex
+from relex_codec.decoding.tensors import box_at, plan_boxes
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.storage.coalesce import FIRST_READ
 from support.checkpoints import write_checkpoint, write_run
 from support.runs import Made
@@ -35,18 +34,10 @@ RANK, RANKS = 1, 4
 
 def needed(run: relex_codec.Run, parts: Mapping[str, TensorIndex], step: float, tier: str = "auto") -> int:
     """Bytes of file and base that decoding parts of tensors takes, each once."""
-    base = run._reader.base_reader().checkpoint.tensors
-    wanted = [
-        one
-        for name, index in parts.items()
-        for window in windows(run._reader.entry(name).shape, box_of(run._reader.entry(name).shape, index)[0])
-        for one in wanted_of(run._reader.decoder, name, window, [(float(step), run.tier(step, tier=tier))])
-    ]
-    found = needs(
-        run._reader.container.index, wanted, use_embedded=False, base=base, exact=lambda: run._reader.decoder.exact
-    )
+    boxes = [box_at(run._reader.entry(name), index) for name, index in parts.items()]
+    plan = plan_boxes(run._reader.decoder, boxes, [StepTier(float(step), run.tier(step, tier=tier))])
     total, ends = 0, {None: 0, 0: 0, 1: 0}
-    for source, start, end in sorted(found, key=lambda need: need.start):
+    for source, start, end in sorted(plan.ranges(run._reader.container.index), key=lambda found: found.start):
         total += max(0, end - max(start, ends[source]))
         ends[source] = max(end, ends[source])
     return total

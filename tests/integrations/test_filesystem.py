@@ -26,6 +26,8 @@ from safetensors.torch import load as load_bytes
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
+from relex_codec.decoding.read_plan import WindowPlan
+from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.format.constants import PIECE
 from relex_codec.integrations.fsspec_filesystem import unchained
 from relex_codec.run.run_reader import RunReader
@@ -55,16 +57,16 @@ def open_fs(path: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """What is decoded: name, first and last element of each read."""
-    found: list[tuple[str, int, int | None]] = []
-    bits = RunReader.bits
+    found: list[tuple[str, int, int]] = []
+    decode = TensorDecoder.decode_window
 
-    def watched(self: Any, name: str, step: float, tier: str = "auto", lo: int = 0, hi: int | None = None) -> Any:
-        found.append((name, lo, hi))
-        return bits(self, name, step, tier, lo, hi)
+    def watched(self: Any, plan: WindowPlan, steps: Any) -> Any:
+        found.append((plan.tensor.name, plan.window.lo, plan.window.hi))
+        return decode(self, plan, steps)
 
-    monkeypatch.setattr(RunReader, "bits", watched)
+    monkeypatch.setattr(TensorDecoder, "decode_window", watched)
     return found
 
 
@@ -653,7 +655,7 @@ class TestGetLikeOtherFilesystems(Fixtures):
         def broken(*args: Any) -> Any:
             raise relex_codec.Corrupt("as if")
 
-        monkeypatch.setattr(RunReader, "bits", broken)
+        monkeypatch.setattr(TensorDecoder, "decode_window", broken)
         with pytest.raises(relex_codec.Corrupt, match="as if"):
             fs.get(f"{fs_path}/model-00001-of-00003.safetensors", target + "/")
         assert os.listdir(target) == []

@@ -41,7 +41,7 @@ from support.kernel_cases import (
     to_be_rounded,
 )  # fmt: skip
 from support.kernel_checks import check_numpy
-from support.reference import ref
+from support.specification import ref
 
 KERNELS = [reference.prepare, launch.prepare]
 BOTH = pytest.mark.parametrize("prepare", KERNELS, ids=["reference", "cpu"])

@@ -16,7 +16,7 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.kernels import windows as module
 from relex_codec.kernels.interface import Window
-from relex_codec.kernels.windows import copy_window, cut, flat, pieces, windows
+from relex_codec.kernels.windows import copy_window, cut, flat, piece_ranges, windows
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -118,7 +118,7 @@ def test_pieces_and_copies(window: Window, piece: int) -> None:
     """With small pieces: each that the window needs is named once, and copies from them fill the window."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PIECE", piece)
-        ranges = list(pieces(window))
+        ranges = list(piece_ranges(window))
     wanted = elements(window)
     needed = sorted({int(e) // piece for e in wanted.ravel() if e >= 0})
     named = list(itertools.chain.from_iterable(range(a, b) for a, b in ranges))
@@ -137,6 +137,6 @@ def test_pieces_and_copies(window: Window, piece: int) -> None:
 def test_a_wide_row_skips_pieces() -> None:
     """Columns of rows that are longer than pieces need some of the pieces only."""
     window = Window(10 * PIECE, 0, 3, 2 * PIECE, PIECE, 0, 30 * PIECE)
-    assert list(pieces(window)) == [(2, 3), (12, 13), (22, 23)]
-    assert list(pieces(flat(5, PIECE))) == [(0, 1)]
-    assert list(pieces(flat(7, 7))) == []
+    assert list(piece_ranges(window)) == [(2, 3), (12, 13), (22, 23)]
+    assert list(piece_ranges(flat(5, PIECE))) == [(0, 1)]
+    assert list(piece_ranges(flat(7, 7))) == []

@@ -83,7 +83,7 @@ def test_dtype_and_shape_of_a_tensor(zoo_run: Made, zoo_file: Zoo) -> None:
         for name, (dtype, bits) in zoo_run.at(1).items():
             told = run.tensor_info(name)
             assert (told["name"], told["dtype"], told["shape"]) == (name, dtype, list(bits.shape))
-        assert run.tensor_info("frozen")["kind"] == "same" and run.tensor_info("batches_seen")["kind"] == "series"
+        assert run.tensor_info("frozen")["kind"] == "same" and run.tensor_info("batches_seen")["kind"] == "framed"
         assert run.tensor_info("layers.0.proj.weight")["r2"] > 0.9
         with pytest.raises(InvalidArgument, match="no tensor 'nothing'"):
             run.tensor_info("nothing")

@@ -26,9 +26,10 @@ import zstandard
 
 import relex_codec
 from relex_codec import Corrupt, InvalidArgument, RelexError, Truncated, Unsupported
+from relex_codec.decoding.stored_pieces import embedded_file
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import ELSEWHERE
-from support.plain import COVERED_ELSEWHERE, Array, File
+from support.plain import COVERED_ELSEWHERE, FRAME_ENTRIES, Array, File
 from support.runs import Made
 from support.sources import Held
 from support.tensors import bf16, f32, random_bits
@@ -84,10 +85,14 @@ def everything(run: relex_codec.Run) -> dict[Any, Any]:
                 found[name, step] = error
     for i in range(len(run._reader.container.index.manifest.files)):
         try:
-            found[i] = b"".join(run._reader.decoder.read_file(i))
+            found[i] = b"".join(embedded_file(run._reader.container, i))
         except RelexError as error:
             found[i] = error
     return found
+
+
+LATER = {*COVERED_ELSEWHERE, *FRAME_ENTRIES}
+"""Entries that are checked when something of them is read."""
 
 
 def failed(found: dict[Any, Any], key: Any) -> bool:
@@ -113,7 +118,7 @@ def test_every_flipped_byte_is_found(small_file: Path, opened: Callable[..., rel
         except RelexError:
             at_open[where] = at_open.get(where, 0) + 1
             continue
-        assert where in COVERED_ELSEWHERE, (where, at)  # everything else is checked on opening
+        assert where in LATER, (where, at)  # everything else is checked on opening
         with pytest.raises(Corrupt, match=where):
             run.verify()
         found = everything(run)
@@ -121,7 +126,7 @@ def test_every_flipped_byte_is_found(small_file: Path, opened: Callable[..., rel
         assert wrong and all(found[key] == good[key] for key in good if key not in wrong), (where, at)
         if where == "relex.coefficients":
             assert {key[1] for key in wrong} <= {2, 5}  # the others need none
-    assert all(at_open[name] == (0 if name in COVERED_ELSEWHERE else len(data)) for name, data in file.entries.items())
+    assert all(at_open[name] == (0 if name in LATER else len(data)) for name, data in file.entries.items())
     assert at_open["header"] == file.places["relex.root"][0]
 
 
@@ -179,7 +184,7 @@ def lies(file: File) -> dict[str, bytes]:
     chunks, records = file.entries["relex.chunks"], file.entries["relex.tensors"]
     return {
         "a shape of a moving tensor": with_manifest(file, tensors=reshaped("a", [huge])),
-        "a shape of a series": with_manifest(file, tensors=reshaped("s", [huge])),
+        "a shape of a framed tensor": with_manifest(file, tensors=reshaped("s", [huge])),
         "a shape of a still tensor": with_manifest(file, tensors=reshaped("z", [huge])),
         "a shape of a stored tensor": with_manifest(file, tensors=reshaped("n", [huge])),
         "a shape that overflows": with_manifest(file, tensors=reshaped("a", [1 << 40, 1 << 40])),
@@ -219,7 +224,8 @@ def peak(call: Callable[[], Any]) -> int:
 
 
 LIES = (
-    "a shape of a moving tensor", "a shape of a series", "a shape of a still tensor", "a shape of a stored tensor",
+    "a shape of a moving tensor", "a shape of a framed tensor", "a shape of a still tensor",
+    "a shape of a stored tensor",
     "a shape that overflows", "an empty shape that overflows", "many dimensions", "a file's length",
     "raw lengths of chunks", "a raw length beyond the limit", "a stored length", "a position",
     "a number of directions", "a rank", "a span's chunk", "a span's offset", "no records", "too many records",
@@ -277,7 +283,7 @@ def test_tables_of_random_numbers_are_refused_or_read(small_file: Path, opened: 
     """Any value in any field of a table: an error of this package, or weights; never another error, never memory."""
     file = File(small_file)
     chances = random.Random(1)
-    tables = ("relex.tensors", "relex.directions", "relex.series", "relex.chunks", "relex.steps", "relex.digests")
+    tables = ("relex.tensors", "relex.directions", "relex.chunks", "relex.steps", "relex.digests")
     outcomes = {"refused": 0, "read": 0}
     for _ in range(200):
         name = chances.choice(tables)

@@ -13,7 +13,7 @@ import torch
 import relex_codec
 from relex_codec import InvalidArgument, Run
 from relex_codec.kernels import torch_eager
-from relex_codec.run import resident
+from relex_codec.run import held_weights, resident
 from support.checkpoints import write_checkpoint, write_run
 from support.runs import Made
 from support.tensors import bf16
@@ -213,7 +213,7 @@ def test_nothing_is_read_again(zoo_file: Zoo, zoo_run: Made, monkeypatch: pytest
 
 
 def test_a_tensor_that_changes_too_often(zoo_file: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "SERIES_LIMIT", 7)
+    monkeypatch.setattr(held_weights, "FRAMED_LIMIT", 7)
     with relex_codec.open(zoo_file("raw")) as run, pytest.raises(InvalidArgument, match="step by step"):
         run.resident()
 

@@ -17,6 +17,7 @@ import torch
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
+from relex_codec.decoding.read_plan import WindowPlan
 from relex_codec.kernels.interface import DecodeJob
 from relex_codec.storage.open import open_source
 from relex_codec.storage.source import Source
@@ -89,7 +90,7 @@ def test_step_0_is_the_base_itself_even_if_the_run_has_a_step_0(tmp_path: Path) 
         assert (run._reader.bits("w", 0, "track") != start[1].reshape(-1)).any()
 
 
-def test_a_series_gives_the_last_stored_step(zoo_run: Made, zoo_file: Zoo) -> None:
+def test_what_is_stored_step_by_step_is_that_of_the_last_stored_step(zoo_run: Made, zoo_file: Zoo) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
         for step, stored in ((1, 1), (8.9, 5), (9, 9), (13, 9), (23, 23), (9999, 23), (0.5, 1)):
             for name in ("batches_seen", "added_counter"):
@@ -496,19 +497,19 @@ def test_save_refuses_what_is_there(zoo_file: Zoo, tmp_path: Path) -> None:
 
 def test_save_appears_only_when_it_is_complete(zoo_file: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with relex_codec.open(zoo_file("raw")) as run:
-        read = run._reader.decoder.read_window
+        decode = run._reader.decoder.decode_window
         seen: list[list[str]] = []
         held: list[int] = []
 
-        def watched(name: str, *args: Any) -> Any:
+        def watched(plan: WindowPlan, steps: Any) -> Any:
             seen.append(sorted(os.listdir(tmp_path)))
             hidden = tmp_path / seen[-1][0]
             held.append(sum(f.stat().st_size for f in hidden.rglob("*") if f.is_file()))
-            if name == stop:
+            if plan.tensor.name == stop:
                 raise relex_codec.Corrupt("as if")
-            return read(name, *args)
+            return decode(plan, steps)
 
-        monkeypatch.setattr(run._reader.decoder, "read_window", watched)
+        monkeypatch.setattr(run._reader.decoder, "decode_window", watched)
         stop = run.keys()[-1]
         with pytest.raises(relex_codec.Corrupt, match="as if"):
             run.save(tmp_path / "out", 5)

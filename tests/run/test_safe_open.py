@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import relex_codec
 from relex_codec import InvalidArgument
+from relex_codec.decoding.read_plan import WindowPlan
 from relex_codec.kernels.interface import Window, flat
 from support.checkpoints import write_checkpoint, write_run
 from support.tensors import bf16, f16, f32, random_bits
@@ -269,13 +270,13 @@ def test_steps_and_tiers_are_those_of_a_run(paths: tuple[Path, Path], framework:
 def test_a_slice_decodes_only_what_it_needs(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with relex_codec.safe_open(paths[0], "pt", step=STEP) as ours:
         asked: list[Window] = []
-        read = ours._reader.decoder.read_window
+        decode = ours._reader.decoder.decode_window
 
-        def watched(name: str, reads: Any, window: Window) -> Any:
-            asked.append(window)
-            return read(name, reads, window)
+        def watched(plan: WindowPlan, steps: Any) -> Any:
+            asked.append(plan.window)
+            return decode(plan, steps)
 
-        monkeypatch.setattr(ours._reader.decoder, "read_window", watched)
+        monkeypatch.setattr(ours._reader.decoder, "decode_window", watched)
         view = ours.get_slice("matrix")
         assert view.get_shape() == [14, 9] and asked == []
         for index, window in (

@@ -4,108 +4,80 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
-import json
 import re
-import struct
-import sys
 import tracemalloc
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import generate.make
 import numpy as np
 import pytest
 import zstandard
 from click.testing import CliRunner
+from generate.exact_streams import by_family
 
 import relex_codec
-from relex_codec.decoding.tensor_decoder import Decoder
+from relex_codec.decoding.base_locator import BaseLocator
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import RelexError
 from relex_codec.kernels.cpu import launch
-from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Prepare, Targets
-
-SPEC = Path(__file__).parents[2] / "spec"
-VECTORS = SPEC / "vectors"
-MANIFEST: dict[str, Any] = json.loads((VECTORS / "manifest.json").read_text())
-VALID: list[dict[str, Any]] = MANIFEST["valid"]
-INVALID: list[dict[str, Any]] = MANIFEST["invalid"]
-
-
-def load(name: str) -> ModuleType:
-    """A script of spec/, which belongs to no package."""
-    module_name = f"relex_{name}"
-    if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, SPEC / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[module_name]
-
-
-ref = load("reference_decoder")
-
-
-def named(entry: dict[str, Any]) -> str:
-    """The name of a test."""
-    return Path(entry["path"]).stem
-
-
-def base_of(entry: dict[str, Any]) -> Path | None:
-    """Where the base of a file is."""
-    base = entry["base"]
-    return None if base is None else VECTORS / (base if isinstance(base, str) else base["path"])
+from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Targets
+from support.specification import INVALID, MANIFEST, VALID, VECTORS, base_of, data_of, given_base, named, ref
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of the corpus, without the scripts that make it."""
+    return [path for path in folder.rglob("*") if path.is_file() and "generate" not in path.relative_to(folder).parts]
+
+
 # ---- The corpus ----
 
 
 def test_the_manifest_lists_what_is_there() -> None:
-    listed = {"manifest.json"}
+    listed = {"manifest.json", "README.md"}
     for entry in VALID + INVALID:
         listed.add(entry["path"])
         assert sha256((VECTORS / entry["path"]).read_bytes()) == entry["sha256"]
         if isinstance(entry["base"], dict):
             listed.add(entry["base"]["path"])
             assert sha256((VECTORS / entry["base"]["path"]).read_bytes()) == entry["base"]["sha256"]
-    there = {path.relative_to(VECTORS).as_posix() for path in VECTORS.rglob("*") if path.is_file()}
-    assert there == listed
-    assert len(VALID) >= 14 and len(INVALID) >= 25
+    assert {path.relative_to(VECTORS).as_posix() for path in files_of(VECTORS)} == listed
+    assert len(VALID) >= 48 and len(INVALID) >= 380
     assert len(VALID) + len(INVALID) == len({entry["path"] for entry in VALID + INVALID})
-    assert sum((VECTORS / path).stat().st_size for path in listed) < 1_500_000
+    assert sum((VECTORS / path).stat().st_size for path in listed) < 2_000_000
 
 
 def test_every_packing_dtype_and_codec_occurs() -> None:
-    packings, dtypes, codecs, kinds, ranks, counts = set(), set(), set(), set(), set(), set()
+    packings, dtypes, codecs, kinds, ranks, counts, offers = (set[Any]() for _ in range(7))
     for entry in VALID:
-        file = ref.RelexFile((VECTORS / entry["path"]).read_bytes())
-        packings |= {(d.packing, d.r > 0) for d in file.directions}
+        file = ref.RelexFile(data_of(entry))
+        packings |= {(d.packing, d.pairs > 0) for d in file.directions}
         dtypes |= {named.dtype for named in file.manifest} | {named.origin_dtype for named in file.manifest}
         codecs |= {chunk.codec for chunk in file.chunks}
         kinds |= {(tensor.kind, tensor.origin, file.embedded) for tensor in file.tensors}
         ranks |= {len(named.shape) for named in file.manifest}
-        counts |= {tensor.k for tensor in file.tensors}
+        counts |= {tensor.directions for tensor in file.tensors}
+        offers.add((file.has_frames, file.has_exact))
     assert packings >= {(p, r) for p in range(7) for r in (False, True)} - {(0, False)}
     assert dtypes == set(ref.WIDTH) and codecs == {0, 1, 2}
-    assert kinds >= {(0, 0, False), (0, 1, False), (1, 0, False), (1, 1, False), (2, 0, False), (2, 2, False)}
-    assert kinds >= {(0, 0, True), (1, 0, True), (2, 0, True)}
+    assert kinds >= {(kind, origin, False) for kind in range(3) for origin in range(2)}
+    assert kinds >= {(kind, 0, True) for kind in range(3)}
     assert ranks >= {0, 1, 2, 3, 4} and counts >= {0, 1, 2, 3}
+    assert offers == {(False, False), (True, False), (True, True)}
 
 
 def test_everything_of_the_exact_tier_occurs() -> None:
     """Numbers of steps and segments, left ends, codings, lanes, contexts of every family, and sizes of all kinds."""
     steps, lefts, counts, codings, lanes, families, groups, since, dense = (set() for _ in range(9))
-    first_of = load("exact_encoder").by_family
     for entry in VALID:
-        file = ref.RelexFile((VECTORS / entry["path"]).read_bytes())
-        if not file.exact:
+        file = ref.RelexFile(data_of(entry))
+        if not file.has_frames:
             continue
         steps.add(len(file.steps))
         since |= {
@@ -118,10 +90,10 @@ def test_everything_of_the_exact_tier_occurs() -> None:
             counts.add(segment.count)
             groups.add(segment.groups)
             for group, parts in enumerate(file.groups[k]):
-                _, models = ref.read_models(file, k, group)
-                dense |= {model.dense for model in models}
-                tables = (enumerate(model.contexts) for model in models)
-                families |= {first_of(context) for own in tables for context, table in own if table != ref.NO_TABLE}
+                _, sets = ref.read_tables(file, k, group)
+                dense |= {own.dense for own in sets}
+                tables = (enumerate(own.contexts) for own in sets)
+                families |= {by_family(context) for own in tables for context, table in own if table != ref.NO_TABLE}
                 for step in range(1, segment.count + 1):
                     for part, found in zip(parts, ref.read_frame(file, k, group, step), strict=True):
                         codings.add((found.coding, len(found.stream) > 0))
@@ -139,9 +111,9 @@ def test_everything_of_the_exact_tier_occurs() -> None:
 def test_the_script_makes_the_same_files(tmp_path: Path) -> None:
     if MANIFEST["zstandard"] != zstandard.__version__:
         pytest.skip(f"made with zstandard {MANIFEST['zstandard']}, this is {zstandard.__version__}")
-    load("make_vectors").make(tmp_path)
-    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    there = {path.relative_to(VECTORS): path.read_bytes() for path in VECTORS.rglob("*") if path.is_file()}
+    generate.make.make(tmp_path)
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in files_of(tmp_path)}
+    there = {path.relative_to(VECTORS): path.read_bytes() for path in files_of(VECTORS) if path.name != "README.md"}
     assert made.keys() == there.keys()
     assert [path for path in made if made[path] != there[path]] == []
 
@@ -149,40 +121,16 @@ def test_the_script_makes_the_same_files(tmp_path: Path) -> None:
 # ---- Valid files ----
 
 
-@pytest.mark.parametrize("entry", VALID, ids=named)
-def test_valid_by_the_reference_decoder(entry: dict[str, Any]) -> None:
-    file = ref.RelexFile((VECTORS / entry["path"]).read_bytes())
-    file.check_all()
-    base = base_of(entry)
-    given = None if base is None else ref.read_safetensors(base)
-    for read in entry["reads"]:
-        assert list(read["tensors"]) == list(file.index)
-        for name, digest in read["tensors"].items():
-            assert sha256(file.tensor(name, read["step"], read["tier"], given)) == digest, (name, read["step"])
-
-
-@pytest.mark.parametrize("entry", VALID, ids=named)
-def test_valid_by_the_package(entry: dict[str, Any]) -> None:
-    with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
-        run.verify()
-        for read in entry["reads"]:
-            assert run.keys() == list(read["tensors"])
-            for name, digest in read["tensors"].items():
-                bits = run._reader.bits(name, read["step"], read["tier"])
-                assert bits.size == run._reader.entry(name).size
-                assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
-
-
 def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
     """torch's operations, for arrays of numpy: the way to a device and back."""
-    from relex_codec.decoding.device_transfer import Place
+    from relex_codec.decoding.device_transfer import DeviceMemory
     from relex_codec.kernels import torch_eager
 
-    place = Place("cpu")
-    decode = torch_eager.prepare([place.job(job) for job in jobs])
+    memory = DeviceMemory("cpu")
+    decode = torch_eager.prepare([memory.job(job) for job in jobs])
 
     def through(coefficients: Coefficients, targets: Targets) -> None:
-        made = [[place(target) for target in of_job] for of_job in targets]
+        made = [[memory(target) for target in of_job] for of_job in targets]
         decode(coefficients, made)
         for of_job, found in zip(targets, made, strict=True):
             for target, tensor in zip(of_job, found, strict=True):
@@ -191,36 +139,44 @@ def by_torch(jobs: Sequence[DecodeJob]) -> Decode:
     return through
 
 
-@pytest.mark.parametrize("prepare", [launch.prepare, by_torch], ids=["cpu", "torch"])
-@pytest.mark.parametrize("entry", VALID, ids=named)
-def test_valid_by_each_kernel(entry: dict[str, Any], prepare: Prepare) -> None:
-    """The reference kernel reads them above: they are small."""
+def by_reference(entry: dict[str, Any]) -> None:
+    """The reference decoder checks the file and gives what the manifest says."""
+    file, given = ref.RelexFile(data_of(entry)), given_base(entry)
+    file.check_all()
+    for read in entry["reads"]:
+        assert list(read["tensors"]) == list(file.index)
+        for name, digest in read["tensors"].items():
+            assert sha256(file.tensor(name, read["step"], read["tier"], given)) == digest, (name, read["step"])
+
+
+def by_the_package(entry: dict[str, Any]) -> None:
+    """The package checks the file and gives what the manifest says, with each kernel; a range is one of the whole.
+
+    The default kernel for little work is the reference in numpy: the files are small.
+    """
     with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
-        decoder = Decoder(run._reader.container, run._reader.base_reader, prepare=prepare)
-        for read in entry["reads"]:
-            tier = run.tier(read["step"], tier=read["tier"])
+        reader = run._reader
+        run.verify()
+        kernels = (launch.prepare, by_torch)
+        base = BaseLocator(reader.container, base_of(entry), None)
+        decoders = [TensorDecoder(reader.container, base, prepare=prepare) for prepare in kernels]
+        for i, read in enumerate(entry["reads"]):
+            assert list(run) == list(read["tensors"])
+            step = StepTier(read["step"], run.tier(read["step"], tier=read["tier"]))
             for name, digest in read["tensors"].items():
-                assert sha256(decoder.read(name, read["step"], tier).tobytes()) == digest, (name, read["step"])
+                bits, tensor = reader.bits(name, read["step"], read["tier"]), reader.entry(name)
+                n = tensor.size
+                assert bits.size == n
+                assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
+                for decoder in decoders:
+                    assert sha256(decoder.read(tensor, step).tobytes()) == digest, (name, read, decoder)
+                middle = min(n, ref.PIECE - 1), min(n, ref.PIECE + 1)
+                for lo, hi in {(0, n), (n // 3, n // 2), (max(0, n - 1), n), middle} if i == 0 else ():
+                    assert np.array_equal(reader.bits(name, read["step"], read["tier"], lo, hi), bits[lo:hi])
 
 
-@pytest.mark.parametrize("entry", VALID, ids=named)
-def test_ranges_of_elements_are_those_of_the_whole(entry: dict[str, Any]) -> None:
-    read = entry["reads"][0]
-    with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
-        for name in read["tensors"]:
-            n = run._reader.entry(name).size
-            whole = run._reader.bits(name, read["step"], read["tier"])
-            for lo, hi in {
-                (0, n),
-                (n // 3, n // 2),
-                (max(0, n - 1), n),
-                (min(n, (1 << 18) - 1), min(n, (1 << 18) + 1)),
-            }:
-                assert np.array_equal(run._reader.bits(name, read["step"], read["tier"], lo, hi), whole[lo:hi])
-
-
-@pytest.mark.parametrize("entry", VALID, ids=named)
-def test_the_command_verifies(entry: dict[str, Any]) -> None:
+def by_the_command(entry: dict[str, Any]) -> None:
+    """The command verifies the file."""
     base = base_of(entry)
     command = importlib.import_module("relex_codec.cli.verify").command
     arguments = [str(VECTORS / entry["path"]), *([] if base is None else ["--base", str(base)])]
@@ -228,26 +184,11 @@ def test_the_command_verifies(entry: dict[str, Any]) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_a_base_that_is_given_goes_before_an_embedded_one(tmp_path: Path) -> None:
-    """The vectors of embedded bases, read with that base, and with another one."""
-    path = VECTORS / "valid" / "embedded.relex"
-    entry = next(entry for entry in VALID if entry["path"].endswith("/embedded.relex"))
-    good = load("make_vectors").VALID["embedded"].tensors[:4]
-    base = tmp_path / "base.safetensors"
-    base.write_bytes(load("make_vectors").safetensors(good))
-    file, given = ref.RelexFile(path.read_bytes()), ref.read_safetensors(base)
-    with relex_codec.open(path, base=base) as run:
-        for read in entry["reads"]:
-            for name, digest in read["tensors"].items():
-                assert sha256(run._reader.bits(name, read["step"], read["tier"]).tobytes()) == digest
-                assert sha256(file.tensor(name, read["step"], read["tier"], given)) == digest
-    data = bytearray(base.read_bytes())
-    data[-1] ^= 1
-    base.write_bytes(data)
-    with relex_codec.open(path, base=base) as run, pytest.raises(relex_codec.BaseMismatch):
-        run._reader.bits("b.count", 0)
-    with pytest.raises(ref.BaseMismatch):
-        file.tensor("b.count", 0, "auto", ref.read_safetensors(base))
+@pytest.mark.parametrize("entry", VALID, ids=named)
+def test_valid(entry: dict[str, Any]) -> None:
+    by_reference(entry)
+    by_the_package(entry)
+    by_the_command(entry)
 
 
 def test_tiers_of_the_exact_vectors() -> None:
@@ -275,8 +216,8 @@ def test_tiers_of_the_exact_vectors() -> None:
 
 
 def test_the_first_step_may_be_0() -> None:
-    """Step 0 is then the origin in tier `auto`, and a stored step in tier `exact` and for a series."""
-    path, base = VECTORS / "valid" / "exact-series.relex", VECTORS / "valid" / "exact-series.safetensors"
+    """Step 0 is then the origin in tier `auto`, and a stored step in tier `exact` and for a framed tensor."""
+    path, base = VECTORS / "valid" / "exact-framed.relex", VECTORS / "valid" / "exact-framed.safetensors"
     with relex_codec.open(path, base=base) as run:
         assert run.tier(0) == "base" and run.tier(0, tier="exact") == "exact"
         assert run._reader.bits("base", 0).view("<i8").tolist() == [-1, -2]
@@ -301,24 +242,16 @@ def raised(action: Any, kind: type[Exception]) -> str | None:
 
 
 @pytest.mark.parametrize("entry", INVALID, ids=named)
-def test_invalid_by_the_reference_decoder(entry: dict[str, Any]) -> None:
-    base = base_of(entry)
-
-    def action() -> None:
-        file = ref.RelexFile((VECTORS / entry["path"]).read_bytes())
+def test_invalid(entry: dict[str, Any]) -> None:
+    def by_reference() -> None:
+        file = ref.RelexFile(data_of(entry))
         assert entry["operation"] != "open", "opened"
         if entry["operation"] == "verify":
             file.check_all()
         else:
-            given = None if base is None else ref.read_safetensors(base)
-            file.tensor(entry["tensor"], entry["step"], entry["tier"], given)
+            file.tensor(entry["tensor"], entry["step"], entry["tier"], given_base(entry))
 
-    assert raised(action, ref.RelexError) == entry["error"]
-
-
-@pytest.mark.parametrize("entry", INVALID, ids=named)
-def test_invalid_by_the_package(entry: dict[str, Any]) -> None:
-    def action() -> None:
+    def by_the_package() -> None:
         with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
             assert entry["operation"] != "open", "opened"
             if entry["operation"] == "verify":
@@ -326,7 +259,8 @@ def test_invalid_by_the_package(entry: dict[str, Any]) -> None:
             else:
                 run._reader.bits(entry["tensor"], entry["step"], entry["tier"])
 
-    assert raised(action, RelexError) == entry["error"]
+    assert raised(by_reference, ref.RelexError) == entry["error"], "by the reference decoder"
+    assert raised(by_the_package, RelexError) == entry["error"], "by the package"
 
 
 @pytest.mark.parametrize("entry", [entry for entry in INVALID if re.search("large|huge", entry["path"])], ids=named)
@@ -345,69 +279,3 @@ def test_declared_sizes_are_not_believed(entry: dict[str, Any]) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
-
-
-# ---- The appendix of FORMAT.md ----
-
-
-FORMS = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i64": "q", "f32": "f", "f64": "d"}
-
-
-def appendix() -> str:
-    return (SPEC / "FORMAT.md").read_text(encoding="utf-8").split("## Appendix: a file byte by byte", 1)[1]
-
-
-def test_the_table_of_the_appendix_is_the_file() -> None:
-    """Every byte of the smallest vector is in the table, at its offset, with its value, under the CRC that is named."""
-    data = (VECTORS / "valid" / "minimal.relex").read_bytes()
-    at = 0
-    rows = re.findall(r"^\| (\d+)(?: - (\d+))? \| `([^`]+)` \| (.*?) \| (.+) \|$", appendix(), re.MULTILINE)
-    for first, last, content, value, meaning in rows:
-        end = int(last or first) + 1
-        assert int(first) == at, f"the row at {first} does not follow {at}"
-        expected = bytes.fromhex(content) if re.fullmatch("[0-9A-F]{2}( [0-9A-F]{2})*", content) else content.encode()
-        assert data[at:end] == expected, f"bytes {first} to {end - 1}"
-        if value:
-            kind, text = value.split(" ")
-            number = struct.unpack_from("<" + FORMS[kind], data, at)[0]
-            assert number == (float(text) if kind[0] == "f" else int(text, 0)) or (text == "NaN" and number != number)
-        if crc := re.search(r"CRC of .*?bytes (\d+) (?:to|and) (\d+)", meaning):
-            assert number == zlib.crc32(data[int(crc[1]) : int(crc[2]) + 1])
-        if digest := re.search(r"SHA-256 of `(.*?)`", meaning):
-            assert expected == hashlib.sha256(bytes.fromhex(digest[1])).digest()[:16]
-        at = end
-    assert at == len(data) < 2048 and f"has {at} bytes" in appendix()
-
-
-def test_the_arithmetic_of_the_appendix() -> None:
-    data = (VECTORS / "valid" / "minimal.relex").read_bytes()
-    assert re.findall(r"Byte \d is (0x..) = (\d+) = ([^:,]+?)[:,]", appendix().replace("\n", " ")) == [
-        (f"0x{byte:02X}", str(byte), text)
-        for byte, text in zip(
-            data[-2:],
-            ("2 + 3 * 0 + 9 * 2 + 27 * 1 + 81 * 1", "1 + 3 * 2 + 9 * 0 + 27 * 1 + 81 * 1"),
-            strict=True,
-        )
-    ]
-    assert data[-2] == 2 + 3 * 0 + 9 * 2 + 27 * 1 + 81 * 1 and data[-1] == 1 + 3 * 2 + 9 * 0 + 27 * 1 + 81 * 1
-    assert ref.unpack_codes(data[-2:], 2, 6).tolist() == [1, 0, -1, 1, 1, -1] and data[-1] // 3 % 3 == 2
-    one, w0, g = np.float32(1), np.float32(3), np.float32(struct.unpack_from("<d", data, 1456)[0])
-    scaled, offset = one * np.float32(0.25), one * np.float32(0.0625)
-    p = np.float32(0) + (scaled - offset)
-    values = {"w0": w0, "g": g, "q * step": scaled, "sign(q) * shift": offset, "p": p, "p * g": p * g, "x": w0 + p * g}
-    table = re.findall(r"^\| (.+?) \| `0x([0-9A-F]{8})` \| (.+?) \|$", appendix(), re.MULTILINE)
-    assert [row[0] for row in table] == list(values)
-    for name, bits, meaning in table:
-        assert f"{int(values[name].view(np.uint32)):08X}" == bits
-        decimal = re.search(r"(?:= )?([0-9.]+)(?:, rounded|, in the base.*)?$", meaning)
-        assert decimal and (float(decimal[1]) == float(values[name]) or name == "g")
-    for bits, decimal in re.findall(r"(0x404[34]) = ([0-9.]*[0-9])", appendix()):
-        assert float(ref.widen(struct.pack("<H", int(bits, 16)), "BF16")[0]) == float(decimal)
-    file, base = ref.RelexFile(data), ref.read_safetensors(VECTORS / "valid" / "minimal.safetensors")
-    decoded = file.tensor("w", 4, "auto", base)
-    whole, element = decoded.hex(" ").upper(), decoded[6:8].hex(" ").upper()
-    assert f"is `{whole}`" in appendix() and f"is 0x4044, bytes `{element}`" in appendix()
-    assert (
-        ref.widen(base("w")[2], "BF16").tolist() == [1, -2, 0.5, 3, 0, -1]
-        and "holds 1, -2, 0.5, 3, 0, -1" in appendix()
-    )

@@ -196,7 +196,7 @@ def test_a_target_that_is_not_empty_is_refused_before_decoding(
         raise AssertionError("decoded")
 
     memory.pipe_file("/full/x", b"1")
-    monkeypatch.setattr("relex_codec.decoding.tensor_decoder.Decoder.read", never)
+    monkeypatch.setattr("relex_codec.decoding.tensor_decoder.TensorDecoder.plan", never)
     monkeypatch.setattr("relex_codec.exact.replay.replay_all", never)
     with relex_codec.open(made / "run.relex") as run:
         for write in (lambda: run.save("memory://full", 15), lambda: run.restore("memory://full")):

@@ -18,7 +18,7 @@ from relex_codec.format.factors import Factors, from_stream
 from relex_codec.format.packing import pack_codes, to_planes
 from relex_codec.kernels.interface import DecodeJob, PackedDirection, Window, flat
 
-from .reference import ref
+from .specification import ref
 
 Array = npt.NDArray[Any]
 

@@ -18,9 +18,8 @@ import zstandard
 Array = np.ndarray[Any, Any]
 PIECE = 1 << 18
 MAGIC = b"RELEX\r\n\x1a"
-COVERED_ELSEWHERE = (
-    "relex.coefficients", "relex.data.directions", "relex.data.exact", "relex.data.base", "relex.data.frames",
-)  # fmt: skip
+COVERED_ELSEWHERE = ("relex.coefficients", "relex.data.directions", "relex.data.base", "relex.data.frames")
+FRAME_ENTRIES = ("relex.exact.segments", "relex.exact.frames", "relex.data.frames")
 
 
 def widen(dtype: str, bits: Array) -> Array:
@@ -102,7 +101,7 @@ class Direction:
 
     slope: float
     intercept: float
-    step: float
+    scale: float
     shift: float
     rank: int
     packing: int
@@ -131,8 +130,8 @@ class File:
         self.manifest = json.loads(self.entries["relex.manifest"])
         self.steps = [x[0] for x in struct.iter_unpack("<q", self.entries["relex.steps"])]
         self.names = [tensor[0] for tensor in self.manifest["tensors"]]
-        # kind, origin, k, first, digest, chunk, offset
-        self.tensors = [x[:7] for x in struct.iter_unpack("<BBHIIII12s", self.entries["relex.tensors"])]
+        # kind, origin, k, first, digest, chunk, offset, segment
+        self.tensors = [x[:8] for x in struct.iter_unpack("<BBHIIIII8s", self.entries["relex.tensors"])]
         self.directions = [
             Direction(*x[:6], *x[7:]) for x in struct.iter_unpack("<ddffHBBIIIffffII", self.entries["relex.directions"])
         ]
@@ -197,7 +196,7 @@ class File:
     def rebuilt(self, changes: dict[str, bytes], shapes: dict[str, list[int]] | None = None) -> bytes:
         """Return the file with other bytes in some entries, and header, root and checksums made to fit.
 
-        Positions in the chunk table are moved with the data. Only what an attacker could do too.
+        Positions in the tables are moved with the data. Only what an attacker could do too.
         """
         entries = {**self.entries, **changes, "relex.root": bytes(40 + 8 * (len(self.shapes) - 1))}
         at, listing = 0, {}
@@ -210,6 +209,13 @@ class File:
         head = struct.pack("<Q", len(text)) + text
         if "relex.chunks" not in changes:
             entries["relex.chunks"] = self._shift(len(head) + listing["relex.data.directions"]["data_offsets"][0])
+        for name, field, size in (("relex.exact.segments", 24, 48), ("relex.exact.frames", 0, 24)):
+            if name in listing and name not in changes:
+                start = len(head) + listing["relex.data.frames"]["data_offsets"][0]
+                records = np.frombuffer(entries[name], np.uint8).reshape(-1, size).copy()
+                positions = records[:, field : field + 8].view("<u8")
+                positions += np.uint64((start - self.places["relex.data.frames"][0]) % 2**64)
+                entries[name] = records.tobytes()
         total = len(head) + at
         names = [name for name in self.shapes if name != "relex.root"]
         body = struct.pack("<8sIIQII", MAGIC, 1, zlib.crc32(head), total, len(names), 0)
