@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +15,6 @@ import torch
 from hypothesis import settings
 
 import relex_codec
-from relex_codec.encoding.direction_search import DirectionSearch, StoredDirection
 from support import specification
 from support.checkpoints import write_checkpoint, write_run
 from support.faulty import Faulty
@@ -67,26 +64,11 @@ def zoo_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="session")
 def zoo_file(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Encode the zoo: ``zoo_file("raw", rank=2)``; each combination once a test run.
-
-    Options beside rank and quality change nothing of how directions are stored, and the search for that is nearly all
-    of the time: what it found is remembered.
-    """
-    found: dict[bytes, StoredDirection] = {}
-    search = DirectionSearch.run
-
-    def remembered(self: DirectionSearch) -> StoredDirection:
-        asked = pickle.dumps({name: value for name, value in vars(self).items() if name != "read"})
-        key = hashlib.sha256(asked).digest()
-        if key not in found:
-            found[key] = search(self)
-        return found[key]
+    """Encode the zoo: ``zoo_file("raw", rank=2)``; each combination once a test run."""
 
     def make(quality: str | float = "raw", **options: Any) -> Path:
         def encode(path: Path) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(DirectionSearch, "run", remembered)
-                size = relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality=quality, **options)
+            size = relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality=quality, **options)
             assert size == path.stat().st_size
 
         name = f"{quality}-" + "-".join(f"{k}={v}" for k, v in sorted(options.items()))

@@ -1,78 +1,88 @@
-"""Holding the quality rule on tensors that the search saw only a sample of."""
+"""Measuring the quality rule on all of a tensor that the search sees only an excerpt of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from relex_codec.core.dtypes import F32
+from relex_codec.core.dtypes import F32, Bits, to_float32
 from relex_codec.core.threads import parallel_map
-from relex_codec.format.constants import FLOAT32, PIECE
+from relex_codec.format.constants import PIECE
 
-from .direction_search import ERROR_FLOOR, Sample, StoredDirection, sample_from_bits
+from .fit import F64
 from .quality import Quality
+from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
+from .weight_error import DECODED, Rule, squared_distance, squared_miss
 
-TIGHTER: Final = (1.0, 0.5, 0.25)
-"""Shares of the allowed growth that are tried on the sample until the whole tensor holds the rule."""
 BATCH: Final = 8
+"""Pieces in memory at a time."""
+_Measure = Callable[[int, F32, F32, F32], F64]
+"""Squared errors of a block: of its first element, origins, targets and values of the direction."""
 
 
 class FullCheck:
-    """All pieces of a tensor with one direction: weights of the last observed step are decoded and compared.
+    """All pieces of a tensor with one direction as weights: those of the last observed step are decoded and compared.
 
     Args:
         history: of the tensor: its weights at all steps.
         vectors: its directions, not quantised.
+        coefficient: of the direction at the last observed step.
     """
 
-    def __init__(self, history: TensorHistory, vectors: Vectors) -> None:
-        self._history, self._vectors = history, vectors
+    def __init__(self, history: TensorHistory, vectors: Vectors, coefficient: float) -> None:
+        self._history, self._vectors, self._g = history, vectors, np.float32(coefficient)
 
-    def hold(self, search: Callable[[float], StoredDirection], quality: Quality, coefficient: float) -> StoredDirection:
-        """Return what `search` finds with the largest share for which the whole tensor holds the rule.
+    def rule(self, quality: Quality, share: float) -> Rule:
+        """What these weights allow."""
 
-        Its errors are those of the whole tensor. Float32 where no share does; a direction that has no bound (``raw``,
-        factors alone by request) is only measured.
+        def measure(start: int, origin: F32, target: F32, values: F32) -> F64:
+            return np.array([squared_distance(origin, target), self._miss(origin, target, values)])
 
-        Args:
-            search: returns the way to store the direction when so large a share of the allowed growth may be used.
-            quality: what was asked.
-            coefficient: of the direction at the last observed step.
-        """
-        for share in TIGHTER:
-            stored = self._measured(search(share), coefficient)
-            allowed = max(stored.error_line, ERROR_FLOOR**0.5) * (1 + (quality.growth or 0.0))
-            if quality.growth is None or quality.factor_rank is not None or stored.error_stored <= allowed:
-                return stored
-        return self._measured(StoredDirection(None, FLOAT32, None, 0.0, 0.0), coefficient)
+        delta, before = self._sum(measure)
+        return Rule.of(float(delta), float(before), None, quality, share)
 
-    def _measured(self, stored: StoredDirection, coefficient: float) -> StoredDirection:
-        g = np.float32(coefficient)
+    def error(self, stored: StoredDirection) -> float:
+        """Squared error with the direction stored so."""
 
-        def errors(work: tuple[Sample, F32]) -> tuple[float, float, float]:
-            sample, values = work
-            decoded = stored.decoded(values, sample.starts[0])
-            return sample.error_of(sample.origins), sample.error([values * g]), sample.error([decoded * g])
+        def measure(start: int, origin: F32, target: F32, values: F32) -> F64:
+            return np.array([self._miss(origin, target, stored.decoded(values, start))])
 
-        delta = line = kept = 0.0
-        for works in self._batches():
-            for a, b, c in parallel_map(errors, works):
-                delta, line, kept = delta + a, line + b, kept + c
-        norm = delta or 1.0
-        return replace(stored, error_line=float(np.sqrt(line / norm)), error_stored=float(np.sqrt(kept / norm)))
+        return float(self._sum(measure)[0])
 
-    def _batches(self) -> Iterator[list[tuple[Sample, F32]]]:
-        info, origin = self._history.info, self._history.origin
-        works: list[tuple[Sample, F32]] = []
+    def _miss(self, origin: F32, target: F32, values: F32) -> float:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return squared_miss(origin, target, values * self._g, self._history.info.dtype)
+
+    def _sum(self, measure: _Measure) -> F64:
+        """Sum over the tensor, block by block in the same order whatever the number of threads."""
+        dtype, origin_dtype = self._history.info.dtype, self._history.origin.dtype
+
+        def of_piece(piece: tuple[int, Bits, Bits, F32]) -> F64:
+            start, origin, target, values = piece
+            total = np.zeros(1)
+            for lo in range(0, len(values), DECODED):
+                part = slice(lo, lo + DECODED)
+                floats = to_float32(origin[part], origin_dtype), to_float32(target[part], dtype)
+                total = total + measure(start + lo, *floats, values[part])
+            return total
+
+        total = np.zeros(1)
+        for pieces in self._batches():
+            for of_one in parallel_map(of_piece, pieces):
+                total = total + of_one
+        return total
+
+    def _batches(self) -> Iterator[list[tuple[int, Bits, Bits, F32]]]:
+        info, history = self._history.info, self._history
+        pieces: list[tuple[int, Bits, Bits, F32]] = []
         for lo in range(0, info.size, PIECE):
             hi = min(lo + PIECE, info.size)
-            bits = [origin.read(lo, hi)], origin.dtype, [self._history.at_last_observed(lo, hi)], info.dtype
-            works.append((sample_from_bits([lo], *bits), self._vectors.read(0, lo, hi)))
-            if len(works) == BATCH:
-                yield works
-                works = []
-        yield works
+            bits = history.origin.read(lo, hi), history.at_last_observed(lo, hi)
+            pieces.append((lo, *bits, self._vectors.read(0, lo, hi)))
+            if len(pieces) == BATCH:
+                yield pieces
+                pieces = []
+        yield pieces

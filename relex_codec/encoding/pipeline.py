@@ -24,12 +24,13 @@ from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan, Tables
 
-from .direction_search import DirectionSearch, Sample, StoredDirection, sample_from_bits, sample_starts
+from .direction_search import DirectionSearch, sample_starts
 from .fit import F64, Fit, fit_directions
 from .full_check import FullCheck
-from .low_rank import ReadElements
 from .quality import Quality
+from .stored_direction import StoredDirection
 from .tensor_history import SMALLEST_SLICE, Origin, TensorHistory, Vectors, pieces
+from .weight_error import Sample, sample_from_bits
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_writer import SegmentJob, TensorJob
@@ -220,7 +221,9 @@ class RunEncoder:
         sample = sample_from_bits(starts, origins, origin.dtype, targets, info.dtype)
         with unit.vectors(fitted, self.budget // 4, self.writer.directory) as vectors:
             unit.release()
-            whole = FullCheck(unit, vectors) if len(starts) < len(unit.energies) and len(fitted.slope) == 1 else None
+            whole = None
+            if len(starts) < len(unit.energies) and len(fitted.slope) == 1:
+                whole = FullCheck(unit, vectors, float(fitted.coefficients[0, self.observed - 1]))
             with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
                 self._store_directions(tensor, fitted, vectors, sample, whole)
 
@@ -248,13 +251,9 @@ class RunEncoder:
             def read(lo: int, hi: int, j: int = j) -> F32:
                 return vectors.read(j, lo, hi)
 
-            def search(
-                share: float, j: int = j, read: ReadElements = read, others: list[F32] = others
-            ) -> StoredDirection:
-                g, shape = float(last[j]), tensor.entry.shape
-                return DirectionSearch(read, shape, sample, others, g, self.quality, share, unquantised).run()
-
-            stored = search((j + 1) / count) if whole is None else whole.hold(search, self.quality, float(last[j]))
+            g, shape = float(last[j]), tensor.entry.shape
+            search = DirectionSearch(read, shape, sample, others, g, self.quality, (j + 1) / count, unquantised)
+            stored = search.run(whole)
             factors, packing = stored.factor_pieces(), stored.packing
             raw = packing.planes * sum(packed_size(n, packing) for n in piece_lengths(size))
             add = self.writer.directions.add

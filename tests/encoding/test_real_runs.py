@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 import relex_codec
-from support.checkpoints import safetensors_bytes
 from support.plain import Array, File, deltas, fit, narrow, read_safetensors, widen
 
 RUNS = Path(__file__).resolve().parents[3] / "shared" / "runs"
@@ -22,24 +20,16 @@ LAST = 200
 QUALITIES = {"addition-dense": ("default", 4.0, 0.7), "addition-sparse": ("micro", 1.2, 0.95)}
 """Quality that a run is encoded with, bits per parameter that would be too many, and the relative error that would."""
 
-UNUSED = re.compile(r"layers\.[1-9]\.")
-"""Left out, to be quick: the search for a quantiser takes a quarter of a second a tensor."""
-
 
 @pytest.fixture(scope="module", params=list(QUALITIES))
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Some tensors of a run at ten steps, and their file."""
+    """A run at ten steps, and its file."""
     root = tmp_path_factory.mktemp(request.param)
     subprocess.run(
         [sys.executable, RUNS / "unpack.py", RUNS / f"{request.param}.runpack", root, "--every", "20",
          "--limit", str(LAST)],
         check=True, timeout=120,
     )  # fmt: skip
-    for path in [root / "base", *sorted((root / "run").iterdir())]:
-        tensors = weights(path)
-        kept = {key: tensor for key, tensor in tensors.items() if not UNUSED.search(key)}
-        assert 10 < len(kept) < len(tensors)
-        (path / "model.safetensors").write_bytes(safetensors_bytes(kept, {"format": "pt"}))
     quality = QUALITIES[request.param][0]
     relex_codec.encode(root / "run", root / "x.relex", base=root / "base", quality=quality)
     return request.param, root
