@@ -60,6 +60,7 @@ def write_file(source: Source, out: Path) -> int:
         steps=f"{first}:{last}:{every}",
         quality="micro",
         exact=True,
+        overwrite=True,
     )
 
 

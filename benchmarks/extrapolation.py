@@ -40,7 +40,9 @@ def main() -> None:
         }
         for quality in ("raw", "default", "micro"):
             file, out = args.work / "extrapolation.relex", args.work / "extrapolated"
-            relex_codec.encode(folder / "run", file, base=folder / "base", observe=observe, quality=quality)
+            relex_codec.encode(
+                folder / "run", file, base=folder / "base", observe=observe, quality=quality, overwrite=True
+            )
             scores[quality] = {}
             with relex_codec.open(file) as run:
                 for step in steps:

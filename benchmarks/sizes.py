@@ -62,7 +62,7 @@ def entropy_bytes(run: relex_codec.Run) -> tuple[float, int]:
 def measure(name: str, folder: Path, quality: str, score: Any) -> dict[str, Any]:
     """Encode one run at one quality; return a row of the table."""
     file = folder / f"{name}-{quality}.relex"
-    relex_codec.encode(folder / "run", file, base=folder / "base", quality=quality, progress=True)
+    relex_codec.encode(folder / "run", file, base=folder / "base", quality=quality, overwrite=True, progress=True)
     with relex_codec.open(file) as run:
         document = run.info()
         floor, stored = entropy_bytes(run)

@@ -43,7 +43,7 @@ def counted(self, *args):
 pipeline.DirectionSearch.run = counted
 run, base, file, quality = sys.argv[1:]
 wall, start = time.perf_counter(), time.process_time()
-relex_codec.encode(run, file, base=base, quality=quality)
+relex_codec.encode(run, file, base=base, quality=quality, overwrite=True)
 print(json.dumps([time.process_time() - start, time.perf_counter() - wall, *searches]))
 """
 

@@ -12,7 +12,8 @@ from .output import as_json, base_option, print_json, show
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @base_option
 @click.option("--step", type=int, metavar="N", help="The step of the only CHECKPOINT, if its name does not say it.")
-@click.option("-o", "--output", metavar="FILE", help="Write the new file here, path or URL.  [default: replace FILE]")
+@click.option("-o", "--output", metavar="FILE", help="Write NAME.relex here, path or URL.  [default: replace FILE]")
+@click.option("-f", "--force", "overwrite", is_flag=True, help="Replace the file that -o names if it exists.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @as_json
 def command(
@@ -21,6 +22,7 @@ def command(
     base: str | None,
     step: int | None,
     output: str | None,
+    overwrite: bool,
     memory: str,
     as_json: bool,
 ) -> None:
@@ -30,11 +32,15 @@ def command(
     FILE are copied, directions and lines are fitted again over all steps, and the old checkpoints are not needed. FILE
     stays whole until the new one replaces it.
     """
+    if overwrite and output is None:
+        raise click.UsageError("-f is for the file that -o names; without -o, append replaces FILE")
     import relex_codec
 
     with relex_codec.open(file) as before:
         steps, size = before.steps, before.info()["bytes"]["total"]
-    relex_codec.append(file, checkpoints, base=base, step=step, output=output, memory=memory, progress=True)
+    relex_codec.append(
+        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, memory=memory, progress=True
+    )
     with relex_codec.open(output or file) as after:
         document = after.info()
     if as_json:

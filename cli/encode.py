@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import as_json, print_json, show
+from .output import as_json, exclude_steps_option, print_json, show, steps_option
 
 
 @click.command("encode")
@@ -20,10 +20,12 @@ from .output import as_json, print_json, show
 @click.option(
     "-o", "--output", required=True, metavar="FILE", help="The file to write, path or URL, called NAME.relex."
 )
+@click.option("-f", "--force", "overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option(
     "--observe", type=int, metavar="N", help="Fit on steps up to N only; later ones keep coefficients. Default: all."
 )
-@click.option("--steps", metavar="A:B[:K]", help="Encode steps A to B only (both included), every K-th; or one step N.")
+@steps_option
+@exclude_steps_option
 @click.option(
     "--quality",
     default="default",
@@ -57,6 +59,7 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     those that there are are listed.
     """
     import relex_codec
+    from relex_codec.run.info import needs_base
 
     relex_codec.encode(run, output, progress=True, **options)
     with relex_codec.open(output) as file:
@@ -68,6 +71,8 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
     if lacking:
         show(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
+    if needs_base(document):
+        show(f"keep the base, no step can be decoded without it: {document['base']}", err=True)
     count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     show(
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "

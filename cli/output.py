@@ -1,4 +1,4 @@
-"""What the commands share: the --json option, and how they print."""
+"""What the commands share: options, and how they print."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ base_option = click.option(
     metavar="BASE",
     help="Where the base is: directory, URL, hf://org/name@revision. Default: as the file says.",
 )
+steps_option = click.option(
+    "--steps",
+    metavar="LIST",
+    help="Only these: A:B (both included), A:B:K (every K-th) or N, or several: 1:4,6,8.  [default: all]",
+)
+exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Leave these out.")
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import as_json, base_option, exclude_steps_option, print_json, show, steps_option
 
 
 @click.command("restore")
@@ -12,10 +12,13 @@ from .output import as_json, base_option, print_json, show
 @click.option(
     "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."
 )
-@click.option("--steps", metavar="A:B[:K]", help="Steps A to B only (both included), every K-th; or one step N.")
+@steps_option
+@exclude_steps_option
 @base_option
 @as_json
-def command(file: str, output: str, steps: str | None, base: str | None, as_json: bool) -> None:
+def command(
+    file: str, output: str, steps: str | None, exclude_steps: str | None, base: str | None, as_json: bool
+) -> None:
     """Write the stored steps of FILE as a run, bit for bit: DIR/global_step_N/, a Hugging Face checkpoint each.
 
     FILE must have the exact tier. Every weight is checked against its digest. A local DIR appears when it is
@@ -24,7 +27,7 @@ def command(file: str, output: str, steps: str | None, base: str | None, as_json
     import relex_codec
 
     with relex_codec.open(file, base=base) as run:
-        written = run.restore(output, steps=steps, progress=True)
+        written = run.restore(output, steps=steps, exclude_steps=exclude_steps, progress=True)
     if as_json:
         print_json({"file": file, "steps": written, "output": output})
         return

@@ -12,7 +12,7 @@ from typing import Final
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.steps import listed_steps, select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import CheckpointError, InvalidArgument
+from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.storage.hub.paths import parse_model_url
 from relex_codec.storage.hub.revisions import list_branches, refuse_offline
 from relex_codec.storage.open import Item, list_directory
@@ -33,6 +33,7 @@ def find_run(
     storage_options: Options = None,
     *,
     steps: str | None = None,
+    exclude_steps: str | None = None,
     skip_incomplete: bool = False,
     on_skip: Callable[[str], None] | None = None,
     base: TensorReader | None = None,
@@ -47,21 +48,24 @@ def find_run(
         steps: which steps, as `core.steps.select_steps` takes them; what is not chosen is not looked into. With
             ``{step}``, both ends of a range mean all steps in it, whether they are there or not; without both, what
             there is is listed.
+        exclude_steps: which of them are left out, written in the same way.
         skip_incomplete: leave out checkpoints that are incomplete, missing or cannot be read, instead of refusing the
             run. Headers of all checkpoints are then read here, since a file that ends early counts as incomplete.
         on_skip: called with a message for each checkpoint left out.
-        base: with `skip_incomplete`, what each checkpoint is compared with, so that placeholders count as incomplete.
+        base: what each checkpoint that is opened here is compared with, so that placeholders count as incomplete.
 
     Returns:
         Step and path of each, sorted by step; the path is that of the directory with the weights.
 
     Raises:
-        CheckpointError: no checkpoints, several layouts, one step twice, or an incomplete checkpoint.
-        InvalidArgument: `steps` leaves nothing.
+        CheckpointError: no checkpoints, several layouts, one step twice, or incomplete checkpoints, all of which are
+            named at once.
+        Truncated: the only incomplete checkpoint has a file that ends early.
+        InvalidArgument: `steps` and `exclude_steps` leave nothing, or a part of them finds none.
     """
     reader = StepReader(skip_incomplete, on_skip or (lambda message: None), base)
     if naming.PLACEHOLDER in os.fspath(root):
-        return _find_numbered(os.fspath(root), storage_options, steps, reader)
+        return _find_numbered(os.fspath(root), storage_options, steps, exclude_steps, reader)
     options = options_for(root, storage_options)
     refuse_offline(root)
     items = list_directory(root, options, error=CheckpointError)
@@ -74,28 +78,26 @@ def find_run(
     complete = naming.of_one_layout(complete, where)
     first_choice = {entry.layout for entry in complete} - set(naming.SECOND_CHOICE)
     incomplete = [entry for entry in incomplete if entry.layout not in naming.SECOND_CHOICE or not first_choice]
-    chosen = set(select_steps({entry.step for entry in (*complete, *incomplete)}, steps))
+    chosen = set(select_steps({entry.step for entry in (*complete, *incomplete)}, steps, exclude_steps))
     wanted = [entry for entry in complete if entry.step in chosen]
     naming.check_steps(wanted, where)
-    failed = []
-    for entry in incomplete:
-        if entry.step in chosen:
-            message = f"{where} has an incomplete checkpoint, going by its name: {entry.name}"
-            if not skip_incomplete:
-                raise CheckpointError(f"{message}; remove it, or ask to skip incomplete checkpoints")
-            failed.append(FoundStep(entry.step, CheckpointError(message)))
+    failed = [
+        FoundStep(entry.step, CheckpointError(f"{where} has an incomplete checkpoint, going by its name: {entry.name}"))
+        for entry in incomplete
+        if entry.step in chosen
+    ]
 
     def look(entry: naming.StepName) -> FoundStep:
         if entry.name in dangling:
             message = unreadable.dangling_link(entry.name, dangling[entry.name])
-            return reader.failed(entry.step, CheckpointError(f"{where}: {message}"))
+            return FoundStep(entry.step, CheckpointError(f"{where}: {message}"))
         return reader.look(entry.step, join_path(home, entry.name), options)
 
     found = parallel_map(look, wanted, IO_THREADS if is_url(home) else 1)
     rest = (entry.name for entry in complete if entry.step not in chosen and entry.name not in dangling)
     others = (join_path(home, name) for name in rest)
     found = reader.without_marker(found, where, next(others, None), options)
-    run = reader.readable(sorted([*failed, *found], key=lambda one: one.step))
+    run = reader.readable(sorted([*failed, *found], key=lambda one: one.step), storage_options)
     if not run:
         first = next(iter([*failed, *found])).folder
         raise CheckpointError(
@@ -137,7 +139,7 @@ def _steps_folder(root: str, options: Options, items: list[Item]) -> tuple[str, 
 
 
 def _find_numbered(
-    template: str, storage_options: Options, steps: str | None, reader: StepReader
+    template: str, storage_options: Options, steps: str | None, exclude_steps: str | None, reader: StepReader
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run by paths with ``{step}``; result and errors are those of `find_run`."""
     where, options = f"run {without_secrets(template)}", options_for(template, storage_options)
@@ -147,21 +149,19 @@ def _find_numbered(
         entries = _list_numbered(template, options, where)
     else:
         entries = [naming.StepName(step, str(step), template) for step in listed]
-    chosen = set(select_steps({entry.step for entry in entries}, steps))
+    chosen = set(select_steps({entry.step for entry in entries}, steps, exclude_steps))
     wanted = [entry for entry in entries if entry.step in chosen]
     naming.check_steps(wanted, where)
 
     def look(entry: naming.StepName) -> FoundStep:
         path = template.replace(naming.PLACEHOLDER, entry.name)
-        return reader.look(entry.step, path, options, refuse=False)
+        return reader.look(entry.step, path, options)
 
     found = parallel_map(look, wanted, IO_THREADS if is_url(template) else 1)
-    failed = [one for one in found if isinstance(one.folder, CheckpointError)]
-    if failed and (not reader.skip or len(failed) == len(found)):
-        advice = "" if reader.skip else "; choose other steps, or ask to skip incomplete checkpoints"
-        count = f"{len(failed)} of {len(found)} steps cannot be read"
-        raise CheckpointError(f"step {failed[0].step}: {failed[0].folder} ({count}){advice}")
-    return reader.readable(reader.without_marker(found, where))
+    found = reader.without_marker(found, where)
+    if all(isinstance(one.folder, RelexError) for one in found):
+        raise reader.all_broken(found, storage_options)
+    return reader.readable(found, storage_options)
 
 
 def _list_numbered(template: str, options: Options, where: str) -> list[naming.StepName]:

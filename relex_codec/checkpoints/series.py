@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import CheckpointError
+from relex_codec.errors import CheckpointError, RelexError, Truncated
 from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
+from .broken import broken_steps
 from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
 from .checks import check_against_base
 from .safetensors import KnownTables, open_checkpoint
@@ -22,18 +23,24 @@ class ReaderSeries(CheckpointSeries):
         steps: increasing.
         open_step: opens the checkpoint of a step by its number, from 0 on; called from several threads.
         threads: how many steps are read at the same time.
+        chosen: whether the user chose the steps from a run, and may leave some out; then messages say how.
 
     Raises:
         CheckpointError: there are no steps.
     """
 
     def __init__(
-        self, steps: Sequence[int], open_step: Callable[[int], TensorReader], *, threads: int = IO_THREADS
+        self,
+        steps: Sequence[int],
+        open_step: Callable[[int], TensorReader],
+        *,
+        threads: int = IO_THREADS,
+        chosen: bool = False,
     ) -> None:
         if not steps:
             raise CheckpointError("a run needs at least one checkpoint")
         self.steps: list[int] = list(steps)
-        self._open, self._threads = open_step, threads
+        self._open, self._threads, self._chosen = open_step, threads, chosen
         self._opened: list[TensorReader | None] = [None] * len(steps)
 
     def checkpoint(self, index: int) -> TensorReader:
@@ -50,9 +57,30 @@ class ReaderSeries(CheckpointSeries):
         return opened
 
     def check(self) -> None:
-        """Open all checkpoints, several at a time; see `CheckpointSeries.check`."""
-        self.checkpoint(0)
-        parallel_map(self.checkpoint, range(len(self.steps)), self._threads)
+        """Open all checkpoints, several at a time; see `CheckpointSeries.check`.
+
+        Raises:
+            CheckpointError, Truncated: steps cannot be read or differ from the first one; all of them are named.
+        """
+        failures = self.failures()
+        if failures:
+            raise broken_steps(failures, self.steps, skippable=False, chosen=self._chosen)
+
+    def failures(self) -> dict[int, RelexError]:
+        """Return which steps cannot be read, or differ from the first one, and why."""
+
+        def look(index: int, use: Callable[[int], TensorReader] = self.checkpoint) -> RelexError | None:
+            try:
+                use(index)
+            except (CheckpointError, Truncated) as e:
+                return e
+            return None
+
+        first = look(0)
+        # if the first one is broken, there is nothing to compare the others with: they are opened only
+        use = self.checkpoint if first is None else self._open
+        results = parallel_map(lambda index: look(index, use), range(1, len(self.steps)), self._threads)
+        return {step: error for step, error in zip(self.steps, (first, *results), strict=True) if error is not None}
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill the rows of `out` from element `lo` on, several at a time; see `CheckpointSeries.read_into`."""
@@ -73,6 +101,7 @@ def open_series(
     *,
     threads: int = IO_THREADS,
     base: TensorReader | None = None,
+    chosen: bool = False,
 ) -> ReaderSeries:
     """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
 
@@ -81,6 +110,7 @@ def open_series(
         storage_options: for fsspec, for all URLs, or by protocol.
         threads: how many steps are read at the same time.
         base: each checkpoint is compared with it when it is opened (`checks.check_against_base`).
+        chosen: as of `ReaderSeries`.
 
     Raises:
         CheckpointError: there are none.
@@ -97,4 +127,4 @@ def open_series(
             check_against_base(opened, base, f"step {step}")
         return opened
 
-    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads)
+    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads, chosen=chosen)

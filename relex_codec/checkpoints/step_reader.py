@@ -8,15 +8,17 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from relex_codec.core.filenames import INDEX
-from relex_codec.errors import CheckpointError, Truncated
+from relex_codec.errors import CheckpointError, RelexError, Truncated
 from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, join_path, without_secrets
 
 from . import naming, unreadable
+from .broken import broken_steps
 from .checkpoint import TensorReader
 from .checks import check_against_base
 from .files import dangling_links, find_files, list_tree
 from .safetensors import KnownTables, open_checkpoint
+from .series import open_series
 from .weight_files import is_weights
 
 
@@ -29,7 +31,7 @@ class FoundStep(NamedTuple):
     """
 
     step: int
-    folder: str | CheckpointError
+    folder: str | RelexError
     marker: str | None = None
 
 
@@ -46,8 +48,8 @@ class StepReader:
         self.skip, self._on_skip, self._base = skip, on_skip, base
         self._known: KnownTables = {}
 
-    def look(self, step: int, path: str, options: Options, *, refuse: bool = True) -> FoundStep:
-        """Look whether a checkpoint is there, with all its files; if it is not, raise, or return why."""
+    def look(self, step: int, path: str, options: Options) -> FoundStep:
+        """Look whether a checkpoint is there, with all its files; if it is not, return why."""
         try:
             folder, items, marker = weights_folder(path, options)
             if self.skip:
@@ -58,13 +60,7 @@ class StepReader:
                 find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
             return FoundStep(step, folder, marker)
         except (CheckpointError, Truncated) as e:
-            return self.failed(step, e, refuse=refuse)
-
-    def failed(self, step: int, e: CheckpointError | Truncated, *, refuse: bool = True) -> FoundStep:
-        """Raise what is wrong with a checkpoint, or return it where such are left out."""
-        if refuse and not self.skip:
-            raise e
-        return FoundStep(step, e if isinstance(e, CheckpointError) else CheckpointError(str(e)))
+            return FoundStep(step, e)
 
     def without_marker(
         self, found: list[FoundStep], where: str, another: str | None = None, options: Options = None
@@ -73,11 +69,8 @@ class StepReader:
 
         Args:
             another: path of a step that was not chosen: whether steps of this run have markers is seen there too.
-
-        Raises:
-            CheckpointError: one has none, and incomplete ones are not left out.
         """
-        readable = [one for one in found if not isinstance(one.folder, CheckpointError)]
+        readable = [one for one in found if not isinstance(one.folder, RelexError)]
         without = {one.step for one in readable if one.marker is None}
         if not without:
             return found
@@ -87,26 +80,42 @@ class StepReader:
                 marker = _marker(list_directory(another, options, error=CheckpointError))
         if marker is None:
             return found
-        lacking = f"has no {marker}, which other steps have"
-        if not self.skip:
-            raise CheckpointError(
-                f"{where} has an incomplete checkpoint: step {min(without)} {lacking}; wait for it, leave it out with "
-                "other steps, or ask to skip incomplete checkpoints"
-            )
+        lacking = f"has no {marker}, which other steps have" + ("" if self.skip else "; wait for it")
         return [
             FoundStep(one.step, CheckpointError(f"{where}: step {one.step} {lacking}")) if one.step in without else one
             for one in found
         ]
 
-    def readable(self, found: list[FoundStep]) -> list[tuple[int, str]]:
-        """Return steps and directories of those that can be read; tell what is left out."""
-        run = []
-        for one in found:
-            if isinstance(one.folder, CheckpointError):
-                self._on_skip(str(one.folder))
-            else:
-                run.append((one.step, one.folder))
+    def readable(self, found: list[FoundStep], storage_options: Options) -> list[tuple[int, str]]:
+        """Return steps and directories of those that can be read; tell what is left out.
+
+        Raises:
+            CheckpointError, Truncated: some cannot be read, and such are not left out.
+        """
+        run, failed = _parted(found)
+        if failed and not self.skip:
+            raise self.all_broken(found, storage_options)
+        for _, error in failed:
+            self._on_skip(str(error))
         return run
+
+    def all_broken(self, found: list[FoundStep], storage_options: Options) -> RelexError:
+        """Return the error for a run with broken steps: those of the rest that do not open are named with them."""
+        run, failed = _parted(found)
+        more = open_series(run, storage_options, base=self._base).failures() if run else {}
+        return broken_steps({**dict(failed), **more}, {one.step for one in found}, skippable=not more)
+
+
+def _parted(found: list[FoundStep]) -> tuple[list[tuple[int, str]], list[tuple[int, RelexError]]]:
+    """Return the directories of the steps that can be read, and why the others cannot."""
+    run: list[tuple[int, str]] = []
+    failed: list[tuple[int, RelexError]] = []
+    for one in found:
+        if isinstance(one.folder, RelexError):
+            failed.append((one.step, one.folder))
+        else:
+            run.append((one.step, one.folder))
+    return run, failed
 
 
 def weights_folder(path: str, options: Options) -> tuple[str, list[Item], str | None]:

@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from relex_codec.core.filenames import SINGLE
+from relex_codec.core.progress import progress_bar
 from relex_codec.errors import InvalidArgument
 
 BASE = Path(__file__).parent / "base"
@@ -112,7 +111,7 @@ def _run(directory: Path, steps: int, progress: bool, keep: bool) -> DemoReport:
     read = [steps, *(steps * times for times in BEYOND)]
     stages = steps + 1 + len(read) + 2 + len(read)  # training, encoding, decoding, scoring
     shutil.copytree(BASE, base)
-    with tqdm(total=stages, desc="train", unit="step", leave=False, disable=None if progress else True) as bar:
+    with progress_bar("train", stages, unit="stage", leave=False, enabled=progress) as bar:
         with _few_threads():
 
             def trained(step: int, mean_reward: float) -> None:

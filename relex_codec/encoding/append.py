@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Final
 
@@ -19,11 +20,13 @@ from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.writer import FileWriter
 from relex_codec.run.run_reader import RunReader
+from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries, EmbeddedBase
 from .encode import new_segment, report_notes
+from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .quality import Quality
 
@@ -37,6 +40,7 @@ def append(
     base: PathLike | None = None,
     step: int | None = None,
     output: PathLike | None = None,
+    overwrite: bool = False,
     memory: str | int = DEFAULT_MEMORY,
     progress: bool = False,
     storage_options: Options = None,
@@ -52,16 +56,18 @@ def append(
         checkpoints: directories of later steps, such as ``run/global_step_410`` or ``hf://org/run@step_410``.
         base: the base, if it is not where the file says.
         step: the number of the only checkpoint, if its name does not say it.
-        output: where to write the new file instead of replacing `file`.
+        output: where to write the new file instead of replacing `file`: ``NAME.relex``.
+        overwrite: replace what is at `output`; otherwise an existing file is refused.
         memory: budget in bytes or as ``4GB``.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
     Returns:
         The size of the new file in bytes.
 
     Raises:
-        InvalidArgument: the file has no exact tier, a step is not later than its last, or the output cannot be written.
+        InvalidArgument: the file has no exact tier, a step is not later than its last, the output exists or cannot be
+            written, or another process appends to the file or has replaced it when the new one is complete.
         CheckpointError: a checkpoint cannot be read, or has other tensors than the file.
         BaseMismatch: the base is not the one that the file was made from.
 
@@ -71,12 +77,23 @@ def append(
         [10, 20, 30, 40, 50]
     """
     budget = parse_memory(memory)
-    target = file if output is None else output
-    writer = FileWriter(target, storage_options)  # refuses now what cannot be written
+    in_place = output is None or is_same_file(file, output)
+    if in_place and overwrite:
+        raise InvalidArgument("overwrite is for another output; without one, append replaces the file that it reads")
+    if output is None or in_place:
+        writer = FileWriter(file, storage_options)  # refuses now what cannot be written
+    else:
+        condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
+        writer = FileWriter(output, storage_options, condition)
     found = find_checkpoints(checkpoints, storage_options, step=step)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
-    with RunReader(file, base=base, storage_options=storage_options) as run:
+    with (
+        held_for_appending(file) if in_place else nullcontext(),
+        RunReader(file, base=base, storage_options=storage_options) as run,
+    ):
+        if in_place:
+            writer.only_replace(run.container.source.version)
         index = run.container.index
         if not index.has_exact:
             raise InvalidArgument(
@@ -99,7 +116,7 @@ def append(
             job = RunEncoder(
                 series, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, True, frames
             )
-            return job.write(carried_over(index.manifest.base_uri, file, target), progress)
+            return job.write(carried_over(index.manifest.base_uri, file, file if output is None else output), progress)
 
 
 def _base(run: RunReader) -> TensorReader:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import uri_of_base
@@ -16,14 +13,15 @@ from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
-from relex_codec.core.text import printable
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
+from .output import condition_of
 from .pipeline import RunEncoder
 from .quality import Quality
 
@@ -39,6 +37,7 @@ def encode(
     base: PathLike,
     observe: int | None = None,
     steps: str | None = None,
+    exclude_steps: str | None = None,
     quality: str | float = "default",
     factor_rank: int | None = None,
     rank: int = 1,
@@ -47,6 +46,7 @@ def encode(
     base_uri: str | None = None,
     memory: str | int = DEFAULT_MEMORY,
     skip_incomplete: bool = False,
+    overwrite: bool = False,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -55,11 +55,13 @@ def encode(
     Args:
         run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like; or one with
             ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``.
-        output: path or fsspec URL of the file; it appears when it is complete.
+        output: path or fsspec URL of the file, ``NAME.relex``; it appears when it is complete.
         base: the model that training started from: directory, ``.safetensors`` file, URL or ``hf://org/name@revision``,
             whose commit the file then refers to.
         observe: fit directions and lines on steps up to this number; later ones still get coefficients. Default: all.
-        steps: ``A:B`` or ``A:B:K``, the steps to encode (ends included, every K-th from A).
+        steps: the steps to encode: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
+            ``1:4,6,8``.
+        exclude_steps: which of them are left out, written in the same way.
         quality: ``raw fine default small micro``, or how much the weight error may grow, such as 0.03.
         factor_rank: factor pairs per matrix of quality ``micro`` (default 8).
         rank: number of directions; more than one does not help extrapolation.
@@ -69,7 +71,8 @@ def encode(
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
         skip_incomplete: leave incomplete checkpoints out instead of refusing them, and missing ones of ``{step}``.
-        progress: show a bar on stderr.
+        overwrite: replace what is at `output`; otherwise an existing file is refused.
+        progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
     Returns:
@@ -77,26 +80,31 @@ def encode(
 
     Raises:
         CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``).
-        InvalidArgument: an argument cannot be, or the output cannot be written.
+        InvalidArgument: an argument cannot be, or the output exists or cannot be written.
 
     Example:
-        >>> size = relex_codec.encode("ckpts/", "run.relex", base="base/", steps="10:40", exact=True)
-        >>> relex_codec.open("run.relex").steps
+        >>> size = relex_codec.encode("ckpts/", "new.relex", base="base/", steps="10:40", exact=True)
+        >>> relex_codec.open("new.relex").steps
         [10, 20, 30, 40]
     """
-    if os.fspath(output).lower().endswith(".safetensors"):
-        raise InvalidArgument(f"output is {output}: call it NAME.relex, as loaders take *.safetensors for weights")
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
-    writer = FileWriter(output, storage_options)  # refuses now what cannot be written
+    condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
+    writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     base_reader = open_base(reference, storage_options)
     found = find_run(
-        run, storage_options, steps=steps, skip_incomplete=skip_incomplete, on_skip=_report_skip, base=base_reader
+        run,
+        storage_options,
+        steps=steps,
+        exclude_steps=exclude_steps,
+        skip_incomplete=skip_incomplete,
+        on_skip=_report_skip,
+        base=base_reader,
     )
     observed = _observed([step for step, _ in found], observe)
-    series = open_series(found, storage_options, base=base_reader)
+    series = open_series(found, storage_options, base=base_reader, chosen=True)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
@@ -117,13 +125,13 @@ def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) ->
 
 
 def _report_skip(message: str) -> None:
-    tqdm.write(printable(f"left out: {message}"), file=sys.stderr)
+    note(f"left out: {message}")
 
 
 def report_notes(series: CheckpointSeries, base: TensorReader | None = None) -> None:
     """Say on stderr what of the checkpoints is not read: nothing is left out in silence."""
     for line in notes_on(series, base):
-        tqdm.write(printable(line), file=sys.stderr)
+        note(line)
 
 
 def _observed(steps: list[int], observe: int | None) -> int:

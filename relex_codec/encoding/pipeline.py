@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
 from relex_codec.core.digests import DIGEST, digest
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
 from relex_codec.core.filenames import file_allowed
+from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
@@ -115,7 +115,7 @@ class RunEncoder:
             )
         self._check_memory(shared + rest)
         size = sum(info.size * ITEMSIZE[info.dtype] for info in infos.values()) * len(self.run.steps)
-        with tqdm(total=size, unit="B", unit_scale=True, desc="encode", disable=None if progress else True) as bar:
+        with progress_bar("encode", size, enabled=progress) as bar:
             for number, info in enumerate(shared + rest):
                 yield self._tensor(number, info)
                 bar.update(info.size * ITEMSIZE[info.dtype] * len(self.run.steps))

@@ -16,6 +16,7 @@ import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
 from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError
@@ -201,10 +202,12 @@ class TensorHistory:
         if self._pieces is not None:
             self.finite = False
             return np.where(np.isfinite(delta), delta, np.float32(0))
-        row = int(np.flatnonzero(~np.isfinite(delta).all(axis=1))[0])
+        rows = np.flatnonzero(~np.isfinite(delta).all(axis=1))
+        bad = spell_steps([self.run.steps[int(row)] for row in rows], self.run.steps)
+        leave = f"leave {'it' if len(rows) == 1 else 'them'} out with --exclude-steps {bad}, or "
         raise CheckpointError(
-            f"tensor {quote(self.info.name)} of step {self.run.steps[row]} has weights that are not finite; "
-            "a line through them means nothing: leave such checkpoints out with --steps, or keep them with --exact"
+            f"tensor {quote(self.info.name)} of step {bad} has weights that are not finite; a line through them means "
+            f"nothing: {leave if len(rows) < len(self.run.steps) else ''}keep the run with --exact"
         )
 
 

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from relex_codec._version import __version__
 from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import InvalidArgument
+from relex_codec.storage.condition import ANYTHING, Condition
 from relex_codec.storage.outputs import output_file
+from relex_codec.storage.stores.base import ObjectVersion
 from relex_codec.storage.urls import Options, PathLike
 
 from . import constants as f
@@ -143,10 +145,16 @@ class FrameEntries:
 
 
 class FileWriter:
-    """A ``.relex`` file in the making; a context manager. The file appears under its name when `finish` was called."""
+    """A ``.relex`` file in the making; a context manager. The file appears under its name when `finish` was called.
 
-    def __init__(self, path: PathLike, storage_options: Options = None) -> None:
-        self._file = output_file(path, storage_options)
+    Args:
+        path: local path or fsspec URL.
+        storage_options: for fsspec.
+        condition: what may be replaced under that name.
+    """
+
+    def __init__(self, path: PathLike, storage_options: Options = None, condition: Condition = ANYTHING) -> None:
+        self._file = output_file(path, storage_options, condition)
         self._stack = ExitStack()
         self.directory = ""
         """Where scratch files are: beside a local output. Known on entering."""
@@ -170,6 +178,10 @@ class FileWriter:
             raise InvalidArgument(f"cannot write {self._file.path}: {error.strerror}; nothing was changed") from None
         if kind is None and error is not None:
             raise error
+
+    def only_replace(self, version: ObjectVersion | None) -> None:
+        """Replace just this version of the file, that was read: if it is another one by then, it stays."""
+        self._file.condition = Condition(version=version)
 
     def close_chunks(self) -> None:
         """Close all chunk writers, so that spans are resolved."""

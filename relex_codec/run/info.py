@@ -129,7 +129,12 @@ def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
 def text(document: dict[str, Any], tensors: bool = False) -> str:
     """Return `summary` as text that fits on a screen, and a row each tensor if asked."""
     steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
-    base = ("embedded; was " if document["base_embedded"] else "") + on_one_line(document["base"] or "nowhere")
+    base = on_one_line(document["base"] or "not named")
+    base = (
+        f"embedded; was {base}"
+        if document["base_embedded"]
+        else base + (" (keep it: no step can be decoded without)" if needs_base(document) else "")
+    )
     quality = on_one_line(document["quality"])
     if document["growth"] is not None:
         quality += f" (weight error grows by at most {100 * document['growth']:g} %)"
@@ -158,6 +163,11 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     width = max(len(name) for name, _ in lines)
     shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
     return shown + ("\n\n" + _tensor_table(document["tensor_rows"]) if tensors else "")
+
+
+def needs_base(document: dict[str, Any]) -> bool:
+    """Tell whether decoding needs the base, so that it must be kept, by what `summary` returned."""
+    return not document["base_embedded"] and any(row["origin"] == "base" for row in document["tensor_rows"])
 
 
 def _tensors_text(document: dict[str, Any]) -> str:

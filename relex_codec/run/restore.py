@@ -28,8 +28,8 @@ ROOM: Final = 0.8
 """Share of the free room in the temporary directory that files on their way to a URL may take."""
 
 
-def choose_steps(decoder: TensorDecoder, spec: str | None) -> list[int]:
-    """Return the stored steps that `spec` chooses, as `core.steps.select_steps` does.
+def choose_steps(decoder: TensorDecoder, spec: str | None, exclude: str | None = None) -> list[int]:
+    """Return the stored steps that `spec` chooses without those of `exclude`, as `core.steps.select_steps` does.
 
     Raises:
         InvalidArgument: the file has no exact tier, or no step is left.
@@ -37,7 +37,7 @@ def choose_steps(decoder: TensorDecoder, spec: str | None) -> list[int]:
     container = decoder.container
     if not container.index.has_exact:
         raise InvalidArgument(f"{container.source.path} has no exact tier: it was encoded without --exact")
-    return select_steps((int(step) for step in container.index.steps), spec)
+    return select_steps((int(step) for step in container.index.steps), spec, exclude)
 
 
 def numbered_steps(decoder: TensorDecoder, start: float | None, stop: float | None) -> dict[int, int]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from relex_codec.core.progress import Progress, progress_bar
 from relex_codec.decoding.tensors import read_weights
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.tensor_record import TensorRecord
@@ -220,7 +219,7 @@ class Run(DescribedRun):
         Args:
             output: the directory; it must not exist or be empty.
             step, tier: as `tensor`.
-            progress: show a bar on stderr.
+            progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
@@ -245,6 +244,7 @@ class Run(DescribedRun):
         output: PathLike,
         *,
         steps: str | None = None,
+        exclude_steps: str | None = None,
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
@@ -255,8 +255,10 @@ class Run(DescribedRun):
         number of steps.
 
         Args:
-            steps: which ones: ``A:B`` or ``A:B:K`` (ends included, every K-th from A), or one step ``N``. Default: all.
-            progress: show a bar on stderr.
+            steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
+                ``1:4,6,8``. Default: all.
+            exclude_steps: which of them are left out, written in the same way.
+            progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
         Returns:
@@ -269,7 +271,7 @@ class Run(DescribedRun):
             Corrupt, Truncated: the file is damaged.
         """
         decoder = self._reader.decoder
-        chosen = choose_steps(decoder, steps)
+        chosen = choose_steps(decoder, steps, exclude_steps)
         with self._bar("restore", len(chosen), progress) as bar:
             options = self._options if storage_options is None else storage_options
             restore(decoder, output, chosen, bar.update, options)
@@ -298,7 +300,7 @@ class Run(DescribedRun):
         """Restore every stored step of every tensor and check all digests, in memory as `restore`.
 
         Args:
-            progress: show a bar on stderr.
+            progress: show a bar on stderr, or a line a minute where that is no terminal.
 
         Returns:
             The number of steps.
@@ -314,10 +316,10 @@ class Run(DescribedRun):
             check_exact(decoder, count, bar.update)
         return count
 
-    def _bar(self, what: str, steps: int, progress: bool) -> Any:
-        """A bar for the bytes of so many steps; none where there is no terminal."""
+    def _bar(self, what: str, steps: int, progress: bool) -> Progress:
+        """A bar for the bytes of so many steps."""
         total = steps * sum(map(nbytes, self._reader.container.index.tensors))
-        return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None if progress else True)
+        return progress_bar(what, total, enabled=progress)
 
 
 def open(  # noqa: A001 (the public name is relex_codec.open)

@@ -92,6 +92,11 @@ def status_of(e: BaseException | None) -> int | None:
     return None
 
 
+def is_refused_condition(e: BaseException) -> bool:
+    """Tell whether an upload was refused because the object is not the one that it was to replace."""
+    return isinstance(e, FileExistsError) or status_of(e) in (409, 412)
+
+
 def code_of(e: BaseException | None) -> str:
     """Return the error code of S3 or Azure that an exception carries, or an empty text."""
     while e is not None:

@@ -7,10 +7,13 @@ being written, `create_file`, `write_at` and `flush_directory` make files of kno
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -18,9 +21,14 @@ from typing import Final
 from relex_codec.core.dtypes import Bits
 from relex_codec.errors import InvalidArgument
 
+from .condition import Condition, Overtaken
 from .explain import write_error
+from .source import local_version
+from .stores.base import ObjectVersion
 from .urls import PathLike, is_url, local_path, without_secrets
 
+TURN: Final = 10.0
+"""Seconds to wait for another process that puts a file into the same directory, which takes it microseconds."""
 _NAME_LIMIT: Final = 150
 """Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""
 
@@ -32,12 +40,18 @@ class AtomicFile:
         path: the target; a link is followed, a file is replaced.
         shown: what messages call the file instead of `path`.
 
+    Attributes:
+        condition: what may be replaced; None: anything, in a directory where nobody else writes. Compared on entering,
+            and again when the file is complete.
+
     Raises:
-        InvalidArgument: the target is a URL, a directory or a device, its directory does not exist, or the disk is
-            full. Raised on entering, while writing, or on leaving; the target is then as it was.
+        InvalidArgument: the target is a URL, a directory or a device, its directory does not exist, the disk is full,
+            or the condition does not hold. Raised on entering, while writing, or on leaving; the target is then as it
+            was.
     """
 
-    def __init__(self, path: PathLike, *, shown: str | None = None) -> None:
+    def __init__(self, path: PathLike, *, shown: str | None = None, condition: Condition | None = None) -> None:
+        self.condition = condition
         self.path = _target(path)
         self._shown = shown or os.fspath(path)
         self.scratch = os.path.dirname(self.path)
@@ -51,6 +65,8 @@ class AtomicFile:
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.stat(self.path).st_mode):  # renaming over /dev/null would replace it
                     raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a regular file")
+                if self.condition is not None and self.condition.absent:
+                    raise exists_error(self._shown)
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         return self
 
@@ -60,13 +76,31 @@ class AtomicFile:
                 with self.reported():
                     os.fsync(self._fd)
                     self._close()
-                    os.replace(self._temporary, self.path)
+                    self._put_into_place()
                     _sync_directory(os.path.dirname(self.path))
         finally:
             with suppress(OSError):
                 self._close()
             with suppress(OSError):  # gone, if it was renamed
                 os.unlink(self._temporary)
+
+    def _put_into_place(self) -> None:
+        """Give the file its name, if that is still free or still has what may be replaced."""
+        condition = self.condition
+        if condition is None:
+            os.replace(self._temporary, self.path)
+            return
+        with _turn_in(os.path.dirname(self.path)):
+            if not condition.absent:
+                if not condition.holds_always:
+                    condition.check(_version_at(self.path), self._shown)
+                os.replace(self._temporary, self.path)
+            elif not _give_name(self._temporary, self.path):
+                # hours of work may be in it
+                root, end = os.path.splitext(self.path)
+                names = (f"{root}-{number}{end}" for number in itertools.count(2))
+                kept = next(name for name in names if _give_name(self._temporary, name))
+                raise Overtaken(f"{condition.overtaken(self._shown)}; what was made here is complete, as {kept}")
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append `data`, all of it, and return its length."""
@@ -94,6 +128,36 @@ class AtomicFile:
             yield
         except OSError as e:
             raise write_error(self._shown, e) from None
+
+
+@contextmanager
+def held_for_appending(path: PathLike) -> Iterator[None]:
+    """Keep other appends away from a local file while it is read and replaced; URLs and absent files are left alone.
+
+    The lock is the operating system's, on the file itself: nothing stays behind, however the process ends. Where there
+    are no locks, what is compared when the new file is complete still holds.
+
+    Raises:
+        InvalidArgument: another process is appending to it.
+    """
+    fd = -1
+    try:
+        if not is_url(path):
+            with suppress(OSError):
+                fd = os.open(local_path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if fd >= 0:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidArgument(
+                    f"cannot append to {os.fspath(path)}: another process is doing that; try again when it is done"
+                ) from None
+            except OSError:
+                pass  # not every file system has them
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 class AtomicDirectory:
@@ -168,6 +232,55 @@ def _temporary(target: str) -> str:
     folder, name = os.path.split(target)
     start = os.fsdecode(os.fsencode(name)[:_NAME_LIMIT])
     return os.path.join(folder, f".{start}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def exists_error(shown: str) -> InvalidArgument:
+    """Return the error for an output that is there, and was not to be replaced."""
+    return InvalidArgument(
+        f"cannot write {shown}: it exists; give another name, or replace it with -f (in Python overwrite=True)"
+    )
+
+
+def _version_at(path: str) -> ObjectVersion | None:
+    try:
+        return local_version(os.stat(path))
+    except FileNotFoundError:
+        return None
+
+
+def _give_name(temporary: str, name: str) -> bool:
+    """Give a file a name that nobody has; returns whether that went well."""
+    try:
+        os.link(temporary, name)  # fails where the name is taken, which a rename does not
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if os.path.lexists(name):
+            return False
+        os.rename(temporary, name)
+    return True
+
+
+@contextmanager
+def _turn_in(folder: str) -> Iterator[None]:
+    """Let one process at a time compare and replace in a directory; who waits too long goes on all the same."""
+    fd = -1
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            until = time.monotonic() + TURN
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= until:
+                        break
+                    time.sleep(0.01)
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _sync_directory(path: str) -> None:

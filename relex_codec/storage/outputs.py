@@ -17,23 +17,41 @@ from contextlib import contextmanager, suppress
 
 from relex_codec.errors import InvalidArgument, RelexError
 
+from .condition import ANYTHING, Condition, Overtaken
 from .explain import write_error
-from .local_writer import AtomicDirectory, AtomicFile
+from .local_writer import AtomicDirectory, AtomicFile, exists_error
 from .upload import OBJECT_STORES, UploadTarget
-from .urls import Options, PathLike, is_url
+from .urls import Options, PathLike, is_url, local_path
 
 
-def output_file(path: PathLike, storage_options: Options = None) -> AtomicFile | UploadedFile:
+def output_file(
+    path: PathLike, storage_options: Options = None, condition: Condition = ANYTHING
+) -> AtomicFile | UploadedFile:
     """Return a file to be written, as a context manager: it appears when it is complete, or not at all.
 
     Args:
         path: local, or a URL.
         storage_options: for fsspec; not used for local paths.
+        condition: what may be replaced.
 
     Raises:
         InvalidArgument: nothing can be written there.
     """
-    return UploadedFile(path, storage_options) if is_url(path) else AtomicFile(path)
+    return UploadedFile(path, storage_options, condition) if is_url(path) else AtomicFile(path, condition=condition)
+
+
+def file_exists(path: PathLike, storage_options: Options = None) -> bool:
+    """Tell whether there is a file under the name of an output; False at a URL where nothing may be listed.
+
+    Raises:
+        InvalidArgument: nothing can be written there.
+    """
+    if not is_url(path):
+        return os.path.isfile(local_path(path))
+    target = UploadTarget(path, storage_options)
+    with suppress(InvalidArgument):  # some may write, but not list
+        return target.exists() == "file"
+    return False
 
 
 def output_directory(path: PathLike, storage_options: Options = None) -> AtomicDirectory | UploadedDirectory:
@@ -51,12 +69,16 @@ class UploadedFile:
     Where the upload fails, the file is kept here, and the message says where: hours of work may be in it. Who
     interrupts it wants nothing to be left, here as there.
 
+    Attributes:
+        condition: what may be replaced; compared on entering, and again when the file is uploaded.
+
     Raises:
-        InvalidArgument: the target is a directory or cannot be written, or there is no room for the file in the
-            temporary directory. Raised when made, on entering, while writing, or on leaving.
+        InvalidArgument: the target is a directory or cannot be written, the condition does not hold, or there is no
+            room for the file in the temporary directory. Raised when made, on entering, while writing, or on leaving.
     """
 
-    def __init__(self, url: PathLike, storage_options: Options = None) -> None:
+    def __init__(self, url: PathLike, storage_options: Options = None, condition: Condition = ANYTHING) -> None:
+        self.condition = condition
         self._target = UploadTarget(url, storage_options)
         self.path = self._target.shown
         self.scratch = ""
@@ -72,6 +94,8 @@ class UploadedFile:
             kind = target.exists()
         if kind == "directory":
             raise InvalidArgument(f"cannot write {self.path}: it exists and is a directory")
+        if kind == "file" and self.condition.absent:
+            raise exists_error(self.path)
         target.check(folder)
         self.scratch = tempfile.mkdtemp(prefix="relex-")
         self._local = os.path.join(self.scratch, name)
@@ -84,8 +108,10 @@ class UploadedFile:
             self._file.__exit__(kind, *exc)
             if kind is None:
                 try:
-                    self._target.upload([(self._local, self._target.name)])
+                    self._target.upload([(self._local, self._target.name)], condition=self.condition)
                 except RelexError as e:
+                    if isinstance(e, Overtaken) and not self.condition.absent:
+                        raise  # made of a file that is no longer there
                     keep = True
                     raise InvalidArgument(f"{e}; the file itself is complete: upload {self._local}") from None
         finally:

@@ -53,7 +53,7 @@ class PrefetchingSource(Source):
     """A remote file, parts of which may have been prefetched."""
 
     def __init__(self, inner: RemoteSource) -> None:
-        self.inner, self.path, self.size = inner, inner.path, inner.size
+        self.inner, self.path, self.size, self.version = inner, inner.path, inner.size, inner.version
         self._running: tuple[Prefetcher, ...] = ()
         self._lock = threading.Lock()
         self._copy: LocalSource | None = None

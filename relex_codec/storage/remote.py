@@ -57,7 +57,7 @@ class RemoteSource(Source):
         opened = self._known_version() if self._key in HEADER_CACHE or not self._store.has_versions else None
         if opened is None:
             opened, first = self._first_request()
-        self._opened = opened
+        self._opened = self.version = opened
         self.size = self._opened.size
         self.identifier = self._opened.identifier
         # an object without a version cannot be told from its successor: nothing of it is for other readers

@@ -14,6 +14,7 @@ from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 
 from .coalesce import Range
 from .explain import changed_error, read_error
+from .stores.base import ObjectVersion
 from .urls import PathLike
 
 T = TypeVar("T")
@@ -25,6 +26,8 @@ class Source(ABC):
     path: str
     """For messages."""
     size: int
+    version: ObjectVersion | None = None
+    """Of the file that was opened, to tell whether what has its name later is still the same; None: not known."""
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end`.
@@ -140,6 +143,7 @@ class LocalSource(Source):
                 raise error(f"{self.path} is not a regular file")
             self.size = status.st_size
             self._identity = _identity(status)
+            self.version = local_version(status)
             self._keep_open = keep_open
             # Closed when nobody refers to the source any more, as file objects are.
             self._finalizer = weakref.finalize(self, os.close, fd) if keep_open else lambda: None
@@ -212,6 +216,11 @@ class LocalSource(Source):
             if count == 0:
                 raise Truncated(f"{self.path} ends at byte {start + at}, expected at least {start + len(out)}")
             at += count
+
+
+def local_version(status: os.stat_result) -> ObjectVersion:
+    """Return what a local file is known by: size and time of the last change."""
+    return ObjectVersion(status.st_size, None, str(status.st_mtime_ns))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -14,11 +14,13 @@ from typing import Any, Final, TypeVar
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument, RelexError
 
+from .condition import ANYTHING, Condition
 from .config import split_options
 from .explain import message_of, upload_error
-from .failures import status_of
+from .failures import is_refused_condition, status_of
 from .open import filesystem_of
 from .retry import RetriesExhausted, call_with_retries
+from .stores.base import ObjectVersion
 from .stores.registry import store_for
 from .urls import Options, PathLike, normalized, options_for, without_secrets
 
@@ -35,6 +37,8 @@ PARTS_AT_A_TIME: Final = 10
 """Parts, of 4 MiB, that adlfs may have under way; by itself it has 128."""
 UPLOADS: Final = 4
 """Files that are uploaded at the same time; of those that are uploaded in several parts at a time, one."""
+COMPARED: Final = 64 << 10
+"""Bytes at either end of a file that tell whether an object is the one that was sent."""
 GRACE: Final = 20.0
 """Seconds that an interrupted upload has to tidy up."""
 
@@ -105,14 +109,21 @@ class UploadTarget:
             found = self.filesystem.ls(self.name, detail=True)
         return found
 
-    def upload(self, files: Iterable[tuple[str, str]], on_file: Callable[[str], Any] = lambda _: None) -> None:
+    def upload(
+        self,
+        files: Iterable[tuple[str, str]],
+        on_file: Callable[[str], Any] = lambda _: None,
+        condition: Condition = ANYTHING,
+    ) -> None:
         """Upload local files, ``(path, name)`` each, several at a time.
 
         Args:
             files: the name is one on the filesystem.
             on_file: called with the path when the file is there, from one of several threads.
+            condition: what may be replaced under each name.
 
         Raises:
+            Overtaken: the condition does not hold; what is there was left as it is.
             InvalidArgument: a file cannot be written; others may have been. An interruption stops all of them.
         """
         files = list(files)
@@ -125,7 +136,7 @@ class UploadTarget:
                         job = next(jobs, None)
                     if job is None:
                         return
-                    self._upload(*job)
+                    self._upload(*job, condition)
                     on_file(job[0])
             except BaseException as error:
                 failures.append(error)
@@ -174,30 +185,28 @@ class UploadTarget:
         except Exception as e:  # libraries raise what they like
             raise upload_error(self.shown, e) from None
 
-    def _upload(self, path: str, name: str) -> None:
-        from fsspec.callbacks import Callback
-
+    def _upload(self, path: str, name: str, condition: Condition) -> None:
         first = _temporary(name.rpartition("/")[0]) if self.moves_into_place else name
+        known = not self.moves_into_place and not condition.holds_always
+        """Whether the storage itself says that all of it arrived, and in the place of what."""
         arrived = False
         with self.reported():
             size = os.path.getsize(path)
             try:
-                # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
-                callback = Callback(hooks={"cancel": self._raise_if_cancelled})
-                concurrent = size >= 2 * PART and hasattr(self.filesystem, "max_concurrency")
-
-                def put() -> None:
-                    self._raise_if_cancelled()
-                    self.filesystem.put_file(path, first, callback=callback, **put_options(self.filesystem, size))
-
-                with self._in_parts if concurrent else nullcontext():
-                    self._with_retries(put)  # all of the file, after what the filesystem itself tries for a part of it
-                arrived = True
-                self.filesystem.invalidate_cache(first)
-                found = self.filesystem.info(first)["size"]
-                if found != size:
-                    raise InvalidArgument(f"cannot write {self.shown}: {found:,} bytes arrived of {size:,}; try again")
+                if known:
+                    self._put_if(path, name, condition)
+                else:
+                    self._put(path, first)
+                    arrived = True
+                    self.filesystem.invalidate_cache(first)
+                    found = self.filesystem.info(first)["size"]
+                    if found != size:
+                        raise InvalidArgument(
+                            f"cannot write {self.shown}: {found:,} bytes arrived of {size:,}; try again"
+                        )
                 if first != name:
+                    if not condition.holds_always:
+                        condition.check(self._version_of(name), self.shown)
                     self._move(first, name)
             except _Stranded:
                 raise
@@ -207,6 +216,69 @@ class UploadTarget:
                     if first != name or (arrived and self.filesystem.info(name)["size"] != size):
                         self._remove(first)
                 raise
+
+    def _put(self, path: str, name: str, filesystem: Any = None, **conditions: Any) -> None:
+        """Upload one file, all of it again after what the filesystem itself tries for a part of it."""
+        from fsspec.callbacks import Callback
+
+        filesystem = filesystem or self.filesystem
+        size = os.path.getsize(path)
+        # s3fs aborts an upload of several parts when something is raised; a killed one stays there, unseen
+        callback = Callback(hooks={"cancel": self._raise_if_cancelled})
+        options = {**put_options(filesystem, size), **conditions}
+
+        def put() -> None:
+            self._raise_if_cancelled()
+            filesystem.put_file(path, name, callback=callback, **options)
+
+        concurrent = size >= 2 * PART and hasattr(filesystem, "max_concurrency")
+        with self._in_parts if concurrent else nullcontext():
+            self._with_retries(put)
+
+    def _put_if(self, path: str, name: str, condition: Condition) -> None:
+        """Upload one file to an object store, if what is there may be replaced: looked at here, and by the storage."""
+        found = self._version_of(name)
+        if condition.absent and found is not None and found.size == 0:
+            condition = Condition(version=found)  # a marker of a directory
+        condition.check(found, self.shown)
+        filesystem, keywords = store_for(self.filesystem, name, self._config).conditional_upload(condition.version)
+        try:
+            self._put(path, name, filesystem, **keywords)
+        except Exception as e:
+            if status_of(e) == 501:  # the storage knows no such conditions
+                self._put(path, name)
+            elif not is_refused_condition(e):
+                raise
+            # it may have arrived, and only the answer not, so that it was sent again
+            elif not self._is_there(path, name):
+                raise condition.overtaken(self.shown) from None
+        self.filesystem.invalidate_cache(name)
+
+    def _version_of(self, name: str) -> ObjectVersion | None:
+        """Return the version of the file of that name; None where there is none, or where one may not look."""
+        store = store_for(self.filesystem, name, self._config)
+        try:
+            return self._with_retries(store.head)
+        except Exception as e:
+            if isinstance(e, FileNotFoundError | PermissionError) or status_of(e) in (401, 403, 404):
+                return None
+            raise
+
+    def _is_there(self, path: str, name: str) -> bool:
+        """Tell whether a file is there as it is here: by its size, its header with all checksums, and its end."""
+        size = os.path.getsize(path)
+        with suppress(Exception), open(path, "rb") as file:
+            store = store_for(self.filesystem, name, self._config)
+            version = store.head()
+            if version is None or version.size != size:
+                return False
+            for start in (0, max(0, size - COMPARED)):
+                file.seek(start)
+                here = file.read(COMPARED)
+                if store.get(start, start + len(here), version).data != here:
+                    return False
+            return True
+        return False
 
     def _with_retries(self, attempt: Callable[[], T]) -> T:
         """Return what `attempt` returns, tried again while that may help, for as long as the config say."""

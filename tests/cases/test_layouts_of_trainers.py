@@ -132,6 +132,26 @@ def test_steps_without_the_marker_that_others_have(tmp_path: Path, marker: str, 
             find_run(root, steps="40")
 
 
+def test_steps_that_cannot_be_used_for_several_reasons_are_named_together(tmp_path: Path) -> None:
+    write_run(tmp_path, [10, 20], at_step, layout="step_{}", side={"STABLE": b""})
+    write_run(tmp_path, [30], at_step, layout="step_{}")
+    write_run(tmp_path, [40], at_step, layout="step_{}", side={"STABLE": b""})
+    (tmp_path / "step_40" / "model.safetensors").unlink()
+    (tmp_path / "step_50").symlink_to("/gone/step_50")
+    (tmp_path / "step_60.tmp").mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        find_run(tmp_path)
+    reasons = str(caught.value).split("; step ")
+    assert reasons[0].startswith("4 of 6 steps cannot be used: step 30: ")
+    assert "has no STABLE, which other steps have; wait for it" in reasons[0]
+    assert "step_40 has no weights" in reasons[1]
+    assert "step_50 is a link to /gone/step_50" in reasons[2]
+    assert reasons[3].endswith(
+        "going by its name: step_60.tmp; to go on without them: --exclude-steps 30:60 or --skip-incomplete"
+    )
+    assert [step for step, _ in find_run(tmp_path, exclude_steps="30:60")] == [10, 20]
+
+
 def test_runs_without_markers(tmp_path: Path) -> None:
     assert steps_of(write_run(tmp_path, [1, 2], at_step, layout="step_{}")) == [1, 2]
 

@@ -130,7 +130,7 @@ def test_what_steps_hold_is_named(tmp_path: Path, step: str, files: list[str], w
         find_run(root)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"checkpoint {root}/{step} ")
+    assert message.startswith(f"step 10: checkpoint {root}/{step} ")
     for word in words:
         assert word.replace("RUN", str(root)) in message
     for state in ("data.pt", "optim", "training_args"):

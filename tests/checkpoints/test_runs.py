@@ -93,6 +93,44 @@ def test_incomplete_checkpoints(tmp_path):
         find_run(tmp_path, steps="2:4", skip_incomplete=True)
 
 
+def test_all_broken_steps_are_named_at_once(tmp_path):
+    write_run(tmp_path, range(1, 31), at_step, shards=2)
+    (tmp_path / "global_step_2" / SECOND).unlink()
+    (tmp_path / "global_step_31.tmp").mkdir()
+    for step in range(7, 20):
+        (tmp_path / f"global_step_{step}" / FIRST).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        find_run(tmp_path)
+    message = str(caught.value)
+    assert message.startswith("15 of 31 steps cannot be used: step 2: ")
+    assert (
+        message.count("; step ") == 9 and "; and 5 more; to go on without them: --exclude-steps 2,7:19,31 " in message
+    )
+    assert [step for step, _ in find_run(tmp_path, exclude_steps="2,7:19,31")] == [1, 3, 4, 5, 6, *range(20, 31)]
+    os.truncate(tmp_path / "global_step_4" / FIRST, 100)  # which would be seen later
+    with pytest.raises(CheckpointError, match=r"^2 of 6 steps .*step 2: .* missing.*step 4: .*--exclude-steps 2,4$"):
+        find_run(tmp_path, steps="1:6")
+    with pytest.raises(CheckpointError, match=r"^step 2: .* missing.*without it: --exclude-steps 2 or --skip-inc"):
+        find_run(tmp_path, steps="1:3")
+    with pytest.raises(CheckpointError, match=r"missing .*\(none of the 3 steps can be used; this is the first"):
+        find_run(tmp_path, steps="2,8,9")
+
+
+def test_all_steps_that_do_not_fit_are_named_at_once(tmp_path):
+    run = write_run(tmp_path, [1, 2, 3, 4, 5], at_step)
+    write_checkpoint(run / "global_step_2", {"w": bf16(np.zeros((9, 9)))})
+    os.truncate(run / "global_step_4" / "model.safetensors", 100)
+    with pytest.raises(CheckpointError, match=r"^2 of 5 .*step 2: .*'n' .*step 4: .*--exclude-steps 2,4$"):
+        open_series(find_run(run), chosen=True).check()
+    with pytest.raises(CheckpointError) as caught:
+        open_series(find_run(run)).check()  # which nobody chose from more
+    assert "exclude" not in str(caught.value)
+    open_series(find_run(run, exclude_steps="2,4"), chosen=True).check()
+    os.truncate(run / "global_step_1" / "model.safetensors", 100)  # others are still looked at
+    with pytest.raises(CheckpointError, match=r"^2 of 5 .*step 1: .*step 4: .*--exclude-steps 1,4$"):
+        open_series(find_run(run), chosen=True).check()
+
+
 def test_runs_that_are_ambiguous_or_nothing(tmp_path, memory):
     write_run(tmp_path / "two", [1, 2], at_step, layout="checkpoint-{}")
     write_run(tmp_path / "two", [1, 2], at_step, layout="global_step_{}")
@@ -231,7 +269,9 @@ def test_paths_with_the_step_in_them(tmp_path, memory, where):
     assert find_run(path, steps="1:20:19") == expected[:2]
     run = open_series(find_run(path, steps=":20"))
     assert np.array_equal(run.read("w"), [at_step(step)["w"][1].reshape(-1) for step in (1, 20)])
-    with pytest.raises(CheckpointError, match=rf"^step 2: {root}/m-2/hf .*\(3 of 4 steps cannot be read\); .*skip"):
+    with pytest.raises(
+        CheckpointError, match=rf"^3 of 4 steps .*step 2: {root}/m-2/hf .*step 4: .*--exclude-steps 2:4 "
+    ):
         find_run(path, steps="1:4")
     skipped = []
     assert find_run(path, steps="1:21", skip_incomplete=True, on_skip=skipped.append) == expected[:2]

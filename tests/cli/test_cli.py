@@ -34,7 +34,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = cli_process("encode", folder / "run", "--base", folder / "base", "-o", folder / "run.relex", "--observe", 30)
     assert done.returncode == 0, done.stderr
     assert "4 steps" in done.stdout
-    assert done.stderr == ""  # the bar vanishes where there is no terminal
+    # no bar where there is no terminal
+    assert done.stderr == f"keep the base, no step can be decoded without it: {folder / 'base'}\n"
     return folder
 
 
@@ -43,6 +44,7 @@ def test_info_as_text_fits_a_screen(made: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) <= 24
     assert "observed 3, to 30" in done.stdout
+    assert f"{made / 'base'} (keep it: no step can be decoded without)" in done.stdout
     rows = cli("info", made / "run.relex", "--tensors").stdout.splitlines()
     assert sum(row.startswith(("w ", "norm ")) for row in rows) == 2
 

@@ -222,7 +222,7 @@ def test_directions_hold_the_rule_together(grown: Made, tmp_path: Path) -> None:
     write_run(tmp_path / "run", grown.steps, lambda step: {name: grown.at(step)[name] for name in names})
     errors = []
     for quality in ("raw", 0.1):
-        path = tmp_path / "x.relex"
+        path = tmp_path / f"{quality}.relex"
         relex_codec.encode(tmp_path / "run", path, base=tmp_path / "base", quality=quality, rank=2)
         with relex_codec.open(path) as run:
             errors.append({name: relative_error(grown, name, 10, decoded(run, name, 10)) for name in names})
@@ -393,8 +393,7 @@ def test_a_given_base_comes_before_an_embedded_one(zoo_run: Made, tmp_path: Path
 def test_encoding_twice_gives_the_same_bytes(zoo_run: Made, zoo_file: Zoo, tmp_path: Path) -> None:
     for quality, options in (("default", {}), ("micro", {"factor_rank": 2}), ("raw", {"embed_base": True, "rank": 2})):
         first = zoo_file(quality, **options).read_bytes()
-        base = zoo_run.base_path
-        again = tmp_path / "again.relex"
+        base, again = zoo_run.base_path, tmp_path / f"{quality}.relex"
         relex_codec.encode(zoo_run.run, again, base=base, base_uri=str(base), quality=quality, **options)
         assert again.read_bytes() == first
 
@@ -402,7 +401,9 @@ def test_encoding_twice_gives_the_same_bytes(zoo_run: Made, zoo_file: Zoo, tmp_p
 def test_an_existing_file_is_replaced_and_nothing_else_is_left(zoo_run: Made, tmp_path: Path) -> None:
     path = tmp_path / "x.relex"
     path.write_bytes(b"old")
-    size = relex_codec.encode(zoo_run.run, str(path), base=str(zoo_run.base_path), quality="raw", steps="1:2")
+    size = relex_codec.encode(
+        zoo_run.run, str(path), base=str(zoo_run.base_path), quality="raw", steps="1:2", overwrite=True
+    )
     assert os.listdir(tmp_path) == ["x.relex"] and path.stat().st_size == size > 3
 
 
@@ -484,8 +485,8 @@ def test_unevenly_spaced_steps_fit_the_step_numbers(tmp_path: Path) -> None:
 def test_float_dtypes_and_extreme_scales(tmp_path: Path, make: Callable[[Any], Any], scale: float) -> None:
     made = simple(tmp_path, [1, 5, 9], make, scale)
     for quality in ("raw", "default"):
-        relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality=quality)
-        with relex_codec.open(tmp_path / "x.relex") as run:
+        relex_codec.encode(made.run, tmp_path / f"{quality}.relex", base=made.base_path, quality=quality)
+        with relex_codec.open(tmp_path / f"{quality}.relex") as run:
             assert relative_error(made, "w", 9, decoded(run, "w", 9)) < 0.12
 
 
@@ -515,9 +516,14 @@ def test_weights_that_are_not_finite_are_refused_by_tensor_and_step(tmp_path: Pa
     bad = widen(*made.at(6)["w"]).copy()
     bad[5, 7] = value
     write_checkpoint(tmp_path / "run" / "global_step_6", {"w": f32(bad)})
-    with pytest.raises(CheckpointError, match=r"'w' of step 6 .*not finite"):
+    with pytest.raises(CheckpointError, match=r"'w' of step 6 .*not finite.*--exclude-steps 6, or .*--exact"):
         relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path)
     assert not (tmp_path / "x.relex").exists()
+    write_checkpoint(tmp_path / "run" / "global_step_8", {"w": f32(bad)})
+    with pytest.raises(CheckpointError, match=r"'w' of step 6,8 .*leave them out with --exclude-steps 6,8, or"):
+        relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path)
+    relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, exclude_steps="6,8")  # as it said
+    assert File(tmp_path / "x.relex").steps == [3]
 
 
 def test_infinities_of_the_base_stay_where_others_move(tmp_path: Path) -> None:
@@ -529,8 +535,8 @@ def test_infinities_of_the_base_stay_where_others_move(tmp_path: Path) -> None:
         bits = np.where(mask, 0xFF80, made.at(step)["w"][1]).astype(np.uint16)
         write_checkpoint(tmp_path / "run" / f"global_step_{step}", {"w": ("BF16", bits)})
     for quality in ("raw", "default", "micro"):
-        relex_codec.encode(made.run, tmp_path / "x.relex", base=tmp_path / "base", quality=quality)
-        with relex_codec.open(tmp_path / "x.relex") as run:
+        relex_codec.encode(made.run, tmp_path / f"{quality}.relex", base=tmp_path / "base", quality=quality)
+        with relex_codec.open(tmp_path / f"{quality}.relex") as run:
             for step in (0, 3, 4.5, 50):
                 found = decoded(run, "w", step).reshape(24, 16)
                 assert (found[mask] == 0xFF80).all()
@@ -559,6 +565,9 @@ def test_infinities_of_the_base_stay_where_others_move(tmp_path: Path) -> None:
         ({"memory": "lots"}, "memory is 'lots'"),
         ({"observe": 0}, "no step up to 0"),
         ({"steps": "30:40"}, "30"),
+        ({"steps": "1:5,30"}, "'30' leaves nothing"),
+        ({"exclude_steps": "30"}, "exclude-steps '30' names none of what there is, 1 to 23"),
+        ({"exclude_steps": ":"}, "exclude-steps ':' leaves nothing of 1 to 23"),
     ],
 )
 def test_arguments_that_cannot_be(zoo_run: Made, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -568,7 +577,8 @@ def test_arguments_that_cannot_be(zoo_run: Made, tmp_path: Path, options: dict[s
 
 
 def test_an_output_that_cannot_be_written(zoo_run: Made, tmp_path: Path) -> None:
-    for output in (tmp_path / "no" / "x.relex", tmp_path, "s3://bucket/x.relex"):
+    (tmp_path / "folder.relex").mkdir()
+    for output in (tmp_path / "no" / "x.relex", tmp_path, tmp_path / "folder.relex", "s3://bucket/x.relex"):
         with pytest.raises(InvalidArgument, match="cannot write"):
             relex_codec.encode(zoo_run.run, output, base=zoo_run.base_path, quality="raw")
 
@@ -577,7 +587,7 @@ def test_incomplete_checkpoints_are_refused_or_left_out(tmp_path: Path, capsys: 
     made = simple(tmp_path, [1, 2, 3], bf16)
     broken = tmp_path / "run" / "global_step_2" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:-1])
-    with pytest.raises(relex_codec.RelexError, match="global_step_2"):
+    with pytest.raises(relex_codec.RelexError, match=r"step 2: .*global_step_2.*--exclude-steps 2$"):
         relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw")
     assert not (tmp_path / "x.relex").exists()
     relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw", skip_incomplete=True)

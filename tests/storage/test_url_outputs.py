@@ -211,8 +211,11 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(made: Path) -
             relex_codec.encode("/none", url, base="/none")
         with pytest.raises(InvalidArgument, match=f"cannot write {url}"):
             relex_codec.append(made / "run.relex", ["/none"], output=url)
-    with pytest.raises(InvalidArgument, match=r"loaders take \*\.safetensors"):
-        relex_codec.encode("/none", "memory://x.safetensors", base="/none")
+    for name in ("x.safetensors", "config.json", "thesis.tex", "relex", ".relex", "x.relex/", "x.relex.bak"):
+        with pytest.raises(InvalidArgument, match=r"called NAME\.relex"):
+            relex_codec.encode("/none", f"memory://{name}", base="/none", overwrite=True)
+        with pytest.raises(InvalidArgument, match=r"called NAME\.relex"):
+            relex_codec.append(made / "run.relex", ["/none"], output=f"/none/{name}", overwrite=True)
 
 
 @pytest.mark.parametrize("store", ["emulator", "azurite"], indirect=True)
@@ -220,11 +223,12 @@ def test_other_object_stores(made: Path, store: Any, tmp_path: Path, scratch: Pa
     options, scheme = store.options, store.server.scheme
     store.upload(made / "run", "run")
     store.upload(made / "base", "base")
-    file, base = store.url("files/x.relex"), store.url("base")
+    file, base = store.url("files.relex/x.relex"), store.url("base")
     size = relex_codec.encode(
         store.url("run"), file, base=base, quality="raw", exact=True, steps="10:30", storage_options={scheme: options}
     )
-    assert (names(store, "files"), store.filesystem.size(f"{store.name}/files/x.relex")) == (["x.relex"], size)
+    there = f"{store.name}/files.relex/x.relex"
+    assert (names(store, "files.relex"), store.filesystem.size(there)) == (["x.relex"], size)
     relex_codec.append(file, [store.url("run/global_step_40")], storage_options=options)
     with relex_codec.open(file, storage_options=options) as run:
         run.save(store.url("decoded"), 15, storage_options=options)
@@ -242,7 +246,7 @@ def test_other_object_stores(made: Path, store: Any, tmp_path: Path, scratch: Pa
                 write(store.url("forbidden"), 15, storage_options=options)
             store.proxy.clear()
     with pytest.raises(InvalidArgument, match="is a directory"):
-        relex_codec.encode(store.url("run"), store.url("files"), base=base, storage_options=options)
+        relex_codec.encode(store.url("run"), store.url("files.relex"), base=base, storage_options=options)
     assert names(store) == before
     assert contents_of(store.filesystem, f"{store.name}/decoded") == contents(tmp_path / "decoded")
     for step in STEPS:
@@ -277,11 +281,11 @@ def test_options_reach_every_url(made: Path, moto_bucket: Any, memory: Any, tmp_
 def test_the_commands(made: Path, store: Any, tmp_path: Path, scratch: Path) -> None:
     store.upload(made / "run", "run")
     store.upload(made / "base", "base")
-    file = store.url("files/x.relex")
+    file = store.url("files.relex/x.relex")
     done = cli("encode", store.url("run"), "--base", store.url("base"), "-o", file, "--exact", "--steps", "10:30",
                "--quality", "raw")  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith(f"{file}: 3 steps"), done.stderr
-    assert names(store, "files") == ["x.relex"]
+    assert names(store, "files.relex") == ["x.relex"]
     done = cli("encode", store.url("run/global_step_{step}"), "--base", store.url("base"), "-o", store.url("y.relex"))
     assert json.loads(cli("info", store.url("y.relex"), "--json").stdout)["steps"] == STEPS, done.stderr
     done = cli_process("append", file, store.url("run/global_step_40"))
@@ -301,7 +305,11 @@ def test_the_commands(made: Path, store: Any, tmp_path: Path, scratch: Path) -> 
     before = names(store)
     failed(cli_process("decode", file, "--step", 15, "-o", store.url("step-15")), "not empty", "choose another place")
     failed(cli("decode", file, "--step", 15, "-o", "s3://no-such-bucket/x"), "bucket", "exist")
-    failed(cli("encode", store.url("run"), "--base", store.url("base"), "-o", store.url("files")), "is a directory")
+    failed(
+        cli("encode", store.url("run"), "--base", store.url("base"), "-o", store.url("files.relex")), "is a directory"
+    )
+    again = cli("encode", store.url("run"), "--base", store.url("base"), "-o", file)
+    failed(again, "4 steps, 10 to 40, of the same base", "`relex-codec append`", "-f")
     failed(
         cli("encode", store.url("run"), "--base", store.url("base"), "-o", "https://h/x.relex"), "https://", "reading"
     )
@@ -364,7 +372,7 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, store: Any, scr
     store.put("x.relex", b"old")
     store.proxy.latency = 0.5
     code = "from relex_codec.cli.main import main; main()"
-    arguments = ["encode", str(made / "run"), "--base", str(made / "base"), "-o", store.url("x.relex")]
+    arguments = ["encode", str(made / "run"), "--base", str(made / "base"), "-f", "-o", store.url("x.relex")]
     worker = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ELSEWHERE, text=True,

@@ -83,6 +83,13 @@ class AzureStore(ObjectStore):
             found.append({"name": self.name, "type": "file", "size": version.size if version else 0})
         return found
 
+    def conditional_upload(self, version: ObjectVersion | None) -> tuple[Any, dict[str, Any]]:
+        from azure.core import MatchConditions
+
+        if version is None:
+            return self.filesystem, {"overwrite": False}
+        return self.filesystem, {"etag": version.etag, "match_condition": MatchConditions.IfNotModified}
+
     @asynccontextmanager
     async def _answer(self, method: str, headers: Mapping[str, str]) -> AsyncIterator[Any]:
         """Send one request; what is raised for a refusal carries what the server says of it."""

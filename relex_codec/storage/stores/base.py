@@ -107,6 +107,14 @@ class ObjectStore(ABC):
         """Return what is in the directory of that name, as ``ls`` of fsspec does; None: ask the filesystem."""
         return None
 
+    def conditional_upload(self, version: ObjectVersion | None) -> tuple[Any, dict[str, Any]]:
+        """Return a filesystem and keywords for its ``put_file``, which then fails unless the object is `version`.
+
+        None stands for no object at all. By itself this is a promise that the library does not keep: who uploads looks
+        at the object just before as well.
+        """
+        return self.filesystem, {}
+
     def _run(self, coroutine: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         """Run a coroutine on the filesystem's event loop, and cancel it if this thread is cancelled or interrupted."""
         check_cancelled()

@@ -21,7 +21,7 @@ from .base import (
     text_or_none,
 )
 
-_NEEDED: Final = ("_set_session", "_get_params", "_get_headers", "url", "base", "split_path")
+_NEEDED: Final = ("_call", "_set_session", "_get_params", "_get_headers", "url", "base", "split_path")
 """What gcsfs sends its own requests with; its ``_request`` tries each of them up to six times."""
 
 
@@ -96,6 +96,21 @@ class GCSStore(ObjectStore):
             version = await self._head()  # raises where there is nothing
             found.append({"name": self.name, "type": "file", "size": version.size})
         return found
+
+    def conditional_upload(self, version: ObjectVersion | None) -> tuple[Any, dict[str, Any]]:
+        generation = "0" if version is None else version.etag
+        given = self.filesystem
+        filesystem = type(given)(*given.storage_args, **{**given.storage_options, "skip_instance_cache": True})
+        plain = filesystem._call
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            # gcsfs has a keyword for a new object only; this is the request that begins an upload, or is all of it
+            if "uploadType" in kwargs and generation is not None:
+                kwargs["ifGenerationMatch"] = generation
+            return await plain(*args, **kwargs)
+
+        filesystem._call = call
+        return filesystem, {}
 
     async def _json(self, path: str, params: Mapping[str, str | None]) -> dict[str, Any]:
         async with self._answer(f"{self.filesystem.base}b/{quote(self._bucket, safe='')}{path}", params) as answer:

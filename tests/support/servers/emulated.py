@@ -7,7 +7,7 @@ an empty object is refused, and a missing bucket is named as what is missing.
 from __future__ import annotations
 
 import json
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from .counting import Answer, CountingServer, proxy_of
 
@@ -20,6 +20,12 @@ def emulator_proxy(host: str, port: int) -> CountingServer:
     def answer(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         parts = urlsplit(path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if method == "POST" and "/upload/" in parts.path and "ifGenerationMatch" in query:
+            name = query.get("name") or json.loads(body.split(b"\n\n")[1].partition(b"\n--")[0])["name"]
+            there = plain("GET", f"{parts.path.replace('/upload', '')}/{quote(name, safe='')}", {}, b"")
+            found = "0" if there.status == 404 else str(json.loads(there.body)["generation"])
+            if query["ifGenerationMatch"] != found:
+                return Answer(412, {}, b"At least one of the pre-conditions you specified did not hold.")
         if method != "GET" or "/o" not in parts.path:
             return plain(method, path, headers, body)
         if plain("GET", parts.path.partition("/o")[0].removeprefix("/download"), {}, b"").status == 404:
