@@ -62,7 +62,7 @@ def _archive_of(output: PathLike, base: PathLike | None, storage_options: Option
 
 
 def _is_same_base(uri: str, base: PathLike, output: PathLike) -> bool:
-    """Tell whether what the file `output` calls its base is the one given, which may be a branch where the file has a commit."""
+    """Tell whether what the file `output` calls its base is the one given, a branch where the file has a commit."""
     one, other = parse_model_url(uri), parse_model_url(uri_of_base(base, output) or base)
     if one is not None and other is not None:
         return (one.repo, one.below) == (other.repo, other.below)
