@@ -59,7 +59,9 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     those that there are are listed.
     """
     import relex_codec
+    from relex_codec.checkpoints.base_uri import place_of_base
     from relex_codec.run.info import needs_base
+    from relex_codec.storage.urls import without_secrets
 
     relex_codec.encode(run, output, progress=True, **options)
     with relex_codec.open(output) as file:
@@ -72,7 +74,9 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     if lacking:
         show(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
     if needs_base(document):
-        show(f"keep the base, no step can be decoded without it: {document['base']}", err=True)
+        given = options["base_uri"] is not None or document["base"] is None  # what the file says is for other places
+        base = without_secrets(options["base"]) if given else place_of_base(document["base"], output)
+        show(f"keep the base, no step can be decoded without it: {base}", err=True)
     count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     show(
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "

@@ -53,9 +53,9 @@ def _archive_of(output: PathLike, base: PathLike | None, storage_options: Option
             steps, uri, exact = run.steps, run.container.index.manifest.base_uri, run.container.index.has_exact
     except RelexError:
         return ""
-    if base is None:
+    if base is None or uri is None:
         return f" and holds {_count(steps)}".rstrip(",")
-    if uri is None or not _is_same_base(uri, base, output):
+    if not _is_same_base(uri, base, output):
         return f" and holds {_count(steps)} of another base"
     can = "`relex-codec append` adds further steps to it" if exact else "without --exact, so nothing can be appended"
     return f" and holds {_count(steps)} of the same base; {can}"

@@ -52,7 +52,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two-writers")
     write_checkpoint(root / "base", tensors(0))
     write_run(root / "run", STEPS, tensors)
-    relex_codec.encode(root / "run", root / "three.relex", base=root / "base", steps="10:30", exact=True)
+    base = root / "base"  # which the file finds from wherever a test puts it
+    relex_codec.encode(root / "run", root / "three.relex", base=base, base_uri=str(base), steps="10:30", exact=True)
     return root
 
 
@@ -203,7 +204,7 @@ def test_two_encodes_to_an_object(made: Path, tmp_path: Path, moto_bucket: Any) 
     }  # fmt: skip
     command = ("encode", made / "run", "--base", made / "base", "-o", url, "--steps", "10:20")
     with slow(tmp_path, *command, **environment) as first:
-        relex_codec.encode(made / "run", url, base=made / "base", storage_options=options)
+        relex_codec.encode(made / "run", url, base=made / "base", base_uri=str(made / "base"), storage_options=options)
         done = finished(first, tmp_path)
         failed(done, "another program wrote it meanwhile", "the file itself is complete: upload")
     assert steps_of(url, options) == STEPS
@@ -211,4 +212,6 @@ def test_two_encodes_to_an_object(made: Path, tmp_path: Path, moto_bucket: Any) 
     with pytest.raises(InvalidArgument, match=r"5 steps, 10 to 50, of the same base.*without --exact"):
         relex_codec.encode(made / "run", url, base=made / "base", storage_options=options)
     relex_codec.encode(made / "run", url, base=made / "base", steps="30", overwrite=True, storage_options=options)
+    with pytest.raises(InvalidArgument, match=r"it exists and holds step 30; -f"):  # of a base that it cannot name
+        relex_codec.encode(made / "run", url, base=made / "base", storage_options=options)
     assert steps_of(url, options) == [30]
