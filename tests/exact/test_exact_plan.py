@@ -204,7 +204,8 @@ def test_records_that_do_not_fit_are_refused() -> None:
         ("segment", 2, "limit", 0), ("segment", 1, "position", 100), ("segment", 0, "position", 99),
         ("segment", 0, "length", 29), ("segment", 0, "length", 23), ("segment", 2, "length", (1 << 64) - 30),
         ("frame", 0, "position", 99), ("frame", 4, "position", (1 << 64) - 1), ("frame", 4, "length", 31),
-        ("frame", 8, "length", 0), ("frame", 8, "length", 29), ("frame", 3, "table_set", 2), ("frame", 3, "table_set", 255),
+        ("frame", 8, "length", 0), ("frame", 8, "length", 29), ("frame", 3, "table_set", 2),
+        ("frame", 3, "table_set", 255),
     ]  # fmt: skip
     for which, number, field, value in lies:
         found, frames = good.copy(), good_frames.copy()
