@@ -75,22 +75,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NOWHERE = "nowhere/x"
+
+
+def new(made: Path) -> Path:
+    """An output that nothing has written."""
+    return made / "n.relex"
+
+
 MISSING: dict[str, tuple[Callable[[Path], Any], type[RelexError]]] = {
     "file": (lambda made: relex_codec.open(NOWHERE), relex_codec.InvalidArgument),
     "file at a URL": (lambda made: relex_codec.open("memory://nowhere/x.relex"), relex_codec.InvalidArgument),
     "handle": (lambda made: relex_codec.safe_open(NOWHERE, step=1), relex_codec.InvalidArgument),
-    "run": (lambda made: relex_codec.encode(NOWHERE, made / "n", base=made / "base"), relex_codec.CheckpointError),
-    "base": (lambda made: relex_codec.encode(made / "run", made / "n", base=NOWHERE), relex_codec.CheckpointError),
+    "run": (
+        lambda made: relex_codec.encode(NOWHERE, new(made), base=made / "base"),
+        relex_codec.CheckpointError,
+    ),
+    "base": (
+        lambda made: relex_codec.encode(made / "run", new(made), base=NOWHERE),
+        relex_codec.CheckpointError,
+    ),
     "base of a file": (
         lambda made: relex_codec.open(made / "x.relex", base=NOWHERE).state_dict(2, tier="line"),
         relex_codec.CheckpointError,
     ),
     "file to append to": (
-        lambda made: relex_codec.append(NOWHERE, [made / "run" / "global_step_2"], output=made / "n"),
+        lambda made: relex_codec.append(NOWHERE, [made / "run" / "global_step_2"], output=new(made)),
         relex_codec.InvalidArgument,
     ),
     "checkpoint to append": (
-        lambda made: relex_codec.append(made / "x.relex", [NOWHERE], step=3, output=made / "n"),
+        lambda made: relex_codec.append(made / "x.relex", [NOWHERE], step=3, output=new(made)),
         relex_codec.CheckpointError,
     ),
 }
@@ -102,7 +115,7 @@ def test_a_path_that_does_not_exist_is_a_missing_file(made: Path, what: str) -> 
     with pytest.raises(FileNotFoundError, match="does not exist") as caught:
         call(made)
     assert isinstance(caught.value, kind) and str(caught.value).count("\n") == 0
-    assert not (made / "n").exists()
+    assert not new(made).exists()
 
 
 def test_a_base_that_only_the_file_names_is_none(tmp_path: Path, made: Path) -> None:

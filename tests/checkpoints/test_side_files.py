@@ -202,10 +202,11 @@ def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
         file.save(tmp_path / "of_the_base", 2)
     for folder in (tmp_path / "embedded", tmp_path / "of_the_base"):
         assert sorted(path.name for path in folder.iterdir()) == sorted([*SIDES, "model.safetensors"])
-    for name in hostile:
+    for number, name in enumerate(hostile):
+        bad = tmp_path / f"bad-{number}.relex"
         with monkeypatch.context() as patch:
             patch.setattr(weight_files, "file_allowed", lambda found, name=name: found == name)
             patch.setattr(pipeline, "file_allowed", lambda found, name=name: found == name)
-            relex_codec.encode(run, tmp_path / "bad.relex", base=base, quality="raw", embed_base=True)
+            relex_codec.encode(run, bad, base=base, quality="raw", embed_base=True)
         with pytest.raises(Corrupt, match=f"'{name}' is no name of a file"):
-            relex_codec.open(tmp_path / "bad.relex")
+            relex_codec.open(bad)

@@ -26,7 +26,7 @@ SHAPES = {"a": (2000, 1000), "b": (1000, 1000)}
 SCRIPT = """
 import sys
 import relex_codec
-relex_codec.encode(sys.argv[1], sys.argv[3], base=sys.argv[2], memory="64MB", quality=sys.argv[4])
+relex_codec.encode(sys.argv[1], sys.argv[3], base=sys.argv[2], memory="64MB", quality=sys.argv[4], overwrite=True)
 # not ru_maxrss, which begins with the resident size of the process that started this one
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

@@ -82,14 +82,15 @@ def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, e
     write_checkpoint(tmp_path / "base", weights(0), side=SIDE)
     write_run(tmp_path / "run", STEPS, weights)
     relex_codec.encode(
-        tmp_path / "run", tmp_path / "disk.relex", base=tmp_path / "base", exact=exact, embed_base=embed, observe=5
-    )
+        tmp_path / "run", tmp_path / "disk.relex", base=tmp_path / "base", base_uri="base", exact=exact,
+        embed_base=embed, observe=5,
+    )  # fmt: skip
     series = in_memory()
     with FileWriter(tmp_path / "memory.relex") as writer:
         frames = partial(new_segment, writer, len(STEPS))
         base = InMemory(weights(0), SIDE)
         encoder = RunEncoder(series, base, writer, 4, Quality.parse(), 1, embed, BUDGET, exact, frames)
-        encoder.write(str(tmp_path / "base"), progress=False)
+        encoder.write("base", progress=False)
     assert (tmp_path / "memory.relex").read_bytes() == (tmp_path / "disk.relex").read_bytes()
 
 

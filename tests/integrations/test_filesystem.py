@@ -515,7 +515,7 @@ def test_instances_are_shared_and_opened_anew_when_told(zoo_run: Made, tmp_path:
     before = fs.cat_file("step_9/model-00001-of-00003.safetensors")
     with fs.open("step_9/model-00001-of-00003.safetensors") as file:
         start = file.read(100)
-        relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality="raw")
+        relex_codec.encode(zoo_run.run, path, base=zoo_run.base_path, quality="raw", overwrite=True)
         assert fs.ls("", detail=False) == STEPS[:4]  # what was opened goes on being read
         start += file.read(100)
         fs.invalidate_cache()

@@ -423,7 +423,7 @@ def test_a_damaged_tensor_leaves_the_module_unchanged(model_file: Any, tmp_path:
     file = File(path)
     data[file.chunks[file.directions[1].chunk][0] + 3] ^= 1
     (tmp_path / "bad.relex").write_bytes(data)
-    with relex_codec.open(tmp_path / "bad.relex") as run:
+    with relex_codec.open(tmp_path / "bad.relex", base=path.parent / "base") as run:
         model = Model()
         before = {name: value.clone() for name, value in model.state_dict().items()}
         with pytest.raises(relex_codec.Corrupt):

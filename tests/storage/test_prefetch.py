@@ -22,7 +22,7 @@ DATA = random.Random(1).randbytes(100_000)
 class Inner:
     """What stands for a remote file: remembers what was fetched, waits where it is told to."""
 
-    path, size = "inner", len(DATA)
+    path, size, version = "inner", len(DATA), None
 
     def __init__(self) -> None:
         self.fetched: list[tuple[int, int]] = []
