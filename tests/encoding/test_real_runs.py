@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import relex_codec
+from relex_codec.format.constants import FLOAT32
 from support.plain import Array, File, deltas, fit, narrow, read_safetensors, widen
 
 RUNS = Path(__file__).resolve().parents[3] / "shared" / "runs"
@@ -93,3 +94,15 @@ def test_decoded_steps_are_close_to_the_run(real: tuple[str, Path]) -> None:
     for file in ("config.json", "tokenizer.json", "generation_config.json"):
         if (root / "base" / file).exists():
             assert (root / "100-line" / file).read_bytes() == (root / "base" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_no_matrix_is_stored_as_float32(tmp_path: Path) -> None:
+    """Where weights are clusters, the error jumps with the width of the codes: finer codes hold the rule."""
+    command = [sys.executable, RUNS / "unpack.py", RUNS / "addition-sparse.runpack", tmp_path, "--every", "20"]
+    subprocess.run(command, check=True, timeout=120)
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
+    file, base = File(tmp_path / "x.relex"), weights(tmp_path / "base")
+    matrices = [key for key, (_, bits) in base.items() if bits.ndim == 2 and file.kind(key)[0] == 1]
+    assert len(matrices) > 20
+    assert [key for key in matrices if file.directions[file.numbers(key)[0]].packing == FLOAT32.id] == []
