@@ -382,7 +382,8 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, store: Any, scr
         wait_for(lambda: any(seen.method in ("PUT", "POST") for seen in store.proxy.seen), worker)
         worker.send_signal(signal.SIGINT)
         assert worker.wait(30) == 130
-        assert worker.communicate()[1].endswith("nothing was written\n")
+        # gcsfs may add, as Python ends, that a request of its own was begun and never awaited
+        assert "Error: interrupted; nothing was written\n" in worker.communicate()[1]
     finally:
         worker.kill()
         worker.communicate()
