@@ -49,12 +49,12 @@ class _CheckedFiles(IndexDataCacheFile):
     def load(self, key: Any) -> Any:
         """Return the entry of `key`, or None."""
         name = self._load_index().get(key)
-        found = None if name is None else self._unpickled(self._data_path(name))  # type: ignore[no-untyped-call]
+        found = None if name is None else self._unpickled(self._data_path(name))
         return found[1] if found is not None and found[0] == key else None
 
     def save(self, key: Any, data: Any) -> None:
         """Add an entry."""
-        super().save(key, (key, data))  # type: ignore[no-untyped-call]
+        super().save(key, (key, data))
 
     def _load_index(self) -> dict[Any, str]:
         stamp, entries = self._unpickled(self._index_path) or (None, {})
@@ -64,10 +64,10 @@ class _CheckedFiles(IndexDataCacheFile):
         self._write(self._index_path, (self._source_stamp, overloads))
 
     def _save_data(self, name: str, data: Any) -> None:
-        self._write(self._data_path(name), data)  # type: ignore[no-untyped-call]
+        self._write(self._data_path(name), data)
 
     def _write(self, path: str, content: Any) -> None:
-        raw = self._dump(content)  # type: ignore[no-untyped-call]
+        raw = self._dump(content)
         with self._open_for_write(path) as out:
             out.write(raw + _digest_of_entry(raw))
 
@@ -95,16 +95,16 @@ class _Cache(FunctionCache):
     """
 
     def __init__(self, function: Any) -> None:
-        super().__init__(function)  # type: ignore[no-untyped-call]
+        super().__init__(function)
         found = self._impl
-        self._cache_file = _CheckedFiles(self._cache_path, found.filename_base, found.locator.get_source_stamp())  # type: ignore[no-untyped-call]
+        self._cache_file = _CheckedFiles(self._cache_path, found.filename_base, found.locator.get_source_stamp())
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), _sources(Path(self._py_func.__code__.co_filename).parent))  # type: ignore[no-untyped-call]
+        return (*super()._index_key(sig, codegen), _sources(Path(self._py_func.__code__.co_filename).parent))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk: then it is compiled again the next time
-            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+            super().save_overload(sig, data)
 
 
 def compiled(function: F) -> F:
