@@ -1,19 +1,18 @@
-"""The work of encoding a run: one tensor after another, and the tables of the file that result.
+"""The work of encoding a run: one tensor after another; tables.py makes the tables of the file from what results.
 
 What happens to one tensor is in tensor_history.py, fit.py and direction_search.py, and in exact/ for its frames.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.digests import DIGEST, digest
+from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
 from relex_codec.core.filenames import file_allowed
 from relex_codec.core.progress import progress_bar
@@ -22,34 +21,19 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
-from relex_codec.format.writer import FileWriter, PendingSpan, Tables
+from relex_codec.format.writer import FileWriter, PendingSpan
 
 from .direction_search import DirectionSearch, sample_starts
-from .fit import F64, Fit, fit_directions
+from .fit import Fit, fit_directions
 from .full_check import FullCheck
 from .quality import Quality
 from .stored_direction import StoredDirection
+from .tables import EncodedTensor, direction_record, tables_of
 from .tensor_history import SMALLEST_SLICE, Origin, TensorHistory, Vectors, pieces
 from .weight_error import Sample, sample_from_bits
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_writer import SegmentJob, TensorJob
-
-
-@dataclass(slots=True)
-class _Tensor:
-    """What is known of one tensor when it has been encoded."""
-
-    entry: TensorEntry
-    kind: int
-    origin: int
-    span: PendingSpan | None = None
-    digests: list[bytes] = field(default_factory=list)
-    directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
-    """Record of each direction without its spans, and the spans of its factors and of its remainder."""
-    coefficients: list[F64] = field(default_factory=list)
-    segment: int = 0
-    """The first segment of frames that holds it, from 1 on."""
 
 
 @dataclass(slots=True)
@@ -93,7 +77,7 @@ class RunEncoder:
             [tensor.entry for tensor in tensors], list(self.base.shards), self.base.indexed,
             [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
         )  # fmt: skip
-        tables = _tables(tensors, np.array(self.run.steps, np.int64), manifest)
+        tables = tables_of(tensors, np.array(self.run.steps, np.int64), manifest)
         return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
 
     def _frames(self, number: int, info: TensorInfo) -> TensorJob:
@@ -102,7 +86,7 @@ class RunEncoder:
             self._segment = self.new_segment()
         return self._segment.tensor(number, info.name, info.dtype)
 
-    def tensors(self, progress: bool) -> Iterator[_Tensor]:
+    def tensors(self, progress: bool) -> Iterator[EncodedTensor]:
         """Encode every tensor: those of the base in its order, then those that it lacks."""
         infos = {name: self.run.info(name) for name in self.run.names}
         shared = [infos[name] for name in self.base.tensors if name in infos and self._from_base(infos[name])]
@@ -147,13 +131,13 @@ class RunEncoder:
             return Origin.in_base(self.base, self.base.info(info.name))
         return Origin.in_run(self.run, info)
 
-    def _tensor(self, number: int, info: TensorInfo) -> _Tensor:
+    def _tensor(self, number: int, info: TensorInfo) -> EncodedTensor:
         there = self.base.tensors.get(info.name)
         in_base = self._from_base(info)
         shard = there.shard if there else len(self.base.shards) - 1
         origin = self._origin(info)
         entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, shard)
-        tensor = _Tensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
+        tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
         if info.dtype in FLOATS:
             self._with_line(tensor, info, origin, self._frames(number, info) if self.exact else None)
         else:
@@ -172,7 +156,7 @@ class RunEncoder:
                 return True
         return False
 
-    def _without_line(self, tensor: _Tensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+    def _without_line(self, tensor: EncodedTensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
         """A tensor that no line is drawn through: it is the same at every step, or in frames."""
         for piece, lo in enumerate(range(0, info.size, f.PIECE)):
             hi = min(lo + f.PIECE, info.size)
@@ -186,7 +170,7 @@ class RunEncoder:
             tensor.kind = f.FRAMED
         self._store_origin(tensor, info)
 
-    def _store_origin(self, tensor: _Tensor, info: TensorInfo) -> None:
+    def _store_origin(self, tensor: EncodedTensor, info: TensorInfo) -> None:
         """Write the origin where the file holds it."""
         in_base = tensor.origin == f.IN_BASE
         if self.embed or not in_base:
@@ -195,7 +179,7 @@ class RunEncoder:
             planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
             tensor.span = self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
 
-    def _with_line(self, tensor: _Tensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+    def _with_line(self, tensor: EncodedTensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
         """A tensor that a line is drawn through, if it moves while it is observed."""
         unit = TensorHistory(self.run, info, origin, self.observed, self.budget, frames.add if frames else None)
 
@@ -228,7 +212,7 @@ class RunEncoder:
                 self._store_directions(tensor, fitted, vectors, sample, whole)
 
     def _store_directions(
-        self, tensor: _Tensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: FullCheck | None
+        self, tensor: EncodedTensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: FullCheck | None
     ) -> None:
         """Quantise and write the directions one after another; each is measured with the others in place."""
         last = fitted.coefficients[:, self.observed - 1]
@@ -261,7 +245,7 @@ class RunEncoder:
                 add(factors, sum(map(len, factors))),
                 add(stored.remainder_pieces(read, size), raw, packing.name if packing.per_byte else "planes"),
             )
-            tensor.directions.append((_direction_record(fitted, j, stored), *spans))
+            tensor.directions.append((direction_record(fitted, j, stored), *spans))
             tensor.coefficients.append(fitted.coefficients[j])
             if count > 1:
                 products[j] = product(j, stored)
@@ -271,44 +255,3 @@ class RunEncoder:
         data = np.frombuffer(content, np.uint8)
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
         return len(data), self.writer.base.add(parts, len(data), match=True)
-
-
-def _tables(tensors: list[_Tensor], steps: Any, manifest: Manifest) -> Tables:
-    records = np.zeros(len(tensors), f.TENSOR_RECORD)
-    rows: list[Any] = []
-    digests: list[bytes] = []
-    coefficients: list[Any] = []
-    for record, tensor in zip(records, tensors, strict=True):
-        record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.directions)
-        record["first"] = len(rows) if tensor.kind == f.MOVING else 0
-        record["segment"] = tensor.segment
-        record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
-        if tensor.span is not None:
-            record["chunk"], record["offset"] = tensor.span.resolved()
-        digests.extend(tensor.digests)
-        for row, factors, remainder in tensor.directions:
-            row["factor_chunk"], row["factor_offset"] = factors.resolved()
-            row["chunk"], row["offset"] = remainder.resolved()
-            rows.append(row)
-        coefficients.extend(tensor.coefficients)
-    return Tables(
-        steps=steps,
-        manifest=manifest,
-        tensors=records,
-        directions=np.concatenate(rows) if rows else np.zeros(0, f.DIRECTION_RECORD),
-        digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST),
-        coefficients=np.array(coefficients, np.float64).reshape(-1, len(steps)),
-    )
-
-
-def _direction_record(fitted: Fit, j: int, stored: StoredDirection) -> Any:
-    """The record of a direction, but for its spans, which are known when all chunks are written."""
-    record = np.zeros(1, f.DIRECTION_RECORD)
-    row = record[0]
-    row["slope"], row["intercept"] = fitted.slope[j], fitted.intercept[j]
-    row["scale"], row["shift"] = stored.scale, stored.shift
-    row["rank"], row["packing"] = stored.rank, stored.packing.id
-    row["coefficients_crc"] = zlib.crc32(fitted.coefficients[j].astype("<f8").tobytes())
-    row["explained"], row["r2"] = fitted.explained[j], fitted.r2[j]
-    row["error_line"], row["error_stored"] = stored.error_line, stored.error_stored
-    return record

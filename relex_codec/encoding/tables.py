@@ -1,0 +1,75 @@
+"""The tables of the file that is written, from what is known of its tensors when they have been encoded."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from relex_codec.core.digests import DIGEST
+from relex_codec.format import constants as f
+from relex_codec.format.manifest import Manifest, TensorEntry
+from relex_codec.format.writer import PendingSpan, Tables
+
+from .fit import F64, Fit
+from .stored_direction import StoredDirection
+
+
+@dataclass(slots=True)
+class EncodedTensor:
+    """What is known of one tensor when it has been encoded."""
+
+    entry: TensorEntry
+    kind: int
+    origin: int
+    span: PendingSpan | None = None
+    digests: list[bytes] = field(default_factory=list)
+    directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
+    """Record of each direction without its spans, and the spans of its factors and of its remainder."""
+    coefficients: list[F64] = field(default_factory=list)
+    segment: int = 0
+    """The first segment of frames that holds it, from 1 on."""
+
+
+def tables_of(tensors: list[EncodedTensor], steps: Any, manifest: Manifest) -> Tables:
+    """Join the records of all tensors, whose chunks have been written."""
+    records = np.zeros(len(tensors), f.TENSOR_RECORD)
+    rows: list[Any] = []
+    digests: list[bytes] = []
+    coefficients: list[Any] = []
+    for record, tensor in zip(records, tensors, strict=True):
+        record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.directions)
+        record["first"] = len(rows) if tensor.kind == f.MOVING else 0
+        record["segment"] = tensor.segment
+        record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
+        if tensor.span is not None:
+            record["chunk"], record["offset"] = tensor.span.resolved()
+        digests.extend(tensor.digests)
+        for row, factors, remainder in tensor.directions:
+            row["factor_chunk"], row["factor_offset"] = factors.resolved()
+            row["chunk"], row["offset"] = remainder.resolved()
+            rows.append(row)
+        coefficients.extend(tensor.coefficients)
+    return Tables(
+        steps=steps,
+        manifest=manifest,
+        tensors=records,
+        directions=np.concatenate(rows) if rows else np.zeros(0, f.DIRECTION_RECORD),
+        digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST),
+        coefficients=np.array(coefficients, np.float64).reshape(-1, len(steps)),
+    )
+
+
+def direction_record(fitted: Fit, j: int, stored: StoredDirection) -> Any:
+    """The record of a direction, but for its spans, which are known when all chunks are written."""
+    record = np.zeros(1, f.DIRECTION_RECORD)
+    row = record[0]
+    row["slope"], row["intercept"] = fitted.slope[j], fitted.intercept[j]
+    row["scale"], row["shift"] = stored.scale, stored.shift
+    row["rank"], row["packing"] = stored.rank, stored.packing.id
+    row["coefficients_crc"] = zlib.crc32(fitted.coefficients[j].astype("<f8").tobytes())
+    row["explained"], row["r2"] = fitted.explained[j], fitted.r2[j]
+    row["error_line"], row["error_stored"] = stored.error_line, stored.error_stored
+    return record
