@@ -24,9 +24,9 @@ Zoo = Callable[..., Path]
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 
 PUBLIC = [
-    "check_base", "check_exact", "close", "coefficients", "device", "info", "iter_steps", "keys", "load_into",
-    "observed_steps", "path", "resident", "restore", "save", "state_dict", "state_dicts", "steps", "tensor",
-    "tensor_info", "tier", "verify",
+    "check_base", "check_exact", "close", "coefficients", "device", "fits", "info", "iter_steps", "keys", "load_into",
+    "movement", "observed_steps", "path", "resident", "restore", "save", "scores", "state_dict", "state_dicts",
+    "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify",
 ]  # fmt: skip
 
 
@@ -186,10 +186,15 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "check_base": lambda run, out: run.check_base(),
     "verify": lambda run, out: run.verify(),
     "check_exact": lambda run, out: run.check_exact(),
+    "fits": lambda run, out: run.fits(),
+    "trust": lambda run, out: run.trust(30),
+    "step_within": lambda run, out: run.step_within(30, max_distance=0.1),
 }
 
 
-UNREAD = {"close", "device", "info", "keys", "observed_steps", "path", "steps", "tensor_info", "tier"}
+UNREAD = {
+    "close", "device", "info", "keys", "movement", "observed_steps", "path", "scores", "steps", "tensor_info", "tier",
+}  # fmt: skip
 """What needs no reading."""
 
 

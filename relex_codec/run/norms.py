@@ -1,0 +1,49 @@
+"""The norms that distances are made of: those that a file brings, or computed by reading base and directions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from relex_codec.core.dtypes import FLOATS
+from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.format.index import Index
+from relex_codec.format.reader import FileReader
+from relex_codec.trust.figures import Lines, Norms
+
+from .directions import direction_parts, origin_parts
+
+
+def lines_of(index: Index) -> Lines:
+    """Return the lines of all directions, in the file's order."""
+    return Lines(index.directions["slope"].astype(np.float64), index.directions["intercept"].astype(np.float64))
+
+
+def stored_norms(container: FileReader) -> Norms | None:
+    """Return the norms that the file brings, of unquantised directions; None where one is missing that is needed."""
+    return None
+
+
+def read_norms(decoder: TensorDecoder) -> Norms:
+    """Compute the norms of origins and stored directions, which takes about as long as decoding a step.
+
+    Raises:
+        BaseMismatch, CheckpointError: the base cannot be used.
+        Corrupt, Truncated: the file is damaged.
+    """
+    index = decoder.container.index
+    base, directions = 0.0, np.zeros(len(index.directions))
+    for tensor in index.tensors:
+        norm = 0.0
+        if tensor.directions:
+            for origin, values in direction_parts(decoder, tensor):
+                norm += _l1(origin)
+                for number, row in zip(tensor.directions, values, strict=True):
+                    directions[number] += _l1(row)
+        elif tensor.origin_dtype in FLOATS:
+            norm = sum(map(_l1, origin_parts(decoder, tensor)))
+        base += norm if np.isfinite(norm) else 0.0
+    return Norms(base, directions, read=True)
+
+
+def _l1(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+    return float(np.abs(values).sum(dtype=np.float64))
