@@ -20,6 +20,7 @@ COMMANDS = {
     "decode": "Write any step as a Hugging Face checkpoint.",
     "restore": "Write the stored steps back out, bit for bit.",
     "info": "Show what a file holds.",
+    "compare": "Compare steps, a step with a checkpoint, or two runs.",
     "verify": "Read and check every byte of a file.",
     "demo": "Train a small model, archive the run, extrapolate it.",
 }

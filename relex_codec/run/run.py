@@ -10,12 +10,12 @@ from relex_codec.core.progress import Progress, progress_bar
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
+from .compared import ComparedRun
 from .export import export, nbytes
 from .fitted import weights_along
 from .provenance import NOTE, as_bytes, note
 from .restore import choose_steps, numbered_steps, restore
 from .run_reader import RunReader, checked_device
-from .trusted import TrustedRun
 from .verify import check_all, check_exact
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .resident import Resident
 
 
-class Run(TrustedRun):
+class Run(ComparedRun):
     """A ``.relex`` file, opened by `relex_codec.open`; a context manager. Weights are read when they are asked for.
 
     A run behaves like the keys of a mapping: ``len(run)`` is the number of tensors, ``name in run`` tells whether there
