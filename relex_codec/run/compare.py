@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.core.dtypes import F32
 from relex_codec.core.text import quote
 from relex_codec.decoding.tensor_decoder import TensorDecoder
-from relex_codec.decoding.tiers import StepTier
+from relex_codec.decoding.tiers import StepTier, layout_at
 from relex_codec.errors import InvalidArgument
-from relex_codec.format import constants as f
 from relex_codec.format.tensor_record import TensorRecord
 
 from .coefficients import read_coefficients
@@ -22,17 +21,18 @@ from .places import place_of
 from .sums import PairSums, cosine, sums_of
 
 BASE = StepTier(0.0, "base")
-S = TypeVar("S")
 
 
-def compare_steps(decoder: TensorDecoder, first: StepTier, second: StepTier) -> Iterator[tuple[str, PairSums]]:
-    """Yield the sums over each tensor at two steps, in the file's order.
+def compare_steps(
+    decoder: TensorDecoder, shared: Sequence[TensorRecord], first: StepTier, second: StepTier
+) -> Iterator[tuple[str, PairSums]]:
+    """Yield the sums over each of some tensors at two steps.
 
     Raises:
         BaseMismatch, CheckpointError: the base cannot be used.
         Corrupt, Truncated: the file is damaged.
     """
-    for tensor in decoder.container.index.tensors:
+    for tensor in shared:
         sums = PairSums()
         for _, (origin, a, b) in _read(decoder, tensor, [BASE, first, second]):
             sums += sums_of(origin, a, b, tensor.dtype)
@@ -40,43 +40,46 @@ def compare_steps(decoder: TensorDecoder, first: StepTier, second: StepTier) -> 
 
 
 def compare_with_checkpoint(
-    decoder: TensorDecoder, step: StepTier, checkpoint: TensorReader
+    decoder: TensorDecoder, shared: Sequence[TensorRecord], step: StepTier, checkpoint: TensorReader
 ) -> Iterator[tuple[str, PairSums]]:
-    """Yield the sums over each tensor that file and checkpoint have, the file's at a step first.
+    """Yield the sums over each of some tensors, those of the file at a step first.
 
     Raises:
         BaseMismatch, CheckpointError: base or checkpoint cannot be read.
         Corrupt, Truncated: the file is damaged.
     """
-    for tensor in shared_tensors(decoder, checkpoint):
+    for tensor in shared:
         sums = PairSums()
         for lo, (origin, a) in _read(decoder, tensor, [BASE, step]):
             sums += sums_of(origin, a, checkpoint.read(tensor.name, lo, lo + len(a)), tensor.dtype)
         yield tensor.name, sums
 
 
-def shared_tensors(decoder: TensorDecoder, checkpoint: TensorReader) -> list[TensorRecord]:
-    """Return the tensors of a file that a checkpoint has too, in the same dtype and shape.
+Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of tensors by name."""
+
+
+def at_step(decoder: TensorDecoder, step: StepTier) -> list[TensorRecord]:
+    """Return the tensors that there are at a step."""
+    return layout_at(decoder.container.index, step).tensors
+
+
+def shared_tensors(tensors: Sequence[TensorRecord], others: Kinds) -> tuple[list[TensorRecord], list[str]]:
+    """Return the tensors that both sides have in one dtype and shape, and the names of all others.
 
     Raises:
-        InvalidArgument: there is none.
+        InvalidArgument: they share none.
     """
-    there = checkpoint.tensors
-    found = [
-        tensor
-        for tensor in decoder.container.index.tensors
-        if tensor.name in there and (there[tensor.name].dtype, there[tensor.name].shape) == (tensor.dtype, tensor.shape)
-    ]
+    found = [tensor for tensor in tensors if others.get(tensor.name) == (tensor.dtype, tensor.shape)]
     if not found:
-        raise InvalidArgument(f"{decoder.container.source.path} and {checkpoint.path} share no tensor")
-    return found
+        raise InvalidArgument("the two share no tensor: none has the same name, dtype and shape in both")
+    shared = {tensor.name for tensor in found}
+    return found, [name for name in dict.fromkeys([*(t.name for t in tensors), *others]) if name not in shared]
 
 
-def unshared(decoder: TensorDecoder, checkpoint: TensorReader) -> list[str]:
-    """Return the names of tensors that only one of the two has, or that differ in dtype or shape."""
-    shared = {tensor.name for tensor in shared_tensors(decoder, checkpoint)}
-    names = [tensor.name for tensor in decoder.container.index.tensors]
-    return [name for name in dict.fromkeys([*names, *checkpoint.tensors]) if name not in shared]
+def kinds_of(tensors: Iterable[TensorRecord | TensorInfo]) -> Kinds:
+    """Return dtype and shape of tensors by name."""
+    return {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}
 
 
 def _read(
@@ -100,7 +103,7 @@ def compare_runs(one: TensorDecoder, other: TensorDecoder) -> Iterator[tuple[str
     """
     check_one_base(one, other)
     pairs = []
-    for tensor in one.container.index.tensors:
+    for tensor in one.container.index.layout.tensors:
         twin = _twin(other, tensor)
         if tensor.directions and twin is not None and twin.directions:
             pairs.append((tensor, twin))
@@ -134,10 +137,8 @@ def _moved(decoder: TensorDecoder, tensor: TensorRecord, last: np.ndarray[Any, n
 
 
 def _twin(decoder: TensorDecoder, tensor: TensorRecord) -> TensorRecord | None:
-    index = decoder.container.index
-    if tensor.name not in index or index.tensor(tensor.name).shape != tensor.shape:
-        return None
-    return index.tensor(tensor.name)
+    found = decoder.container.index.layout.get(tensor.name)
+    return found if found is not None and found.shape == tensor.shape else None
 
 
 def check_one_base(one: TensorDecoder, other: TensorDecoder) -> None:
@@ -146,9 +147,9 @@ def check_one_base(one: TensorDecoder, other: TensorDecoder) -> None:
     Raises:
         InvalidArgument: a tensor of the base differs.
     """
-    for tensor in one.container.index.tensors:
+    for tensor in one.container.index.layout.tensors:
         twin = _twin(other, tensor)
-        if twin is None or tensor.origin != f.IN_BASE or twin.origin != f.IN_BASE:
+        if twin is None or not tensor.in_base or not twin.in_base:
             continue
         if tensor.origin_dtype != twin.origin_dtype or not np.array_equal(
             one.container.index.digests[tensor.digests.start : tensor.digests.stop],

@@ -9,12 +9,14 @@ from relex_codec.decoding.tiers import StepTier
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .compare import (
+    at_step,
     compare_runs,
     compare_steps,
     compare_with_checkpoint,
+    kinds_of,
     said_of_runs,
+    shared_tensors,
     table,
-    unshared,
 )
 from .sums import PairSums
 from .trusted import TrustedRun
@@ -33,18 +35,21 @@ class ComparedRun(TrustedRun):
             tier: what they are read from, as `Run.tensor`.
 
         Returns:
-            ``a``, ``b`` (in words), ``total``, ``by_kind``, ``by_layer`` and ``tensors``. Each says: ``weights``, their
-            number; ``moved_a``, ``moved_b``, the L2 norms of what the steps add to the base; ``difference``, that of
-            what lies between them; ``relative_difference``, over the norm of the base; ``angle`` in degrees, of the two
-            ways from the base (None where one has not moved); ``weights_differ`` and ``bits_differ``, shares.
+            ``a``, ``b`` (in words), ``only_in_one`` (names of tensors that are not compared, as one of the steps lacks
+            them or has them in another dtype), ``total``, ``by_kind``, ``by_layer`` and ``tensors``. Each of these says:
+            ``weights``, their number; ``moved_a``, ``moved_b``, the L2 norms of what the steps add to the base;
+            ``difference``, that of what lies between them; ``relative_difference``, over the norm of the base;
+            ``angle`` in degrees, of the two ways from the base (None where one has not moved); ``weights_differ`` and
+            ``bits_differ``, shares.
 
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
         """
         decoder = self._reader.decoder
         steps = [StepTier(float(step), self._reader.tier(step, tier)) for step in (first, second)]
-        found = table(compare_steps(decoder, *steps), PairSums.as_steps)
-        return {"a": self._said(steps[0]), "b": self._said(steps[1]), **found}
+        shared, others = shared_tensors(at_step(decoder, steps[0]), kinds_of(at_step(decoder, steps[1])))
+        found = table(compare_steps(decoder, shared, *steps), PairSums.as_steps)
+        return {"a": self._said(steps[0]), "b": self._said(steps[1]), "only_in_one": others, **found}
 
     def compare_with_checkpoint(
         self, checkpoint: PathLike, step: float, *, tier: str = "auto", storage_options: Options = None
@@ -58,10 +63,9 @@ class ComparedRun(TrustedRun):
             storage_options: for fsspec, if `checkpoint` is a URL.
 
         Returns:
-            As `compare`, b being the checkpoint, and ``only_in_one``, names of tensors that were not compared. Each
-            says: ``relative_error``, the L2 norm of the difference over that of what the checkpoint adds to the base;
-            ``error_of_weights``, over that of the base; ``weights_equal`` and ``bits_equal``, shares; ``largest_ulps``,
-            the most floats between two weights; ``angle`` as in `compare`.
+            As `compare`, b being the checkpoint. Each part says: ``relative_error``, the L2 norm of the difference over
+            that of what the checkpoint adds to the base; ``error_of_weights``, over that of the base; ``weights_equal``
+            and ``bits_equal``, shares; ``largest_ulps``, the most floats between two weights; ``angle`` as in `compare`.
 
         Raises:
             InvalidArgument: the two share no tensor; and as `Run.tensor`.
@@ -70,8 +74,9 @@ class ComparedRun(TrustedRun):
         decoder = self._reader.decoder
         chosen = StepTier(float(step), self._reader.tier(step, tier))
         other = open_checkpoint(checkpoint, storage_options)
-        found = table(compare_with_checkpoint(decoder, chosen, other), PairSums.as_against)
-        return {"a": self._said(chosen), "b": other.path, "only_in_one": unshared(decoder, other), **found}
+        shared, others = shared_tensors(at_step(decoder, chosen), kinds_of(other.tensors.values()))
+        found = table(compare_with_checkpoint(decoder, shared, chosen, other), PairSums.as_against)
+        return {"a": self._said(chosen), "b": other.path, "only_in_one": others, **found}
 
     def compare_with_run(self, other: ComparedRun) -> dict[str, Any]:
         """Compare the ways that two runs of one base went to their last observed steps, by their directions.

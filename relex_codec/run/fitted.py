@@ -11,8 +11,9 @@ import numpy as np
 from relex_codec.core.dtypes import F32, FLOATS, Bits, bits_dtype, from_float32, to_float32
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.decoding.tensors import read_weights
-from relex_codec.decoding.tiers import StepTier
+from relex_codec.decoding.tiers import StepTier, layout_at
 from relex_codec.errors import InvalidArgument
+from relex_codec.format import constants as f
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.trust.fits import Curve, parse_curve, predicted
 
@@ -99,7 +100,10 @@ class Secant:
 
     def parts(self, decoder: TensorDecoder, tensor: TensorRecord, step: float) -> Iterator[tuple[Bits, Bits]]:
         """Yield the bits of a tensor in the base and at a step, part by part."""
-        steps = [StepTier(0.0, "base"), StepTier(float(self.middle), "exact"), StepTier(float(self.last), "exact")]
+        index = decoder.container.index
+        there = layout_at(index, StepTier(float(self.middle), "exact")).get(tensor.name) is tensor
+        begin = self.middle if there else self.last  # what was not there yet stays as it is at the end
+        steps = [StepTier(0.0, "base"), StepTier(float(begin), "exact"), StepTier(float(self.last), "exact")]
         plan = decoder.plan([(tensor, parts_of(tensor.size))], steps)
         with decoder.fetcher.ahead(plan):
             for window in plan.tensors[0].windows:
@@ -115,8 +119,8 @@ class Secant:
     def distance(self, decoder: TensorDecoder, step: float) -> float:
         """Return the L1 norm of what a step adds to the base over that of the base, which reads all of them."""
         moved = total = 0.0
-        for tensor in decoder.container.index.tensors:
-            if tensor.dtype not in FLOATS:
+        for tensor in decoder.container.index.layout.tensors:
+            if tensor.dtype not in FLOATS or tensor.kind == f.TIED:
                 continue
             sums = np.zeros(2)
             with np.errstate(over="ignore", invalid="ignore"):

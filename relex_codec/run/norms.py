@@ -6,9 +6,11 @@ import numpy as np
 
 from relex_codec.core.dtypes import FLOATS
 from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.reader import FileReader
-from relex_codec.trust.figures import Lines, Norms
+from relex_codec.format.tensor_record import TensorRecord
+from relex_codec.trust.figures import Lines, Norms, distance
 
 from .directions import direction_parts, origin_parts
 
@@ -19,8 +21,16 @@ def lines_of(index: Index) -> Lines:
 
 
 def stored_norms(container: FileReader) -> Norms | None:
-    """Return the norms that the file brings, of unquantised directions; None where one is missing that is needed."""
-    return None
+    """Return the norms that the file brings, of unquantised directions; None where one is missing that is needed.
+
+    Raises:
+        Corrupt, Truncated: the file is damaged.
+    """
+    origins, directions = container.norms()
+    needed = [tensor.number for tensor in container.index.tensors if tensor.directions]
+    if np.isnan(directions).any() or np.isnan(origins[needed]).any():
+        return None
+    return Norms(float(origins[np.isfinite(origins)].sum()), directions)
 
 
 def read_norms(decoder: TensorDecoder) -> Norms:
@@ -39,10 +49,23 @@ def read_norms(decoder: TensorDecoder) -> Norms:
                 norm += _l1(origin)
                 for number, row in zip(tensor.directions, values, strict=True):
                     directions[number] += _l1(row)
-        elif tensor.origin_dtype in FLOATS:
+        elif tensor.kind != f.TIED and tensor.origin_dtype in FLOATS:
             norm = sum(map(_l1, origin_parts(decoder, tensor)))
         base += norm if np.isfinite(norm) else 0.0
     return Norms(base, directions, read=True)
+
+
+def tensor_distance(tensor: TensorRecord, lines: Lines, container: FileReader, step: float) -> float | None:
+    """Return the distance of one tensor from its origin at a step of the line, as `trust.figures.distance` of it alone.
+
+    Returns:
+        None where the file does not bring the norms.
+    """
+    origins, directions = container.norms()
+    rows = slice(tensor.directions.start, tensor.directions.stop)
+    part = Lines(lines.slope[rows], lines.intercept[rows])
+    found = distance(part.at(step), Norms(float(origins[tensor.number]), directions[rows]))
+    return found if np.isfinite(found) else None
 
 
 def _l1(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:

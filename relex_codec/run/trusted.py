@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from relex_codec.decoding.tiers import as_step
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.urls import is_url
@@ -17,7 +19,7 @@ from relex_codec.trust.scores import Scores, parse_scores
 
 from .describe import DescribedRun
 from .fitted import FittedDecoder, Secant
-from .norms import lines_of, read_norms, stored_norms
+from .norms import lines_of, read_norms, stored_norms, tensor_distance
 from .provenance import remarks
 from .sparkline import movement
 
@@ -36,14 +38,49 @@ class TrustedRun(DescribedRun):
         says of the last observed step; None where the file has no norms and `trust` has not computed them yet),
         ``scores`` (those beside the file, or None) and ``tensor_rows``, one `tensor_info` each.
         """
-        document, norms = super().info(), self._norms or stored_norms(self._reader.container)
+        document, norms = super().info(), self._known()
         observed, scores = self.observed_steps, self.scores()
         told = None
         if norms is not None:
             lines, last = lines_of(self._reader.container.index), observed[-1]
             told = judge(lines, norms, last, (observed[0], last), self._band(norms)).as_dict()
-        rows = document.pop("tensor_rows")
-        return document | {"trust": told, "scores": None if scores is None else asdict(scores), "tensor_rows": rows}
+        document |= {"trust": told, "scores": None if scores is None else asdict(scores)}
+        return document | {"tensor_rows": [self._with_distance(row) for row in document.pop("tensor_rows")]}
+
+    def tensor_info(self, name: str) -> dict[str, Any]:
+        """Return what the file says about a tensor, without reading it.
+
+        Returns:
+            ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same``
+            (at all steps), ``framed`` (stored step by step) or ``tied`` (another name of a tensor). Of a moving one also
+            ``packing``, ``explained_variance``, ``r2``, the relative errors, and how far its line is from the base at
+            the last observed step: ``moved``, in weight space, and ``distance``, its own D as in `trust` (None where
+            the file has no norms).
+
+        Raises:
+            InvalidArgument: there is no such tensor.
+        """
+        return self._with_distance(super().tensor_info(name))
+
+    def _with_distance(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Add to what is said of a tensor how far its line is from the base at the last observed step."""
+        index, last = self._reader.container.index, self.observed_steps[-1]
+        tensor = index.find(row["name"], row["dtype"])
+        if tensor is None or not tensor.directions:
+            return row
+        lines, known = lines_of(index), self._known()
+        moved = float(np.linalg.norm(lines.at(last)[tensor.directions.start : tensor.directions.stop]))
+        d = None
+        if known is not None and not known.read:
+            d = tensor_distance(tensor, lines, self._reader.container, last)
+        numbers = {"moved": moved, "distance": d}
+        return row | {key: None if x is None else float(f"{x:.6g}") for key, x in numbers.items()}
+
+    def _known(self) -> Norms | None:
+        """The norms that were computed or that the file brings; none of a closed file of which they were not asked."""
+        if self._norms is None and not self._reader.closed:
+            self._norms = stored_norms(self._reader.container)
+        return self._norms
 
     def movement(self) -> list[float]:
         """Return the distance from the base at each step, in weight space, as the coefficients give it.
@@ -159,9 +196,10 @@ class TrustedRun(DescribedRun):
         return parse_scores(text, os.fspath(beside))
 
     def _measured(self) -> Norms:
-        if self._norms is None:
-            self._norms = stored_norms(self._reader.container) or read_norms(self._reader.decoder)
-        return self._norms
+        found = self._known()
+        if found is None:
+            self._norms = found = read_norms(self._reader.decoder)
+        return found
 
     def _band(self, norms: Norms) -> Band:
         scores, lines = self.scores(), lines_of(self._reader.container.index)
