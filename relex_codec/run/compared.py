@@ -36,8 +36,8 @@ class ComparedRun(TrustedRun):
 
         Returns:
             ``a``, ``b`` (in words), ``only_in_one`` (names of tensors that are not compared, as one of the steps lacks
-            them or has them in another dtype), ``total``, ``by_kind``, ``by_layer`` and ``tensors``. Each of these says:
-            ``weights``, their number; ``moved_a``, ``moved_b``, the L2 norms of what the steps add to the base;
+            them or has them in another dtype), ``total``, ``by_kind``, ``by_layer`` and ``tensors``. Each of these
+            says: ``weights``, their number; ``moved_a``, ``moved_b``, the L2 norms of what the steps add to the base;
             ``difference``, that of what lies between them; ``relative_difference``, over the norm of the base;
             ``angle`` in degrees, of the two ways from the base (None where one has not moved); ``weights_differ`` and
             ``bits_differ``, shares.
@@ -65,7 +65,7 @@ class ComparedRun(TrustedRun):
         Returns:
             As `compare`, b being the checkpoint. Each part says: ``relative_error``, the L2 norm of the difference over
             that of what the checkpoint adds to the base; ``error_of_weights``, over that of the base; ``weights_equal``
-            and ``bits_equal``, shares; ``largest_ulps``, the most floats between two weights; ``angle`` as in `compare`.
+            and ``bits_equal``, shares; ``largest_ulps``, the most floats between two weights; ``angle`` as `compare`.
 
         Raises:
             InvalidArgument: the two share no tensor; and as `Run.tensor`.

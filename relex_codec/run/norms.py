@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from relex_codec.core.dtypes import FLOATS
@@ -13,6 +15,9 @@ from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.trust.figures import Lines, Norms, distance
 
 from .directions import direction_parts, origin_parts
+
+LARGEST_WEIGHT: Final = 1e4
+"""The mean of a tensor that does not move above which it is no weight but a mask, such as one of -3e38."""
 
 
 def lines_of(index: Index) -> Lines:
@@ -30,7 +35,10 @@ def stored_norms(container: FileReader) -> Norms | None:
     needed = [tensor.number for tensor in container.index.tensors if tensor.directions]
     if np.isnan(directions).any() or np.isnan(origins[needed]).any():
         return None
-    return Norms(float(origins[np.isfinite(origins)].sum()), directions)
+    size = sum(
+        float(origins[tensor.number]) for tensor in container.index.tensors if _counts(tensor, origins[tensor.number])
+    )
+    return Norms(size, directions)
 
 
 def read_norms(decoder: TensorDecoder) -> Norms:
@@ -51,8 +59,13 @@ def read_norms(decoder: TensorDecoder) -> Norms:
                     directions[number] += _l1(row)
         elif tensor.kind != f.TIED and tensor.origin_dtype in FLOATS:
             norm = sum(map(_l1, origin_parts(decoder, tensor)))
-        base += norm if np.isfinite(norm) else 0.0
+        base += norm if _counts(tensor, norm) else 0.0
     return Norms(base, directions, read=True)
+
+
+def _counts(tensor: TensorRecord, norm: float) -> bool:
+    """Tell whether a tensor counts as weights: masks do not, which hold infinities or the largest numbers there are."""
+    return bool(np.isfinite(norm)) and (bool(tensor.directions) or norm <= LARGEST_WEIGHT * tensor.size)
 
 
 def tensor_distance(tensor: TensorRecord, lines: Lines, container: FileReader, step: float) -> float | None:

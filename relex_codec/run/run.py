@@ -12,9 +12,9 @@ from relex_codec.decoding.tiers import StepTier, layout_at
 from relex_codec.format.step_layout import StepLayout
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .compared import ComparedRun
 from .export import export, nbytes
 from .fitted import weights_along
+from .pictured import PicturedRun
 from .provenance import NOTE, as_bytes, note
 from .restore import choose_steps, needed_tensors, numbered_steps, restore
 from .run_reader import RunReader, checked_device
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .resident import Resident
 
 
-class Run(ComparedRun):
+class Run(PicturedRun):
     """A ``.relex`` file, opened by `relex_codec.open`; a context manager. Weights are read when they are asked for.
 
     A run behaves like the keys of a mapping: ``len(run)`` is the number of tensors, ``name in run`` tells whether there

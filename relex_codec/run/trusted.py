@@ -20,7 +20,7 @@ from relex_codec.trust.scores import Scores, parse_scores
 from .describe import DescribedRun
 from .fitted import FittedDecoder, Secant
 from .norms import lines_of, read_norms, stored_norms, tensor_distance
-from .provenance import remarks
+from .provenance import file_digest, remarks
 from .sparkline import movement
 
 
@@ -28,15 +28,16 @@ class TrustedRun(DescribedRun):
     """The part of `relex_codec.Run` that says how far its line may be believed."""
 
     _norms: Norms | None = None
+    _digest: str | None = None
 
     def info(self) -> dict[str, Any]:
         """Return what the file says about itself, the document that ``relex-codec info --json`` prints.
 
         Among its keys: ``base``, ``steps``, ``observed_steps``, ``tiers``, ``bytes`` (by what they are for, and
         ``total``), ``parameters``, ``ratio`` (bytes of all checkpoints over those of the file), ``explained_variance``
-        and ``r2`` (from 0 to 1; they describe the observed steps and say nothing of others), ``trust`` (what `trust`
-        says of the last observed step; None where the file has no norms and `trust` has not computed them yet),
-        ``scores`` (those beside the file, or None) and ``tensor_rows``, one `tensor_info` each.
+        and ``r2`` (from 0 to 1; they describe the observed steps and say nothing of others), ``digest`` (of header and
+        root), ``trust`` (what `trust` says of the last observed step; None where the file has no norms and `trust` has
+        not computed them yet), ``scores`` (those beside the file, or None) and ``tensor_rows``, one `tensor_info` each.
         """
         document, norms = super().info(), self._known()
         observed, scores = self.observed_steps, self.scores()
@@ -44,7 +45,7 @@ class TrustedRun(DescribedRun):
         if norms is not None:
             lines, last = lines_of(self._reader.container.index), observed[-1]
             told = judge(lines, norms, last, (observed[0], last), self._band(norms)).as_dict()
-        document |= {"trust": told, "scores": None if scores is None else asdict(scores)}
+        document |= {"digest": self._file_digest(), "trust": told, "scores": None if scores is None else asdict(scores)}
         return document | {"tensor_rows": [self._with_distance(row) for row in document.pop("tensor_rows")]}
 
     def tensor_info(self, name: str) -> dict[str, Any]:
@@ -52,15 +53,20 @@ class TrustedRun(DescribedRun):
 
         Returns:
             ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same``
-            (at all steps), ``framed`` (stored step by step) or ``tied`` (another name of a tensor). Of a moving one also
-            ``packing``, ``explained_variance``, ``r2``, the relative errors, and how far its line is from the base at
-            the last observed step: ``moved``, in weight space, and ``distance``, its own D as in `trust` (None where
+            (at all steps), ``framed`` (stored step by step) or ``tied`` (another name of a tensor). Of a moving one
+            also ``packing``, ``explained_variance``, ``r2``, the relative errors, and how far its line is from the base
+            at the last observed step: ``moved``, in weight space, and ``distance``, its own D as in `trust` (None where
             the file has no norms).
 
         Raises:
             InvalidArgument: there is no such tensor.
         """
         return self._with_distance(super().tensor_info(name))
+
+    def _file_digest(self) -> str | None:
+        if self._digest is None and not self._reader.closed:
+            self._digest = file_digest(self._reader.container)
+        return self._digest
 
     def _with_distance(self, row: dict[str, Any]) -> dict[str, Any]:
         """Add to what is said of a tensor how far its line is from the base at the last observed step."""

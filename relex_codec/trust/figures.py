@@ -24,7 +24,7 @@ class Norms:
     """The L1 norms that distances are made of, of unquantised values where a file brings them.
 
     Attributes:
-        base: sum of ||W0||_1 over the tensors; those with infinities or NaNs in the base are left out.
+        base: sum of ||W0||_1 over the tensors; masks, which hold infinities or huge constants, are left out.
         directions: ||v||_1 of each direction, float64 [directions].
         read: whether they were computed from the stored directions, which are quantised, as the file lacks them.
     """

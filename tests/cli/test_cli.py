@@ -120,7 +120,9 @@ def test_usage_errors_exit_2(made: Path) -> None:
     assert cli_process("decode", made / "run.relex").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "append", "restore", "info", "verify", "compare", "demo"])
+@pytest.mark.parametrize(
+    "command", ["encode", "decode", "append", "restore", "info", "verify", "compare", "plot", "report", "demo"]
+)
 def test_help(command: str) -> None:
     done = cli(command, "--help")
     assert done.returncode == 0

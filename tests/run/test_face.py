@@ -26,7 +26,7 @@ VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 PUBLIC = [
     "check_base", "check_exact", "close", "coefficients", "compare",
     "compare_with_checkpoint", "compare_with_run", "device", "fits", "info", "iter_steps", "keys", "load_into",
-    "movement", "observed_steps", "path", "resident", "restore", "save", "scores", "state_dict", "state_dicts",
+    "movement", "observed_steps", "path", "plot", "resident", "restore", "save", "scores", "state_dict", "state_dicts",
     "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify",
 ]  # fmt: skip
 
@@ -191,6 +191,7 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "compare_with_checkpoint": lambda run, out: run.compare_with_checkpoint("", 9),
     "compare_with_run": lambda run, out: run.compare_with_run(run),
     "fits": lambda run, out: run.fits(),
+    "plot": lambda run, out: run.plot(),
     "trust": lambda run, out: run.trust(30),
     "step_within": lambda run, out: run.step_within(30, max_distance=0.1),
 }
