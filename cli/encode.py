@@ -48,6 +48,8 @@ from .output import as_json, exclude_steps_option, print_json, show, steps_optio
 )
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
+@click.option("--allow-any-base", is_flag=True, help="Take BASE although the run did not begin there, by its distance.")
+@click.option("--allow-new-tensors", is_flag=True, help="Encode a run most of which is in tensors that BASE lacks.")
 @as_json
 def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.

@@ -21,6 +21,7 @@ from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
+from .base_check import check_base, check_new_tensors
 from .output import condition_of
 from .pipeline import RunEncoder
 from .quality import Quality
@@ -46,6 +47,8 @@ def encode(
     base_uri: str | None = None,
     memory: str | int = DEFAULT_MEMORY,
     skip_incomplete: bool = False,
+    allow_any_base: bool = False,
+    allow_new_tensors: bool = False,
     overwrite: bool = False,
     progress: bool = False,
     storage_options: Options = None,
@@ -71,6 +74,9 @@ def encode(
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
         skip_incomplete: leave incomplete checkpoints out instead of refusing them, and missing ones of ``{step}``.
+        allow_any_base: take the base although the first step is ten times farther from it than steps are from each
+            other at that pace.
+        allow_new_tensors: encode a run most of which is in tensors that the base does not have.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
@@ -80,7 +86,8 @@ def encode(
 
     Raises:
         CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``).
-        InvalidArgument: an argument cannot be, or the output exists or cannot be written.
+        InvalidArgument: an argument cannot be, the output exists or cannot be written, or the base is not the one that
+            the run began at.
 
     Example:
         >>> size = relex_codec.encode("ckpts/", "new.relex", base="base/", steps="10:40", exact=True)
@@ -109,6 +116,10 @@ def encode(
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
         series.check()
+        if not allow_new_tensors:
+            check_new_tensors([series.info(name) for name in series.names], base_reader)
+        if not allow_any_base:
+            check_base(series, base_reader)
         report_notes(series, base_reader)
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)

@@ -23,6 +23,7 @@ from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan
 
+from .base_check import is_of_base
 from .direction_search import DirectionSearch, sample_starts
 from .fit import Fit, fit_directions
 from .full_check import FullCheck
@@ -105,10 +106,7 @@ class RunEncoder:
                 bar.update(info.size * ITEMSIZE[info.dtype] * len(self.run.steps))
 
     def _from_base(self, info: TensorInfo) -> bool:
-        there = self.base.tensors.get(info.name)
-        if there is None or there.shape != info.shape:
-            return False
-        return there.dtype == info.dtype or {there.dtype, info.dtype} <= FLOATS
+        return is_of_base(info, self.base.tensors)
 
     def _check_memory(self, infos: Iterable[TensorInfo]) -> None:
         """Refuse at once what would exceed the budget after hours: frames take whole pieces of all steps."""
