@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
+from relex_codec.checkpoints.left_out import find_left_out
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.left_out import describe
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
-from relex_codec.errors import InvalidArgument
+from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub.revisions import pinned_to_commit
@@ -121,6 +124,7 @@ def encode(
         if not allow_any_base:
             check_base(series, base_reader)
         report_notes(series, base_reader)
+        _report_left_out(run, found, series, storage_options)
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
@@ -143,6 +147,20 @@ def report_notes(series: CheckpointSeries, base: TensorReader | None = None) -> 
     """Say on stderr what of the checkpoints is not read: nothing is left out in silence."""
     for line in notes_on(series, base):
         note(line)
+
+
+def _report_left_out(
+    run: PathLike, found: Sequence[tuple[int, str]], series: CheckpointSeries, storage_options: Options
+) -> None:
+    """Say on stderr what else the run's directory holds, which is lost if somebody deletes that."""
+    try:
+        rest = find_left_out(run, found, series.checkpoint, storage_options)
+    except CheckpointError as e:
+        note(f"what else the run holds is not known: {e}")
+        return
+    if rest.rows:
+        more = "" if rest.complete else ", and more in directories that were not listed"
+        note(f"not in the file: {describe(rest.rows, len(found))}{more}")
 
 
 def _observed(steps: list[int], observe: int | None) -> int:

@@ -73,7 +73,7 @@ KINDS = {
     "random walk": lambda step: BASE + WANDERED[step],
     "both": lambda step: BASE + DRIFT * step / 10 + WANDERED[step],
     "faster and faster": lambda step: BASE + DRIFT * step**1.5,
-    "converged": lambda step: BASE + DRIFT * 50 * (1 - math.exp(-step / 50)) + WANDERED[step] / 3,
+    "converged": lambda step: BASE + DRIFT * 150 * (1 - math.exp(-step / 150)) + WANDERED[step] / 3,
 }
 windows = st.lists(st.integers(0, 400), min_size=1, max_size=12, unique=True).map(sorted)
 
