@@ -129,7 +129,7 @@ def _generic(path: str) -> str:
 def find_left_out(
     run: PathLike,
     found: Sequence[tuple[int, str]],
-    checkpoint: Callable[[int], TensorReader],
+    kept: Callable[[int], Collection[str]],
     storage_options: Options = None,
 ) -> RestOfRun:
     """List the directory of a run, and return what is not kept of it.
@@ -139,7 +139,7 @@ def find_left_out(
     Args:
         run: as it was given to `discovery.find_run`.
         found: what that returned.
-        checkpoint: gives the checkpoint of ``found[index]``.
+        kept: gives the names of the files that are kept of ``found[index]``; `files_kept` says which those can be.
 
     Raises:
         CheckpointError: a directory cannot be listed.
@@ -148,7 +148,7 @@ def find_left_out(
     roots: dict[str, list[StepFolder]] = {}
     for index, ((step, _), (root, below)) in enumerate(zip(found, places, strict=True)):
         top = _top(step, below) if naming.PLACEHOLDER not in os.fspath(run) else ""
-        roots.setdefault(root, []).append(StepFolder(step, top, below, files_kept(checkpoint(index))))
+        roots.setdefault(root, []).append(StepFolder(step, top, below, kept(index)))
 
     def look(root: str) -> Tree:
         return list_files(root, options_for(root, storage_options), error=CheckpointError)

@@ -13,7 +13,7 @@ from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
-from relex_codec.checkpoints.left_out import find_left_out
+from relex_codec.checkpoints.left_out import files_kept, find_left_out
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.left_out import describe
 from relex_codec.core.progress import note
@@ -154,7 +154,7 @@ def _report_left_out(
 ) -> None:
     """Say on stderr what else the run's directory holds, which is lost if somebody deletes that."""
     try:
-        rest = find_left_out(run, found, series.checkpoint, storage_options)
+        rest = find_left_out(run, found, lambda index: files_kept(series.checkpoint(index)), storage_options)
     except CheckpointError as e:
         note(f"what else the run holds is not known: {e}")
         return

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from relex_codec.core.indexing import TensorIndex
 
+    from .comparison import Comparison
     from .module_targets import Names
     from .resident import Resident
 
@@ -315,6 +316,51 @@ class Run(DescribedRun):
         with self._bar("verify", count, progress) as bar:
             check_exact(decoder, count, bar.update)
         return count
+
+    def verify_against(
+        self,
+        run: PathLike,
+        *,
+        steps: str | None = None,
+        exclude_steps: str | None = None,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> Comparison:
+        """Compare every stored step with the checkpoints of the run, bit for bit, and look what else the run holds.
+
+        Steps are replayed as by `check_exact`, so that all digests are checked as well. The weights of the base are
+        hashed, since the file is of no use without it.
+
+        Args:
+            run: as for `relex_codec.encode`: directory or URL, or one with ``{step}`` in it.
+            steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
+                ``1:4,6,8``. Default: all.
+            exclude_steps: which of them are left out, written in the same way.
+            progress: show a bar on stderr, or a line a minute where that is no terminal.
+            storage_options: for `run`. Default: those that the file was opened with.
+
+        Returns:
+            What was found: ``comparison.ok`` tells whether the file has every step of the run as it is, and
+            ``comparison.sentence()`` says the rest. What differs is returned, not raised.
+
+        Raises:
+            InvalidArgument: the file has no exact tier, or `steps` leaves nothing.
+            CheckpointError: there is no run, or no step of it can be read.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
+
+        Example:
+            >>> comparison = relex_codec.open("run.relex").verify_against("ckpts/")
+            >>> comparison.equal_steps, comparison.only_in_run, comparison.ok
+            (4, [50], False)
+        """
+        from .against import compare_with_run
+
+        options = self._options if storage_options is None else storage_options
+        return compare_with_run(
+            self._reader.decoder, run, steps=steps, exclude_steps=exclude_steps, progress=progress,
+            storage_options=options,
+        )  # fmt: skip
 
     def _bar(self, what: str, steps: int, progress: bool) -> Progress:
         """A bar for the bytes of so many steps."""

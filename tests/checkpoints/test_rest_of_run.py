@@ -11,7 +11,7 @@ import pytest
 
 import relex_codec
 from relex_codec.checkpoints.discovery import find_run
-from relex_codec.checkpoints.left_out import ROWS, RestOfRun, StepFolder, find_left_out, group_files
+from relex_codec.checkpoints.left_out import ROWS, RestOfRun, StepFolder, files_kept, find_left_out, group_files
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.left_out import OTHER_FILES, OTHER_STEPS, LeftOut
 from relex_codec.storage import tree
@@ -34,7 +34,8 @@ def put(root: Path, sizes: dict[str, int]) -> None:
 
 def rest(run: Any, **options: Any) -> dict[str, tuple[int, int]]:
     found = find_run(run, **options)
-    result = find_left_out(run, found, open_series(found).checkpoint)
+    series = open_series(found)
+    result = find_left_out(run, found, lambda index: files_kept(series.checkpoint(index)))
     assert result.complete
     return {row.what: (row.files, row.bytes) for row in result.rows}
 
