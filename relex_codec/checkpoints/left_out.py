@@ -15,14 +15,13 @@ from relex_codec.core.left_out import OTHER_FILES, OTHER_STEPS, LeftOut, summed
 from relex_codec.core.text import on_one_line
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError
+from relex_codec.format.manifest import LEFT_OUT_LIMIT
 from relex_codec.storage.tree import ListedFile, Tree, list_files
 from relex_codec.storage.urls import Options, PathLike, join_path, options_for
 
 from . import naming
 from .checkpoint import TensorReader
 
-ROWS: Final = 1000
-"""Rows at most (FORMAT.md section 4)."""
 LONGEST: Final = 200
 """Characters of a name."""
 
@@ -34,7 +33,7 @@ class StepFolder(NamedTuple):
         step: its number.
         top: path of the step's own directory; empty: what is listed is that.
         path: of the directory with its weights, which may lie below.
-        held: names of the files there that are kept.
+        held: names of the files that are kept, from there on.
     """
 
     step: int
@@ -75,22 +74,21 @@ def group_files(files: Iterable[ListedFile], steps: Sequence[StepFolder]) -> lis
         >>> group_files([ListedFile(name, 10) for name in names], steps)
         [LeftOut(what='optimizer.pt', files=2, bytes=20), LeftOut(what='x/', files=1, bytes=10)]
     """
-    kept = {step.path: step.held for step in steps}
+    kept = {f"{step.path}/{name}" if step.path else name for step in steps for name in step.held}
     tops = {step.top: step.step for step in steps}
     homes = {top.rpartition("/")[0] for top in tops}
     name_of = _Namer(tops, homes)
     rows: dict[str, tuple[int, int]] = {}
     for file in files:
-        folder, _, name = file.path.rpartition("/")
-        if name in kept.get(folder, ()):
+        if file.path in kept:
             continue
         what = name_of(file.path)
         count, size = rows.get(what, (0, 0))
         rows[what] = count + 1, size + (file.size or 0)
     found = summed(LeftOut(what, *counted) for what, counted in rows.items())
-    if len(found) > ROWS:
-        rest = [row._replace(what=OTHER_FILES) for row in found[ROWS - 1 :]]
-        found = [*found[: ROWS - 1], *summed(rest)]
+    if len(found) > LEFT_OUT_LIMIT:
+        rest = [row._replace(what=OTHER_FILES) for row in found[LEFT_OUT_LIMIT - 1 :]]
+        found = [*found[: LEFT_OUT_LIMIT - 1], *summed(rest)]
     return found
 
 
@@ -155,7 +153,7 @@ def find_left_out(
 
     trees = parallel_map(look, roots, IO_THREADS)
     rows = [row for tree, steps in zip(trees, roots.values(), strict=True) for row in group_files(tree.files, steps)]
-    return RestOfRun(summed(rows)[:ROWS], all(tree.complete for tree in trees))
+    return RestOfRun(summed(rows)[:LEFT_OUT_LIMIT], all(tree.complete for tree in trees))
 
 
 def _place(run: str, path: str) -> tuple[str, str]:

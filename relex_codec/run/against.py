@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.left_out import RestOfRun, files_kept, find_left_out
 from relex_codec.checkpoints.safetensors import KnownTables, SafetensorsCheckpoint, open_checkpoint
+from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
-from relex_codec.core.filenames import LICENCES
+from relex_codec.core.filenames import is_document
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.steps import select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
@@ -32,12 +32,15 @@ from relex_codec.storage.source import Source
 from relex_codec.storage.urls import Options, PathLike, options_for, without_secrets
 
 from .comparison import BaseFile, Comparison, Difference
-from .export import SideFiles, nbytes
+from .export import nbytes
+from .side_files import SideFiles
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
 
 V = TypeVar("V")
+Numbered = Mapping[int, tuple[int, SafetensorsCheckpoint]]
+"""Step and checkpoint, by the number of the stored step."""
 HASHED: Final = 8 << 20
 """Bytes of the base that are hashed at a time."""
 
@@ -71,15 +74,16 @@ def compare_with_run(
     both = [(step, place) for step, place in found if step in chosen]
     readers = _open(both, storage_options)
     numbers = {stored[step]: (step, reader) for (step, _), reader in zip(both, readers, strict=True)}
-    needs_base = not decoder.base.is_embedded and any(tensor.origin == f.IN_BASE for tensor in index.tensors)
+    in_base = any(tensor.in_base for tensor in index.tensors) or not all(one.stored for one in index.manifest.files)
+    needs_base = in_base and not decoder.base.is_embedded
     base = decoder.base.reader().checkpoint if needs_base else None
     weights = _Weights(decoder, numbers)
     sources = base.sources if base else []
-    total = len(both) * sum(map(nbytes, index.tensors)) + sum(source.size for source in sources)
+    total = weights.bytes + sum(source.size for source in sources)
     with progress_bar("compare", total, enabled=progress) as bar:
         weights.compare(bar.update)
         base_files = _hashed(base, bar.update) if base else []
-    files, kept = _compare_files(decoder, both, readers)
+    files, kept = _compare_files(decoder, numbers)
     return Comparison(
         file=path,
         run=without_secrets(run),
@@ -136,18 +140,25 @@ class _Weights:
         numbers: step and checkpoint, by the number of the stored step.
     """
 
-    def __init__(self, decoder: TensorDecoder, numbers: Mapping[int, tuple[int, SafetensorsCheckpoint]]) -> None:
+    def __init__(self, decoder: TensorDecoder, numbers: Numbered) -> None:
         self._decoder, self._numbers = decoder, numbers
-        self._tensors = decoder.container.index.tensors
+        self._index = decoder.container.index
         self._lock, self._local = threading.Lock(), threading.local()
         self._found: list[Difference] = []
         self._differ: dict[tuple[int, int], int] = {}
         """Elements that differ, by step number and tensor."""
-        self._comparable = {number: self._check_tensors(step, reader) for number, (step, reader) in numbers.items()}
-        self.bytes = sum(nbytes(self._tensors[tensor]) for tensors in self._comparable.values() for tensor in tensors)
+        self._comparable = {number: self._check_tensors(number) for number in numbers}
+        """At each step, tensors that both have, by the number of the tensor that they are restored from."""
+        self.bytes = sum(
+            nbytes(tensor) for by_target in self._comparable.values() for same in by_target.values() for tensor in same
+        )
 
     def compare(self, on_bytes: Callable[[int], Any]) -> None:
-        """Replay all steps, and read the checkpoints beside them."""
+        """Replay all steps, and read the checkpoints beside them.
+
+        Args:
+            on_bytes: called with how many bytes have been compared since the last call, by one thread at a time.
+        """
         from relex_codec.exact.replay import replay_all  # numba is only needed here
 
         if not self._numbers:
@@ -158,54 +169,66 @@ class _Weights:
         def plan(parts: Sequence[PartInfo]) -> list[PlannedRange]:
             return [*stored(parts), *ranges_to_fetch(self._ranges(parts))]
 
-        replay_all(tier, self._numbers, self._decoder.part_origin, self._use, on_bytes, plan=plan)
+        def use(parts: Sequence[PartInfo], number: int, found: Sequence[Bits]) -> None:
+            compared = self._use(parts, number, found)
+            with self._lock:
+                on_bytes(compared)
+
+        targets = {target for by_target in self._comparable.values() for target in by_target}
+        replay_all(tier, self._numbers, self._decoder.part_origin, use, tensors=targets, plan=plan)
 
     def differences(self) -> list[Difference]:
         """Return what differs, after `compare`."""
         counted = [
             Difference(
                 self._numbers[number][0],
-                self._tensors[tensor].name,
-                f"has {count:,} of {self._tensors[tensor].size:,} elements with other bits",
+                self._index.tensors[tensor].name,
+                f"has {count:,} of {self._index.tensors[tensor].size:,} elements with other bits",
             )
             for (number, tensor), count in self._differ.items()
         ]
         return [*self._found, *counted]
 
-    def _check_tensors(self, step: int, reader: TensorReader) -> frozenset[int]:
-        """Note tensors that only one side has, or that are of other kinds; return the numbers of the others."""
-        mine = {tensor.name: tensor for tensor in self._tensors}
+    def _check_tensors(self, number: int) -> dict[int, list[TensorRecord]]:
+        """Note tensors that only one side has, or that are of other kinds; return the others."""
+        step, reader = self._numbers[number]
+        layout = self._index.layout_of(number)
         self._found += [
-            Difference(step, name, "is in the run, not in the file") for name in reader.tensors if name not in mine
+            Difference(step, name, "is in the run, not in the file") for name in reader.tensors if name not in layout
         ]
-        comparable = []
-        for name, tensor in mine.items():
-            info = reader.tensors.get(name)
+        comparable: dict[int, list[TensorRecord]] = {}
+        for tensor in layout.tensors:
+            info = reader.tensors.get(tensor.name)
             if info is None:
-                self._found.append(Difference(step, name, "is in the file, not in the run"))
+                self._found.append(Difference(step, tensor.name, "is in the file, not in the run"))
             elif (info.dtype, info.shape) != (tensor.dtype, tuple(tensor.shape)):
                 kinds = f"{info.dtype} {list(info.shape)} in the run, {tensor.dtype} {list(tensor.shape)} in the file"
-                self._found.append(Difference(step, name, f"is {kinds}"))
+                self._found.append(Difference(step, tensor.name, f"is {kinds}"))
             else:
-                comparable.append(tensor.number)
-        return frozenset(comparable)
+                comparable.setdefault(self._index.target(tensor).number, []).append(tensor)
+        return comparable
 
-    def _use(self, parts: Sequence[PartInfo], number: int, found: Sequence[Bits]) -> None:
-        """Compare parts of the step that is replayed; called from several threads."""
+    def _use(self, parts: Sequence[PartInfo], number: int, found: Sequence[Bits]) -> int:
+        """Compare parts of the step that is replayed, and return how many bytes; called from several threads."""
         reader = self._numbers[number][1]
-        for tensor, lo, pieces in _stretches(self._tensors, parts, found):
-            if tensor.number not in self._comparable[number]:
-                continue
-            size = sum(piece.size for piece in pieces)
-            there = self._buffer(size * ITEMSIZE[tensor.dtype]).view(bits_dtype(tensor.dtype))
-            reader.read_into(tensor.name, lo, there)
-            at = 0
-            for piece in pieces:
-                if not np.array_equal(there[at : at + piece.size], piece):
-                    count = int(np.count_nonzero(there[at : at + piece.size] != piece))
-                    with self._lock:
-                        self._differ[number, tensor.number] = self._differ.get((number, tensor.number), 0) + count
-                at += piece.size
+        compared = 0
+        for target, lo, pieces in _stretches(parts, found):
+            for tensor in self._comparable[number].get(target, ()):
+                size = sum(piece.size for piece in pieces)
+                there = self._buffer(size * ITEMSIZE[tensor.dtype]).view(bits_dtype(tensor.dtype))
+                reader.read_into(tensor.name, lo, there)
+                compared += there.nbytes
+                at = 0
+                for piece in pieces:
+                    if not np.array_equal(there[at : at + piece.size], piece):
+                        self._count(number, tensor, int(np.count_nonzero(there[at : at + piece.size] != piece)))
+                    at += piece.size
+        return compared
+
+    def _count(self, number: int, tensor: TensorRecord, count: int) -> None:
+        with self._lock:
+            key = number, tensor.number
+            self._differ[key] = self._differ.get(key, 0) + count
 
     def _buffer(self, size: int) -> Any:
         """Memory of this thread, which is used again: a fresh array costs more than reading into it."""
@@ -215,60 +238,51 @@ class _Weights:
 
     def _ranges(self, parts: Sequence[PartInfo]) -> Iterator[tuple[Source, int, int]]:
         """Yield what `_use` will read of the checkpoints, in its order."""
-        stretches = [
-            (tensor, lo, sum(sizes))
-            for tensor, lo, sizes in _stretches(self._tensors, parts, [part.elements for part in parts])
-        ]
+        stretches = list(_stretches(parts, [part.elements for part in parts]))
         for number, (_, reader) in self._numbers.items():
-            for tensor, lo, size in stretches:
-                if tensor.number in self._comparable[number]:
-                    yield reader.place_of(tensor.name, lo, size)
+            for target, lo, sizes in stretches:
+                for tensor in self._comparable[number].get(target, ()):
+                    yield reader.place_of(tensor.name, lo, sum(sizes))
 
 
-def _stretches(
-    tensors: Sequence[TensorRecord], parts: Sequence[PartInfo], values: Sequence[V]
-) -> Iterator[tuple[TensorRecord, int, list[V]]]:
-    """Put parts together that follow each other in a tensor: tensor, first element, and a value for each part."""
+def _stretches(parts: Sequence[PartInfo], values: Sequence[V]) -> Iterator[tuple[int, int, list[V]]]:
+    """Put parts together that follow each other in a tensor: its number, first element, and a value for each part."""
     at = 0
     while at < len(parts):
-        end = at + 1
-        while (
-            end < len(parts) and parts[end].tensor == parts[at].tensor and parts[end].piece == parts[end - 1].piece + 1
-        ):
+        end, (tensor, piece, *_) = at + 1, parts[at]
+        while end < len(parts) and parts[end][:2] == (tensor, piece + end - at):
             end += 1
-        yield tensors[parts[at].tensor], parts[at].piece * f.PIECE, list(values[at:end])
+        yield tensor, piece * f.PIECE, list(values[at:end])
         at = end
 
 
-def _compare_files(
-    decoder: TensorDecoder, found: Sequence[tuple[int, str]], readers: Sequence[TensorReader]
-) -> tuple[list[Difference], list[set[str]]]:
+def _compare_files(decoder: TensorDecoder, numbers: Numbered) -> tuple[list[Difference], list[set[str]]]:
     """Compare the files beside the weights; return what differs, and the names of those of each step that are kept.
 
     Documents may differ, which makes them no part of what is kept.
     """
-    side = SideFiles(decoder)
-    sizes = side.sizes()
-    mine = {name: side.read(name) for name in sizes if any(name in reader.side_files for reader in readers)}
+    index = decoder.container.index
+    layouts = {index.layout_of(number) for number in numbers}
+    digests: dict[int, str] = {}
+    """Of files that decoding gives, by their number in the manifest."""
+    for layout in layouts:
+        side = SideFiles(decoder, layout)
+        for name in side.sizes():
+            if (file := layout.files[name][0]) not in digests:
+                digests[file] = digest(side.read(name)).hex()
 
-    def one(at: int) -> tuple[list[Difference], set[str]]:
-        step, reader = found[at][0], readers[at]
+    def one(number: int) -> tuple[list[Difference], set[str]]:
+        step, reader = numbers[number]
+        mine = {name: digests[file] for name, (file, _) in index.layout_of(number).files.items() if file in digests}
         names = [name for name in reader.side_files if name in mine]
-        differ = [n for n, data in zip(names, reader.read_files(names), strict=True) if data != mine[n]]
-        kept = files_kept(reader) - set(reader.side_files) | (set(names) - set(differ))
-        differences = [
-            Difference(step, name, "differs from the one that decoding gives", False)
-            for name in differ
-            if not _is_document(name)
-        ]
-        return differences, kept | {one.name for one in differences}
+        found = zip(names, reader.read_files(names), strict=True)
+        differ = {name for name, content in found if digest(content).hex() != mine[name]}
+        told = {name for name in differ if not is_document(name)}
+        kept = files_kept(reader) - set(reader.side_files) | (set(names) - differ) | told
+        return [Difference(step, name, "differs from the one that decoding gives", False) for name in told], kept
 
-    results = parallel_map(one, range(len(found)), IO_THREADS)
+    results = parallel_map(one, numbers, IO_THREADS)
     return [difference for differences, _ in results for difference in differences], [kept for _, kept in results]
-
-
-def _is_document(name: str) -> bool:
-    return name.lower().endswith(".md") or name.lower() in LICENCES
 
 
 def _rest(

@@ -11,9 +11,10 @@ import pytest
 
 import relex_codec
 from relex_codec.checkpoints.discovery import find_run
-from relex_codec.checkpoints.left_out import ROWS, RestOfRun, StepFolder, files_kept, find_left_out, group_files
+from relex_codec.checkpoints.left_out import RestOfRun, StepFolder, files_kept, find_left_out, group_files
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.left_out import OTHER_FILES, OTHER_STEPS, LeftOut
+from relex_codec.format.manifest import LEFT_OUT_LIMIT
 from relex_codec.storage import tree
 from relex_codec.storage.tree import ListedFile
 from support.checkpoints import write_checkpoint, write_run
@@ -115,7 +116,7 @@ def test_so_many_rows_and_no_more() -> None:
     rows = group_files(
         [*files, ListedFile("large", 9), ListedFile("x" * 4000, 5), ListedFile("of\ud800\nnoone", None)], []
     )
-    assert len(rows) == ROWS and rows[0] == LeftOut("large", 1, 9)
+    assert len(rows) == LEFT_OUT_LIMIT and rows[0] == LeftOut("large", 1, 9)
     assert rows[1].what == "x" * 197 + "..."
     assert rows[-1].what == OTHER_FILES and sum(row.files for row in rows) == len(files) + 3
     (odd,) = group_files([ListedFile("of\udcff\n\x1bnoone 12", None)], [])

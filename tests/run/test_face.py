@@ -26,7 +26,7 @@ VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 PUBLIC = [
     "check_base", "check_exact", "close", "coefficients", "device", "info", "iter_steps", "keys", "load_into",
     "observed_steps", "path", "resident", "restore", "save", "state_dict", "state_dicts", "steps", "tensor",
-    "tensor_info", "tier", "verify",
+    "tensor_info", "tier", "verify", "verify_against",
 ]  # fmt: skip
 
 
@@ -186,6 +186,7 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "check_base": lambda run, out: run.check_base(),
     "verify": lambda run, out: run.verify(),
     "check_exact": lambda run, out: run.check_exact(),
+    "verify_against": lambda run, out: run.verify_against("RUN"),
 }
 
 
