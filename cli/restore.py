@@ -30,11 +30,11 @@ def command(
 
     with relex_codec.open(file, base=base) as run:
         written = run.restore(output, steps=steps, exclude_steps=exclude_steps, progress=True)
-        left_out = run.info()["left_out"]
+        document = run.info()
     if as_json:
-        print_json({"file": file, "steps": written, "output": output, "left_out": left_out})
+        print_json({"file": file, "steps": written, "output": output, "left_out": document["left_out"]})
         return
-    if left_out:
-        show(f"not in {file}, so not there either: {left_out_text(left_out)}", err=True)
+    if document["left_out"]:
+        show(f"not in {file}, so not there either: {left_out_text(document)}", err=True)
     count = f"{len(written)} steps, {written[0]} to {written[-1]}" if len(written) > 1 else f"step {written[0]}"
     show(f"{output}: {count}, bit for bit")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import on_one_line
 from relex_codec.format import constants as f
@@ -205,7 +206,7 @@ def text(document: dict[str, Any], tensors: bool = False, blocks: str = BLOCKS) 
             if (line := error_line(steps, values, blocks)) is not None
         ],
         *([("differ", _layouts_text(document["layouts"], steps))] if len(document["layouts"]) > 1 else []),
-        *([("left out", left_out_text(document["left_out"]))] if document["left_out"] else []),
+        *([("left out", left_out_text(document))] if document["left_out"] else []),
     ]
     width = max(len(name) for name, _ in lines)
     shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
@@ -232,18 +233,9 @@ def _layouts_text(layouts: list[dict[str, Any]], steps: list[int]) -> str:
     return f"steps {'; '.join(spelled[:SHOWN])}{more} in tensors, shards or files"
 
 
-def left_out_text(rows: list[dict[str, Any]]) -> str:
-    """What the run's directory held and the file does not, the largest first."""
-    rows = sorted(rows, key=lambda row: (-row["bytes"], row["what"]))
-    shown = [
-        f"{on_one_line(row['what'])} ({row['files']:,} {'file' if row['files'] == 1 else 'files'}, "
-        f"{row['bytes']:,} bytes)"
-        for row in rows[:SHOWN]
-    ]
-    if len(rows) > SHOWN:
-        rest = rows[SHOWN:]
-        shown.append(f"{len(rest)} more kinds ({sum(row['bytes'] for row in rest):,} bytes)")
-    return ", ".join(shown)
+def left_out_text(document: dict[str, Any]) -> str:
+    """What the run's directory held and the file does not, in words, by what `summary` returned; empty if nothing."""
+    return describe([LeftOut(**row) for row in document["left_out"]], len(document["steps"]))
 
 
 def _exact_text(exact: dict[str, Any]) -> str:
