@@ -40,11 +40,11 @@ Tensors = Mapping[str, TensorInfo]
 
 
 class Source(NamedTuple):
-    """Elements of a tensor of the base, `count` from `first` on, in row-major order."""
+    """Elements of a tensor of the base, `size` from `first` on, in row-major order."""
 
     name: str
     first: int
-    count: int
+    size: int
 
 
 Sources = dict[str, tuple[Source, ...]]
@@ -111,7 +111,7 @@ def match_tensors(run: Tensors, base: Tensors, rules: Sequence[RenameRule] = ())
     Example:
         >>> run = {"model.norm.weight": TensorInfo("model.norm.weight", "BF16", (8,))}
         >>> match_tensors(run, {"norm.weight": TensorInfo("norm.weight", "F32", (8,))})
-        {'model.norm.weight': (Source(name='norm.weight', first=0, count=8),)}
+        {'model.norm.weight': (Source(name='norm.weight', first=0, size=8),)}
     """
     if not rules:
         return _matched(run, base, {name: name for name in run})

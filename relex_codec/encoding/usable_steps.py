@@ -13,9 +13,7 @@ from relex_codec.core.text import quote
 from .fit import F64, Fit, fit_directions
 
 
-def fit_usable(
-    gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int, usable: npt.NDArray[np.bool_]
-) -> Fit:
+def fit_usable(gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int, usable: npt.NDArray[np.bool_]) -> Fit:
     """Fit as `fit_directions` does, on the steps that are usable only.
 
     Args:

@@ -177,7 +177,7 @@ def test_what_is_no_rule(text: str) -> None:
 
 def test_what_is_not_in_the_base_is_named_with_its_share() -> None:
     run = infos({"a": (1000,), "b": (2000,), "c": (5,)})
-    assert unmatched_message(run, {name: () for name in run}) is None
+    assert unmatched_message(run, dict.fromkeys(run, ())) is None
     message = unmatched_message(run, {"a": (), "c": ()})
     assert message is not None
     assert message.startswith("1 tensor is not in the base, 67 % of the bytes, the largest 'b'")
