@@ -7,29 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.name_matching import match_tensors
 from relex_codec.checkpoints.series import ReaderSeries
-from relex_codec.core.dtypes import Bits
 from relex_codec.encoding.copies import SAMPLE, find_copies
 from relex_codec.encoding.run_plan import plan_tensors, tie
+from support.memory import InMemory
 from support.tensors import Tensor, bf16
 
 SIZE = 3 << 19
 """Elements of a matrix, so that there are several batches."""
-
-
-class InMemory(TensorReader):
-    """A checkpoint in memory that counts what is read of it."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        self.path, self.weights, self.elements = "memory", weights, 0
-        self.tensors = {name: TensorInfo(name, dtype, bits.shape) for name, (dtype, bits) in weights.items()}
-
-    def read_into(self, name: str, lo: int, out: Bits) -> None:
-        self.check_range(name, lo, out.size)
-        self.elements += out.size
-        out[:] = self.weights[name][1].reshape(-1)[lo : lo + out.size]
 
 
 def matrix(seed: int, size: int = 4096) -> Tensor:
@@ -39,8 +25,7 @@ def matrix(seed: int, size: int = 4096) -> Tensor:
 
 def copies(steps: list[dict[str, Tensor]], base: dict[str, Tensor]) -> tuple[dict[str, str], list[InMemory]]:
     readers = [InMemory(weights) for weights in steps]
-    run = ReaderSeries(list(range(1, len(steps) + 1)), lambda i: readers[i], threads=1)
-    run._opened = list(readers)  # differing steps are the point here
+    run = ReaderSeries(list(range(1, len(steps) + 1)), lambda i: readers[i], threads=1, alike=False)
     planned = plan_tensors([reader.tensors for reader in readers], run.steps, len(steps) - 1)
     under = InMemory(base)
     sources = match_tensors({one.key.name: one.info for one in planned}, under.tensors)
