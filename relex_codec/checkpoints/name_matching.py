@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
+from relex_codec.format.manifest import BaseRange
 
 from .checkpoint import TensorInfo
 
@@ -39,15 +40,7 @@ FUSED: Final = {
 Tensors = Mapping[str, TensorInfo]
 
 
-class Source(NamedTuple):
-    """Elements of a tensor of the base, `size` from `first` on, in row-major order."""
-
-    name: str
-    first: int
-    size: int
-
-
-Sources = dict[str, tuple[Source, ...]]
+Sources = dict[str, tuple[BaseRange, ...]]
 """What each tensor of a run starts from, by its name: elements of the base, one stretch after another."""
 
 
@@ -111,7 +104,7 @@ def match_tensors(run: Tensors, base: Tensors, rules: Sequence[RenameRule] = ())
     Example:
         >>> run = {"model.norm.weight": TensorInfo("model.norm.weight", "BF16", (8,))}
         >>> match_tensors(run, {"norm.weight": TensorInfo("norm.weight", "F32", (8,))})
-        {'model.norm.weight': (Source(name='norm.weight', first=0, size=8),)}
+        {'model.norm.weight': (BaseRange(shard=0, name='norm.weight', shape=(8,), first=0, elements=8),)}
     """
     if not rules:
         return _matched(run, base, {name: name for name in run})
@@ -193,7 +186,7 @@ def _matched(run: Tensors, base: Tensors, called: Mapping[str, str]) -> Sources:
     taken: set[str] = set()
 
     def take(name: str, there: TensorInfo) -> None:
-        found[name] = (Source(there.name, 0, there.size),)
+        found[name] = (_range(there, 0, there.size),)
         taken.add(there.name)
 
     direct = _grouped(run.values(), lambda info: called[info.name])
@@ -221,11 +214,11 @@ def _cut_otherwise(run: Iterable[TensorInfo], base: Iterable[TensorInfo], key: C
     for info in run:
         parts = _parts(info, key(info), theirs)
         if parts:
-            found[info.name] = tuple(Source(part.name, 0, part.size) for part in parts)
+            found[info.name] = tuple(_range(part, 0, part.size) for part in parts)
     for there in base:
         first = 0
         for part in _parts(there, key_of(there.name), ours):
-            found.setdefault(part.name, (Source(there.name, first, part.size),))
+            found.setdefault(part.name, (_range(there, first, part.size),))
             first += part.size
     return found
 
@@ -256,6 +249,10 @@ def _only(tensors: Mapping[str, list[TensorInfo]], key: str) -> TensorInfo | Non
     """Return the only tensor of a key, with or without ``.weight`` at its end."""
     found = tensors.get(f"{key}.weight") or tensors.get(key) or []
     return found[0] if len(found) == 1 else None
+
+
+def _range(there: TensorInfo, first: int, elements: int) -> BaseRange:
+    return BaseRange(there.shard, there.name, there.shape, first, elements)
 
 
 def _renamed(

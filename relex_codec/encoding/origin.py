@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
-from relex_codec.checkpoints.name_matching import Source
 from relex_codec.core.dtypes import Bits, from_float32, to_float32
 from relex_codec.format.constants import PIECE
+from relex_codec.format.manifest import BaseRange
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Origin:
     read: Callable[[int, int], Bits]
 
     @classmethod
-    def in_base(cls, base: TensorReader, sources: Sequence[Source]) -> Origin:
+    def in_base(cls, base: TensorReader, sources: Sequence[BaseRange]) -> Origin:
         """Elements of the base."""
         return cls(base.info(sources[0].name).dtype, lambda lo, hi: read_sources(base, sources, lo, hi))
 
@@ -42,29 +42,30 @@ class Origin:
             yield self.read(lo, min(lo + PIECE, size))
 
 
-def read_sources(base: TensorReader, sources: Sequence[Source], lo: int, hi: int) -> Bits:
+def read_sources(base: TensorReader, sources: Sequence[BaseRange], lo: int, hi: int) -> Bits:
     """Return the bits of elements `lo` to `hi` of what several stretches of the base are together.
 
     Example:
         >>> import numpy as np
         >>> from relex_codec.checkpoints.checkpoint import TensorInfo
+        >>> from relex_codec.format.manifest import whole_tensor
         >>> class Two(TensorReader):
         ...     tensors = {name: TensorInfo(name, "U8", (4,)) for name in ("a", "b")}
         ...
         ...     def read_into(self, name, lo, out):
         ...         out[:] = np.arange(lo, lo + out.size) + (100 if name == "b" else 0)
-        >>> read_sources(Two(), [Source("a", 1, 3), Source("b", 0, 4)], 2, 5)
+        >>> read_sources(Two(), [BaseRange(0, "a", (4,), 1, 3), *whole_tensor(0, "b", (4,))], 2, 5)
         array([  3, 100, 101], dtype=uint8)
     """
     parts: list[Bits] = []
     begin = 0
     for source in sources:
-        low, high = max(lo, begin), min(hi, begin + source.size)
+        low, high = max(lo, begin), min(hi, begin + source.elements)
         if low < high or (lo == hi and not parts):
             high = max(low, high)
-            at = min(max(low - begin, 0), source.size)
+            at = min(max(low - begin, 0), source.elements)
             parts.append(base.read(source.name, source.first + at, source.first + at + high - low))
-        begin += source.size
+        begin += source.elements
         if begin >= hi:
             break
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

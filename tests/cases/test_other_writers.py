@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,14 @@ def test_directories_may_be_called_anything(tmp_path: Path, name: str) -> None:
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root and setpriv"
 )
-def test_another_user_without_a_home(tmp_path: Path) -> None:
+def test_another_user_without_a_home() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # those of pytest are closed to others
+        check_another_user(Path(folder))
+
+
+def check_another_user(tmp_path: Path) -> None:
     write(tmp_path / "base", BASE)
     write_steps(tmp_path / "run", lambda n: moved(BASE, n), (1, 2))
-    for folder in tmp_path.parents:
-        if folder.stat().st_uid == os.geteuid() and folder.name.startswith("pytest-"):
-            folder.chmod(0o755)
     for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     (tmp_path / "out").mkdir(mode=0o777)

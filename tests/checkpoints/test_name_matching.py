@@ -9,13 +9,13 @@ import pytest
 from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.checkpoints.name_matching import (
     RenameRule,
-    Source,
     Sources,
     match_tensors,
     nothing_in_common,
     unmatched_message,
 )
 from relex_codec.errors import InvalidArgument
+from relex_codec.format.manifest import BaseRange
 
 Shapes = dict[str, tuple[int, ...]]
 PLAIN: Shapes = {
@@ -32,8 +32,8 @@ def infos(shapes: Shapes, dtype: str = "BF16") -> dict[str, TensorInfo]:
     return {name: TensorInfo(name, dtype, shape) for name, shape in shapes.items()}
 
 
-def whole(name: str, shape: tuple[int, ...]) -> tuple[Source, ...]:
-    return (Source(name, 0, math.prod(shape)),)
+def whole(name: str, shape: tuple[int, ...]) -> tuple[BaseRange]:
+    return (BaseRange(0, name, shape, 0, math.prod(shape)),)
 
 
 def renamed(name: str) -> str:
@@ -110,12 +110,12 @@ def test_experts_in_one_tensor_and_apart(template: str, names: tuple[str, str, s
     pairs = [name for both in zip(gate, up, strict=True) for name in both]
     joined, stacked = fused
     assert match_tensors(infos(fused), infos(apart)) == {
-        joined: tuple(Source(name, 0, 48) for name in pairs),
-        stacked: tuple(Source(name, 0, 48) for name in down),
+        joined: tuple(BaseRange(0, name, apart[name], 0, 48) for name in pairs),
+        stacked: tuple(BaseRange(0, name, apart[name], 0, 48) for name in down),
     }
     taken_apart = match_tensors(infos(apart), infos(fused))
-    assert taken_apart == {name: (Source(joined, 48 * i, 48),) for i, name in enumerate(pairs)} | {
-        name: (Source(stacked, 48 * i, 48),) for i, name in enumerate(down)
+    assert taken_apart == {name: (BaseRange(0, joined, fused[joined], 48 * i, 48),) for i, name in enumerate(pairs)} | {
+        name: (BaseRange(0, stacked, fused[stacked], 48 * i, 48),) for i, name in enumerate(down)
     }
 
 
@@ -131,12 +131,13 @@ def test_experts_that_do_not_make_up_the_whole() -> None:
 
 def test_one_matrix_that_is_several() -> None:
     base = infos({"layers.0.self_attn.qkv_proj.weight": (16, 8), "layers.0.mlp.gate_up_proj.weight": (12, 8)})
+    qkv = "layers.0.self_attn.qkv_proj.weight"
     parts = {"q_proj": (8, 8), "k_proj": (4, 8), "v_proj": (4, 8)}
     run = infos({f"layers.0.self_attn.{name}.weight": shape for name, shape in parts.items()})
     assert match_tensors(run, base) == {
-        "layers.0.self_attn.q_proj.weight": (Source("layers.0.self_attn.qkv_proj.weight", 0, 64),),
-        "layers.0.self_attn.k_proj.weight": (Source("layers.0.self_attn.qkv_proj.weight", 64, 32),),
-        "layers.0.self_attn.v_proj.weight": (Source("layers.0.self_attn.qkv_proj.weight", 96, 32),),
+        "layers.0.self_attn.q_proj.weight": (BaseRange(0, qkv, (16, 8), 0, 64),),
+        "layers.0.self_attn.k_proj.weight": (BaseRange(0, qkv, (16, 8), 64, 32),),
+        "layers.0.self_attn.v_proj.weight": (BaseRange(0, qkv, (16, 8), 96, 32),),
     }
 
 
