@@ -27,6 +27,13 @@ from .output import as_json, exclude_steps_option, print_json, show, steps_optio
 @steps_option
 @exclude_steps_option
 @click.option(
+    "--rename",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Names in RUN with OLD in them, at the beginning or after a dot, are those of BASE with NEW there, or the other "
+    "way round. Prefixes of wrappers and transformers are known.",
+)
+@click.option(
     "--quality",
     default="default",
     show_default=True,
@@ -70,9 +77,6 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
         print_json(document)
         return
     steps, sizes = document["steps"], document["bytes"]
-    lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
-    if lacking:
-        show(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
     if needs_base(document):
         given = options["base_uri"] is not None or document["base"] is None  # what the file says is for other places
         base = without_secrets(options["base"]) if given else place_of_base(document["base"], output)

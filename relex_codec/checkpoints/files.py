@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
-from relex_codec.core.filenames import INDEX, SINGLE, shard_allowed
+from relex_codec.core.filenames import FOLDERS, INDEX, SINGLE, shard_allowed
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import load_object
@@ -102,9 +102,22 @@ def find_files(
     return CheckpointFiles(
         {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,
-        {name: SideFile(join_path(path, name), sizes[name]) for name in weight_files.side_files(sizes)},
+        _side_files(path, options, items, sizes, shards),
         (note,) if note else (),
     )
+
+
+def _side_files(
+    path: PathLike, options: Options, items: list[Item], sizes: dict[str, int | None], shards: Collection[str]
+) -> dict[str, SideFile]:
+    """Return the files beside the weights, those in folders that belong to a checkpoint too."""
+    found = dict(sizes)
+    for item in items:
+        if item.is_dir and item.name in FOLDERS:
+            inside = list_directory(join_path(path, item.name), options, error=CheckpointError)
+            found.update({f"{item.name}/{one.name}": one.size for one in inside if not one.is_dir})
+    names = weight_files.side_files(found, shards)
+    return {name: SideFile(join_path(path, name), found[name]) for name in names}
 
 
 def _weight_map(

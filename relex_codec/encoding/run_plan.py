@@ -7,7 +7,7 @@ other steps have besides is kept for those steps only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class PlannedTensor:
         shape: the same at every step.
         at: what each step calls it; None where a step does not have it in this dtype.
         values: what each step calls it, whatever its dtype is there; other than `at` only for tensors with lines.
-        main: whether the last observed step has it.
+        main: whether the last observed step has it, under its own name or that of a copy.
         target: the tensor that it is another name of, if it is one.
     """
 
@@ -131,13 +131,14 @@ def tie(planned: Iterable[PlannedTensor], targets: Mapping[Key, Key]) -> list[Pl
         if tensor.key in targets:
             found.append(replace(tensor, target=targets[tensor.key]))
             continue
-        at, values = tensor.at, tensor.values
+        at, values, main = tensor.at, tensor.values, tensor.main
         for copy, target in targets.items():
             if target == tensor.key:
                 at = tuple(a or b for a, b in zip(at, copies[copy].at, strict=True))
                 values = tuple(a or b for a, b in zip(values, copies[copy].values, strict=True))
+                main = main or copies[copy].main
         own = targets.get(tensor.target, tensor.target) if tensor.target else None
-        found.append(replace(tensor, at=at, values=values, target=own))
+        found.append(replace(tensor, at=at, values=values, main=main, target=own))
     return found
 
 
@@ -164,9 +165,9 @@ def check_one_layout(planned: Sequence[PlannedTensor], steps: Sequence[int]) -> 
     raise CheckpointError(f"steps differ: {difference}; {leave}, or keep every step as it is with --exact")
 
 
-def is_held(tensor: PlannedTensor, held: Collection[str]) -> bool:
-    """Tell whether no line may go through a tensor: it is of no such dtype, of other steps, or one of `held`."""
-    return not tensor.main or tensor.key.dtype not in FLOATS or tensor.key.name in held
+def is_held(tensor: PlannedTensor) -> bool:
+    """Tell whether no line goes through a tensor: it is of no such dtype, or of other steps."""
+    return not tensor.main or tensor.key.dtype not in FLOATS
 
 
 def _distinct(tables: Sequence[Table]) -> tuple[list[Table], list[int]]:

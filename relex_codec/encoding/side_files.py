@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import FLOATS
-from relex_codec.core.filenames import CONFIG
+from relex_codec.core.filenames import CONFIG, file_allowed, is_document
 from relex_codec.errors import CheckpointError
+from relex_codec.format.manifest import FileEntry
 from relex_codec.format.safetensors_header import load_object
+from relex_codec.format.writer import PendingSpan
 
 TOKENIZER: Final = frozenset({
     "added", "bpe", "chat", "merges", "piece", "sentencepiece", "sp", "special", "spiece", "spm", "tekken", "tiktoken",
@@ -78,66 +81,107 @@ def fitted_config(raw: bytes, dtypes: Mapping[str, int], where: str) -> bytes:
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode() if changed else raw
 
 
-Edit = Callable[[bytes], bytes]
-"""Makes of the base's configuration that of a run that has none."""
-
-
-class StoredFile(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StoredFile:
     """A file of the run that is no weights.
 
     Attributes:
-        digest: of its content.
+        digest: of its content; None for a document that is whatever the base has under its name.
         span: where the file has it; None: it is in the base only.
     """
 
     name: str
     length: int
-    digest: bytes
-    span: Any
+    digest: bytes | None
+    span: PendingSpan | None
+
+    @property
+    def entry(self) -> FileEntry:
+        """What the manifest says of it; after all chunks are closed."""
+        known = None if self.digest is None else self.digest.hex()
+        return FileEntry(self.name, self.length, known, *((None, None) if self.span is None else self.span.resolved()))
 
 
 class FileStore:
     """The files of all steps, each content once.
 
     Args:
-        base: whose files are referred to where a step has the same ones.
-        base_files: names of those that a file may hold.
         store: writes a content to the file; returns where it is.
-        embed: write the base's too.
     """
 
-    def __init__(
-        self, base: TensorReader, base_files: Collection[str], store: Callable[[bytes], Any], embed: bool
-    ) -> None:
-        self._base, self._names, self._store, self._embed = base, sorted(base_files), store, embed
-        self._content: dict[str, bytes] = {}
-        self._numbers: dict[tuple[str, bytes], int] = {}
+    def __init__(self, store: Callable[[bytes], PendingSpan]) -> None:
+        self._store = store
+        self._numbers: dict[tuple[str, bytes | None], int] = {}
         self.files: list[StoredFile] = []
 
-    def of_step(self, names: Sequence[str], read: Callable[[Sequence[str]], Iterable[bytes]], edit: Edit) -> list[int]:
-        """Return the numbers of the files that a step is written with.
+    def add(self, name: str, content: bytes) -> int:
+        """Return the number of a file, which is stored if it is not known."""
+        known = digest(content)
+        if (name, known) not in self._numbers:
+            self._put(StoredFile(name, len(content), known, self._store(content)))
+        return self._numbers[name, known]
 
-        Args:
-            names: of its own ones.
-            read: gives their content.
-            edit: for a step without a configuration.
-        """
-        found = [self._add(name, content) for name, content in zip(names, read(names), strict=True)]
-        for name in files_from_base(names, self._names):
-            content = self._of_base(name)
-            found.append(self._add(name, edit(content) if name == CONFIG else content))
-        return sorted(found)
+    def refer(self, name: str, length: int, known: bytes | None) -> int:
+        """Return the number of a file that is in the base only, where it has this digest."""
+        if (name, known) not in self._numbers:
+            self._put(StoredFile(name, length, known, None))
+        return self._numbers[name, known]
 
-    def _of_base(self, name: str) -> bytes:
-        if name not in self._content:
-            self._content[name] = self._base.read_file(name)
-        return self._content[name]
+    def _put(self, file: StoredFile) -> None:
+        self._numbers[file.name, file.digest] = len(self.files)
+        self.files.append(file)
+
+
+class BaseFiles:
+    """The files of a base, which steps are written with where they lack them, or have the same.
+
+    Args:
+        base: the base.
+        embed: whether the file holds them; otherwise it refers to them.
+        dtypes: elements of the run's tensors of each dtype.
+    """
+
+    def __init__(self, base: TensorReader, store: FileStore, embed: bool, dtypes: Mapping[str, int]) -> None:
+        self._base, self._store, self._embed, self._dtypes = base, store, embed, dtypes
+        self._digests: dict[str, bytes] = {}
+        self.names = [name for name in base.side_files if file_allowed(name)]
+
+    def number(self, name: str) -> int:
+        """Return the number of a file of the base, for a step that lacks it."""
+        content = self._base.read_file(name)
+        if name == CONFIG:
+            fitted = fitted_config(content, self._dtypes, f"base {self._base.path}")
+            if fitted != content:
+                return self._store.add(name, fitted)
+        return self._add(name, content)
+
+    def own(self, name: str, content: bytes) -> int:
+        """Return the number of a file of a step, which may be the base's."""
+        if name in self.names:
+            if name not in self._digests:
+                self._digests[name] = digest(self._base.read_file(name))
+            if self._digests[name] == digest(content):
+                return self._add(name, content)
+        return self._store.add(name, content)
 
     def _add(self, name: str, content: bytes) -> int:
-        key = name, digest(content)
-        if key not in self._numbers:
-            in_base = name in self._names and self._of_base(name) == content
-            stored = None if in_base and not self._embed else self._store(content)
-            self._numbers[key] = len(self.files)
-            self.files.append(StoredFile(name, len(content), key[1], stored))
-        return self._numbers[key]
+        if self._embed:
+            return self._store.add(name, content)
+        return self._store.refer(name, len(content), None if is_document(name) else digest(content))
+
+
+def files_of_step(
+    step: TensorReader, own: Callable[[str, bytes], int], names: Iterable[str], number: Callable[[str], int]
+) -> list[int]:
+    """Return the numbers of the files that a step is written with, sorted.
+
+    Args:
+        step: has files of its own.
+        own: takes one of them.
+        names: of files of the base, or of another step.
+        number: takes one of these, where the step lacks it.
+    """
+    mine = [name for name in step.side_files if file_allowed(name, step.shards)]
+    found = [own(name, content) for name, content in zip(mine, step.read_files(mine), strict=True)]
+    found += [number(name) for name in files_from_base(mine, names)]
+    return sorted(found)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.dtypes import Bits
+from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.threads import IO_THREADS, parallel_map
 
 from .origin import as_dtype
 from .run_plan import PlannedTensor
 
-Restored = Callable[[int, Bits], None]
-"""Reads the first steps of a tensor from a file that has them: called with the first element and a row for each."""
+if TYPE_CHECKING:
+    from relex_codec.format.tensor_record import TensorRecord
+
+    from .appended_series import AppendedSeries
 
 
 class TensorSteps(CheckpointSeries):
@@ -28,20 +30,41 @@ class TensorSteps(CheckpointSeries):
     Args:
         run: the checkpoints.
         planned: the tensor; not one that is another name of another.
-        restored: reads its first steps, if a file has them.
-        old: how many steps that are.
+        file: the run as far as a file has it, where steps are appended.
+        own: what that file holds of the tensor; None if nothing.
     """
 
     def __init__(
-        self, run: CheckpointSeries, planned: PlannedTensor, restored: Restored | None = None, old: int = 0
+        self,
+        run: CheckpointSeries,
+        planned: PlannedTensor,
+        file: AppendedSeries | None = None,
+        own: TensorRecord | None = None,
     ) -> None:
         self.run, self.steps, self.planned = run, run.steps, planned
         self._table = {planned.key.name: planned.info}
-        self._restored, self._old = restored, old if restored else 0
-        first = planned.values[0]
-        alike = not old and first is not None and set(planned.at) == {first}
-        self._called = first if alike else None
+        self._file, self._own = file, own
+        values = planned.values
+        self._records = (
+            [None if name is None else file.record(i, name) for i, name in enumerate(values[: file.old])]
+            if file
+            else []
+        )
+        alike = file is None and values[0] is not None and set(planned.at) == {values[0]}
+        self._called = values[0] if alike else None
         """What every step calls it, if all have it in its dtype."""
+
+    @property
+    def differs_in_file(self) -> bool:
+        """Whether the file that is appended to has other bits of it at its steps than `read_into` gives."""
+        return any(record is not self._own for record in self._records if record is not None)
+
+    def in_file(self, lo: int, out: Bits) -> bool:
+        """Fill the rows of `out` with what frames of the file lead to at its steps; False if it has none of it."""
+        if self._file is None or self._own is None:
+            return False
+        self._file.replay(self._own, lo, out)
+        return True
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
@@ -57,10 +80,8 @@ class TensorSteps(CheckpointSeries):
         if self._called is not None:
             self.run.read_into(self._called, lo, out)
             return
-        old = min(self._old, len(out))
-        if old and self._restored:
-            self._restored(lo, out[:old])
-        values = self.planned.values
+        values, old = self.planned.values, min(len(self._records), len(out))
+        self._restore(lo, out[:old])
         there = [i for i in range(old, len(out)) if values[i] is not None]
         workers = min(IO_THREADS, len(there))
 
@@ -69,9 +90,24 @@ class TensorSteps(CheckpointSeries):
                 self._read_step(i, lo, out[i])
 
         parallel_map(rows, range(workers), workers)
-        for i in range(old, len(out)):
-            if values[i] is None:
+        for i in range(len(out)):
+            if values[i] is None and (i >= old or self._own is None):
                 self._fill(i, lo, out)
+
+    def _restore(self, lo: int, out: Bits) -> None:
+        """Fill the rows of steps that a file has: each tensor of it that they come from is replayed once."""
+        if self._file is None or not len(out):
+            return
+        records = self._records[: len(out)]
+        if self._own is not None:
+            self._file.replay(self._own, lo, out)
+        others = {record.number: record for record in records if record is not None and record is not self._own}
+        for record in others.values():
+            rows: Bits = np.empty(out.shape, bits_dtype(record.dtype))
+            self._file.replay(record, lo, rows)
+            for i, one in enumerate(records):
+                if one is record:
+                    out[i] = as_dtype(rows[i], record.dtype, self.planned.key.dtype)
 
     def _fill(self, index: int, lo: int, out: Bits) -> None:
         """Fill the row of a step that lacks the tensor."""

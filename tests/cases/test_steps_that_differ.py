@@ -78,7 +78,8 @@ def test_a_step_of_another_dtype(tmp_path: Path, odd: int) -> None:
     for name, value in line.items():
         assert value.dtype == steps[4][name].dtype
         true = moved(BASE, 8, torch.float32)[name]
-        assert (value.float() - true).norm() < 0.3 * (true - BASE[name].float()).norm(), name
+        if value.dim() > 1:  # bfloat16 rounds the move of a norm, which is about 1, away
+            assert (value.float() - true).norm() < 0.3 * (true - BASE[name].float()).norm(), name
 
 
 def test_append_of_another_dtype_and_back(tmp_path: Path) -> None:
@@ -103,6 +104,7 @@ def test_names_that_change_when_a_library_is_upgraded(tmp_path: Path, by_append:
     write_all(tmp_path, steps)
     write_steps(tmp_path / "plain", lambda n: moved(BASE, n), (1, 2, 3, 4))
     failed(encode(tmp_path), "is called", "--exclude-steps 1,2")
+    encoded(tmp_path, "--exact", run="plain", file="plain.relex")
     if by_append:
         encoded(tmp_path, "--exact", "--steps", "1:2")
         for step in (3, 4):
@@ -110,14 +112,10 @@ def test_names_that_change_when_a_library_is_upgraded(tmp_path: Path, by_append:
             assert done.returncode == 0, done.stderr
     else:
         encoded(tmp_path, "--exact")
-        encoded(tmp_path, "--exact", run="plain", file="plain.relex")
         sizes = [(tmp_path / file).stat().st_size for file in ("r.relex", "plain.relex")]
         assert sizes[0] < sizes[1] + 6000, "names only"
     check_exact(tmp_path, steps)
-    line = decoded(tmp_path, 8)
-    assert line.keys() == steps[4].keys()
-    for name, value in renamed(moved(BASE, 8)).items():
-        assert (line[name].float() - value.float()).norm() < 0.3 * (value - renamed(BASE)[name]).float().norm(), name
+    assert_same(decoded(tmp_path, 8), renamed(decoded(tmp_path, 8, file="plain.relex")))
 
 
 def test_a_tensor_that_comes_with_later_steps(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def make(root: Path, bad: int, count: int = 4) -> dict[int, State]:
 @pytest.mark.parametrize("observe", [(), ("--observe", 3)])
 def test_lines_are_fitted_on_the_finite_steps(tmp_path: Path, bad: int, observe: tuple[object, ...]) -> None:
     steps = make(tmp_path, bad)
-    failed(encode(tmp_path), f"step {bad}", "not finite", f"--exclude-steps {bad}", "--exact")
+    done = encode(tmp_path)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert all(word in said for word in (f"step {bad} has", "not finite", f"--exclude-steps {bad}", "--exact"))
     done = encoded(tmp_path, "--exact", *observe)
     said = [line for line in done.stderr.splitlines() if "not finite" in line]
     assert len(said) == 1

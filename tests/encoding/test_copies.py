@@ -66,8 +66,8 @@ def test_steps_that_lack_one_of_the_two() -> None:
 
 
 def test_several_copies_of_one() -> None:
-    step = {name: matrix(5) for name in ("shared", "encoder.embed", "decoder.embed", "lm_head")} | {"x": matrix(6)}
-    assert copies([step], {"x": matrix(0)})[0] == dict.fromkeys(("encoder.embed", "decoder.embed", "lm_head"), "shared")
+    step = {name: matrix(5) for name in ("lm_head", "shared", "encoder.embed", "decoder.embed")} | {"x": matrix(6)}
+    assert copies([step], {"x": matrix(0)})[0] == dict.fromkeys(("shared", "decoder.embed", "lm_head"), "encoder.embed")
 
 
 def test_what_is_of_one_value_or_no_matrix_is_no_copy() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import pytest
 
 from relex_codec.checkpoints.checkpoint import TensorReader
-from relex_codec.encoding.side_files import FileStore, files_from_base, fitted_config
+from relex_codec.core.digests import digest
+from relex_codec.encoding.side_files import BaseFiles, FileStore, files_from_base, files_of_step, fitted_config
 from relex_codec.errors import CheckpointError
+from relex_codec.format.writer import PendingSpan
 
 BASE = {
     "config.json": b"{}",
@@ -24,22 +25,20 @@ BASE = {
     "modeling_x.py": b"6",
     "LICENSE": b"7",
 }
-CONTENTS: dict[bytes, bytes] = {}
 TOKENIZER = ["additional_chat_templates/rag.jinja", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
 
 
-def sha(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:16]
+class Checkpoint(TensorReader):
+    """One that has only files."""
 
-
-class Base(TensorReader):
-    path = "base"
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.path, self.side_files, self._files = "base", list(files), files
 
     def read_into(self, name: str, lo: int, out: Any) -> None:
         raise AssertionError
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
-        return [BASE[name] for name in names]
+        return [self._files[name] for name in names]
 
 
 @pytest.mark.parametrize(
@@ -59,63 +58,73 @@ def test_what_the_base_adds(own: list[str], left_out: list[str]) -> None:
     assert files_from_base(own, BASE) == sorted(BASE.keys() - set(left_out))
 
 
-def store(embed: bool = False) -> tuple[FileStore, list[bytes]]:
-    written: list[bytes] = []
+class Stored:
+    """Files of steps, and what is written of them."""
 
-    def write(content: bytes) -> int:
-        written.append(content)
-        return len(written) - 1
+    def __init__(self, embed: bool = False, dtypes: dict[str, int] | None = None) -> None:
+        self.written: list[bytes] = []
+        self.files = FileStore(self._write)
+        self.base = BaseFiles(Checkpoint(BASE), self.files, embed, dtypes or {"BF16": 1})
 
-    return FileStore(Base(), BASE, write, embed), written
+    def _write(self, content: bytes) -> PendingSpan:
+        self.written.append(content)
+        return PendingSpan(len(self.written) - 1, 0)
+
+    def add(self, own: dict[str, bytes]) -> dict[str, Any]:
+        """A step that has these files; returns by name what each of its files is in the file: bytes, or a digest."""
+        numbers = files_of_step(Checkpoint(own), self.base.own, self.base.names, self.base.number)
+        assert numbers == sorted(set(numbers))
+        found: dict[str, Any] = {}
+        for number in numbers:
+            entry = self.files.files[number].entry
+            if entry.chunk is None:
+                found[entry.name] = entry.digest
+                assert entry.length == len(BASE[entry.name])
+            else:
+                found[entry.name] = self.written[entry.chunk]
+                assert entry.digest == digest(found[entry.name]).hex()
+        return found
 
 
-def names(files: FileStore, numbers: list[int]) -> dict[str, tuple[bytes, Any]]:
-    found = {}
-    for number in numbers:
-        name, length, digest, span = files.files[number]
-        content = CONTENTS[digest]
-        assert length == len(content)
-        found[name] = content, span
-    return found
-
-
-def add(files: FileStore, own: dict[str, bytes]) -> dict[str, tuple[bytes, Any]]:
-    CONTENTS.update({sha(content): content for content in (*own.values(), *BASE.values(), b"{} edited")})
-    numbers = files.of_step(list(own), lambda names: [own[name] for name in names], lambda raw: raw + b" edited")
-    assert numbers == sorted(set(numbers))
-    return names(files, numbers)
+def in_base(*names: str) -> dict[str, Any]:
+    return {name: None if name == "LICENSE" else digest(BASE[name]).hex() for name in names}
 
 
 def test_a_content_is_stored_once_and_what_the_base_has_is_not() -> None:
-    files, written = store()
-    own = {"config.json": b"{}", "tokenizer.json": b"other", "tokenizer_config.json": b"2"}
-    first = add(files, own)
-    assert first == {
-        "config.json": (b"{}", None),
-        "generation_config.json": (b'{"top_p": 1}', None),
-        "tokenizer.json": (b"other", 0),
-        "tokenizer_config.json": (b"2", None),
-        "preprocessor_config.json": (b"5", None),
-        "modeling_x.py": (b"6", None),
-        "LICENSE": (b"7", None),
-    }
-    assert add(files, own) == first
-    assert add(files, {**own, "tokenizer.json": b"third"})["tokenizer.json"] == (b"third", 1)
-    assert add(files, own) == first
-    assert written == [b"other", b"third"]
+    stored = Stored()
+    own = {"config.json": b"{}", "tokenizer.json": b"other", "tokenizer_config.json": b"2", "trainer_state.json": b"9"}
+    first = stored.add(own)
+    rest = ("config.json", "generation_config.json", "preprocessor_config.json", "modeling_x.py", "LICENSE")
+    assert first == {"tokenizer.json": b"other"} | in_base("tokenizer_config.json", *rest)
+    assert stored.add(own) == first
+    assert stored.add({**own, "tokenizer.json": b"third"})["tokenizer.json"] == b"third"
+    assert stored.add(own) == first
+    assert stored.written == [b"other", b"third"]
+
+
+def test_a_document_of_its_own_is_stored_and_that_of_the_base_may_change() -> None:
+    stored = Stored()
+    assert stored.add({"LICENSE": b"mine"})["LICENSE"] == b"mine"
+    assert stored.add({"LICENSE": b"7"})["LICENSE"] is None
 
 
 def test_an_embedded_base_is_stored_as_far_as_steps_need_it() -> None:
-    files, written = store(embed=True)
-    found = add(files, {"config.json": b"{}", "tokenizer.json": b"other"})
-    assert sorted(content for content, _ in found.values()) == sorted(written)
-    assert b"2" not in written, "nothing of the base's tokenizer"
+    stored = Stored(embed=True)
+    found = stored.add({"config.json": b"{}", "tokenizer.json": b"other"})
+    assert sorted(found.values()) == sorted(stored.written)
+    assert b"2" not in stored.written, "nothing of the base's tokenizer"
 
 
-def test_a_step_without_a_configuration_gets_the_base_s_as_it_holds() -> None:
-    files, written = store()
-    assert add(files, {})["config.json"] == (b"{} edited", 0)
-    assert written == [b"{} edited"]
+def test_a_step_without_a_configuration_gets_that_of_the_base_as_it_holds() -> None:
+    assert stored_config({"BF16": 1}) == digest(b"{}").hex()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BASE, "config.json", b'{"quantization_config": {}}')
+        assert stored_config({"BF16": 1}) == b"{}\n"
+        assert stored_config({"F8_E4M3": 1}) == digest(BASE["config.json"]).hex()
+
+
+def stored_config(dtypes: dict[str, int]) -> Any:
+    return Stored(dtypes=dtypes).add({})["config.json"]
 
 
 def test_what_of_a_configuration_holds() -> None:

@@ -6,27 +6,21 @@ import numpy as np
 import pytest
 
 from relex_codec.checkpoints.series import ReaderSeries
-from relex_codec.core.dtypes import Bits
 from relex_codec.encoding.run_plan import Key, plan_tensors
-from relex_codec.encoding.tensor_steps import Restored, TensorSteps
+from relex_codec.encoding.tensor_steps import TensorSteps
 from support.memory import InMemory
 from support.tensors import Tensor, bf16, f32
 
 VALUES = [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-def steps_of(weights: list[dict[str, Tensor]], key: Key, main: int = -1, old: int = 0) -> TensorSteps:
+def steps_of(weights: list[dict[str, Tensor]], key: Key, main: int = -1) -> TensorSteps:
     readers = [InMemory(one) for one in weights]
     run = ReaderSeries(list(range(len(readers))), lambda i: readers[i], threads=1, alike=False)
     planned = plan_tensors([reader.tensors for reader in readers], run.steps, main % len(readers))
     tensor = next(one for one in planned if one.key == key)
 
-    def restored(lo: int, out: Bits) -> None:
-        for row in out:
-            row[:] = 7
-
-    reader: Restored | None = restored if old else None
-    return TensorSteps(run, tensor, reader, old)
+    return TensorSteps(run, tensor)
 
 
 def at(value: float) -> Tensor:
@@ -76,12 +70,3 @@ def test_values_of_another_dtype_are_rounded_and_kept_as_they_are_too() -> None:
 def test_other_names() -> None:
     weights = [{"model.w" if v > 2 else "w": at(v)} for v in VALUES]
     check(steps_of(weights, Key("model.w", "BF16")), [at(v) for v in VALUES])
-
-
-def test_the_first_steps_from_a_file() -> None:
-    weights = [{"w": at(v)} if v != 3 else {"x": at(v)} for v in VALUES]
-    series = steps_of(weights, Key("w", "BF16"), old=2)
-    out = np.zeros((5, 3), np.uint16)
-    series.read_into("w", 0, out)
-    rest = [at(v)[1].tolist() for v in VALUES[3:]]
-    assert out.tolist() == [[7] * 3] * 3 + rest

@@ -97,7 +97,7 @@ def is_tied(model: Any) -> bool:
 
 def tokens(model: Any) -> list[int]:
     with torch.no_grad():
-        return model.generate(PROMPT, max_new_tokens=12, do_sample=False)[0].tolist()
+        return model.generate(PROMPT, max_new_tokens=6, do_sample=False)[0].tolist()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -130,8 +130,7 @@ def test_a_decoded_step_is_the_model_it_was(runs: Callable[[str], Path], kind: s
     assert all(value.isfinite().all() for value in far.state_dict().values())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "gpt2-buffers"])
-@pytest.mark.parametrize("step", [20, 60])
+@pytest.mark.parametrize(("kind", "step"), [("qwen3-tied", 60), ("qwen3-moe", 20), ("gemma3", 60)])
 def test_without_a_checkpoint_on_disk(runs: Callable[[str], Path], kind: str, step: float, tmp_path: Path) -> None:
     root = runs(kind)
     with relex_codec.open(root / "x.relex") as run:
