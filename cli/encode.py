@@ -30,8 +30,8 @@ from .output import as_json, exclude_steps_option, print_json, show, steps_optio
     "--rename",
     multiple=True,
     metavar="OLD=NEW",
-    help="Names in RUN with OLD in them, at the beginning or after a dot, are those of BASE with NEW there, or the other "
-    "way round. Prefixes of wrappers and transformers are known.",
+    help="Where names differ beyond known prefixes: those of RUN with OLD at their beginning, or after a dot, have NEW "
+    "there in BASE, or the other way round. May be given several times.",
 )
 @click.option(
     "--quality",
