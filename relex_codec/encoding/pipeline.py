@@ -1,36 +1,39 @@
 """The work of encoding a run: one tensor after another; tables.py makes the tables of the file from what results.
 
-What happens to one tensor is in tensor_history.py, fit.py and direction_search.py, and in exact/ for its frames.
+What there is to do is planned in planning.py; what happens to one tensor is in tensor_history.py, fit.py and
+direction_search.py, and in exact/ for its frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
 from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
-from relex_codec.core.filenames import file_allowed
+from relex_codec.core.dtypes import F32, ITEMSIZE, Bits
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import Manifest, StepEntry, TensorEntry, whole_tensor
+from relex_codec.format.manifest import Manifest
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan
 
-from .base_check import is_of_base
 from .direction_search import DirectionSearch, sample_starts
-from .fit import Fit, fit_directions
+from .fit import Fit
 from .full_check import FullCheck
+from .layouts import step_entries
+from .origin import as_dtype
+from .planning import CopyTask, RunPlan, TensorTask
 from .quality import Quality
 from .stored_direction import StoredDirection
-from .tables import EncodedTensor, direction_record, file_entries, plain_layout, tables_of
-from .tensor_history import SMALLEST_SLICE, Origin, TensorHistory, Vectors, pieces
+from .surroundings import Surroundings
+from .tables import EncodedTensor, direction_record, tables_of
+from .tensor_history import SMALLEST_SLICE, TensorHistory, Vectors
+from .usable_steps import fit_usable, last_usable
 from .weight_error import Sample, sample_from_bits
 
 if TYPE_CHECKING:
@@ -42,17 +45,17 @@ class RunEncoder:
     """The work of one encoding.
 
     Attributes:
-        run: the checkpoints, of old steps too where they are appended to.
+        plan: what is encoded.
         observed: how many steps, from the first, are fitted.
         rank: directions per tensor.
         embed: store the base.
         budget: bytes.
         exact: frames hold every tensor that changes, not only those that no line is drawn through.
         new_segment: begins the segment of frames; called when the first tensor needs it.
+        not_finite: at which steps tensors had weights that are not finite, by name; known when all are encoded.
     """
 
-    run: CheckpointSeries
-    base: TensorReader
+    plan: RunPlan
     writer: FileWriter
     observed: int
     quality: Quality
@@ -61,148 +64,143 @@ class RunEncoder:
     budget: int
     exact: bool
     new_segment: Callable[[], SegmentJob]
+    not_finite: dict[str, list[int]] = field(default_factory=dict, init=False)
     _segment: SegmentJob | None = field(default=None, init=False)
 
-    def write(self, base_uri: str | None, progress: bool) -> int:
-        """Do everything and return the size of the file.
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the run."""
+        return list(self.plan.run.steps)
 
-        Args:
-            base_uri: where the base is, for the manifest.
-        """
+    def write(self, around: Surroundings, progress: bool) -> int:
+        """Do everything and return the size of the file."""
         tensors = list(self.tensors(progress))
-        names = [name for name in self.base.side_files if file_allowed(name)]
-        stored = [
-            (name, content, self.embed_file(content) if self.embed else None)
-            for name, content in zip(names, self.base.read_files(names), strict=True)
-        ]
         self.writer.close_chunks()
-        files = file_entries(stored)
-        layout = plain_layout(tensors, self.base.shards, self.base.indexed, len(files))
+        layouts = around.layouts
         manifest = Manifest(
-            self.observed, self.exact, base_uri, self.embed, list(self.base.shards), self.quality.name,
-            self.quality.growth, [tensor.entry for tensor in tensors], files, [layout], 0,
-            [StepEntry(None, 0) for _ in self.run.steps],
+            self.observed, self.exact, around.base_uri, self.embed, list(around.base_shards), self.quality.name,
+            self.quality.growth, [tensor.entry for tensor in tensors], [file.entry for file in around.files],
+            layouts.layouts, layouts.steps[self.observed - 1], step_entries(around.directories, layouts.steps),
+            list(around.left_out),
         )  # fmt: skip
-        tables = tables_of(tensors, np.array(self.run.steps, np.int64), manifest)
+        tables = tables_of(tensors, np.array(self.steps, np.int64), manifest)
         return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
 
-    def _frames(self, number: int, info: TensorInfo) -> TensorJob:
-        """Return what takes the steps of a tensor to the segment of frames."""
-        if self._segment is None:
-            self._segment = self.new_segment()
-        return self._segment.tensor(number, info.name, info.dtype)
-
     def tensors(self, progress: bool) -> Iterator[EncodedTensor]:
-        """Encode every tensor: those of the base in its order, then those that it lacks."""
-        infos = {name: self.run.info(name) for name in self.run.names}
-        shared = [infos[name] for name in self.base.tensors if name in infos and self._from_base(infos[name])]
-        rest = [info for name, info in infos.items() if not self._from_base(info)]
-        if not shared:
-            first, there = next(iter(infos)), next(iter(self.base.tensors))
-            raise InvalidArgument(
-                f"run and base {self.base.path} share no tensor: the run begins with {quote(first)}, "
-                f"the base with {quote(there)}; is it the model that training started from?"
-            )
-        self._check_memory(shared + rest)
-        size = sum(info.size * ITEMSIZE[info.dtype] for info in infos.values()) * len(self.run.steps)
+        """Encode every tensor, in the order of the plan."""
+        tasks = self.plan.tasks
+        self._check(task for task in tasks if isinstance(task, TensorTask))
+        size = sum(task.input_bytes for task in tasks if isinstance(task, TensorTask))
         with progress_bar("encode", size, enabled=progress) as bar:
-            for number, info in enumerate(shared + rest):
-                yield self._tensor(number, info)
-                bar.update(info.size * ITEMSIZE[info.dtype] * len(self.run.steps))
+            for number, task in enumerate(tasks):
+                if isinstance(task, CopyTask):
+                    yield EncodedTensor(task.entry, f.TIED, f.IN_BASE, target=task.target)
+                    continue
+                yield self._tensor(number, task)
+                bar.update(task.input_bytes)
 
-    def _from_base(self, info: TensorInfo) -> bool:
-        return is_of_base(info, self.base.tensors)
+    def embed_file(self, content: bytes) -> PendingSpan:
+        """Store a file that is no weights; returns its span."""
+        data = np.frombuffer(content, np.uint8)
+        parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
+        return self.writer.base.add(parts, len(data), match=True)
 
-    def _check_memory(self, infos: Iterable[TensorInfo]) -> None:
-        """Refuse at once what would exceed the budget after hours: frames take whole pieces of all steps."""
-
-        def need(info: TensorInfo) -> int:
-            return 3 * (len(self.run.steps) + 1) * ITEMSIZE[info.dtype] * min(info.size, f.PIECE)
-
-        large = [info for info in infos if need(info) > self.budget]
-        framed = [info for info in large if self.exact or (info.dtype not in FLOATS and self._changes(info))]
-        if framed:
-            widest = max(framed, key=need)
-            what = "the exact tier" if self.exact else f"tensor {quote(widest.name)}, which is stored step by step,"
+    def _check(self, tasks: Iterator[TensorTask]) -> None:
+        """Refuse at once what would fail after hours: codes that move without frames, more memory than there is."""
+        framed: list[TensorTask] = []
+        for task in tasks:
+            changes = self.exact or (
+                task.held
+                and (task.codes or self._need(task) > self.budget)
+                and _changes(task, len(self.steps), self.budget)
+            )
+            if changes and not self.exact and task.codes:
+                what = "codes" if task.codes == task.info.name else f"belongs to the codes {quote(task.codes)}"
+                raise InvalidArgument(
+                    f"tensor {quote(task.info.name)} ({what}, {task.info.dtype}) changes: a line through codes, or "
+                    "through scales of codes, means nothing; keep the run with --exact, or encode weights in BF16, F16 "
+                    "or F32"
+                )
+            if changes:
+                framed.append(task)
+        widest = max(framed, key=self._need, default=None)
+        if widest is not None and self._need(widest) > self.budget:
+            what = (
+                "the exact tier" if self.exact else f"tensor {quote(widest.info.name)}, which is stored step by step,"
+            )
             raise InvalidArgument(
-                f"{what} of {len(self.run.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
+                f"{what} of {len(self.steps)} steps needs {-(-self._need(widest) // 10**6)} MB, memory is "
                 f"{self.budget // 10**6} MB: raise --memory"
             )
 
-    def _origin(self, info: TensorInfo) -> Origin:
-        if self._from_base(info):
-            return Origin.in_base(self.base, self.base.info(info.name))
-        return Origin.in_run(self.run, info)
+    def _need(self, task: TensorTask) -> int:
+        """Bytes that frames take: whole pieces of all steps."""
+        return 3 * (len(self.steps) + 1) * ITEMSIZE[task.info.dtype] * min(task.info.size, f.PIECE)
 
-    def _tensor(self, number: int, info: TensorInfo) -> EncodedTensor:
-        there = self.base.tensors.get(info.name)
-        in_base = self._from_base(info)
-        shard = there.shard if there else len(self.base.shards) - 1
-        origin = self._origin(info)
-        sources = whole_tensor(shard, info.name, info.shape) if in_base else ()
-        entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, sources)
-        tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED, shard)
-        if info.dtype in FLOATS:
-            self._with_line(tensor, info, origin, self._frames(number, info) if self.exact else None)
+    def _frames(self, number: int, task: TensorTask) -> PieceTaker:
+        """Return what takes the steps of a tensor to the segment of frames."""
+        if self._segment is None:
+            self._segment = self.new_segment()
+        key = task.planned.key
+        return PieceTaker(self._segment.tensor(number, key.name, key.dtype), task, self._segment.first)
+
+    def _tensor(self, number: int, task: TensorTask) -> EncodedTensor:
+        tensor = EncodedTensor(task.entry, f.SAME, f.IN_BASE if task.sources else f.STORED)
+        if task.held:
+            framed = self.exact or _changes(task, len(self.steps), self.budget)
+            self._without_line(tensor, task, self._frames(number, task) if framed else None)
         else:
-            framed = self.exact or self._changes(info)
-            self._without_line(tensor, info, origin, self._frames(number, info) if framed else None)
+            self._with_line(tensor, task, self._frames(number, task) if self.exact else None)
         return tensor
 
-    def _changes(self, info: TensorInfo) -> bool:
-        """Tell whether a tensor of its origin's dtype ever differs from it."""
-        origin = self._origin(info)
-        width = len(self.run.steps) * ITEMSIZE[info.dtype]
-        count = min(f.PIECE, max(SMALLEST_SLICE, self.budget // (4 * width)))
-        for lo in range(0, info.size, count):
-            hi = min(lo + count, info.size)
-            if (self.run.read(info.name, lo, hi) != origin.read(lo, hi)).any():
-                return True
-        return False
-
-    def _without_line(self, tensor: EncodedTensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+    def _without_line(self, tensor: EncodedTensor, task: TensorTask, frames: PieceTaker | None) -> None:
         """A tensor that no line is drawn through: it is the same at every step, or in frames."""
+        info, origin = task.info, task.origin
         for piece, lo in enumerate(range(0, info.size, f.PIECE)):
             hi = min(lo + f.PIECE, info.size)
             bits = origin.read(lo, hi)
             if tensor.origin == f.IN_BASE:
                 tensor.digests.append(digest(bits))
             if frames:
-                frames.add(piece, bits, self.run.read(info.name, lo, hi))
+                frames.add(piece, as_dtype(bits, origin.dtype, info.dtype), task.series.read(info.name, lo, hi))
         tensor.segment = frames.segment if frames else 0
         if tensor.segment:
             tensor.kind = f.FRAMED
-        self._store_origin(tensor, info)
+        self._store_origin(tensor, task)
 
-    def _store_origin(self, tensor: EncodedTensor, info: TensorInfo) -> None:
+    def _store_origin(self, tensor: EncodedTensor, task: TensorTask) -> None:
         """Write the origin where the file holds it."""
-        in_base = tensor.origin == f.IN_BASE
-        if self.embed or not in_base:
-            checkpoint = self.base if in_base else self.run.checkpoint(0)
-            there = checkpoint.info(info.name)
-            planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
-            tensor.span = self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
+        if self.embed or tensor.origin != f.IN_BASE:
+            planes = (plane for piece in task.origin.pieces(task.info.size) for plane in split_planes(piece))
+            tensor.span = self.writer.base.add(planes, task.info.size * ITEMSIZE[task.origin.dtype])
 
-    def _with_line(self, tensor: EncodedTensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
+    def _with_line(self, tensor: EncodedTensor, task: TensorTask, frames: PieceTaker | None) -> None:
         """A tensor that a line is drawn through, if it moves while it is observed."""
-        unit = TensorHistory(self.run, info, origin, self.observed, self.budget, frames.add if frames else None)
+        info, origin, steps = task.info, task.origin, np.array(self.steps, np.int64)
+        unit = TensorHistory(task.series, info, origin, self.observed, self.budget, frames.add if frames else None)
 
         def origin_piece(bits: Bits) -> None:
             if tensor.origin == f.IN_BASE:
                 tensor.digests.append(digest(bits))
 
         gram = unit.gram(origin_piece)
-        self._store_origin(tensor, info)
+        self._store_origin(tensor, task)
         tensor.segment = frames.segment if frames else 0
-        if not unit.finite:
+        usable = task.series.usable & ~unit.infinite
+        bad = np.flatnonzero(unit.infinite & task.series.usable)
+        if len(bad):
+            self.not_finite[info.name] = [self.steps[i] for i in bad]
+        last = last_usable(usable, self.observed)
+        if last is None:
             if tensor.segment:
                 tensor.kind = f.FRAMED  # no line goes through it, but the frames have it
             return
-        if not unit.moved:
+        if not unit.moved or not np.diag(gram)[: self.observed][usable[: self.observed]].any():
             return  # it did not move while it was observed
+        unit.last = last
         tensor.kind = f.MOVING
-        fitted = fit_directions(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
-        starts = sample_starts(unit.energies)
+        fitted = fit_usable(gram, steps, self.observed, self.rank, usable)
+        starts = sample_starts([float(energies[last]) for energies in unit.energies])
         ends = [min(start + f.PIECE, info.size) for start in starts]
         origins = [origin.read(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
         targets = [unit.at_last_observed(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
@@ -211,15 +209,25 @@ class RunEncoder:
             unit.release()
             whole = None
             if len(starts) < len(unit.energies) and len(fitted.slope) == 1:
-                whole = FullCheck(unit, vectors, float(fitted.coefficients[0, self.observed - 1]))
+                whole = FullCheck(unit, vectors, float(fitted.coefficients[0, last]))
             with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
-                self._store_directions(tensor, fitted, vectors, sample, whole)
+                self._store_directions(tensor, fitted, last, vectors, sample, whole)
 
     def _store_directions(
-        self, tensor: EncodedTensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: FullCheck | None
+        self,
+        tensor: EncodedTensor,
+        fitted: Fit,
+        measured: int,
+        vectors: Vectors,
+        sample: Sample,
+        whole: FullCheck | None,
     ) -> None:
-        """Quantise and write the directions one after another; each is measured with the others in place."""
-        last = fitted.coefficients[:, self.observed - 1]
+        """Quantise and write the directions one after another; each is measured with the others in place.
+
+        Args:
+            measured: the number of the step at which that is.
+        """
+        last = fitted.coefficients[:, measured]
         count, size = len(last), tensor.entry.size
 
         def product(j: int, stored: StoredDirection | None) -> list[F32]:
@@ -254,8 +262,39 @@ class RunEncoder:
             if count > 1:
                 products[j] = product(j, stored)
 
-    def embed_file(self, content: bytes) -> PendingSpan:
-        """Store a file that is no weights; returns its span."""
-        data = np.frombuffer(content, np.uint8)
-        parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
-        return self.writer.base.add(parts, len(data), match=True)
+
+class PieceTaker:
+    """Takes the pieces of a tensor to the segment of frames; as the file has them, at steps that it has already.
+
+    Args:
+        old: how many steps that are.
+    """
+
+    def __init__(self, job: TensorJob, task: TensorTask, old: int) -> None:
+        self._job, self._series, self._old = job, task.series, old if task.series.differs_in_file else 0
+
+    def add(self, piece: int, origin: Bits, bits: Bits) -> None:
+        """Take the next piece: its elements at the origin, in the tensor's dtype, and at all steps, [T, elements]."""
+        if self._old:
+            bits = bits.copy()
+            if not self._series.in_file(piece * f.PIECE, bits[: self._old]):
+                bits[: self._old] = origin
+        self._job.add(piece, origin, bits)
+
+    @property
+    def segment(self) -> int:
+        """The ``segment`` field of the tensor's record; after the last piece."""
+        return self._job.segment
+
+
+def _changes(task: TensorTask, steps: int, budget: int) -> bool:
+    """Tell whether a tensor ever differs from its origin, which is rounded to its dtype."""
+    info, origin = task.info, task.origin
+    width = steps * ITEMSIZE[info.dtype]
+    count = min(f.PIECE, max(SMALLEST_SLICE, budget // (4 * width)))
+    for lo in range(0, info.size, count):
+        hi = min(lo + count, info.size)
+        start = as_dtype(origin.read(lo, hi), origin.dtype, info.dtype)
+        if (task.series.read(info.name, lo, hi) != start).any():
+            return True
+    return False

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
+from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
@@ -23,28 +22,11 @@ from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
 from .fit import F64, Fit, deltas, directions_from_deltas, gram_of
+from .origin import Origin, as_dtype
 
 GRAM_BLOCK: Final = 1 << 21
 """Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""
 SMALLEST_SLICE: Final = 1 << 12
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a tensor starts from: the base, or the run's own first step."""
-
-    dtype: str
-    read: Callable[[int, int], Bits]
-
-    @classmethod
-    def in_base(cls, base: TensorReader, info: TensorInfo) -> Origin:
-        """The base's tensor."""
-        return cls(info.dtype, lambda lo, hi: base.read(info.name, lo, hi))
-
-    @classmethod
-    def in_run(cls, run: CheckpointSeries, info: TensorInfo) -> Origin:
-        """The run's first checkpoint."""
-        return cls(info.dtype, lambda lo, hi: run.checkpoint(0).read(info.name, lo, hi))
 
 
 Pieces = Callable[[int, Bits, Bits], None]
@@ -108,11 +90,13 @@ class TensorHistory:
         steps, width = len(run.steps), ITEMSIZE[info.dtype]
         self.moved = False
         """Whether an observed step differs from the origin in the run's dtype; known after `gram`."""
-        self.finite = True
-        """Whether all deltas are finite; known after `gram`, which refuses others unless it was given `pieces`."""
+        self.infinite = np.zeros(steps, bool)
+        """At which steps a delta is not finite; known after `gram`, which refuses such unless it was given `pieces`."""
+        self.last = observed - 1
+        """The observed step that `at_last_observed` reads: the last one that fits are made on."""
         self._pieces = pieces
-        self.energies: list[float] = []
-        """Squared norm of the last observed delta in each piece; known after `gram`."""
+        self.energies: list[F64] = []
+        """Squared norm of the delta of each step in each piece; known after `gram`."""
         self._held: Bits | None = None
         if steps * info.size * width <= budget // 2:
             self._held = np.empty((steps, info.size), bits_dtype(info.dtype))
@@ -132,7 +116,7 @@ class TensorHistory:
         gram = np.zeros((steps, steps))
         for start, origin in self._origin_pieces():
             origin_piece(origin)
-            self.energies.append(0.0)
+            self.energies.append(np.zeros(steps))
             piece = self._fill(start, start + len(origin)) if self._pieces else None
             if self._pieces and piece is not None:
                 self._pieces(start // PIECE, as_dtype(origin, self.origin.dtype, self.info.dtype), piece)
@@ -140,11 +124,10 @@ class TensorHistory:
                 bits = self._fill(lo, hi) if piece is None else piece[:, lo - start : hi - start]
                 delta = self._delta(bits, origin[lo - start : hi - start])
                 delta = self._finite(delta)
-                last = delta[self.observed - 1].astype(np.float64)
-                self.energies[-1] += float(last @ last)
                 self.moved = self.moved or self._moved(bits, origin[lo - start : hi - start], delta)
                 for part in parallel_map(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
                     gram += part
+                    self.energies[-1] += np.diag(part)
         return gram
 
     def vectors(self, fit: Fit, budget: int, directory: str) -> Vectors:
@@ -154,14 +137,15 @@ class TensorHistory:
             for lo, hi in self._slices(start, start + len(origin)):
                 bits = self._held[: self.observed, lo:hi] if self._held is not None else self._read_observed(lo, hi)
                 delta = self._delta(bits, origin[lo - start : hi - start])
+                delta[self.infinite[: self.observed]] = 0  # they have no weight, which infinities would not obey
                 vectors.write(lo, directions_from_deltas(fit.weights, delta))
         return vectors
 
     def at_last_observed(self, lo: int, hi: int) -> Bits:
         """Return the bits of elements lo .. hi at the last observed step."""
         if self._held is not None:
-            return self._held[self.observed - 1, lo:hi]
-        return self.run.checkpoint(self.observed - 1).read(self.info.name, lo, hi)
+            return self._held[self.last, lo:hi]
+        return self.run.checkpoint(self.last).read(self.info.name, lo, hi)
 
     def release(self) -> None:
         """Free the held steps."""
@@ -193,14 +177,15 @@ class TensorHistory:
         if self.info.dtype == self.origin.dtype:
             return bool(delta[: self.observed].any())
         rounded = as_dtype(origin, self.origin.dtype, self.info.dtype)
-        return bool((bits[: self.observed] != rounded).any())
+        differ = (bits[: self.observed] != rounded).any(axis=1)
+        return bool((differ & ~self.infinite[: self.observed]).any())
 
     def _finite(self, delta: F32) -> F32:
         """Return finite deltas as they are; others are refused, or 0 where the exact tier has the weights."""
         if np.isfinite(delta).all():
             return delta
         if self._pieces is not None:
-            self.finite = False
+            self.infinite |= ~np.isfinite(delta).all(axis=1)
             return np.where(np.isfinite(delta), delta, np.float32(0))
         rows = np.flatnonzero(~np.isfinite(delta).all(axis=1))
         bad = spell_steps([self.run.steps[int(row)] for row in rows], self.run.steps)
@@ -209,14 +194,3 @@ class TensorHistory:
             f"tensor {quote(self.info.name)} of step {bad} has weights that are not finite; a line through them means "
             f"nothing: {leave if len(rows) < len(self.run.steps) else ''}keep the run with --exact"
         )
-
-
-def as_dtype(bits: Bits, have: str, want: str) -> Bits:
-    """Return origin bits of dtype `have` as those of `want`, rounded (FORMAT.md section 8, kind ``same``)."""
-    return bits if have == want else from_float32(to_float32(bits, have), want)
-
-
-def pieces(checkpoint: TensorReader, info: TensorInfo) -> Iterator[Bits]:
-    """Yield a tensor's bits piece by piece."""
-    for lo in range(0, info.size, PIECE):
-        yield checkpoint.read(info.name, lo, min(lo + PIECE, info.size))
