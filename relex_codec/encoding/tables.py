@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,26 +12,53 @@ import numpy as np
 from relex_codec.core.digests import DIGEST
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import Manifest, TensorEntry
-from relex_codec.format.writer import PendingSpan, Tables
+from relex_codec.format.packed_span import PackedSpan
+from relex_codec.format.writer import Tables
 
 from .fit import F64, Fit
 from .stored_direction import StoredDirection
 
 
 @dataclass(slots=True)
+class EncodedDirection:
+    """A direction as it is stored.
+
+    Attributes:
+        record: without its spans.
+        factors, remainder: its spans.
+        coefficients: float64 [T].
+        norm: sum of the magnitudes of its elements, not quantised.
+    """
+
+    record: Any
+    factors: PackedSpan
+    remainder: PackedSpan
+    coefficients: F64
+    norm: float
+
+
+@dataclass(slots=True)
 class EncodedTensor:
-    """What is known of one tensor when it has been encoded."""
+    """What is known of one tensor when it has been encoded: all that the file says of it.
+
+    Attributes:
+        entry: what the manifest says.
+        kind, origin: see FORMAT.md section 5.
+        span: of the origin, where the file holds it.
+        digests: of the origin's pieces, where the base holds it.
+        directions: those that are stored.
+        segment: the first segment of frames that holds the tensor, from 1 on; 0 if none does.
+        norm: sum of the magnitudes of the origin; NaN where it has no line or is not finite.
+    """
 
     entry: TensorEntry
     kind: int
     origin: int
-    span: PendingSpan | None = None
+    span: PackedSpan | None = None
     digests: list[bytes] = field(default_factory=list)
-    directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
-    """Record of each direction without its spans, and the spans of its factors and of its remainder."""
-    coefficients: list[F64] = field(default_factory=list)
+    directions: list[EncodedDirection] = field(default_factory=list)
     segment: int = 0
-    """The first segment of frames that holds it, from 1 on."""
+    norm: float = math.nan
 
 
 def tables_of(tensors: list[EncodedTensor], steps: Any, manifest: Manifest) -> Tables:
@@ -45,13 +73,14 @@ def tables_of(tensors: list[EncodedTensor], steps: Any, manifest: Manifest) -> T
         record["segment"] = tensor.segment
         record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
         if tensor.span is not None:
-            record["chunk"], record["offset"] = tensor.span.resolved()
+            record["chunk"], record["offset"] = tensor.span.place.resolved()
         digests.extend(tensor.digests)
-        for row, factors, remainder in tensor.directions:
-            row["factor_chunk"], row["factor_offset"] = factors.resolved()
-            row["chunk"], row["offset"] = remainder.resolved()
+        for direction in tensor.directions:
+            row = direction.record
+            row["factor_chunk"], row["factor_offset"] = direction.factors.place.resolved()
+            row["chunk"], row["offset"] = direction.remainder.place.resolved()
             rows.append(row)
-        coefficients.extend(tensor.coefficients)
+            coefficients.append(direction.coefficients)
     return Tables(
         steps=steps,
         manifest=manifest,
