@@ -21,14 +21,14 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import cpu_count, ordered_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import FileEntry, Manifest
+from relex_codec.format.manifest import Manifest, StepEntry
 from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.writer import FileWriter
 
 from .arena import Arena
 from .delta_sums import forget_working_arrays
 from .quality import Quality
-from .tables import EncodedTensor, tables_of
+from .tables import EncodedTensor, file_entries, plain_layout, tables_of
 from .tensor_history import SMALLEST_SLICE, Room, room_for
 from .unit import TensorTask, Workplace, encode_tensor
 
@@ -74,13 +74,18 @@ class RunEncoder:
             base_uri: where the base is, for the manifest.
         """
         tensors = list(self.tensors(progress))
-        names = [name for name in self.base.side_files if file_allowed(name)] if self.embed else []
-        files = [(name, self.embed_file(data)) for name, data in zip(names, self.base.read_files(names), strict=True)]
+        names = [name for name in self.base.side_files if file_allowed(name)]
+        stored = [
+            (name, content, self.embed_file(content) if self.embed else None)
+            for name, content in zip(names, self.base.read_files(names), strict=True)
+        ]
         self.writer.close_chunks()
+        files = file_entries(stored)
+        layout = plain_layout(tensors, self.base.shards, self.base.indexed, len(files))
         manifest = Manifest(
-            self.observed, self.exact, base_uri, self.embed, self.quality.name, self.quality.growth,
-            [tensor.entry for tensor in tensors], list(self.base.shards), self.base.indexed,
-            [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
+            self.observed, self.exact, base_uri, self.embed, list(self.base.shards), self.quality.name,
+            self.quality.growth, [tensor.entry for tensor in tensors], files, [layout], 0,
+            [StepEntry(None, 0) for _ in self.run.steps],
         )  # fmt: skip
         tables = tables_of(tensors, np.array(self.run.steps, np.int64), manifest)
         return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
@@ -201,11 +206,11 @@ class RunEncoder:
                 return True
         return False
 
-    def embed_file(self, content: bytes) -> tuple[int, PendingSpan]:
-        """Store one of the base's other files; returns its length and span."""
+    def embed_file(self, content: bytes) -> PendingSpan:
+        """Store a file that is no weights; returns its span."""
         data = np.frombuffer(content, np.uint8)
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
-        return len(data), self.writer.base.add(parts, len(data), match=True)
+        return self.writer.base.add(parts, len(data), match=True)
 
 
 class Turns:

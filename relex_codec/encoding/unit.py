@@ -6,6 +6,7 @@ writes nothing: what it returns holds all that the file will say of the tensor, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +16,7 @@ from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, Ten
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, to_float32
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import TensorEntry
+from relex_codec.format.manifest import TensorEntry, whole_tensor
 from relex_codec.format.packed_span import PackedSpan, pack
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 
@@ -106,8 +107,9 @@ def encode_tensor(task: TensorTask, place: Workplace, frames: PieceTaker | None 
     info, origin = task.info, task.origin
     there = task.base.tensors.get(info.name)
     shard = there.shard if there else len(task.base.shards) - 1
-    entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, shard)
-    tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if task.in_base else f.STORED)
+    sources = whole_tensor(shard, info.name, info.shape) if task.in_base else ()
+    entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, sources)
+    tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if task.in_base else f.STORED, shard)
     if info.dtype in FLOATS:
         _with_line(tensor, task, place, frames)
     else:
@@ -148,7 +150,7 @@ def _with_line(tensor: EncodedTensor, task: TensorTask, place: Workplace, frames
     gram = unit.gram()
     if task.in_base:
         tensor.digests = unit.digests
-    tensor.norm = unit.norm
+    tensor.norm = unit.norm if math.isfinite(unit.norm) else math.nan
     tensor.segment = frames.end() if frames else 0
     if not unit.finite:
         if tensor.segment:
