@@ -14,8 +14,8 @@ from relex_codec.core.dtypes import FLOATS
 from relex_codec.core.filenames import CONFIG, file_allowed, is_document
 from relex_codec.errors import CheckpointError
 from relex_codec.format.manifest import FileEntry
+from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.safetensors_header import load_object
-from relex_codec.format.writer import PendingSpan
 
 TOKENIZER: Final = frozenset({
     "added", "bpe", "chat", "merges", "piece", "sentencepiece", "sp", "special", "spiece", "spm", "tekken", "tiktoken",
