@@ -30,7 +30,7 @@ from .layouts import directory_names
 from .matched_base import MatchedBase, started_somewhere
 from .output import condition_of
 from .pipeline import RunEncoder
-from .planning import TensorTask, plan_run
+from .planning import TensorPlan, plan_run
 from .quality import Quality
 from .surroundings import surroundings
 from .usable_steps import left_out_of_fits
@@ -153,7 +153,7 @@ def encode(
 
 def report_not_finite(job: RunEncoder) -> None:
     """Say on stderr which tensors had weights that are not finite, and were fitted without those steps."""
-    lines = sum(isinstance(task, TensorTask) and not task.held for task in job.plan.tasks)
+    lines = sum(isinstance(tensor, TensorPlan) and not tensor.held for tensor in job.plan.tensors)
     for line in left_out_of_fits(job.not_finite, job.steps, lines):
         note(line)
 

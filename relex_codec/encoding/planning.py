@@ -18,7 +18,6 @@ from relex_codec.checkpoints.name_matching import (
     unmatched_message,
 )
 from relex_codec.checkpoints.quantized import held_together
-from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format.index import Index
@@ -33,10 +32,11 @@ from .tensor_steps import TensorSteps
 
 
 @dataclass(frozen=True, slots=True)
-class TensorTask:
+class TensorPlan:
     """A tensor of the file, and all that what is stored of it depends on.
 
     Attributes:
+        number: its place in the file.
         planned: name, dtype, shape, and what the steps call it.
         series: reads it at every step.
         origin: what it starts from.
@@ -45,6 +45,7 @@ class TensorTask:
         codes: the codes that it belongs to, if it is codes or their scales.
     """
 
+    number: int
     planned: PlannedTensor
     series: TensorSteps
     origin: Origin
@@ -63,14 +64,9 @@ class TensorTask:
         key, shape = self.planned.key, self.planned.shape
         return TensorEntry(key.name, key.dtype, shape, self.origin.dtype, self.sources)
 
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of it at all steps."""
-        return self.info.size * ITEMSIZE[self.info.dtype] * len(self.series.steps)
-
 
 @dataclass(frozen=True, slots=True)
-class CopyTask:
+class CopyPlan:
     """Another name of a tensor.
 
     Attributes:
@@ -92,13 +88,13 @@ class RunPlan:
 
     Attributes:
         run: the checkpoints.
-        tasks: in the order of the file.
+        tensors: in the order of the file.
         main: the number of the last observed step, from 0 on.
         notes: what is worth saying about it.
     """
 
     run: CheckpointSeries
-    tasks: list[TensorTask | CopyTask]
+    tensors: list[TensorPlan | CopyPlan]
     main: int
     notes: list[str]
 
@@ -143,18 +139,18 @@ def plan_run(
     planned = _in_order_of(base, planned, sources)
     held = held_together(run.checkpoint(main).tensors)
     numbers = {tensor.key: number for number, tensor in enumerate(planned)}
-    tasks: list[TensorTask | CopyTask] = []
+    plans: list[TensorPlan | CopyPlan] = []
     for tensor in planned:
         if tensor.target is not None:
-            tasks.append(CopyTask(tensor, numbers[tensor.target]))
+            plans.append(CopyPlan(tensor, numbers[tensor.target]))
             continue
         series = TensorSteps(run, tensor)
         ranges = sources.get(tensor.key.name, ())
         if not (ranges and compatible(base.info(ranges[0].name), tensor.info)):
             ranges = ()
         origin = Origin.in_base(base, ranges) if ranges else Origin.in_run(series, tensor.key.name)
-        tasks.append(_task(tensor, series, origin, ranges, held, planned))
-    return RunPlan(run, tasks, main, [unmatched] if unmatched else [])
+        plans.append(_plan(len(plans), tensor, series, origin, ranges, held, planned))
+    return RunPlan(run, plans, main, [unmatched] if unmatched else [])
 
 
 def _sources(planned: Sequence[PlannedTensor], base: TensorReader, rules: Sequence[RenameRule]) -> Sources:
@@ -181,17 +177,18 @@ def _in_order_of(base: TensorReader, planned: Sequence[PlannedTensor], sources: 
     return sorted(planned, key=place)
 
 
-def _task(
+def _plan(
+    number: int,
     tensor: PlannedTensor,
     series: TensorSteps,
     origin: Origin,
     ranges: tuple[BaseRange, ...],
     held: Mapping[str, str],
     planned: Iterable[PlannedTensor],
-) -> TensorTask:
+) -> TensorPlan:
     names = [tensor.key.name, *(copy.key.name for copy in planned if copy.target == tensor.key)]
     codes = next((held[name] for name in names if name in held), None)
-    return TensorTask(tensor, series, origin, ranges, codes is not None or is_held(tensor), codes)
+    return TensorPlan(number, tensor, series, origin, ranges, codes is not None or is_held(tensor), codes)
 
 
 def plan_append(run: AppendedSeries, index: Index, observed: int) -> RunPlan:
@@ -227,17 +224,17 @@ def plan_append(run: AppendedSeries, index: Index, observed: int) -> RunPlan:
     held = held_together(run.checkpoint(main).tensors)
     order = [*records, *(key for key in by_key if key not in records)]
     numbers = {key: number for number, key in enumerate(order)}
-    tasks: list[TensorTask | CopyTask] = []
+    plans: list[TensorPlan | CopyPlan] = []
     for key in order:
         tensor = by_key[key]
         if tensor.target is not None:
-            tasks.append(CopyTask(tensor, numbers[tensor.target]))
+            plans.append(CopyPlan(tensor, numbers[tensor.target]))
             continue
         series = TensorSteps(run, tensor, run, records.get(key))
         record = records.get(key) or _like(run, tensor)
         origin = run.origin(record) if record else Origin.in_run(series, key.name)
-        tasks.append(_task(tensor, series, origin, record.sources if record else (), held, planned))
-    return RunPlan(run, tasks, main, [])
+        plans.append(_plan(len(plans), tensor, series, origin, record.sources if record else (), held, planned))
+    return RunPlan(run, plans, main, [])
 
 
 def _copies_in_file(index: Index) -> dict[Key, Key]:

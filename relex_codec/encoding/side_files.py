@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from relex_codec.checkpoints.checkpoint import TensorReader
@@ -14,8 +15,8 @@ from relex_codec.core.dtypes import FLOATS
 from relex_codec.core.filenames import CONFIG, file_allowed, is_document
 from relex_codec.errors import CheckpointError
 from relex_codec.format.manifest import FileEntry
+from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.safetensors_header import load_object
-from relex_codec.format.writer import PendingSpan
 
 TOKENIZER: Final = frozenset({
     "added", "bpe", "chat", "merges", "piece", "sentencepiece", "sp", "special", "spiece", "spm", "tekken", "tiktoken",
@@ -143,12 +144,16 @@ class BaseFiles:
 
     def __init__(self, base: TensorReader, store: FileStore, embed: bool, dtypes: Mapping[str, int]) -> None:
         self._base, self._store, self._embed, self._dtypes = base, store, embed, dtypes
-        self._digests: dict[str, bytes] = {}
         self.names = [name for name in base.side_files if file_allowed(name)]
+
+    @cached_property
+    def _contents(self) -> dict[str, bytes]:
+        """All of them, which are small; those of a remote base are read at the same time."""
+        return dict(zip(self.names, self._base.read_files(self.names), strict=True))
 
     def number(self, name: str) -> int:
         """Return the number of a file of the base, for a step that lacks it."""
-        content = self._base.read_file(name)
+        content = self._contents[name]
         if name == CONFIG:
             fitted = fitted_config(content, self._dtypes, f"base {self._base.path}")
             if fitted != content:
@@ -157,11 +162,8 @@ class BaseFiles:
 
     def own(self, name: str, content: bytes) -> int:
         """Return the number of a file of a step, which may be the base's."""
-        if name in self.names:
-            if name not in self._digests:
-                self._digests[name] = digest(self._base.read_file(name))
-            if self._digests[name] == digest(content):
-                return self._add(name, content)
+        if name in self.names and self._contents[name] == content:
+            return self._add(name, content)
         return self._store.add(name, content)
 
     def _add(self, name: str, content: bytes) -> int:

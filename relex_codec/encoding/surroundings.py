@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.left_out import LeftOut
 from relex_codec.decoding.stored_pieces import embedded_file
-from relex_codec.format.writer import PendingSpan
+from relex_codec.format.packed_span import PendingSpan
 from relex_codec.run.run_reader import RunReader
 
 from .layouts import Layouts, directory_names
@@ -59,7 +59,7 @@ def surroundings(
     """
     files = FileStore(store)
     of_base = BaseFiles(base, files, embed, _elements(plan))
-    layouts = Layouts([task.planned.key for task in plan.tasks])
+    layouts = Layouts([tensor.planned.key for tensor in plan.tensors])
     for i in range(len(plan.run.steps)):
         step = plan.run.checkpoint(i if exact else plan.main)
         if i and not exact:
@@ -95,7 +95,7 @@ def appended_surroundings(
         else:
             known = None if entry.digest is None else bytes.fromhex(entry.digest)
             numbers.append(files.refer(entry.name, entry.length, known))
-    layouts = Layouts([task.planned.key for task in plan.tasks])
+    layouts = Layouts([tensor.planned.key for tensor in plan.tensors])
     for step in manifest.steps:
         layout = manifest.layouts[step.layout]
         layouts.add_known(layout, sorted(numbers[file] for file in layout.files))

@@ -54,17 +54,24 @@ class TensorSteps(CheckpointSeries):
         self._called = values[0] if alike else None
         """What every step calls it, if all have it in its dtype."""
 
-    @property
-    def differs_in_file(self) -> bool:
-        """Whether the file that is appended to has other bits of it at its steps than `read_into` gives."""
-        return any(record is not self._own for record in self._records if record is not None)
+    def as_in_file(self, lo: int, origin: Bits, bits: Bits) -> Bits:
+        """Return the bits of a piece as the file has them at the steps that it has, and frames begin from.
 
-    def in_file(self, lo: int, out: Bits) -> bool:
-        """Fill the rows of `out` with what frames of the file lead to at its steps; False if it has none of it."""
-        if self._file is None or self._own is None:
-            return False
-        self._file.replay(self._own, lo, out)
-        return True
+        They are others where what a line goes through there is not the tensor itself, but what was in its place.
+
+        Args:
+            lo: the first element of the piece.
+            origin: the piece at the origin, in the tensor's dtype.
+            bits: the piece at all steps, [T, elements], as `read_into` gives it.
+        """
+        if self._file is None or all(record is self._own for record in self._records if record is not None):
+            return bits
+        bits = bits.copy()
+        if self._own is None:
+            bits[: self._file.old] = origin
+        else:
+            self._file.replay(self._own, lo, bits[: self._file.old])
+        return bits
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.digests import digest
 from relex_codec.encoding.side_files import BaseFiles, FileStore, files_from_base, files_of_step, fitted_config
 from relex_codec.errors import CheckpointError
-from relex_codec.format.writer import PendingSpan
+from relex_codec.format.packed_span import PendingSpan
 
 BASE = {
     "config.json": b"{}",
