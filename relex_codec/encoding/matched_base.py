@@ -5,7 +5,7 @@ from __future__ import annotations
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.core.dtypes import Bits
 
-from .planning import RunPlan, TensorTask
+from .planning import RunPlan, TensorPlan
 
 
 class MatchedBase(TensorReader):
@@ -17,11 +17,11 @@ class MatchedBase(TensorReader):
 
     def __init__(self, plan: RunPlan, path: str) -> None:
         self.path = path
-        self._origins = {task.info.name: task.origin for task in started_somewhere(plan) if task.sources}
+        self._origins = {one.info.name: one.origin for one in started_somewhere(plan) if one.sources}
         self.tensors = {
-            task.info.name: TensorInfo(task.info.name, task.origin.dtype, task.info.shape)
-            for task in started_somewhere(plan)
-            if task.sources
+            one.info.name: TensorInfo(one.info.name, one.origin.dtype, one.info.shape)
+            for one in started_somewhere(plan)
+            if one.sources
         }
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
@@ -30,6 +30,6 @@ class MatchedBase(TensorReader):
         out[:] = self._origins[name].read(lo, lo + out.size)
 
 
-def started_somewhere(plan: RunPlan) -> list[TensorTask]:
+def started_somewhere(plan: RunPlan) -> list[TensorPlan]:
     """Return the tensors of the last observed step that are not other names of others."""
-    return [task for task in plan.tasks if isinstance(task, TensorTask) and task.planned.main]
+    return [one for one in plan.tensors if isinstance(one, TensorPlan) and one.planned.main]
