@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from .output import as_json, base_option, print_json, show
@@ -22,7 +24,7 @@ def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None,
 
     import relex_codec
     from relex_codec.run.info import fits_text, text
-    from relex_codec.run.sparkline import as_text
+    from relex_codec.run.sparkline import BLOCKS, PLAIN
 
     with relex_codec.open(file, base=base) as run:
         if trust:
@@ -30,10 +32,18 @@ def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None,
         document = run.info()
         if fits:
             document["fits"] = [asdict(row) for row in run.fits()]
-        moved = as_text(run.movement())
+        moved = run.movement()
     if as_json:
         print_json(document)
         return
-    show(text(document, tensors, moved))
+    show(text(document, tensors, moved, BLOCKS if _can_show(BLOCKS) else PLAIN))
     if fits:
         show("\n" + fits_text(document["fits"]))
+
+
+def _can_show(characters: str) -> bool:
+    try:
+        characters.encode(sys.stdout.encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True

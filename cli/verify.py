@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import as_json, base_option, exclude_steps_option, print_json, show, steps_option
 
 
 @click.command("verify")
 @click.argument("file")
 @base_option
+@click.option(
+    "--against", metavar="RUN", help="Compare the stored steps with the checkpoints of RUN, as encode takes it."
+)
+@steps_option
+@exclude_steps_option
 @as_json
-def command(file: str, base: str | None, as_json: bool) -> None:
+def command(
+    file: str, base: str | None, against: str | None, steps: str | None, exclude_steps: str | None, as_json: bool
+) -> int:
     """Read every byte of FILE and check it; with --base check that base as well.
 
     Where there is an exact tier, and the base is given or in FILE, every step is restored and checked too.
+
+    With --against, every step of FILE is compared with the checkpoint in RUN, bit for bit. What RUN holds and FILE
+    does not is listed, and so is what decoding FILE needs: read that before you delete RUN. Exits 1 if anything
+    differs, or if RUN has a step that FILE lacks.
     """
     import relex_codec
 
+    if against is None and (steps is not None or exclude_steps is not None):
+        raise click.UsageError("--steps and --exclude-steps choose what is compared, with --against RUN")
     with relex_codec.open(file, base=base) as run:
         run.verify()
+        if against is not None:
+            found = run.verify_against(against, steps=steps, exclude_steps=exclude_steps, progress=True)
+            if as_json:
+                print_json(found.as_document())
+            else:
+                for line in (*found.lines(), found.sentence()):
+                    show(line)
+            return 0 if found.ok else 1
         if base is not None:
             run.check_base()
         document, restored = run.info(), None
@@ -28,7 +49,7 @@ def command(file: str, base: str | None, as_json: bool) -> None:
     size = document["bytes"]["total"]
     if as_json:
         print_json({"file": file, "bytes": size, "base": base, "restored_steps": restored, "ok": True})
-        return
+        return 0
     done = [f"all {size:,} bytes are as they were written"]
     if base is not None:
         done.append(f"{base} is its base")
@@ -37,3 +58,4 @@ def command(file: str, base: str | None, as_json: bool) -> None:
     elif document["exact"]:
         done.append("its steps were not restored, which takes --base")
     show(f"{file}: {'; '.join(done)}")
+    return 0

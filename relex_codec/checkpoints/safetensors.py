@@ -106,11 +106,16 @@ class SafetensorsCheckpoint(TensorReader):
             begin = info.begin + lo * ITEMSIZE[info.dtype]
             self.sources[info.shard].read_into(begin, out.view(np.uint8).data)
 
+    def place_of(self, name: str, lo: int, count: int) -> tuple[Source, int, int]:
+        """Return which bytes of which file the elements of a tensor are, from `lo` on."""
+        info = self.info(name)
+        width = ITEMSIZE[info.dtype]
+        return self.sources[info.shard], info.begin + lo * width, info.begin + (lo + count) * width
+
     def forget(self, name: str, lo: int, count: int) -> bool:
         """Drop what is kept of elements of a tensor, which are wrong; tell whether reading them again may help."""
-        info = self.info(name)
-        begin, width = info.begin + lo * ITEMSIZE[info.dtype], ITEMSIZE[info.dtype]
-        return self.sources[info.shard].forget(begin, begin + count * width)
+        source, begin, end = self.place_of(name, lo, count)
+        return source.forget(begin, end)
 
     def forget_headers(self) -> bool:
         """Drop what is kept of the headers, which may be wrong; tell whether opening it again may help."""

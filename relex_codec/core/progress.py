@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, Final, Protocol
 
+from .sizes import spell_bytes
 from .text import printable
 
 LINE_EVERY: Final = 60.0
@@ -101,7 +102,7 @@ class LogLines:
         share = self._done / self._total if self._total else 1.0
         left = f", about {_duration(seconds / share - seconds)} left" if 0 < share < 1 else ""
         amount = (
-            f"{_bytes(self._done)} of {_bytes(self._total)}"
+            f"{spell_bytes(self._done)} of {spell_bytes(self._total)}"
             if self._unit == "B"
             else f"{self._done:,} of {self._total:,} {self._unit}s"
         )
@@ -120,15 +121,6 @@ def _in_notebook() -> bool:
     """Tell whether this is the kernel of a notebook; its stderr is no terminal, but bars can be shown."""
     shell = getattr(sys.modules["IPython"], "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.4g} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Sizes in bytes as a user writes them."""
+"""Sizes in bytes as a user writes and reads them."""
 
 from __future__ import annotations
 
@@ -38,3 +38,18 @@ def parse_memory(size: str | int) -> int:
     if value < SMALLEST_MEMORY:
         raise InvalidArgument(f"memory is {size!r}, expected at least {SMALLEST_MEMORY // 10**6}MB")
     return value
+
+
+def spell_bytes(count: int) -> str:
+    """Return a number of bytes with three digits and a unit.
+
+    Example:
+        >>> spell_bytes(12_345_678), spell_bytes(7), spell_bytes(1_200_000_000_000)
+        ('12.3 MB', '7 B', '1.2 TB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.4g} TB"

@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from relex_codec.core.left_out import LeftOut
+
 SIZE_LIMIT: Final = 1 << 48
 LEFT_OUT_LIMIT: Final = 1000
 """Rows of what the run's directory holds and the file does not."""
@@ -108,14 +110,6 @@ class StepEntry(NamedTuple):
 
     directory: str | None
     layout: int
-
-
-class LeftOut(NamedTuple):
-    """What the run's directory held and the file does not: so many files of one kind, and their bytes."""
-
-    what: str
-    files: int
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from relex_codec.core.filenames import (
     is_document,
     shard_allowed,
 )
+from relex_codec.core.left_out import LeftOut
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt
 
@@ -25,7 +26,6 @@ from .manifest import (
     BaseRange,
     FileEntry,
     Layout,
-    LeftOut,
     Manifest,
     StepEntry,
     TensorEntry,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,10 @@ from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .export import export, nbytes
 from .fitted import weights_along
+from .iteration import iterate
 from .pictured import PicturedRun
 from .provenance import NOTE, as_bytes, note
-from .restore import choose_steps, needed_tensors, numbered_steps, restore
+from .restore import choose_steps, numbered_steps, restore
 from .run_reader import RunReader, checked_device
 from .verify import check_all, check_exact
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from relex_codec.core.indexing import TensorIndex
 
+    from .comparison import Comparison
     from .module_targets import Names
     from .resident import Resident
 
@@ -85,8 +86,9 @@ class Run(PicturedRun):
         Args:
             step: any number; fractional and extrapolated steps are decoded like observed ones.
             tier: ``line`` for any step, ``track`` for those from the first to the last stored one, ``exact`` for the
-                stored ones themselves, bit for bit, if the file has that tier. ``auto``: the base at 0, ``exact``
-                where a step is stored so, else ``track`` among the observed steps and ``line`` beyond.
+                stored ones themselves, bit for bit, if the file has that tier. ``auto``: ``exact`` where a step is
+                stored so, the base at 0 if all tensors started from it, else ``track`` among the observed steps and
+                ``line`` beyond.
             index: decodes only this part, as ``tensor[index]``: slices with a step of 1, integers, ``...``.
 
         Returns:
@@ -149,28 +151,7 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        return self._iterate(numbered_steps(self._reader.decoder, start, stop))
-
-    def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        from relex_codec.core.torch_dtypes import as_tensor
-        from relex_codec.exact.replay import replay_tensors
-
-        decoder = self._reader.decoder
-        index = decoder.container.index
-        plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
-        wanted = needed_tensors(index, numbers)
-        for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, wanted, plan):
-            self._reader.check_open()  # the step might have been in memory
-            state: dict[str, torch.Tensor] = {}
-            names: Counter[int] = Counter(index.target(one).number for one in index.layout_of(number).tensors)
-            for one in index.layout_of(number).tensors:
-                target = index.target(one).number
-                names[target] -= 1
-                bits = found[target].copy() if names[target] else found.pop(target)  # each name has its own memory
-                state[one.name] = as_tensor(bits, one.dtype, one.shape).to(self.device)
-            del found
-            yield numbers[number], state
-            del state  # of which nothing is held while the next step is made
+        return iterate(self._reader, numbered_steps(self._reader.decoder, start, stop), self.device)
 
     def load_into(
         self, module: torch.nn.Module, step: float, *, tier: str = "auto", names: Names = None, prefix: str = ""
@@ -264,7 +245,10 @@ class Run(PicturedRun):
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
-        """Write stored steps, bit for bit, as a run: ``output/global_step_N/``, each as `save` writes it.
+        """Write stored steps, bit for bit, as a run, each as `save` writes it, in the directory that it had.
+
+        That is ``output/checkpoint-10``, ``output/10/model`` and the like, or ``output/global_step_N`` if the file does
+        not say. What the run's directories held besides, `info` lists as ``left_out``.
 
         A local directory appears when all steps are complete; at a URL, none is a checkpoint before all weights are
         there. Parts of tensors are replayed one after another, so memory grows neither with the model nor with the
@@ -334,6 +318,51 @@ class Run(PicturedRun):
         with progress_bar("verify", total, enabled=progress) as bar:
             check_exact(decoder, count, bar.update)
         return count
+
+    def verify_against(
+        self,
+        run: PathLike,
+        *,
+        steps: str | None = None,
+        exclude_steps: str | None = None,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> Comparison:
+        """Compare every stored step with the checkpoints of the run, bit for bit, and look what else the run holds.
+
+        Steps are replayed as by `check_exact`, so that all digests are checked as well. The weights of the base are
+        hashed, since the file is of no use without it.
+
+        Args:
+            run: as for `relex_codec.encode`: directory or URL, or one with ``{step}`` in it.
+            steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
+                ``1:4,6,8``. Default: all.
+            exclude_steps: which of them are left out, written in the same way.
+            progress: show a bar on stderr, or a line a minute where that is no terminal.
+            storage_options: for `run`. Default: those that the file was opened with.
+
+        Returns:
+            What was found: ``comparison.ok`` tells whether the file has every step of the run as it is, and
+            ``comparison.sentence()`` says the rest. What differs is returned, not raised.
+
+        Raises:
+            InvalidArgument: the file has no exact tier, or `steps` leaves nothing.
+            CheckpointError: there is no run, or no step of it can be read.
+            BaseMismatch: the base is not the one that the run was encoded against.
+            Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
+
+        Example:
+            >>> comparison = relex_codec.open("run.relex").verify_against("ckpts/")
+            >>> comparison.equal_steps, comparison.only_in_run, comparison.ok
+            (4, [50], False)
+        """
+        from .against import compare_with_run
+
+        options = self._options if storage_options is None else storage_options
+        return compare_with_run(
+            self._reader.decoder, run, steps=steps, exclude_steps=exclude_steps, progress=progress,
+            storage_options=options,
+        )  # fmt: skip
 
     def _bar(self, what: str, layouts: Sequence[StepLayout], progress: bool) -> Progress:
         """A bar for the bytes of steps that are laid out so."""

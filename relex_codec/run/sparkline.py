@@ -13,7 +13,11 @@ from relex_codec.format import reader
 from relex_codec.format.reader import FileReader
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
-MOST_POINTS: Final = 40
+"""Heights of a sparkline, the lowest first."""
+PLAIN: Final = "_.:-=+*#"
+"""The same where only ASCII can be shown."""
+WIDTH: Final = 40
+"""Columns of a sparkline at most."""
 
 
 def movement(container: FileReader) -> list[float]:
@@ -34,15 +38,21 @@ def movement(container: FileReader) -> list[float]:
     return [] if not scale else [float(x) for x in scale * np.sqrt(((values / scale) ** 2).sum(axis=0))]
 
 
-def as_text(values: Sequence[float], width: int = MOST_POINTS) -> str:
-    """Return a line of blocks, the lowest for 0 and the highest for the largest value.
+def sparkline(values: Sequence[float | None], blocks: str = BLOCKS) -> str:
+    """Return a character for each value, a space for one that is not known; the largest is the highest.
+
+    With more values than columns, each column stands for the largest of its values: no peak is hidden.
 
     Example:
-        >>> as_text([0, 1, 2, 3, 4])
-        '▁▂▄▆█'
+        >>> sparkline([0.0, 0.5, None, 1.0])
+        '▁▅ █'
     """
-    shown, top = _thinned(values, width), max(values, default=0)
-    return "".join(BLOCKS[min(7, int(value / top * 7.5))] for value in shown) if top > 0 else ""
+    columns = [values[i * len(values) // WIDTH : (i + 1) * len(values) // WIDTH] for i in range(WIDTH)]
+    cells = [[value] for value in values] if len(values) <= WIDTH else columns
+    most = [max((value for value in cell if value is not None), default=None) for cell in cells]
+    top = max((value for value in most if value is not None), default=0.0) or 1.0
+    last = len(blocks) - 1
+    return "".join(" " if value is None else blocks[round(last * max(value, 0.0) / top)] for value in most)
 
 
 def as_svg(values: Sequence[float], width: int = 120, height: int = 20) -> str:

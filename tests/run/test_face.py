@@ -27,7 +27,7 @@ PUBLIC = [
     "check_base", "check_exact", "close", "coefficients", "compare",
     "compare_with_checkpoint", "compare_with_run", "device", "fits", "info", "iter_steps", "keys", "load_into",
     "movement", "observed_steps", "path", "plot", "resident", "restore", "save", "scores", "state_dict", "state_dicts",
-    "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify",
+    "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify", "verify_against",
 ]  # fmt: skip
 
 
@@ -187,6 +187,7 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "check_base": lambda run, out: run.check_base(),
     "verify": lambda run, out: run.verify(),
     "check_exact": lambda run, out: run.check_exact(),
+    "verify_against": lambda run, out: run.verify_against("RUN"),
     "compare": lambda run, out: run.compare(1, 9),
     "compare_with_checkpoint": lambda run, out: run.compare_with_checkpoint("", 9),
     "compare_with_run": lambda run, out: run.compare_with_run(run),
