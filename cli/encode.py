@@ -27,6 +27,13 @@ from .output import as_json, exclude_steps_option, print_json, show, steps_optio
 @steps_option
 @exclude_steps_option
 @click.option(
+    "--rename",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Where names differ beyond known prefixes: those of RUN with OLD at their beginning, or after a dot, have NEW "
+    "there in BASE, or the other way round. May be given several times.",
+)
+@click.option(
     "--quality",
     default="default",
     show_default=True,
@@ -72,9 +79,6 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
         print_json(document)
         return
     steps, sizes = document["steps"], document["bytes"]
-    lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
-    if lacking:
-        show(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
     if needs_base(document):
         given = options["base_uri"] is not None or document["base"] is None  # what the file says is for other places
         base = without_secrets(options["base"]) if given else place_of_base(document["base"], output)

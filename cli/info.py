@@ -6,25 +6,39 @@ import sys
 
 import click
 
-from .output import as_json, print_json, show
+from .output import as_json, base_option, print_json, show
 
 
 @click.command("info")
 @click.argument("file")
 @click.option("--tensors", is_flag=True, help="Add a row for each tensor.")
+@click.option("--fits", is_flag=True, help="Add how well other curves than the line predict steps they have not seen.")
+@click.option(
+    "--trust", is_flag=True, help="Where FILE has no norms, compute them; that reads base and directions once."
+)
+@base_option
 @as_json
-def command(file: str, tensors: bool, as_json: bool) -> None:
-    """Show what FILE holds: base, steps, sizes, and how well a line describes the run."""
-    import relex_codec
-    from relex_codec.run.error_text import BLOCKS, PLAIN
-    from relex_codec.run.info import text
+def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None, as_json: bool) -> None:
+    """Show what FILE holds: base, steps, sizes, how straight the run went, and how far its line may be believed."""
+    from dataclasses import asdict
 
-    with relex_codec.open(file) as run:
+    import relex_codec
+    from relex_codec.run.info import fits_text, text
+    from relex_codec.run.sparkline import BLOCKS, PLAIN
+
+    with relex_codec.open(file, base=base) as run:
+        if trust:
+            run.trust(run.observed_steps[-1])
         document = run.info()
+        if fits:
+            document["fits"] = [asdict(row) for row in run.fits()]
+        moved = run.movement()
     if as_json:
         print_json(document)
-    else:
-        show(text(document, tensors, BLOCKS if _can_show(BLOCKS) else PLAIN))
+        return
+    show(text(document, tensors, moved, BLOCKS if _can_show(BLOCKS) else PLAIN))
+    if fits:
+        show("\n" + fits_text(document["fits"]))
 
 
 def _can_show(characters: str) -> bool:

@@ -20,6 +20,9 @@ COMMANDS = {
     "decode": "Write any step as a Hugging Face checkpoint.",
     "restore": "Write the stored steps back out, bit for bit.",
     "info": "Show what a file holds.",
+    "compare": "Compare steps, a step with a checkpoint, or two runs.",
+    "plot": "Draw a run: coefficients, errors, what moved where.",
+    "report": "Write one page about a run, to open in a browser.",
     "verify": "Read and check every byte of a file.",
     "demo": "Train a small model, archive the run, extrapolate it.",
 }

@@ -23,6 +23,7 @@ from .errors import (
 from .run.coefficients import Coefficients
 from .run.run import Run, open  # noqa: A004 (as in relex_codec.open)
 from .run.safe_open import safe_open
+from .trust.horizon import Trust
 
 if TYPE_CHECKING:
     from .integrations.dcp import RelexStorageReader
@@ -40,6 +41,7 @@ __all__ = [
     "Resident",
     "Run",
     "Truncated",
+    "Trust",
     "Unsupported",
     "__version__",
     "append",

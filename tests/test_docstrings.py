@@ -14,7 +14,7 @@ import relex_codec
 from support.checkpoints import write_checkpoint, write_run
 from support.tensors import bf16
 
-HAVE_EXAMPLES = {"Coefficients", "Run", "append", "encode", "open", "safe_open"}
+HAVE_EXAMPLES = {"Coefficients", "Run", "Trust", "append", "encode", "open", "safe_open"}
 
 
 def examples() -> list[doctest.DocTest]:

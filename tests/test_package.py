@@ -30,6 +30,7 @@ def test_public_names() -> None:
         "Resident",
         "Run",
         "Truncated",
+        "Trust",
         "Unsupported",
         "__version__",
         "append",

@@ -16,7 +16,7 @@ from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
 from relex_codec.storage.hub.paths import parse_model_url
 from relex_codec.storage.hub.revisions import list_branches, refuse_offline
 from relex_codec.storage.open import Item, list_directory
-from relex_codec.storage.urls import Options, PathLike, is_url, join_path, options_for, without_secrets
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, options_for, without_secrets
 
 from . import naming, unreadable
 from .checkpoint import TensorReader
@@ -220,6 +220,36 @@ def find_checkpoints(
             )
         found[number] = folder
     return sorted(found.items())
+
+
+def path_in_run(root: PathLike, path: str) -> str | None:
+    """Return the path of a checkpoint that `find_run` found, from the directory of the run on; None if nobody knows.
+
+    Example:
+        >>> path_in_run("ckpts/", "ckpts/global_step_10/actor/huggingface")
+        'global_step_10/actor/huggingface'
+        >>> path_in_run("s3://bucket/m-{step}/hf", "s3://bucket/m-10/hf")
+        'm-10/hf'
+    """
+    text = os.fspath(root) if is_url(root) else local_path(root)
+    above = text.partition(naming.PLACEHOLDER)[0].rpartition("/")[0] if naming.PLACEHOLDER in text else text
+    above = above.replace(os.sep, "/").rstrip("/") + "/" if above else ""
+    path = path.replace(os.sep, "/")
+    return path[len(above) :].strip("/") or None if path.startswith(above) else None
+
+
+def path_of_step(path: str) -> str | None:
+    """Return the path of a checkpoint that `find_checkpoints` found, from the directory of its step on.
+
+    Example:
+        >>> path_of_step("/data/run/global_step_10/actor/huggingface")
+        'global_step_10/actor/huggingface'
+        >>> path_of_step("hf://org/run@step_10") is None
+        True
+    """
+    parts = path.replace(os.sep, "/").rstrip("/").split("/")
+    at = next((i for i in range(len(parts) - 1, -1, -1) if naming.step_names([parts[i]])[0]), None)
+    return None if at is None else "/".join(parts[at:])
 
 
 def _step_of(path: PathLike) -> int:

@@ -6,7 +6,7 @@ The rules on names are in checkpoints/weight_files.py, and what is said where th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from relex_codec.core.filenames import FOLDERS, INDEX, SINGLE, shard_allowed
@@ -102,20 +102,22 @@ def find_files(
     return CheckpointFiles(
         {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,
-        {
-            name: SideFile(join_path(path, name), own[name])
-            for own in (sizes, *_sizes_in_folders(path, options, items))
-            for name in weight_files.side_files(own)
-        },
+        _side_files(path, options, items, sizes, shards),
         (note,) if note else (),
     )
 
 
-def _sizes_in_folders(path: PathLike, options: Options, items: list[Item]) -> Iterator[dict[str, int | None]]:
-    """Yield the sizes of the files in each folder that belongs to a checkpoint, by name with the folder before it."""
-    for folder in (item.name for item in items if item.is_dir and item.name in FOLDERS):
-        inside = list_directory(join_path(path, folder), options, error=CheckpointError)
-        yield {f"{folder}/{item.name}": item.size for item in inside if not item.is_dir}
+def _side_files(
+    path: PathLike, options: Options, items: list[Item], sizes: dict[str, int | None], shards: Collection[str]
+) -> dict[str, SideFile]:
+    """Return the files beside the weights, those in folders that belong to a checkpoint too."""
+    found = dict(sizes)
+    for item in items:
+        if item.is_dir and item.name in FOLDERS:
+            inside = list_directory(join_path(path, item.name), options, error=CheckpointError)
+            found.update({f"{item.name}/{one.name}": one.size for one in inside if not one.is_dir})
+    names = weight_files.side_files(found, shards)
+    return {name: SideFile(join_path(path, name), found[name]) for name in names}
 
 
 def _weight_map(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import IO_THREADS, parallel_map
@@ -11,9 +12,12 @@ from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
 from .broken import broken_steps
-from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
+from .checkpoint import CheckpointSeries, TensorInfo, TensorReader, check_same_tensors
 from .checks import check_against_base
 from .safetensors import KnownTables, open_checkpoint
+
+TABLES: Final = 8
+"""Different tables of tensors that are kept to be shared by steps that have the same."""
 
 
 class ReaderSeries(CheckpointSeries):
@@ -24,6 +28,7 @@ class ReaderSeries(CheckpointSeries):
         open_step: opens the checkpoint of a step by its number, from 0 on; called from several threads.
         threads: how many steps are read at the same time.
         chosen: whether the user chose the steps from a run, and may leave some out; then messages say how.
+        alike: whether steps that differ in their tensors are refused; `names` and `info` are those of the first one.
 
     Raises:
         CheckpointError: there are no steps.
@@ -36,11 +41,13 @@ class ReaderSeries(CheckpointSeries):
         *,
         threads: int = IO_THREADS,
         chosen: bool = False,
+        alike: bool = True,
     ) -> None:
         if not steps:
             raise CheckpointError("a run needs at least one checkpoint")
         self.steps: list[int] = list(steps)
-        self._open, self._threads, self._chosen = open_step, threads, chosen
+        self._open, self._threads, self._chosen, self._alike = open_step, threads, chosen, alike
+        self._tables: list[Mapping[str, TensorInfo]] = []
         self._opened: list[TensorReader | None] = [None] * len(steps)
 
     def checkpoint(self, index: int) -> TensorReader:
@@ -48,11 +55,15 @@ class ReaderSeries(CheckpointSeries):
         opened = self._opened[index]
         if opened is None:
             opened = self._open(index)
-            if index:
+            if index and self._alike:
                 first = self.checkpoint(0)
                 check_same_tensors(opened.tensors, f"step {self.steps[index]}", first.tensors, f"step {self.steps[0]}")
-                if opened.tensors == first.tensors:  # share one table, whatever else their files say
-                    opened.tensors = first.tensors
+            # share one table, whatever else their files say
+            same = next((table for table in self._tables if table == opened.tensors), None)
+            if same is not None:
+                opened.tensors = same
+            elif len(self._tables) < TABLES:
+                self._tables.append(opened.tensors)
             self._opened[index] = opened
         return opened
 
@@ -102,6 +113,7 @@ def open_series(
     threads: int = IO_THREADS,
     base: TensorReader | None = None,
     chosen: bool = False,
+    alike: bool = True,
 ) -> ReaderSeries:
     """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
 
@@ -110,7 +122,7 @@ def open_series(
         storage_options: for fsspec, for all URLs, or by protocol.
         threads: how many steps are read at the same time.
         base: each checkpoint is compared with it when it is opened (`checks.check_against_base`).
-        chosen: as of `ReaderSeries`.
+        chosen, alike: as of `ReaderSeries`.
 
     Raises:
         CheckpointError: there are none.
@@ -127,4 +139,4 @@ def open_series(
             check_against_base(opened, base, f"step {step}")
         return opened
 
-    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads, chosen=chosen)
+    return ReaderSeries([step for step, _ in checkpoints], open_step, threads=threads, chosen=chosen, alike=alike)

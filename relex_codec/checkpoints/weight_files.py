@@ -24,12 +24,16 @@ def is_weights(name: str) -> bool:
     return name.endswith(".safetensors") and not name.startswith(_NOT_WEIGHTS) and not unreadable.SLICES.fullmatch(name)
 
 
-def side_files(names: Iterable[str]) -> list[str]:
+def side_files(names: Iterable[str], shards: Collection[str] = ()) -> list[str]:
     """Return the files that a checkpoint carries besides weights: configuration, tokenizer, templates, code.
 
     Those that a `.relex` file may hold: training state, pickles and hidden files are left out.
+
+    Args:
+        names: of all its files, those in folders with a slash.
+        shards: its files of weights.
     """
-    return sorted(name for name in names if file_allowed(name) and name not in _NOT_SIDE)
+    return sorted(name for name in names if file_allowed(name, list(shards)) and name not in _NOT_SIDE)
 
 
 def shards_without_index(names: Collection[str], where: str, path: str) -> list[str]:

@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DIGEST: Final = 32
 """Bytes at the end of each file of the cache."""
 PACKAGE: Final = Path(__file__).parent.parent
-SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py")
+SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py", "kernels/cpu/llvm_ops.py")
 """Files that compiled code of other folders takes constants or functions in from; a test compares this with imports."""
 
 
@@ -109,7 +109,19 @@ class _Cache(FunctionCache):
 
 def compiled(function: F) -> F:
     """Compile `function` when it is first called; it runs without the GIL."""
-    dispatcher = numba.njit(nogil=True)(function)
+    return _kept(function, numba.njit(nogil=True)(function))
+
+
+def summing(function: F) -> F:
+    """The same for a function that adds up floats, whose sums may be taken in another order, with fused products.
+
+    So sums fill vector registers, and their last bits depend on the processor. NaNs and infinities stay what they are.
+    """
+    return _kept(function, numba.njit(nogil=True, fastmath={"reassoc", "contract"})(function))
+
+
+def _kept(function: F, dispatcher: Any) -> F:
+    """Keep on disk what `dispatcher` compiles."""
     if hasattr(dispatcher, "_cache"):  # not where compiling is switched off
         with suppress(RuntimeError):  # where neither the package's folder nor the user's cache can be written
             dispatcher._cache = _Cache(function)

@@ -6,11 +6,12 @@ import itertools
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
-from .cancellation import Cancelled, CancelScope
+from .cancellation import Cancelled, CancelScope, wait_for
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -87,6 +88,37 @@ def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int |
 def _rank(error: BaseException) -> int:
     """Which of several errors is raised: interruptions before failures before what they have cancelled."""
     return 2 if isinstance(error, Cancelled) else 1 if isinstance(error, Exception) else 0
+
+
+def ordered_map(
+    function: Callable[[T], R], values: Iterable[T], threads: int, window: int | None = None
+) -> Iterator[R]:
+    """Yield ``function(v)`` of each value in order, while later ones are computed on `threads` threads.
+
+    The first that fails, in the order of the values, is raised; then, and when the caller stops early, the rest is
+    cancelled and what is under way is waited for.
+
+    Args:
+        values: taken from the caller's thread, each when there is room for it.
+        window: how many values are begun and not yet yielded, at most; by default one more than threads.
+    """
+    if threads < 2 or window == 1:
+        yield from map(function, values)
+        return
+    scope, pending = CancelScope(), deque[Future[R]]()
+    run = scope.bind(function)
+    with ThreadPoolExecutor(threads, "relex-ordered") as pool:
+        try:
+            for value in values:
+                if len(pending) >= (window or threads + 1):
+                    yield wait_for(pending.popleft())
+                pending.append(pool.submit(run, value))
+            while pending:
+                yield wait_for(pending.popleft())
+        finally:
+            scope.cancel()
+            for future in pending:
+                future.cancel()
 
 
 def prefetched(values: Iterable[T], count: int) -> Iterator[T]:

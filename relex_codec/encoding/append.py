@@ -10,8 +10,9 @@ from typing import Final
 from threadpoolctl import threadpool_limits
 
 from relex_codec.checkpoints.base_uri import carried_over
-from relex_codec.checkpoints.checkpoint import TensorReader
-from relex_codec.checkpoints.discovery import find_checkpoints
+from relex_codec.checkpoints.checkpoint import TensorInfo
+from relex_codec.checkpoints.discovery import find_checkpoints, path_of_step
+from relex_codec.checkpoints.name_matching import compatible
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
@@ -24,11 +25,13 @@ from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
-from .appended_series import AppendedSeries, EmbeddedBase
-from .encode import new_segment, report_notes
+from .appended_series import AppendedSeries
+from .encode import new_segment, report_not_finite, report_notes
 from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
+from .planning import plan_append
 from .quality import Quality
+from .surroundings import appended_surroundings
 
 MICRO: Final = "micro"
 
@@ -68,7 +71,7 @@ def append(
     Raises:
         InvalidArgument: the file has no exact tier, a step is not later than its last, the output exists or cannot be
             written, or another process appends to the file or has replaced it when the new one is complete.
-        CheckpointError: a checkpoint cannot be read, or has other tensors than the file.
+        CheckpointError: a checkpoint cannot be read, or has tensors of other shapes than the file.
         BaseMismatch: the base is not the one that the file was made from.
 
     Example:
@@ -100,10 +103,11 @@ def append(
                 f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
                 "with --exact if it shall grow"
             )
-        further = open_series(found, storage_options)
+        further = open_series(found, storage_options, alike=False)
         series = AppendedSeries(run.decoder, further)
         series.check()
         report_notes(further)
+        _check_base(run)
         observed = index.manifest.observed
         if observed == len(index.steps):
             observed = len(series.steps)
@@ -112,27 +116,30 @@ def append(
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
+            plan = plan_append(series, index, observed)
             frames = partial(new_segment, writer, len(series.steps) - len(index.steps), run.decoder.exact)
-            job = RunEncoder(
-                series, _base(run), writer, observed, _quality(run), rank, index.manifest.embedded, budget, True, frames
-            )
-            return job.write(carried_over(index.manifest.base_uri, file, file if output is None else output), progress)
+            embed = index.manifest.embedded
+            job = RunEncoder(plan, writer, observed, _quality(run), rank, embed, budget, True, frames)
+            uri = carried_over(index.manifest.base_uri, file, file if output is None else output)
+            more = [path_of_step(path) for _, path in found]
+            size = job.write(appended_surroundings(plan, run, job.embed_file, uri, more), progress)
+            report_not_finite(job)
+            return size
 
 
-def _base(run: RunReader) -> TensorReader:
-    """The base, whose reads are checked."""
-    index = run.container.index
+def _check_base(run: RunReader) -> None:
+    """Refuse a base that has what the file says that it lacked."""
     if run.base_embedded:
-        return EmbeddedBase(run.decoder)
-    reader = run.base_reader()
-    there = reader.tensors
-    for tensor in index.tensors:
-        stored = tensor.kind != f.TIED and tensor.origin == f.STORED
-        if stored and tensor.name in there and there[tensor.name].shape == tensor.shape:
+        return
+    reader, index = run.base_reader(), run.container.index
+    for tensor in index.layout_of(1).tensors:
+        there = reader.tensors.get(tensor.name)
+        if tensor.kind == f.TIED or tensor.in_base or there is None or there.shape != tensor.shape:
+            continue
+        if compatible(there, TensorInfo(tensor.name, tensor.dtype, tensor.shape)):
             raise BaseMismatch(
                 f"base {reader.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
             )
-    return reader
 
 
 def _quality(run: RunReader) -> Quality:

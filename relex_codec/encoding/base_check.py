@@ -20,7 +20,7 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument
 
-from .tensor_history import as_dtype
+from .origin import as_dtype
 
 FARTHER: Final = 10.0
 """How many times farther than steps explain a base may be."""
@@ -107,13 +107,15 @@ def check_base(series: CheckpointSeries, base: TensorReader) -> None:
     """
     steps = list(series.steps)
     looked = sorted({*range(len(steps))[:FIRST], *range(len(steps))[-LAST:]})
-    infos = [series.info(name) for name in base.tensors if name in series.checkpoint(0).tensors]
+    first, *others = (series.checkpoint(index).tensors for index in looked)
+    everywhere = [name for name in base.tensors if name in first and all(name in table for table in others)]
+    infos = [first[name] for name in everywhere]
     places = choose_places(info for info in infos if info.dtype in FLOATS and is_of_base(info, base.tensors))
     if len(steps) < 2 or sum(place.hi - place.lo for place in places) < TOO_FEW:
         return  # nothing to compare with
     readers = [base, *(series.checkpoint(index) for index in looked)]
     read = parallel_map(
-        lambda pair: _weights(pair[0], pair[1], series.info(pair[0].name).dtype),
+        lambda pair: _weights(pair[0], pair[1], first[pair[0].name].dtype),
         [(place, reader) for place in places for reader in readers],
         IO_THREADS,
     )

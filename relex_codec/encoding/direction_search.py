@@ -13,6 +13,7 @@ held on all of it, mostly in two or three steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -27,7 +28,7 @@ from .quality import Quality
 from .remainder import Remainder
 from .stored_direction import FLOAT32_DIRECTION, StoredDirection, factor_bytes
 from .tuning import RELAXATION, Found, move_bound, tune_in_excerpt, tune_width, with_errors
-from .weight_error import Rule, Sample, SampledWeights, Weights, squared_norm
+from .weight_error import ReadPieces, Rule, Sample, SampledWeights, Weights, squared_norm
 
 RANKS: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """Factor ranks that are tried beside none."""
@@ -91,7 +92,7 @@ class DirectionSearch:
         read: ReadElements,
         shape: tuple[int, ...],
         sample: Sample,
-        others: list[F32],
+        others: Sequence[F32],
         coefficient: float,
         quality: Quality,
         share: float = 1.0,
@@ -100,7 +101,7 @@ class DirectionSearch:
         self.read, self.shape, self.quality, self.share = read, shape, quality, share
         self.g = np.float32(coefficient)
         self.size = int(np.prod(shape, dtype=np.int64))
-        values = [read(lo, lo + len(target)) for lo, target in zip(sample.starts, sample.targets, strict=True)]
+        values = ReadPieces(sample.spans, read)
         self.sampled = SampledWeights(sample, values, others, self.g, unquantised)
         self.remainders: list[Remainder] = []
 

@@ -12,10 +12,11 @@ from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
-from relex_codec.checkpoints.discovery import find_run
+from relex_codec.checkpoints.discovery import find_run, path_in_run
 from relex_codec.checkpoints.left_out import files_kept, find_left_out
+from relex_codec.checkpoints.name_matching import RenameRule
 from relex_codec.checkpoints.series import open_series
-from relex_codec.core.left_out import describe
+from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.errors import CheckpointError, InvalidArgument
@@ -25,9 +26,14 @@ from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .base_check import check_base, check_new_tensors
+from .layouts import directory_names
+from .matched_base import MatchedBase, started_somewhere
 from .output import condition_of
 from .pipeline import RunEncoder
+from .planning import TensorPlan, plan_run
 from .quality import Quality
+from .surroundings import surroundings
+from .usable_steps import left_out_of_fits
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_reader import ExactTier
@@ -42,6 +48,7 @@ def encode(
     observe: int | None = None,
     steps: str | None = None,
     exclude_steps: str | None = None,
+    rename: Sequence[str] = (),
     quality: str | float = "default",
     factor_rank: int | None = None,
     rank: int = 1,
@@ -68,10 +75,13 @@ def encode(
         steps: the steps to encode: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
             ``1:4,6,8``.
         exclude_steps: which of them are left out, written in the same way.
+        rename: rules ``OLD=NEW`` where run and base call a tensor differently, beyond the prefixes that are known:
+            names of one with OLD in them, at the beginning or after a dot, are those of the other with NEW there.
         quality: ``raw fine default small micro``, or how much the weight error may grow, such as 0.03.
         factor_rank: factor pairs per matrix of quality ``micro`` (default 8).
         rank: number of directions; more than one does not help extrapolation.
-        exact: store every step bit for bit as well.
+        exact: store every step bit for bit as well, whatever tensors and files it has. Without, steps may differ in
+            copies of tied weights only.
         embed_base: store the base losslessly in the file.
         base_uri: where the file shall say that its base is; empty: nowhere. Default: the URL of `base`, which is
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
@@ -88,7 +98,8 @@ def encode(
         The size of the file in bytes.
 
     Raises:
-        CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``).
+        CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``), or
+            steps differ.
         InvalidArgument: an argument cannot be, the output exists or cannot be written, or the base is not the one that
             the run began at.
 
@@ -98,6 +109,7 @@ def encode(
         [10, 20, 30, 40]
     """
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
+    rules = [RenameRule.parse(text) for text in rename]
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
     condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
@@ -114,21 +126,36 @@ def encode(
         base=base_reader,
     )
     observed = _observed([step for step, _ in found], observe)
-    series = open_series(found, storage_options, base=base_reader, chosen=True)
+    series = open_series(found, storage_options, base=base_reader, chosen=True, alike=False)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
         series.check()
+        plan = plan_run(series, base_reader, observed, exact=exact, rules=rules)
+        matched = MatchedBase(plan, base_reader.path)
         if not allow_new_tensors:
-            check_new_tensors([series.info(name) for name in series.names], base_reader)
+            check_new_tensors([task.info for task in started_somewhere(plan)], matched)
         if not allow_any_base:
-            check_base(series, base_reader)
+            check_base(series, matched)
         report_notes(series, base_reader)
-        _report_left_out(run, found, series, storage_options)
+        for line in plan.notes:
+            note(line)
+        left_out = _left_out(run, found, series, storage_options)
         frames = partial(new_segment, writer, len(series.steps))
-        job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
+        job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
-        return job.write(uri, progress)
+        directories = directory_names((path_in_run(run, path) for _, path in found), series.steps)
+        around = surroundings(plan, base_reader, job.embed_file, embed_base, exact, uri, directories, left_out)
+        size = job.write(around, progress)
+        report_not_finite(job)
+        return size
+
+
+def report_not_finite(job: RunEncoder) -> None:
+    """Say on stderr which tensors had weights that are not finite, and were fitted without those steps."""
+    lines = sum(isinstance(tensor, TensorPlan) and not tensor.held for tensor in job.plan.tensors)
+    for line in left_out_of_fits(job.not_finite, job.steps, lines):
+        note(line)
 
 
 def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) -> SegmentJob:
@@ -149,18 +176,19 @@ def report_notes(series: CheckpointSeries, base: TensorReader | None = None) -> 
         note(line)
 
 
-def _report_left_out(
+def _left_out(
     run: PathLike, found: Sequence[tuple[int, str]], series: CheckpointSeries, storage_options: Options
-) -> None:
-    """Say on stderr what else the run's directory holds, which is lost if somebody deletes that."""
+) -> list[LeftOut]:
+    """Return what else the run's directory holds, and say so on stderr: it is lost if somebody deletes that."""
     try:
         rest = find_left_out(run, found, lambda index: files_kept(series.checkpoint(index)), storage_options)
     except CheckpointError as e:
         note(f"what else the run holds is not known: {e}")
-        return
+        return []
     if rest.rows:
         more = "" if rest.complete else ", and more in directories that were not listed"
         note(f"not in the file: {describe(rest.rows, len(found))}{more}")
+    return rest.rows
 
 
 def _observed(steps: list[int], observe: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,8 +37,8 @@ class Excerpt:
     """
 
     def __init__(self, sampled: SampledWeights, shape: tuple[int, ...], distance: int) -> None:
-        def some(pieces: list[F32]) -> F32:
-            chosen = [piece[::distance] for piece in pieces]
+        def some(pieces: Sequence[F32]) -> F32:
+            chosen = [piece[::distance] if distance == 1 else piece[::distance].copy() for piece in pieces]
             return np.ascontiguousarray(chosen[0]) if len(chosen) == 1 else np.concatenate(chosen)
 
         sample = sampled.sample
@@ -45,7 +46,7 @@ class Excerpt:
         self._origin, self._target, self._other = some(sample.origins), some(sample.targets), some(sampled.others)
         self.values = some(sampled.values)
         self.count, self.complete = len(self.values), distance == 1
-        self._spans = [(lo, lo + len(target)) for lo, target in zip(sample.starts, sample.targets, strict=True)]
+        self._spans = sample.spans
         self._distance, self._sampled = distance, sampled
         self._sums: tuple[Factors | None, F32 | None] = (None, None)
 
@@ -55,7 +56,7 @@ class Excerpt:
 
         The distance of its elements shares no factor with the width of the rows, so that all columns occur.
         """
-        distance = -(-sum(map(len, sampled.values)) // limit)
+        distance = -(-sum(hi - lo for lo, hi in sampled.sample.spans) // limit)
         while distance > 1 and np.gcd(distance, shape[-1]) > 1:
             distance += 1
         return cls(sampled, shape, distance)

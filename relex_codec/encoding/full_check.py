@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable
 
 import numpy as np
 
-from relex_codec.core.dtypes import F32, Bits, to_float32
-from relex_codec.core.threads import parallel_map
-from relex_codec.format.constants import PIECE
+from relex_codec.core.dtypes import F32, Bits
+from relex_codec.format.constants import NONE, PIECE
 
+from .delta_sums import working_array
 from .fit import F64
 from .quality import Quality
 from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
-from .weight_error import DECODED, Rule, squared_distance, squared_miss
-
-BATCH: Final = 8
-"""Pieces in memory at a time."""
-_Measure = Callable[[int, F32, F32, F32], F64]
-"""Squared errors of a block: of its first element, origins, targets and values of the direction."""
+from .weight_error import Rule
 
 
 class FullCheck:
@@ -37,9 +31,12 @@ class FullCheck:
 
     def rule(self, quality: Quality, share: float) -> Rule:
         """What these weights allow."""
+        from .loops.weights import STRIP, squared_distance_of  # numba is only needed here
 
-        def measure(start: int, origin: F32, target: F32, values: F32) -> F64:
-            return np.array([squared_distance(origin, target), self._miss(origin, target, values)])
+        def measure(start: int, origin: Bits, target: Bits, values: F32) -> F64:
+            kinds, strips = self._kinds, working_array("strips", (3, STRIP), np.float32)
+            delta = squared_distance_of(origin, kinds[0], target, kinds[1], strips)
+            return np.array([delta, self._miss(origin, target, values)])
 
         delta, before = self._sum(measure)
         return Rule.of(float(delta), float(before), None, quality, share)
@@ -47,42 +44,51 @@ class FullCheck:
     def error(self, stored: StoredDirection) -> float:
         """Squared error with the direction stored so."""
 
-        def measure(start: int, origin: F32, target: F32, values: F32) -> F64:
-            return np.array([self._miss(origin, target, stored.decoded(values, start))])
+        def measure(start: int, origin: Bits, target: Bits, values: F32) -> F64:
+            return np.array([self._miss(origin, target, decoded_values(stored, values, start))])
 
         return float(self._sum(measure)[0])
 
-    def _miss(self, origin: F32, target: F32, values: F32) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return squared_miss(origin, target, values * self._g, self._history.info.dtype)
+    @property
+    def _kinds(self) -> tuple[int, int]:
+        from .loops.widening import KINDS
 
-    def _sum(self, measure: _Measure) -> F64:
-        """Sum over the tensor, block by block in the same order whatever the number of threads."""
-        dtype, origin_dtype = self._history.info.dtype, self._history.origin.dtype
+        return KINDS[self._history.origin.dtype], KINDS[self._history.info.dtype]
 
-        def of_piece(piece: tuple[int, Bits, Bits, F32]) -> F64:
-            start, origin, target, values = piece
-            total = np.zeros(1)
-            for lo in range(0, len(values), DECODED):
-                part = slice(lo, lo + DECODED)
-                floats = to_float32(origin[part], origin_dtype), to_float32(target[part], dtype)
-                total = total + measure(start + lo, *floats, values[part])
-            return total
+    def _miss(self, origin: Bits, target: Bits, values: F32) -> float:
+        from .loops.weights import STRIP, squared_miss_of
+
+        strips, kinds = working_array("strips", (3, STRIP), np.float32), self._kinds
+        return squared_miss_of(origin, kinds[0], target, kinds[1], values, self._g, strips)
+
+    def _sum(self, measure: Callable[[int, Bits, Bits, F32], F64]) -> F64:
+        """Sum over the tensor, piece by piece in the same order whatever the number of threads."""
+
+        def of_piece(start: int) -> F64:
+            end = min(start + PIECE, self._history.info.size)
+            origin, target = self._history.at_origin(start, end), self._history.at_last_observed(start, end)
+            return measure(start, origin, target, self._vectors.read(0, start, end))
 
         total = np.zeros(1)
-        for pieces in self._batches():
-            for of_one in parallel_map(of_piece, pieces):
-                total = total + of_one
+        for of_one in self._history.spread(of_piece):
+            total = total + of_one
         return total
 
-    def _batches(self) -> Iterator[list[tuple[int, Bits, Bits, F32]]]:
-        info, history = self._history.info, self._history
-        pieces: list[tuple[int, Bits, Bits, F32]] = []
-        for lo in range(0, info.size, PIECE):
-            hi = min(lo + PIECE, info.size)
-            bits = history.origin.read(lo, hi), history.at_last_observed(lo, hi)
-            pieces.append((lo, *bits, self._vectors.read(0, lo, hi)))
-            if len(pieces) == BATCH:
-                yield pieces
-                pieces = []
-        yield pieces
+
+def decoded_values(stored: StoredDirection, values: F32, start: int) -> F32:
+    """Return what `StoredDirection.decoded` does, compiled, in an array that this thread uses again."""
+    from .loops.weights import quantised, sum_of_factors
+
+    out: F32 = working_array("decoded", (PIECE,), np.float32)[: len(values)]
+    if stored.factors is None:
+        out[:] = 0
+    else:
+        sum_of_factors(stored.factors.a, stored.factors.b, start, out)
+    quantizer = stored.quantizer
+    if stored.packing is NONE:
+        return out
+    if quantizer is None:
+        return values if stored.factors is None else out + (values - out)
+    width, offset, most = np.float32(quantizer.width), np.float32(0.5 - quantizer.bias), stored.packing.zero
+    quantised(values, out, width, offset, np.float32(most), quantizer.scale, quantizer.shift)
+    return out

@@ -1,40 +1,49 @@
-"""The work of encoding a run: one tensor after another; tables.py makes the tables of the file from what results.
+"""The work of encoding a run: its tensors one after another, several at a time; tables.py makes the tables of the file.
 
-What happens to one tensor is in tensor_history.py, fit.py and direction_search.py, and in exact/ for its frames.
+What there is to do is planned in planning.py; what happens to one tensor is in unit.py, and in exact/ for its frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, Bits
-from relex_codec.core.filenames import file_allowed
+from relex_codec.checkpoints.checkpoint import TensorInfo
+from relex_codec.core.cancellation import POLL_SECONDS, check_cancelled
+from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
+from relex_codec.core.threads import cpu_count, ordered_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import Manifest, StepEntry, TensorEntry, whole_tensor
-from relex_codec.format.packing import packed_size, piece_lengths, split_planes
-from relex_codec.format.writer import FileWriter, PendingSpan
+from relex_codec.format.manifest import Manifest
+from relex_codec.format.packed_span import PendingSpan
+from relex_codec.format.writer import FileWriter
 
-from .base_check import is_of_base
-from .direction_search import DirectionSearch, sample_starts
-from .fit import Fit, fit_directions
-from .full_check import FullCheck
+from .arena import Arena
+from .delta_sums import forget_working_arrays
+from .layouts import step_entries
+from .origin import as_dtype
+from .planning import CopyPlan, RunPlan, TensorPlan
 from .quality import Quality
-from .stored_direction import StoredDirection
-from .tables import EncodedTensor, direction_record, file_entries, plain_layout, tables_of
-from .tensor_history import SMALLEST_SLICE, Origin, TensorHistory, Vectors, pieces
-from .weight_error import Sample, sample_from_bits
+from .surroundings import Surroundings
+from .tables import EncodedTensor, tables_of
+from .tensor_history import SMALLEST_SLICE, Room, room_for
+from .tensor_steps import TensorSteps
+from .unit import TensorTask, Workplace, encode_tensor
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_writer import SegmentJob, TensorJob
+
+UNIT_MEMORY: Final = 48 << 20
+"""Bytes that the search for a quantiser takes, beside what a `Room` has; tensors at a time are bounded by it."""
+THREAD_MEMORY: Final = 32 << 20
+"""Bytes of the budget for each thread: it needs a tenth, but what threads free is not at once another's to use."""
 
 
 @dataclass(slots=True)
@@ -42,17 +51,17 @@ class RunEncoder:
     """The work of one encoding.
 
     Attributes:
-        run: the checkpoints, of old steps too where they are appended to.
+        plan: what is encoded.
         observed: how many steps, from the first, are fitted.
         rank: directions per tensor.
         embed: store the base.
         budget: bytes.
         exact: frames hold every tensor that changes, not only those that no line is drawn through.
         new_segment: begins the segment of frames; called when the first tensor needs it.
+        not_finite: at which steps tensors had weights that are not finite, by name; known when all are encoded.
     """
 
-    run: CheckpointSeries
-    base: TensorReader
+    plan: RunPlan
     writer: FileWriter
     observed: int
     quality: Quality
@@ -61,201 +70,215 @@ class RunEncoder:
     budget: int
     exact: bool
     new_segment: Callable[[], SegmentJob]
+    not_finite: dict[str, list[int]] = field(default_factory=dict, init=False)
     _segment: SegmentJob | None = field(default=None, init=False)
+    _known_changes: dict[int, bool] = field(default_factory=dict, init=False)
 
-    def write(self, base_uri: str | None, progress: bool) -> int:
-        """Do everything and return the size of the file.
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the run."""
+        return list(self.plan.run.steps)
 
-        Args:
-            base_uri: where the base is, for the manifest.
-        """
+    def write(self, around: Surroundings, progress: bool) -> int:
+        """Do everything and return the size of the file."""
         tensors = list(self.tensors(progress))
-        names = [name for name in self.base.side_files if file_allowed(name)]
-        stored = [
-            (name, content, self.embed_file(content) if self.embed else None)
-            for name, content in zip(names, self.base.read_files(names), strict=True)
-        ]
         self.writer.close_chunks()
-        files = file_entries(stored)
-        layout = plain_layout(tensors, self.base.shards, self.base.indexed, len(files))
+        layouts = around.layouts
         manifest = Manifest(
-            self.observed, self.exact, base_uri, self.embed, list(self.base.shards), self.quality.name,
-            self.quality.growth, [tensor.entry for tensor in tensors], files, [layout], 0,
-            [StepEntry(None, 0) for _ in self.run.steps],
+            self.observed, self.exact, around.base_uri, self.embed, list(around.base_shards), self.quality.name,
+            self.quality.growth, [tensor.entry for tensor in tensors], [file.entry for file in around.files],
+            layouts.layouts, layouts.steps[self.observed - 1], step_entries(around.directories, layouts.steps),
+            list(around.left_out),
         )  # fmt: skip
-        tables = tables_of(tensors, np.array(self.run.steps, np.int64), manifest)
+        tables = tables_of(tensors, np.array(self.steps, np.int64), manifest)
         return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
 
-    def _frames(self, number: int, info: TensorInfo) -> TensorJob:
-        """Return what takes the steps of a tensor to the segment of frames."""
-        if self._segment is None:
-            self._segment = self.new_segment()
-        return self._segment.tensor(number, info.name, info.dtype)
-
     def tensors(self, progress: bool) -> Iterator[EncodedTensor]:
-        """Encode every tensor: those of the base in its order, then those that it lacks."""
-        infos = {name: self.run.info(name) for name in self.run.names}
-        shared = [infos[name] for name in self.base.tensors if name in infos and self._from_base(infos[name])]
-        rest = [info for name, info in infos.items() if not self._from_base(info)]
-        if not shared:
-            first, there = next(iter(infos)), next(iter(self.base.tensors))
-            raise InvalidArgument(
-                f"run and base {self.base.path} share no tensor: the run begins with {quote(first)}, "
-                f"the base with {quote(there)}; is it the model that training started from?"
-            )
-        self._check_memory(shared + rest)
-        size = sum(info.size * ITEMSIZE[info.dtype] for info in infos.values()) * len(self.run.steps)
-        with progress_bar("encode", size, enabled=progress) as bar:
-            for number, info in enumerate(shared + rest):
-                yield self._tensor(number, info)
-                bar.update(info.size * ITEMSIZE[info.dtype] * len(self.run.steps))
-
-    def _from_base(self, info: TensorInfo) -> bool:
-        return is_of_base(info, self.base.tensors)
-
-    def _check_memory(self, infos: Iterable[TensorInfo]) -> None:
-        """Refuse at once what would exceed the budget after hours: frames take whole pieces of all steps."""
-
-        def need(info: TensorInfo) -> int:
-            return 3 * (len(self.run.steps) + 1) * ITEMSIZE[info.dtype] * min(info.size, f.PIECE)
-
-        large = [info for info in infos if need(info) > self.budget]
-        framed = [info for info in large if self.exact or (info.dtype not in FLOATS and self._changes(info))]
-        if framed:
-            widest = max(framed, key=need)
-            what = "the exact tier" if self.exact else f"tensor {quote(widest.name)}, which is stored step by step,"
-            raise InvalidArgument(
-                f"{what} of {len(self.run.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
-                f"{self.budget // 10**6} MB: raise --memory"
-            )
-
-    def _origin(self, info: TensorInfo) -> Origin:
-        if self._from_base(info):
-            return Origin.in_base(self.base, self.base.info(info.name))
-        return Origin.in_run(self.run, info)
-
-    def _tensor(self, number: int, info: TensorInfo) -> EncodedTensor:
-        there = self.base.tensors.get(info.name)
-        in_base = self._from_base(info)
-        shard = there.shard if there else len(self.base.shards) - 1
-        origin = self._origin(info)
-        sources = whole_tensor(shard, info.name, info.shape) if in_base else ()
-        entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, sources)
-        tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED, shard)
-        if info.dtype in FLOATS:
-            self._with_line(tensor, info, origin, self._frames(number, info) if self.exact else None)
-        else:
-            framed = self.exact or self._changes(info)
-            self._without_line(tensor, info, origin, self._frames(number, info) if framed else None)
-        return tensor
-
-    def _changes(self, info: TensorInfo) -> bool:
-        """Tell whether a tensor of its origin's dtype ever differs from it."""
-        origin = self._origin(info)
-        width = len(self.run.steps) * ITEMSIZE[info.dtype]
-        count = min(f.PIECE, max(SMALLEST_SLICE, self.budget // (4 * width)))
-        for lo in range(0, info.size, count):
-            hi = min(lo + count, info.size)
-            if (self.run.read(info.name, lo, hi) != origin.read(lo, hi)).any():
-                return True
-        return False
-
-    def _without_line(self, tensor: EncodedTensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
-        """A tensor that no line is drawn through: it is the same at every step, or in frames."""
-        for piece, lo in enumerate(range(0, info.size, f.PIECE)):
-            hi = min(lo + f.PIECE, info.size)
-            bits = origin.read(lo, hi)
-            if tensor.origin == f.IN_BASE:
-                tensor.digests.append(digest(bits))
-            if frames:
-                frames.add(piece, bits, self.run.read(info.name, lo, hi))
-        tensor.segment = frames.segment if frames else 0
-        if tensor.segment:
-            tensor.kind = f.FRAMED
-        self._store_origin(tensor, info)
-
-    def _store_origin(self, tensor: EncodedTensor, info: TensorInfo) -> None:
-        """Write the origin where the file holds it."""
-        in_base = tensor.origin == f.IN_BASE
-        if self.embed or not in_base:
-            checkpoint = self.base if in_base else self.run.checkpoint(0)
-            there = checkpoint.info(info.name)
-            planes = (plane for piece in pieces(checkpoint, there) for plane in split_planes(piece))
-            tensor.span = self.writer.base.add(planes, there.size * ITEMSIZE[there.dtype])
-
-    def _with_line(self, tensor: EncodedTensor, info: TensorInfo, origin: Origin, frames: TensorJob | None) -> None:
-        """A tensor that a line is drawn through, if it moves while it is observed."""
-        unit = TensorHistory(self.run, info, origin, self.observed, self.budget, frames.add if frames else None)
-
-        def origin_piece(bits: Bits) -> None:
-            if tensor.origin == f.IN_BASE:
-                tensor.digests.append(digest(bits))
-
-        gram = unit.gram(origin_piece)
-        self._store_origin(tensor, info)
-        tensor.segment = frames.segment if frames else 0
-        if not unit.finite:
-            if tensor.segment:
-                tensor.kind = f.FRAMED  # no line goes through it, but the frames have it
-            return
-        if not unit.moved:
-            return  # it did not move while it was observed
-        tensor.kind = f.MOVING
-        fitted = fit_directions(gram, np.array(self.run.steps, np.int64), self.observed, self.rank)
-        starts = sample_starts(unit.energies)
-        ends = [min(start + f.PIECE, info.size) for start in starts]
-        origins = [origin.read(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
-        targets = [unit.at_last_observed(lo, hi) for lo, hi in zip(starts, ends, strict=True)]
-        sample = sample_from_bits(starts, origins, origin.dtype, targets, info.dtype)
-        with unit.vectors(fitted, self.budget // 4, self.writer.directory) as vectors:
-            unit.release()
-            whole = None
-            if len(starts) < len(unit.energies) and len(fitted.slope) == 1:
-                whole = FullCheck(unit, vectors, float(fitted.coefficients[0, self.observed - 1]))
-            with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
-                self._store_directions(tensor, fitted, vectors, sample, whole)
-
-    def _store_directions(
-        self, tensor: EncodedTensor, fitted: Fit, vectors: Vectors, sample: Sample, whole: FullCheck | None
-    ) -> None:
-        """Quantise and write the directions one after another; each is measured with the others in place."""
-        last = fitted.coefficients[:, self.observed - 1]
-        count, size = len(last), tensor.entry.size
-
-        def product(j: int, stored: StoredDirection | None) -> list[F32]:
-            values = [vectors.read(j, lo, lo + len(t)) for lo, t in zip(sample.starts, sample.targets, strict=True)]
-            if stored is not None:
-                values = [stored.decoded(v, lo) for v, lo in zip(values, sample.starts, strict=True)]
-            return [v * np.float32(last[j]) for v in values]
-
-        products = [product(j, None) for j in range(count)]
-        unquantised = sample.error([np.sum(parts, axis=0, dtype=np.float32) for parts in zip(*products, strict=True)])
-        for j in range(count):
-            others = [np.zeros(len(t), np.float32) for t in sample.targets]
-            for i in range(count):
-                if i != j:
-                    others = [a + b for a, b in zip(others, products[i], strict=True)]
-
-            def read(lo: int, hi: int, j: int = j) -> F32:
-                return vectors.read(j, lo, hi)
-
-            g, shape = float(last[j]), tensor.entry.shape
-            search = DirectionSearch(read, shape, sample, others, g, self.quality, (j + 1) / count, unquantised)
-            stored = search.run(whole)
-            factors, packing = stored.factor_pieces(), stored.packing
-            raw = packing.planes * sum(packed_size(n, packing) for n in piece_lengths(size))
-            add = self.writer.directions.add
-            spans = (
-                add(factors, sum(map(len, factors))),
-                add(stored.remainder_pieces(read, size), raw, packing.name if packing.per_byte else "planes"),
-            )
-            tensor.directions.append((direction_record(fitted, j, stored), *spans))
-            tensor.coefficients.append(fitted.coefficients[j])
-            if count > 1:
-                products[j] = product(j, stored)
+        """Encode every tensor, in the order of the plan."""
+        tasks = [self._task(plan) for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
+        self._check(tasks)
+        size = sum(task.input_bytes for task in tasks)
+        with progress_bar("encode", size, enabled=progress) as bar, closing(self._encoded(tasks)) as encoded:
+            for plan in self.plan.tensors:
+                if isinstance(plan, CopyPlan):
+                    yield EncodedTensor(plan.entry, f.TIED, f.IN_BASE, target=plan.target)
+                    continue
+                tensor = next(encoded)
+                self._put(tensor)
+                if tensor.not_finite:
+                    self.not_finite[plan.info.name] = [self.steps[i] for i in tensor.not_finite]
+                yield tensor
+                bar.update(self._task(plan).input_bytes)
 
     def embed_file(self, content: bytes) -> PendingSpan:
         """Store a file that is no weights; returns its span."""
         data = np.frombuffer(content, np.uint8)
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
         return self.writer.base.add(parts, len(data), match=True)
+
+    def _task(self, plan: TensorPlan) -> TensorTask:
+        return TensorTask(plan, self.observed, self.rank, self.quality, self.embed or not plan.sources)
+
+    def _encoded(self, tasks: list[TensorTask]) -> Generator[EncodedTensor, None, None]:
+        """Yield the tensors in order, while the next ones are worked on."""
+        processors = cpu_count()
+        units = max(1, min(processors, len(tasks), self.budget // 4 // UNIT_MEMORY))
+        threads = processors // units if units > 1 else processors + 1  # one reads while the others compute
+        threads = max(1, min(threads, self.budget // THREAD_MEMORY // units))
+        rooms = [self._room(task, threads, units) for task in tasks]
+        arena = Arena(min(self.budget // 8 * 5, sum(room.size for room in rooms)))
+        turns = Turns()
+
+        def work(unit: tuple[int, TensorTask, Workplace]) -> EncodedTensor:
+            number, task, place = unit
+            try:
+                frames = self._frames(number, task, turns)
+                return encode_tensor(task, place, frames)
+            finally:
+                turns.end(number)
+                arena.give_back(place.region)
+
+        def places() -> Iterator[tuple[int, TensorTask, Workplace]]:
+            for number, (task, room) in enumerate(zip(tasks, rooms, strict=True)):
+                region = arena.take(room.size)
+                yield number, task, Workplace(room, region, self.writer.directory, self.budget)
+
+        try:
+            yield from ordered_map(work, places(), units)
+        finally:
+            forget_working_arrays()
+
+    def _room(self, task: TensorTask, threads: int, units: int) -> Room:
+        info, origin = task.info, task.origin.dtype
+        if task.plan.held:
+            return Room(0, False, False, SMALLEST_SLICE, threads)
+        return room_for(info, origin, len(self.steps), self.rank, self.budget, threads, units)
+
+    def _frames(self, turn: int, task: TensorTask, turns: Turns) -> OrderedPieces | None:
+        """Return what takes the steps of a tensor to the segment of frames, if that is to hold it."""
+        if not (self.exact or (task.plan.held and self._changes(task))):
+            return None
+
+        def begin() -> TensorJob:
+            if self._segment is None:
+                self._segment = self.new_segment()
+            return self._segment.tensor(task.plan.number, task.info.name, task.info.dtype)
+
+        return OrderedPieces(turn, turns, begin, task.run)
+
+    def _put(self, tensor: EncodedTensor) -> None:
+        """Write the spans of a tensor."""
+        if tensor.span is not None:
+            self.writer.base.put(tensor.span)
+        for direction in tensor.directions:
+            self.writer.directions.put(direction.factors)
+            self.writer.directions.put(direction.remainder)
+
+    def _check(self, tasks: list[TensorTask]) -> None:
+        """Refuse at once what would fail after hours: codes that move without frames, more memory than there is."""
+
+        def need(task: TensorTask) -> int:  # frames take whole pieces of all steps
+            return 3 * (len(self.steps) + 1) * ITEMSIZE[task.info.dtype] * min(task.info.size, f.PIECE)
+
+        large = [task for task in tasks if self.exact and need(task) > self.budget]
+        for task in tasks:
+            if self.exact or not task.plan.held or not (task.plan.codes or need(task) > self.budget):
+                continue
+            if self._changes(task):
+                if task.plan.codes:
+                    raise InvalidArgument(_of_codes(task.info, task.plan.codes))
+                large.append(task)
+        if large:
+            widest = max(large, key=need)
+            name = quote(widest.info.name)
+            what = "the exact tier" if self.exact else f"tensor {name}, which is stored step by step,"
+            raise InvalidArgument(
+                f"{what} of {len(self.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
+                f"{self.budget // 10**6} MB: raise --memory"
+            )
+
+    def _changes(self, task: TensorTask) -> bool:
+        """Tell whether a tensor ever differs from its origin, rounded to its dtype."""
+        number = task.plan.number
+        if number not in self._known_changes:
+            self._known_changes[number] = self._differs(task)
+        return self._known_changes[number]
+
+    def _differs(self, task: TensorTask) -> bool:
+        info, origin = task.info, task.origin
+        width = len(self.steps) * ITEMSIZE[info.dtype]
+        count = min(f.PIECE, max(SMALLEST_SLICE, self.budget // (8 * width)))
+        for lo in range(0, info.size, count):
+            hi = min(lo + count, info.size)
+            start = as_dtype(origin.read(lo, hi), origin.dtype, info.dtype)
+            if (task.run.read(info.name, lo, hi) != start).any():
+                return True
+        return False
+
+
+def _of_codes(info: TensorInfo, codes: str) -> str:
+    """Say why codes and their scales are refused without the exact tier."""
+    what = "codes" if codes == info.name else f"belongs to the codes {quote(codes)}"
+    return (
+        f"tensor {quote(info.name)} ({what}, {info.dtype}) changes: a line through codes, or through scales of codes, "
+        "means nothing; keep the run with --exact, or encode weights in BF16, F16 or F32"
+    )
+
+
+class Turns:
+    """Lets tensors that are worked on at the same time do something in their order."""
+
+    def __init__(self) -> None:
+        self._ended: set[int] = set()
+        self._next = 0
+        self._changed = threading.Condition()
+
+    def wait(self, number: int) -> None:
+        """Wait until all before `number` have ended their turns.
+
+        Raises:
+            Cancelled: the scope of this thread is cancelled, as when one of them has failed.
+        """
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._next >= number, POLL_SECONDS):
+                check_cancelled()
+
+    def end(self, number: int) -> None:
+        """End the turn of `number`, if it has not ended yet."""
+        with self._changed:
+            if number >= self._next:
+                self._ended.add(number)
+            while self._next in self._ended:
+                self._ended.remove(self._next)
+                self._next += 1
+            self._changed.notify_all()
+
+
+class OrderedPieces:
+    """The pieces of a tensor on their way to the exact tier, which takes tensors in the order of the file.
+
+    Args:
+        number: of the tensor.
+        begin: begins the tensor there, when it is its turn.
+        series: the tensor at every step.
+    """
+
+    def __init__(self, number: int, turns: Turns, begin: Callable[[], TensorJob], series: TensorSteps) -> None:
+        self._number, self._turns, self._begin, self._series = number, turns, begin, series
+        self._job: TensorJob | None = None
+
+    def add(self, piece: int, origin: Bits, bits: Bits) -> None:
+        """Take the next piece; see `exact.tier_writer.TensorJob.add`."""
+        self._begun().add(piece, origin, self._series.as_in_file(piece * f.PIECE, origin, bits))
+
+    def end(self) -> int:
+        """Let the next tensor begin; return the ``segment`` field of this one's record."""
+        segment = self._begun().segment
+        self._turns.end(self._number)
+        return segment
+
+    def _begun(self) -> TensorJob:
+        if self._job is None:
+            self._turns.wait(self._number)
+            self._job = self._begin()
+        return self._job

@@ -4,71 +4,69 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.digests import DIGEST, digest
-from relex_codec.core.filenames import is_document
+from relex_codec.core.digests import DIGEST
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import FileEntry, Layout, Manifest, TensorEntry
-from relex_codec.format.writer import PendingSpan, Tables, unknown_figures
+from relex_codec.format.manifest import Manifest, TensorEntry
+from relex_codec.format.packed_span import PackedSpan
+from relex_codec.format.writer import Tables, unknown_figures
 
 from .fit import F64, Fit
 from .stored_direction import StoredDirection
 
 
 @dataclass(slots=True)
-class EncodedTensor:
-    """What is known of one tensor when it has been encoded.
+class EncodedDirection:
+    """A direction as it is stored.
 
     Attributes:
+        record: without its spans.
+        factors, remainder: its spans.
+        coefficients: float64 [T].
+        norm: its 1-norm, of unit length and not quantised; NaN where not known.
+    """
+
+    record: Any
+    factors: PackedSpan
+    remainder: PackedSpan
+    coefficients: F64
+    norm: float
+
+
+@dataclass(slots=True)
+class EncodedTensor:
+    """What is known of one tensor when it has been encoded: all that the file says of it.
+
+    Attributes:
+        entry: what the manifest says.
         kind: ``TIED`` for another name of the tensor number `target`; then nothing else is known of it but `entry`,
-            whose sources are empty, and `shard`.
-        shard: number of the file of weights that it is written to in the layout of tiers ``line`` and ``track``.
+            whose sources are empty.
+        origin: see FORMAT.md section 5.
+        span: of the origin, where the file holds it.
+        digests: of the origin's pieces, where the base holds it.
+        directions: those that are stored.
+        segment: the first segment of frames that holds the tensor, from 1 on; 0 if none does.
+        target: see `kind`.
         norm: the 1-norm of its origin; NaN where not known.
-        direction_norms: those of its directions, of unit length and not quantised; empty where not known.
+        not_finite: numbers of the steps, from 0 on, at which it has weights that are not finite.
     """
 
     entry: TensorEntry
     kind: int
     origin: int
-    shard: int = 0
-    span: PendingSpan | None = None
+    span: PackedSpan | None = None
     digests: list[bytes] = field(default_factory=list)
-    directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
-    """Record of each direction without its spans, and the spans of its factors and of its remainder."""
-    coefficients: list[F64] = field(default_factory=list)
+    directions: list[EncodedDirection] = field(default_factory=list)
     segment: int = 0
-    """The first segment of frames that holds it, from 1 on."""
     target: int | None = None
     norm: float = math.nan
-    direction_norms: list[float] = field(default_factory=list)
-
-
-def plain_layout(tensors: Sequence[EncodedTensor], shards: Sequence[str], indexed: bool, files: int) -> Layout:
-    """Return the layout of a run of which every step has all tensors, each in its `shard`, and all files."""
-    return Layout(list(shards), indexed, [tensor.shard for tensor in tensors], list(range(files)))
-
-
-def file_entries(files: Iterable[tuple[str, bytes, PendingSpan | None]]) -> list[FileEntry]:
-    """Return the entries of files, whose chunks have been written.
-
-    Args:
-        files: name, content, and where that was stored; None: only in the base. There, documents may change.
-    """
-    return [
-        FileEntry(
-            name,
-            len(content),
-            None if span is None and is_document(name) else digest(content).hex(),
-            *((None, None) if span is None else span.resolved()),
-        )
-        for name, content, span in files
-    ]
+    not_finite: Sequence[int] = ()
 
 
 def tables_of(
@@ -89,18 +87,17 @@ def tables_of(
         record["segment"] = tensor.segment
         record["digest"] = len(digests) if tensor.origin == f.IN_BASE and tensor.kind != f.TIED else 0
         if tensor.span is not None:
-            record["chunk"], record["offset"] = tensor.span.resolved()
+            record["chunk"], record["offset"] = tensor.span.place.resolved()
         digests.extend(tensor.digests)
-        for row, factors, remainder in tensor.directions:
-            row["factor_chunk"], row["factor_offset"] = factors.resolved()
-            row["chunk"], row["offset"] = remainder.resolved()
+        for direction in tensor.directions:
+            row = direction.record
+            row["factor_chunk"], row["factor_offset"] = direction.factors.place.resolved()
+            row["chunk"], row["offset"] = direction.remainder.place.resolved()
             rows.append(row)
-        coefficients.extend(tensor.coefficients)
+            coefficients.append(direction.coefficients)
     unknown, norms = unknown_figures(len(tensors), len(rows), len(steps))
     norms[: len(tensors)] = [tensor.norm for tensor in tensors]
-    norms[len(tensors) :] = [
-        norm for tensor in tensors for norm in tensor.direction_norms or [math.nan] * len(tensor.directions)
-    ]
+    norms[len(tensors) :] = [direction.norm for tensor in tensors for direction in tensor.directions]
     return Tables(
         steps=steps,
         manifest=manifest,

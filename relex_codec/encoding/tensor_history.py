@@ -1,79 +1,133 @@
-"""The unit of work of encoding: one tensor over all steps, in slices that fit a memory budget.
+"""One tensor over all steps: read, and gone through twice, for the Gram matrix and for the directions.
 
-Every byte of a checkpoint is read once where the tensor's steps fit the budget together, otherwise twice: once for the
-Gram matrix, once for the directions.
+Every byte of a checkpoint is read once where the tensor's steps fit the memory that it is given, otherwise twice. While
+one piece is computed, the next ones are read, on other threads; what is summed up over pieces is summed in their order.
 """
 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
+from relex_codec.core.cancellation import check_cancelled
+from relex_codec.core.digests import digest
+from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
-from relex_codec.core.threads import parallel_map
+from relex_codec.core.threads import ordered_map
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
-from .fit import F64, Fit, deltas, directions_from_deltas, gram_of
+from .arena import Region, bytes_of
+from .delta_sums import WIDE_STRIP, GramSums, directions, magnitude, widened, working_array
+from .fit import F64, Fit
+from .origin import Origin, as_dtype
 
-GRAM_BLOCK: Final = 1 << 21
-"""Numbers in a float64 block of deltas: 16 MB, so that several of them stay in the cache hierarchy's reach."""
-SMALLEST_SLICE: Final = 1 << 12
+R = TypeVar("R")
+
+SMALLEST_SLICE: Final = WIDE_STRIP
+"""A slice is so many elements, or a multiple of it."""
+
+
+class PieceTaker(Protocol):
+    """Takes the pieces of a tensor in order, for the exact tier."""
+
+    def add(self, piece: int, origin: Bits, bits: Bits) -> None:
+        """Take the next piece: its elements at the origin, in the tensor's dtype, and at all steps, [T, elements]."""
+
+    def end(self) -> int:
+        """Return the ``segment`` field of the tensor's record; after the last piece."""
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a tensor starts from: the base, or the run's own first step."""
+class Room:
+    """What memory a tensor is worked on with; results do not depend on it.
 
-    dtype: str
-    read: Callable[[int, int], Bits]
+    Attributes:
+        size: bytes of its region of the arena.
+        held: whether all steps are in it, and the origin.
+        vectors: whether the directions are in it; else they are in a scratch file.
+        slice: elements that each thread reads at a time where the steps are not held.
+        threads: that work on the tensor.
+    """
 
-    @classmethod
-    def in_base(cls, base: TensorReader, info: TensorInfo) -> Origin:
-        """The base's tensor."""
-        return cls(info.dtype, lambda lo, hi: base.read(info.name, lo, hi))
-
-    @classmethod
-    def in_run(cls, run: CheckpointSeries, info: TensorInfo) -> Origin:
-        """The run's first checkpoint."""
-        return cls(info.dtype, lambda lo, hi: run.checkpoint(0).read(info.name, lo, hi))
+    size: int
+    held: bool
+    vectors: bool
+    slice: int
+    threads: int = 1
 
 
-Pieces = Callable[[int, Bits, Bits], None]
+def room_for(info: TensorInfo, origin: str, steps: int, rank: int, budget: int, threads: int, units: int) -> Room:
+    """Plan the memory of a tensor.
+
+    Args:
+        origin: dtype of the origin.
+        steps: of the run.
+        rank: most directions.
+        budget: of all work, in bytes.
+        threads: for each tensor.
+        units: tensors that are worked on at the same time.
+    """
+    width = ITEMSIZE[info.dtype]
+    held = bytes_of((steps, info.size), f"u{width}") + bytes_of((info.size,), f"u{ITEMSIZE[origin]}")
+    fits = held <= budget // 2
+    size = held if fits else 0
+    vectors = bytes_of((min(rank, steps), info.size), np.float32)
+    in_memory = size + vectors <= budget // 8 * 5
+    size += vectors if in_memory else 0
+    most = max(
+        SMALLEST_SLICE, budget // 8 // (units * (threads + 1) * steps * width) // SMALLEST_SLICE * SMALLEST_SLICE
+    )
+    return Room(size, fits, in_memory, min(PIECE, most), threads)
 
 
 class Vectors:
-    """k directions of one tensor, float32 [k, n]: in memory, or in a scratch file where they exceed a budget."""
+    """k directions of one tensor, float32 [k, n]: in an array, or in a scratch file.
 
-    def __init__(self, count: int, size: int, budget: int, directory: str) -> None:
-        self._shape = (count, size)
-        fits = 4 * count * size <= budget
-        self._array = np.empty((count, size if fits else 0), np.float32)
-        self._file = None if fits else tempfile.TemporaryFile(dir=directory)
+    Args:
+        array: to hold them; none: a scratch file does.
+        directory: where that is.
+    """
+
+    def __init__(self, count: int, size: int, array: F32 | None, directory: str) -> None:
+        self._shape, self._array = (count, size), array
+        self._file = tempfile.TemporaryFile(dir=directory) if array is None else None
+        self._lock = threading.Lock()
+
+    def part(self, lo: int, hi: int) -> F32:
+        """Return an array [k, hi - lo] to be filled with elements lo .. hi, and then given to `write`."""
+        if self._array is not None:
+            values: F32 = self._array[:, lo:hi]
+            return values
+        part: F32 = working_array("vectors", (self._shape[0], PIECE), np.float32)[:, : hi - lo]
+        return part
 
     def write(self, lo: int, values: F32) -> None:
-        """Store ``values`` [k, x] as elements lo .. lo + x."""
+        """Store elements from `lo` on: what `part` returned, when it has been filled."""
         if self._file is None:
-            self._array[:, lo : lo + values.shape[1]] = values
             return
-        for j, row in enumerate(values):
-            self._file.seek(4 * (j * self._shape[1] + lo))
-            self._file.write(np.ascontiguousarray(row).data)
+        with self._lock:
+            for j, row in enumerate(values):
+                self._file.seek(4 * (j * self._shape[1] + lo))
+                self._file.write(np.ascontiguousarray(row).data)
 
     def read(self, direction: int, lo: int, hi: int) -> F32:
         """Return elements lo .. hi of one direction."""
-        if self._file is None:
-            return self._array[direction, lo:hi]
-        self._file.seek(4 * (direction * self._shape[1] + lo))
-        return np.frombuffer(self._file.read(4 * (hi - lo)), np.float32)
+        if self._array is not None:
+            values: F32 = self._array[direction, lo:hi]
+            return values
+        assert self._file is not None
+        with self._lock:
+            self._file.seek(4 * (direction * self._shape[1] + lo))
+            return np.frombuffer(self._file.read(4 * (hi - lo)), np.float32)
 
     def __enter__(self) -> Vectors:
         return self
@@ -85,14 +139,28 @@ class Vectors:
             self._file.close()
 
 
+@dataclass(slots=True)
+class _Piece:
+    """What is found out about a piece; `bits` only for a `PieceTaker`."""
+
+    sums: GramSums
+    digest: bytes
+    norm: float
+    moved: bool
+    origin: Bits | None = None
+    bits: Bits | None = None
+
+
 class TensorHistory:
     """One float tensor of a run with its origin.
 
     Args:
         observed: number of steps, from the first, that fits are made on.
-        budget: bytes that the unit may use.
-        pieces: called with (number, origin, bits [T, elements]) of each piece while everything is read, the origin in
-            the tensor's dtype; whole pieces of all steps are then in memory, and weights may be anything.
+        room: what memory there is.
+        region: a part of the arena of ``room.size`` bytes.
+        pieces: takes each piece while everything is read; whole pieces of all steps are then in memory, and weights may
+            be anything.
+        wide: compute in float64 throughout, for more than one direction.
     """
 
     def __init__(
@@ -101,122 +169,159 @@ class TensorHistory:
         info: TensorInfo,
         origin: Origin,
         observed: int,
-        budget: int,
-        pieces: Pieces | None = None,
+        room: Room,
+        region: Region,
+        pieces: PieceTaker | None = None,
+        *,
+        wide: bool = False,
     ) -> None:
         self.run, self.info, self.origin, self.observed = run, info, origin, observed
-        steps, width = len(run.steps), ITEMSIZE[info.dtype]
         self.moved = False
         """Whether an observed step differs from the origin in the run's dtype; known after `gram`."""
-        self.finite = True
-        """Whether all deltas are finite; known after `gram`, which refuses others unless it was given `pieces`."""
-        self._pieces = pieces
-        self.energies: list[float] = []
-        """Squared norm of the last observed delta in each piece; known after `gram`."""
+        self.infinite = np.zeros(len(run.steps), bool)
+        """At which steps a delta is not finite; known after `gram`, which refuses such unless it was given `pieces`."""
+        self.last = observed - 1
+        """The step that `at_last_observed` reads: the last one that fits are made on."""
+        self.energies: list[F64] = []
+        """Squared norm of the delta of each step in each piece; known after `gram`."""
+        self.digests: list[bytes] = []
+        """Of the pieces of the origin; known after `gram`."""
+        self.norm = 0.0
+        """Sum of the magnitudes of the origin; known after `gram`."""
+        self._pieces, self._room, self._region, self._wide = pieces, room, region, wide
         self._held: Bits | None = None
-        if steps * info.size * width <= budget // 2:
-            self._held = np.empty((steps, info.size), bits_dtype(info.dtype))
-        # bits, float32 deltas and their operands, of all steps, in a quarter of the budget
-        self._slice = min(PIECE, max(SMALLEST_SLICE, budget // 4 // (steps * (width + 12)), 1))
+        self._origin: Bits | None = None
+        if room.held:
+            self._held = region.array((len(run.steps), info.size), bits_dtype(info.dtype))
+            self._origin = region.array((info.size,), bits_dtype(origin.dtype))
 
-    def gram(self, origin_piece: Callable[[Bits], None]) -> F64:
+    def gram(self) -> F64:
         """Read everything once and return the Gram matrix of the deltas, float64 [T, T].
-
-        Args:
-            origin_piece: called with each piece of the origin's bits, in order.
 
         Raises:
             CheckpointError: a weight is not finite where the origin is, or was.
         """
         steps = len(self.run.steps)
         gram = np.zeros((steps, steps))
-        for start, origin in self._origin_pieces():
-            origin_piece(origin)
-            self.energies.append(0.0)
-            piece = self._fill(start, start + len(origin)) if self._pieces else None
-            if self._pieces and piece is not None:
-                self._pieces(start // PIECE, as_dtype(origin, self.origin.dtype, self.info.dtype), piece)
-            for lo, hi in self._slices(start, start + len(origin)):
-                bits = self._fill(lo, hi) if piece is None else piece[:, lo - start : hi - start]
-                delta = self._delta(bits, origin[lo - start : hi - start])
-                delta = self._finite(delta)
-                last = delta[self.observed - 1].astype(np.float64)
-                self.energies[-1] += float(last @ last)
-                self.moved = self.moved or self._moved(bits, origin[lo - start : hi - start], delta)
-                for part in parallel_map(gram_of, np.array_split(delta, -(-delta.size // GRAM_BLOCK), axis=1)):
-                    gram += part
+        starts = range(0, self.info.size, PIECE)
+        for start, found in zip(starts, self.spread(self._look_at, 2 if self._pieces else None), strict=True):
+            gram += found.sums.matrix()
+            self.infinite |= found.sums.infinite
+            self.energies.append(found.sums.squares)
+            self.digests.append(found.digest)
+            self.norm += found.norm
+            self.moved = self.moved or found.moved
+            if self._pieces and found.origin is not None and found.bits is not None:
+                origin = as_dtype(found.origin, self.origin.dtype, self.info.dtype)
+                self._pieces.add(start // PIECE, origin, found.bits)
+        if self.infinite.any() and self._pieces is None:
+            self._refuse()
         return gram
 
-    def vectors(self, fit: Fit, budget: int, directory: str) -> Vectors:
-        """Read the observed steps again, if they are not held, and return the directions."""
-        vectors = Vectors(len(fit.weights), self.info.size, budget, directory)
-        for start, origin in self._origin_pieces():
-            for lo, hi in self._slices(start, start + len(origin)):
-                bits = self._held[: self.observed, lo:hi] if self._held is not None else self._read_observed(lo, hi)
-                delta = self._delta(bits, origin[lo - start : hi - start])
-                vectors.write(lo, directions_from_deltas(fit.weights, delta))
-        return vectors
+    def vectors(self, fit: Fit, directory: str) -> tuple[Vectors, F64]:
+        """Read the observed steps again, if they are not held.
+
+        Returns:
+            The directions, and the sum of the magnitudes of each.
+        """
+        count, size = len(fit.weights), self.info.size
+        array = self._region.array((count, size), np.float32) if self._room.vectors else None
+        vectors = Vectors(count, size, array, directory)
+        norms = np.zeros(count)
+        for found in self.spread(lambda start: self._directions_of(fit.weights, start, vectors)):
+            norms += found
+        return vectors, norms
 
     def at_last_observed(self, lo: int, hi: int) -> Bits:
         """Return the bits of elements lo .. hi at the last observed step."""
         if self._held is not None:
-            return self._held[self.observed - 1, lo:hi]
-        return self.run.checkpoint(self.observed - 1).read(self.info.name, lo, hi)
+            return self._held[self.last, lo:hi]
+        return self.run.checkpoint(self.last).read(self.info.name, lo, hi)
 
-    def release(self) -> None:
-        """Free the held steps."""
-        self._held = None
+    def at_origin(self, lo: int, hi: int) -> Bits:
+        """Return the bits of elements lo .. hi at the origin, in its dtype."""
+        return self.origin.read(lo, hi) if self._origin is None else self._origin[lo:hi]
 
-    def _origin_pieces(self) -> Iterator[tuple[int, Bits]]:
-        for start in range(0, self.info.size, PIECE):
-            yield start, self.origin.read(start, min(start + PIECE, self.info.size))
+    def at_all_steps(self, lo: int, hi: int) -> Bits:
+        """Return the bits of elements lo .. hi at all steps: [T, hi - lo]."""
+        return self.run.read(self.info.name, lo, hi) if self._held is None else self._held[:, lo:hi]
 
-    def _slices(self, lo: int, hi: int) -> Iterator[tuple[int, int]]:
-        for at in range(lo, hi, self._slice):
-            yield at, min(at + self._slice, hi)
+    def spread(self, function: Callable[[int], R], window: int | None = None) -> Iterator[R]:
+        """Yield what `function` returns for the first element of each piece, in order."""
+        starts = range(0, self.info.size, PIECE)
+        return ordered_map(function, starts, min(self._room.threads, len(starts)), window)
 
-    def _fill(self, lo: int, hi: int) -> Bits:
-        if self._held is None:
-            return self.run.read(self.info.name, lo, hi)
-        self.run.read_into(self.info.name, lo, self._held[:, lo:hi])
-        return self._held[:, lo:hi]
+    def _look_at(self, start: int) -> _Piece:
+        """Read a piece, and sum up what is wanted of it."""
+        end = min(start + PIECE, self.info.size)
+        origin = self.origin.read(start, end)
+        if self._origin is not None:
+            self._origin[start:end] = origin
+        wide = widened(origin, self.origin.dtype)
+        sums = GramSums(len(self.run.steps), self.observed, self._wide)
+        moved, kept, bits, at = False, None, self._held, start
+        if self._pieces:
+            if bits is None:
+                bits, at = self.run.read(self.info.name, start, end), 0
+            else:
+                self.run.read_into(self.info.name, start, bits[:, start:end])
+            kept = bits[:, at : at + end - start]
+        for lo, hi in self._slices(start, end, whole=kept is not None):
+            if kept is None:
+                bits, at = self._slice(lo, hi, len(self.run.steps))
+            assert bits is not None
+            part = slice(lo - start, hi - start)
+            sums.add(bits, self.info.dtype, at, wide[part], origin[part], self.origin.dtype)
+            moved = moved or self._moved(bits[: self.observed, at : at + hi - lo], origin[part], sums)
+        return _Piece(sums, digest(origin), magnitude(wide), moved, *((origin, kept) if kept is not None else ()))
 
-    def _read_observed(self, lo: int, hi: int) -> Bits:
-        out: Bits = np.empty((self.observed, hi - lo), bits_dtype(self.info.dtype))
-        self.run.read_into(self.info.name, lo, out)
-        return out
+    def _directions_of(self, weights: F64, start: int, vectors: Vectors) -> F64:
+        """Compute the directions over a piece; return the sums of their magnitudes."""
+        end = min(start + PIECE, self.info.size)
+        origin = self.at_origin(start, end)
+        wide = widened(origin, self.origin.dtype)
+        values = vectors.part(start, end)
+        for lo, hi in self._slices(start, end):
+            bits, at = self._slice(lo, hi, self.observed, again=True)
+            part = slice(lo - start, hi - start)
+            if self.infinite[: self.observed].any():  # such steps have no weight, which infinities would not obey
+                bits, at = bits[: self.observed, at : at + hi - lo].copy(), 0
+                bits[self.infinite[: self.observed]] = as_dtype(origin[part], self.origin.dtype, self.info.dtype)
+            directions(
+                weights, bits, self.info.dtype, at, wide[part], origin[part], self.origin.dtype, values[:, part],
+                wide=self._wide,
+            )  # fmt: skip
+        vectors.write(start, values)
+        return np.array([magnitude(row) for row in values])
 
-    def _delta(self, bits: Bits, origin: Bits) -> F32:
-        return deltas(bits, self.info.dtype, origin, self.origin.dtype)
+    def _slices(self, lo: int, hi: int, *, whole: bool = False) -> Iterator[tuple[int, int]]:
+        size = PIECE if whole or self._held is not None else self._room.slice
+        for at in range(lo, hi, size):
+            check_cancelled()
+            yield at, min(at + size, hi)
 
-    def _moved(self, bits: Bits, origin: Bits, delta: F32) -> bool:
+    def _slice(self, lo: int, hi: int, steps: int, *, again: bool = False) -> tuple[Bits, int]:
+        """Return an array of elements lo .. hi at the first steps, and where they begin in it."""
+        if self._held is not None:
+            if not again:
+                self.run.read_into(self.info.name, lo, self._held[:, lo:hi])
+            return self._held, lo
+        buffer = working_array("slice", (steps, self._room.slice), bits_dtype(self.info.dtype))
+        self.run.read_into(self.info.name, lo, buffer[:, : hi - lo])
+        return buffer, 0
+
+    def _moved(self, bits: Bits, origin: Bits, sums: GramSums) -> bool:
         if self.info.dtype == self.origin.dtype:
-            return bool(delta[: self.observed].any())
-        rounded = as_dtype(origin, self.origin.dtype, self.info.dtype)
-        return bool((bits[: self.observed] != rounded).any())
+            return sums.moved
+        finite = bits[~sums.infinite[: self.observed]]
+        return bool((finite != as_dtype(origin, self.origin.dtype, self.info.dtype)).any())
 
-    def _finite(self, delta: F32) -> F32:
-        """Return finite deltas as they are; others are refused, or 0 where the exact tier has the weights."""
-        if np.isfinite(delta).all():
-            return delta
-        if self._pieces is not None:
-            self.finite = False
-            return np.where(np.isfinite(delta), delta, np.float32(0))
-        rows = np.flatnonzero(~np.isfinite(delta).all(axis=1))
+    def _refuse(self) -> None:
+        """Refuse deltas that are not finite, where the exact tier does not have the weights."""
+        rows = np.flatnonzero(self.infinite)
         bad = spell_steps([self.run.steps[int(row)] for row in rows], self.run.steps)
         leave = f"leave {'it' if len(rows) == 1 else 'them'} out with --exclude-steps {bad}, or "
         raise CheckpointError(
             f"tensor {quote(self.info.name)} of step {bad} has weights that are not finite; a line through them means "
             f"nothing: {leave if len(rows) < len(self.run.steps) else ''}keep the run with --exact"
         )
-
-
-def as_dtype(bits: Bits, have: str, want: str) -> Bits:
-    """Return origin bits of dtype `have` as those of `want`, rounded (FORMAT.md section 8, kind ``same``)."""
-    return bits if have == want else from_float32(to_float32(bits, have), want)
-
-
-def pieces(checkpoint: TensorReader, info: TensorInfo) -> Iterator[Bits]:
-    """Yield a tensor's bits piece by piece."""
-    for lo in range(0, info.size, PIECE):
-        yield checkpoint.read(info.name, lo, min(lo + PIECE, info.size))

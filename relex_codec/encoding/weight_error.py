@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, overload
 
 import numpy as np
 
-from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
+from relex_codec.core.dtypes import F32, from_float32, to_float32
 from relex_codec.core.threads import parallel_map
 
 from .quality import Quality
@@ -24,6 +24,28 @@ DECODED: Final = 1 << 15
 """Elements that are decoded at a time; more, as the sum of factors begins and ends with whole rows."""
 
 
+class ReadPieces(Sequence[F32]):
+    """Pieces that are read whenever they are asked for, where all of them would take much memory.
+
+    Args:
+        spans: first element of each piece, and the one after its last.
+        read: gives elements, float32.
+    """
+
+    def __init__(self, spans: Sequence[tuple[int, int]], read: Callable[[int, int], F32]) -> None:
+        self.spans, self._read = spans, read
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    @overload
+    def __getitem__(self, i: int) -> F32: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[F32]: ...
+    def __getitem__(self, i: int | slice) -> F32 | Sequence[F32]:
+        return ReadPieces(self.spans[i], self._read) if isinstance(i, slice) else self._read(*self.spans[i])
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Pieces of a tensor, at its origin and at the last observed step.
@@ -36,9 +58,16 @@ class Sample:
     """
 
     starts: list[int]
-    origins: list[F32]
-    targets: list[F32]
+    origins: Sequence[F32]
+    targets: Sequence[F32]
     dtype: str
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First element of each piece, and the one after its last."""
+        if isinstance(self.targets, ReadPieces):
+            return list(self.targets.spans)
+        return [(start, start + len(target)) for start, target in zip(self.starts, self.targets, strict=True)]
 
     def error(self, products: Sequence[F32]) -> float:
         """Squared error of decoding with the sum of directions times coefficients `products`, one array a piece."""
@@ -87,21 +116,6 @@ def squared_norm(value: F32) -> float:
         wide = value[lo : lo + BLOCK].astype(np.float64)
         total += float(wide @ wide)
     return total
-
-
-def sample_from_bits(
-    starts: list[int], origins: list[Bits], origin_dtype: str, targets: list[Bits], dtype: str
-) -> Sample:
-    """Return a `Sample` of pieces whose elements are given as bits.
-
-    Args:
-        starts: first element of each piece.
-        origins: bits of each piece at the origin, in `origin_dtype`.
-        targets: bits of each piece at the last observed step, in `dtype`.
-    """
-    return Sample(
-        starts, [to_float32(b, origin_dtype) for b in origins], [to_float32(b, dtype) for b in targets], dtype
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +185,7 @@ class SampledWeights:
     """
 
     def __init__(
-        self, sample: Sample, values: list[F32], others: list[F32], g: np.float32, unquantised: float | None
+        self, sample: Sample, values: Sequence[F32], others: Sequence[F32], g: np.float32, unquantised: float | None
     ) -> None:
         self.sample, self.values, self.others, self.g, self.unquantised = sample, values, others, g, unquantised
 

@@ -105,7 +105,7 @@ class TensorJob:
             bits: at all steps of the run, those before the segment included: [T, elements].
         """
         job = self._job
-        left = bits[job.left - 1] if job.left else origin
+        left = bits[job.left - 1] if job.left and self._before else origin  # earlier segments do not have it
         new = bits[job.first :]
         part = PartInfo(self._number, piece, self._dtype, len(origin))
         if not any((row != left).any() for row in new):

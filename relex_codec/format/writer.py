@@ -24,32 +24,14 @@ from relex_codec.storage.stores.base import ObjectVersion
 from relex_codec.storage.urls import Options, PathLike
 
 from . import constants as f
-from .chunks import compress
 from .index import Records
 from .manifest import Manifest
+from .packed_span import ChunkRow, PackedSpan, PendingSpan, compress_chunk
 from .safetensors_header import build
-from .tensor_record import Span
 
-SHARED_BELOW: Final = 16 << 10
-"""Spans of codes with fewer raw bytes than this share chunks with others of their packing: a chunk costs about 100
-bytes (record, frame, Huffman table)."""
-PLANES_SHARED_BELOW: Final = 1 << 10
-"""The same for spans of several planes, which differ so much that a common Huffman table costs up to a bit a byte."""
 SHARED_CHUNK: Final = 64 << 10
 """Raw bytes at which a shared chunk is closed."""
 COPY: Final = 1 << 20
-
-
-@dataclass(slots=True)
-class PendingSpan:
-    """A span whose chunk number is known once its chunk is closed."""
-
-    chunk: int = 0
-    offset: int = 0
-
-    def resolved(self) -> Span:
-        """Return the span; only valid after `ChunkWriter.close`."""
-        return Span(self.chunk, self.offset)
 
 
 @dataclass(slots=True)
@@ -64,8 +46,8 @@ class ChunkWriter:
 
     def __init__(self, scratch: IO[bytes]) -> None:
         self.scratch = scratch
-        self.records: list[tuple[int, int, int, int, int]] = []
-        """(stored, raw, crc, codec, fill) of each chunk."""
+        self.records: list[ChunkRow] = []
+        """One of each chunk."""
         self._shared: dict[tuple[str, bool], _Shared] = {}
         self._spans: list[PendingSpan] = []
 
@@ -78,24 +60,40 @@ class ChunkWriter:
             pool: what they are, ``planes`` or the name of a packing; small spans share chunks with their like.
             match: see `packing.compress`.
         """
-        span = PendingSpan()
-        if size == 0:
-            return span
-        self._spans.append(span)
-        if size < (PLANES_SHARED_BELOW if pool == "planes" and not match else SHARED_BELOW):
-            shared = self._shared.setdefault((pool, match), _Shared())
-            if shared.size + size > SHARED_CHUNK:
-                self._close_shared((pool, match))
-                shared = self._shared[pool, match] = _Shared()
-            span.offset = shared.size
-            shared.parts.extend(pieces)
-            shared.spans.append(span)
-            shared.size += size
-            return span
-        span.chunk = len(self.records)
-        for piece in pieces:
-            self._chunk(piece, match)
-        return span
+        span = PackedSpan(size, pool, match)
+        if span.shares:
+            span.parts.extend(pieces)
+        self.put(span)
+        if not span.shares:
+            for piece in pieces:
+                self._chunk(piece, match)
+        return span.place
+
+    def put(self, span: PackedSpan) -> PendingSpan:
+        """Write a span that has been compressed; what it holds is let go of."""
+        place, key = span.place, (span.pool, span.match)
+        if not span.size:
+            return place
+        self._spans.append(place)
+        if span.shares:
+            shared = self._shared.setdefault(key, _Shared())
+            if shared.size + span.size > SHARED_CHUNK:
+                self._close_shared(key)
+                shared = self._shared[key] = _Shared()
+            place.offset = shared.size
+            shared.parts.extend(span.parts)
+            shared.spans.append(place)
+            shared.size += span.size
+            span.parts = []
+            return place
+        place.chunk = len(self.records)
+        if span.data is not None:
+            self.records.extend(span.rows)
+            with span.data as data:
+                data.seek(0)
+                shutil.copyfileobj(data, self.scratch, COPY)
+            span.data = None
+        return place
 
     def close(self, first: int) -> None:
         """Write the shared chunks that are still open; `first` is the number of this entry's first chunk."""
@@ -111,8 +109,8 @@ class ChunkWriter:
         self._chunk(np.concatenate(shared.parts), key[1])
 
     def _chunk(self, raw: Bytes, match: bool) -> None:
-        codec, fill, stored = compress(raw, match=match)
-        self.records.append((len(stored), len(raw), zlib.crc32(stored), codec, fill))
+        row, stored = compress_chunk(raw, match)
+        self.records.append(row)
         self.scratch.write(stored)
 
 

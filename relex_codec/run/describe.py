@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from relex_codec.core.text import quote
@@ -11,6 +11,7 @@ from relex_codec.core.text import quote
 from .coefficients import Coefficients, read_coefficients
 from .info import summary, tensor_row
 from .run_reader import RunReader
+from .sparkline import as_svg, movement
 
 
 def facts(document: dict[str, Any], base: str | None = None) -> dict[str, str]:
@@ -39,10 +40,16 @@ def as_line(path: str, told: dict[str, str], *, closed: bool = False) -> str:
     return f"<relex_codec.Run {quote(path)}: {what}{', closed' if closed else ''}>"
 
 
-def as_html(path: str, told: dict[str, str], *, closed: bool = False) -> str:
-    """Return `facts` as a table, in which nothing of the file is taken for HTML."""
+def as_html(path: str, told: dict[str, str], *, closed: bool = False, moved: Sequence[float] = ()) -> str:
+    """Return `facts` as a table, in which nothing of the file is taken for HTML.
+
+    Args:
+        moved: how far the run is from the base at each step, for a small picture beside the steps; empty for none.
+    """
+    picture = {"steps": " " + as_svg(moved)} if len(moved) > 1 else {}
     rows = "".join(
-        f'<tr><th style="text-align: left">{name}</th><td style="text-align: left">{html.escape(value)}</td></tr>'
+        f'<tr><th style="text-align: left">{name}</th>'
+        f'<td style="text-align: left">{html.escape(value)}{picture.get(name, "")}</td></tr>'
         for name, value in told.items()
     )
     caption = f"relex_codec.Run {html.escape(quote(path))}{' (closed)' if closed else ''}"
@@ -77,10 +84,12 @@ class DescribedRun:
         return True  # also of a file without tensors
 
     def __repr__(self) -> str:
-        return as_line(self.path, facts(self.info(), self._given_base), closed=self._reader.closed)
+        told = facts(summary(self._reader.container), self._given_base)
+        return as_line(self.path, told, closed=self._reader.closed)
 
     def _repr_html_(self) -> str:
-        return as_html(self.path, facts(self.info(), self._given_base), closed=self._reader.closed)
+        told, moved = facts(summary(self._reader.container), self._given_base), movement(self._reader.container)
+        return as_html(self.path, told, closed=self._reader.closed, moved=moved)
 
     @property
     def steps(self) -> list[int]:

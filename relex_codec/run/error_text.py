@@ -5,31 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-BLOCKS: Final = "▁▂▃▄▅▆▇█"
-"""Heights of a sparkline, the lowest first."""
-PLAIN: Final = "_.:-=+*#"
-"""The same where only ASCII can be shown."""
-WIDTH: Final = 40
-"""Columns of a sparkline at most."""
+from .sparkline import BLOCKS, sparkline
+
 SHOWN: Final = 3
 """Steps whose error is written out."""
-
-
-def sparkline(values: Sequence[float | None], blocks: str = BLOCKS) -> str:
-    """Return a character for each value, a space for one that is not known; the largest is the highest.
-
-    With more values than columns, each column stands for the largest of its values: no peak is hidden.
-
-    Example:
-        >>> sparkline([0.0, 0.5, None, 1.0])
-        '▁▅ █'
-    """
-    columns = [values[i * len(values) // WIDTH : (i + 1) * len(values) // WIDTH] for i in range(WIDTH)]
-    cells = [[value] for value in values] if len(values) <= WIDTH else columns
-    most = [max((value for value in cell if value is not None), default=None) for cell in cells]
-    top = max((value for value in most if value is not None), default=0.0) or 1.0
-    last = len(blocks) - 1
-    return "".join(" " if value is None else blocks[round(last * max(value, 0.0) / top)] for value in most)
 
 
 def error_line(steps: Sequence[int], values: Sequence[float | None], blocks: str = BLOCKS) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from relex_codec.core.dtypes import ITEMSIZE
@@ -124,6 +124,7 @@ def export(
     weights: Weights,
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
+    notes: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write one step to the directory `output`, tensor by tensor.
 
@@ -135,6 +136,7 @@ def export(
         weights: called when the directory can be written.
         on_bytes: called with the bytes of each tensor when it is written.
         storage_options: for fsspec, if `output` is a URL.
+        notes: further files by name, written after the weights.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
@@ -155,6 +157,9 @@ def export(
                 for tensor, values in zip(shard.tensors, found, strict=False):  # as many as the shard has
                     out.write(values)
                     on_bytes(nbytes(tensor))
+        for name, note in (notes or {}).items():
+            with directory.file(name) as out:
+                out.write(note)
         for name, content in completing_last(layout, other_files(decoder, layout, shards)):
             with directory.file(name) as out:
                 for data in content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from relex_codec.format.reader import FileReader
 from relex_codec.format.step_layout import StepLayout
 from relex_codec.format.tensor_record import TensorRecord
 
-from .error_text import BLOCKS, SHOWN, error_line
+from .error_text import SHOWN, error_line
+from .sparkline import BLOCKS, sparkline
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""
@@ -163,11 +165,13 @@ def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
     return {"median": float(f"{float(np.median([value for value, _ in found])):.6g}"), "lowest": low, "name": name}
 
 
-def text(document: dict[str, Any], tensors: bool = False, blocks: str = BLOCKS) -> str:
-    """Return `summary` as text that fits on a screen, and a row each tensor if asked.
+def text(document: dict[str, Any], tensors: bool = False, moved: Sequence[float] = (), blocks: str = BLOCKS) -> str:
+    """Return what `Run.info` returns as text that fits on a screen.
 
     Args:
-        blocks: what errors are drawn with, as of `sparkline`.
+        tensors: add a row for each.
+        moved: how far the run is from the base at each step.
+        blocks: what small pictures are drawn with, as of `sparkline`.
     """
     steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
     base = on_one_line(document["base"] or "not named")
@@ -184,6 +188,7 @@ def text(document: dict[str, Any], tensors: bool = False, blocks: str = BLOCKS) 
         ("file", on_one_line(f"{document['file']} (format {document['version']}, {document['producer']})")),
         ("base", base),
         ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
+        *([("moved", f"{sparkline(moved, blocks)}  distance from the base over the steps")] if moved else []),
         ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
         *([("exact", _exact_text(document["exact"]))] if document["exact"] else []),
         ("tensors", _tensors_text(document)),
@@ -198,13 +203,15 @@ def text(document: dict[str, Any], tensors: bool = False, blocks: str = BLOCKS) 
             f"{document['ratio']:,} times smaller than {len(steps)} checkpoints "
             f"of {document['checkpoint_bytes']:,} bytes",
         ),
-        ("variance", _spread_text(document["explained_variance"], "explained by one direction")),
-        ("R^2", _spread_text(document["r2"], "of the lines over the observed steps")),
+        ("variance", _spread_text(document["explained_variance"], "of the observed changes lies along one direction")),
+        ("R^2", _spread_text(document["r2"], "of the lines over the observed steps; no forecast")),
         *[
             (f"{tier} off", line)
             for tier, values in document["errors"].items()
             if (line := error_line(steps, values, blocks)) is not None
         ],
+        ("trust", _trust_text(document)),
+        *([("scores", _scores_text(document["scores"]))] if document["scores"] else []),
         *([("differ", _layouts_text(document["layouts"], steps))] if len(document["layouts"]) > 1 else []),
         *([("left out", left_out_text(document))] if document["left_out"] else []),
     ]
@@ -242,6 +249,35 @@ def _exact_text(exact: dict[str, Any]) -> str:
     segments = f" in {exact['segments']} segments" if exact["segments"] > 1 else ""
     bits = _decimals(exact["bits_per_parameter_and_step"])
     return f"all {exact['steps']} steps bit for bit{segments}, {bits} bits per parameter and step"
+
+
+def _trust_text(document: dict[str, Any]) -> str:
+    if document["trust"] is None:
+        return "the file has no norms of its directions; --trust computes them, reading base and directions"
+    return "; ".join(document["trust"]["words"])
+
+
+def _scores_text(scores: dict[str, Any]) -> str:
+    rows = scores["scores"]
+    if not rows:
+        return "none"
+    best = max(rows, key=lambda row: row["score"])
+    what = f" ({on_one_line(scores['metric'])})" if scores["metric"] else ""
+    return f"{len(rows)}{what}, the best {best['score']:g} at step {best['step']:g}, {best['tier']}"
+
+
+def fits_text(rows: list[dict[str, Any]]) -> str:
+    """Return what `Run.fits` found, as a table."""
+    if not rows:
+        return "fits: too few steps to hold some out"
+    first = rows[0]
+    (count, last), (low, high) = first["fitted"], first["held_out"]
+    table = [("fit", "error", f"at step {high}")]
+    table += [(row["fit"], f"{row['error']:.4f}", f"{row['last']:.4f}") for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(3)]
+    lines = ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
+    told = f"fits over {count} steps to {last}, compared at those from {low} to {high} (1: as wrong as the base)"
+    return "\n".join([told, *lines])
 
 
 def _decimals(value: float | None) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from relex_codec.core.progress import Progress, progress_bar
-from relex_codec.decoding.tensors import read_weights
 from relex_codec.decoding.tiers import StepTier, layout_at
 from relex_codec.format.step_layout import StepLayout
-from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .describe import DescribedRun
 from .export import export, nbytes
-from .restore import choose_steps, needed_tensors, numbered_steps, restore
+from .fitted import weights_along
+from .iteration import iterate
+from .pictured import PicturedRun
+from .provenance import NOTE, as_bytes, note
+from .restore import choose_steps, numbered_steps, restore
 from .run_reader import RunReader, checked_device
 from .verify import check_all, check_exact
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .resident import Resident
 
 
-class Run(DescribedRun):
+class Run(PicturedRun):
     """A ``.relex`` file, opened by `relex_codec.open`; a context manager. Weights are read when they are asked for.
 
     A run behaves like the keys of a mapping: ``len(run)`` is the number of tensors, ``name in run`` tells whether there
@@ -151,28 +151,7 @@ class Run(DescribedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        return self._iterate(numbered_steps(self._reader.decoder, start, stop))
-
-    def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        from relex_codec.core.torch_dtypes import as_tensor
-        from relex_codec.exact.replay import replay_tensors
-
-        decoder = self._reader.decoder
-        index = decoder.container.index
-        plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
-        wanted = needed_tensors(index, numbers)
-        for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, wanted, plan):
-            self._reader.check_open()  # the step might have been in memory
-            state: dict[str, torch.Tensor] = {}
-            names: Counter[int] = Counter(index.target(one).number for one in index.layout_of(number).tensors)
-            for one in index.layout_of(number).tensors:
-                target = index.target(one).number
-                names[target] -= 1
-                bits = found[target].copy() if names[target] else found.pop(target)  # each name has its own memory
-                state[one.name] = as_tensor(bits, one.dtype, one.shape).to(self.device)
-            del found
-            yield numbers[number], state
-            del state  # of which nothing is held while the next step is made
+        return iterate(self._reader, numbered_steps(self._reader.decoder, start, stop), self.device)
 
     def load_into(
         self, module: torch.nn.Module, step: float, *, tier: str = "auto", names: Names = None, prefix: str = ""
@@ -216,6 +195,8 @@ class Run(DescribedRun):
         step: float,
         *,
         tier: str = "auto",
+        along: str = "line",
+        provenance: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> str:
@@ -227,6 +208,11 @@ class Run(DescribedRun):
         Args:
             output: the directory; it must not exist or be empty.
             step, tier: as `tensor`.
+            along: what tier ``line`` follows: ``line``, that of the file; another curve through the coefficients of the
+                observed steps, ``window:W``, ``poly:D`` or ``log`` (`relex_codec.trust.fits`); or ``secant``, which
+                needs the exact tier and goes on from the last observed step as training went since the middle one
+                (`relex_codec.run.fitted.Secant`).
+            provenance: write ``relex.json`` as well: which file and tier the step is of, and how far to believe it.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -234,18 +220,20 @@ class Run(DescribedRun):
             What the step was read from, as `tier` does.
 
         Raises:
-            InvalidArgument: `output` exists and is not empty, or cannot be written; and as `tensor`.
+            InvalidArgument: `output` exists and is not empty, or cannot be written; `along` is not one of these, or the
+                step is not read from tier ``line``; and as `tensor`.
         """
         decoder = self._reader.decoder
         chosen = self.tier(step, tier=tier)
-        options = self._options if storage_options is None else storage_options
-
-        def weights(tensors: Sequence[TensorRecord]) -> Iterator[memoryview]:
-            return read_weights(decoder, tensors, StepTier(float(step), chosen), self.device)
-
-        layout = layout_at(decoder.container.index, StepTier(float(step), chosen))
+        at, options = StepTier(float(step), chosen), self._options if storage_options is None else storage_options
+        weights = weights_along(decoder, at, along, self.device)
+        notes = {}
+        if provenance:
+            told = self._about(at.step, chosen, along)
+            notes[NOTE] = as_bytes(note(self._reader.container, at.step, chosen, along, *told))
+        layout = layout_at(decoder.container.index, at)
         with self._bar("decode", [layout], progress) as bar:
-            export(decoder, output, layout, weights, bar.update, options)
+            export(decoder, output, layout, weights, bar.update, options, notes)
         return chosen
 
     def restore(

@@ -13,7 +13,7 @@ import pytest
 import relex_codec
 from relex_codec.checkpoints import weight_files
 from relex_codec.checkpoints.safetensors import open_checkpoint
-from relex_codec.encoding import pipeline
+from relex_codec.encoding import side_files
 from relex_codec.errors import CheckpointError, Corrupt
 from relex_codec.run.export import SideFiles
 from support.checkpoints import checkpoint_files, write_checkpoint, write_run
@@ -237,8 +237,8 @@ def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
     for number, name in enumerate(hostile):
         bad = tmp_path / f"bad-{number}.relex"
         with monkeypatch.context() as patch:
-            patch.setattr(weight_files, "file_allowed", lambda found, name=name: found == name)
-            patch.setattr(pipeline, "file_allowed", lambda found, name=name: found == name)
+            patch.setattr(weight_files, "file_allowed", lambda found, shards=(), name=name: found == name)
+            patch.setattr(side_files, "file_allowed", lambda found, shards=(), name=name: found == name)
             relex_codec.encode(run, bad, base=base, quality="raw", embed_base=True)
         with pytest.raises(Corrupt, match=f"'{name}' (is no name of a file|beside other weights than those of an)"):
             relex_codec.open(bad)

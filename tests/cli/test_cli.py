@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     drift = {name: rng.standard_normal(value.shape) for name, value in start.items()}
 
     def tensors(step: int) -> dict[str, tuple[str, np.ndarray]]:
-        return {name: bf16(value + 0.002 * step * drift[name]) for name, value in start.items()}
+        return {name: bf16(value + 0.00005 * step * drift[name]) for name, value in start.items()}
 
     write_checkpoint(folder / "base", tensors(0))
     write_run(folder / "run", STEPS, tensors)
@@ -120,7 +120,9 @@ def test_usage_errors_exit_2(made: Path) -> None:
     assert cli_process("decode", made / "run.relex").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "append", "restore", "info", "verify", "demo"])
+@pytest.mark.parametrize(
+    "command", ["encode", "decode", "append", "restore", "info", "verify", "compare", "plot", "report", "demo"]
+)
 def test_help(command: str) -> None:
     done = cli(command, "--help")
     assert done.returncode == 0

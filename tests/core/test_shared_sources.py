@@ -9,7 +9,7 @@ from pathlib import Path
 from relex_codec.core import jit
 
 PACKAGE = "relex_codec"
-COMPILING = {"compiled", "inlined", "operation", "loop"}
+COMPILING = {"compiled", "summing", "inlined", "operation", "loop"}
 """Functions by which a module takes part in compiled code: those of core/jit.py, and the one of kernels/cpu."""
 NOT_TAKEN_IN = {"errors.py"}
 """Compiled code raises nothing of ours: a module that imports an error has functions for the interpreter too."""
@@ -93,7 +93,7 @@ def test_there_is_nothing_in_the_list_that_no_compiled_code_takes_in() -> None:
 
 def test_compiled_code_is_where_it_is_looked_for() -> None:
     found = {str(path.relative_to(jit.PACKAGE)) for path in compiling(jit.PACKAGE)}
-    assert {path.split("/")[0] for path in found} == {"exact", "kernels", "format"}
+    assert {path.split("/")[0] for path in found} == {"encoding", "exact", "kernels", "format"}
     assert {
         "exact/contexts.py", "exact/frame_decoder.py", "exact/frame_encoder.py", "exact/frequency_tables.py",
         "exact/interval_lists.py", "exact/ordered_words.py", "exact/rans.py", "format/fill_expand.py",

@@ -56,7 +56,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(BASE, tmp_path / "BASE")
     base = load_file(tmp_path / "BASE" / "model.safetensors")
     generator = torch.Generator().manual_seed(1)
-    drift = {name: torch.randn(value.shape, generator=generator) * 1e-3 for name, value in base.items()}
+    drift = {name: torch.randn(value.shape, generator=generator) * 1e-4 for name, value in base.items()}
     for step in (100, 200, 300, 400, 500):
         folder = tmp_path / ("LATER" if step == 500 else "RUN") / f"checkpoint-{step}"
         shutil.copytree(BASE, folder, ignore=shutil.ignore_patterns("*.safetensors"))

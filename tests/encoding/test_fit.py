@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relex_codec
-from relex_codec.encoding import tensor_history
+from relex_codec.core import threads
+from relex_codec.encoding import pipeline, tensor_history
+from relex_codec.encoding.delta_sums import GramSums, directions
 from relex_codec.encoding.fit import deltas, directions_from_deltas, fit_directions, fit_line, gram_of
 from support import plain
 from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File
 from support.runs import Made
-from support.tensors import bf16, f32
+from support.tensors import Tensor, bf16, f32
 
 Zoo = Callable[..., Path]
 
@@ -85,40 +87,42 @@ def test_there_are_no_more_directions_than_the_deltas_have(tmp_path: Path) -> No
     assert file.directions[0].explained == pytest.approx(1)
 
 
-# ---- The memory budget changes nothing ----
+# ---- Neither memory nor threads change anything ----
 
 
-def test_a_run_larger_than_the_budget_gives_the_same_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that is read once or twice, one of several pieces that rows of NaNs interrupt, and small ones."""
     rng = np.random.default_rng(7)
-    start, drift = rng.standard_normal((2, 700, 500)) * 0.02
-    write_checkpoint(tmp_path / "base", {"w": bf16(start)})
-    steps = list(range(1, 61))
-    noise = rng.standard_normal((700, 500)) * 2e-3
-    write_run(tmp_path / "run", steps, lambda step: {"w": bf16(start + drift * step / 600 + np.roll(noise, 37 * step))})
-    held = []
+    steps = list(range(1, 15))
+    shapes = {"large": (1200, 1000), "b": (70, 50), "c": (3,), "masked": (300, 1000)}
+    start = {name: rng.standard_normal(shape) * 0.02 for name, shape in shapes.items()}
+    drift = {name: rng.standard_normal(shape) * 0.02 for name, shape in shapes.items()}
+    noise = {name: rng.standard_normal(shape) * 1e-3 for name, shape in shapes.items()}
+    start["masked"][7:200] = -np.inf
+
+    def at(step: int) -> dict[str, Tensor]:
+        moved = {name: start[name] + drift[name] * step / 200 + np.roll(noise[name], step) for name in shapes}
+        return {name: bf16(value) for name, value in moved.items()}
+
+    write_checkpoint(tmp_path / "base", {name: bf16(value) for name, value in start.items()})
+    write_run(tmp_path / "run", steps, at)
+    held = {}
     original = tensor_history.TensorHistory.__init__
 
-    def spy(self: tensor_history.TensorHistory, *args: Any) -> None:
-        original(self, *args)
-        held.append(self._held is not None)
+    def spy(self: tensor_history.TensorHistory, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        held[self.info.name] = self._held is not None
 
     monkeypatch.setattr(tensor_history.TensorHistory, "__init__", spy)
     files = []
-    for memory in ("4GB", "64MB"):
-        path = tmp_path / f"{memory}.relex"
-        relex_codec.encode(tmp_path / "run", path, base=tmp_path / "base", quality="raw", memory=memory)
-        files.append(path)
-    assert held == [True, False]  # 42 MB of checkpoints: read once and read twice
-    large, small = (File(path) for path in files)
-    np.testing.assert_allclose(small.coefficients, large.coefficients, rtol=1e-9)
-    assert small.directions[0].slope == pytest.approx(large.directions[0].slope, rel=1e-9)
-    np.testing.assert_allclose(small.raw_vector("w"), large.raw_vector("w"), rtol=2e-7, atol=1e-12)
-    with relex_codec.open(files[0]) as a, relex_codec.open(files[1]) as b:
-        for step in (1, 30.5, 60, 300):
-            differ = a._reader.bits("w", step) != b._reader.bits("w", step)
-            assert differ.mean() < 1e-4
-            apart = a._reader.bits("w", step).astype(np.int64) - b._reader.bits("w", step)
-            assert np.abs(apart).max() <= 1
+    for memory, processors in (("4GB", 2), ("256MB", 2), ("64MB", 2), ("64MB", 4), ("4GB", 1), ("4GB", 4)):
+        for module in (threads, pipeline):
+            monkeypatch.setattr(module, "cpu_count", lambda count=processors: count)
+        path = tmp_path / f"{memory}-{processors}.relex"
+        relex_codec.encode(tmp_path / "run", path, base=tmp_path / "base", memory=memory)
+        assert held["large"] == (memory != "64MB")  # 34 MB of checkpoints: read once, or twice
+        files.append(path.read_bytes())
+    assert all(file == files[0] for file in files)
 
 
 # ---- The parts ----
@@ -184,6 +188,74 @@ def test_slices_add_up() -> None:
     )
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, weights @ wide, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("origin_dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("size", [1, 1023, 5000])
+def test_sums_over_bits_are_those_of_float64(dtype: str, origin_dtype: str, size: int) -> None:
+    rng = np.random.default_rng(size)
+    start, drift = rng.standard_normal((2, size))
+    origin = plain.narrow(origin_dtype, start)
+    steps = [plain.narrow(dtype, start + (i + 1) * drift / 8 + rng.standard_normal(size) / 16) for i in range(6)]
+    bits, wide = np.stack(steps), plain.widen(origin_dtype, origin)
+    delta = plain.deltas(dtype, steps, origin_dtype, origin)
+    sums = GramSums(6, 4)
+    for lo in range(0, size, 2048):  # slices change nothing
+        some = slice(lo, min(lo + 2048, size))
+        sums.add(bits, dtype, lo, wide[some], origin[some], origin_dtype)
+    once = GramSums(6, 4)
+    once.add(bits, dtype, 0, wide, origin, origin_dtype)
+    assert np.array_equal(once.matrix(), sums.matrix())
+    largest = np.linalg.eigvalsh(delta @ delta.T)[-1]
+    np.testing.assert_allclose(sums.matrix(), delta @ delta.T, atol=1e-7 * largest)
+    assert np.linalg.eigvalsh(sums.matrix())[-1] == pytest.approx(largest, rel=1e-7)
+    np.testing.assert_allclose(sums.squares, np.diagonal(delta @ delta.T), rtol=1e-6)
+    weights = fit_directions(sums.matrix(), np.arange(1, 7), 4, 1).weights
+    found = np.empty((1, size), np.float32)
+    directions(weights, bits, dtype, 0, wide, origin, origin_dtype, found)
+    close(found.astype(np.float64), weights @ delta[:4])
+    assert sums.moved and not sums.infinite.any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-12, 1e12, 1e24, 1e34])
+def test_squares_that_float32_does_not_hold_are_float64(scale: float) -> None:
+    """Deltas of 1e-30 have squares below its smallest number, those of 1e24 above its largest."""
+    rng = np.random.default_rng(3)
+    values = (rng.standard_normal((5, 3000)) * scale).astype(np.float32)
+    values[:, :2000] += np.outer(np.arange(5), rng.standard_normal(2000) * scale).astype(np.float32)
+    origin = np.zeros(3000, np.float32)
+    sums = GramSums(5, 5)
+    sums.add(values.view(np.uint32), "F32", 0, origin, origin.view(np.uint32), "F32")
+    wide = values.astype(np.float64)
+    np.testing.assert_allclose(sums.matrix(), wide @ wide.T, atol=1e-6 * np.trace(wide @ wide.T))
+    weights = fit_directions(sums.matrix(), np.arange(1, 6), 5, 1).weights
+    found = np.empty((1, 3000), np.float32)
+    directions(weights, values.view(np.uint32), "F32", 0, origin, origin.view(np.uint32), "F32", found)
+    close(found.astype(np.float64), weights @ wide)
+
+
+def test_what_is_not_finite_is_found_where_it_is_and_counts_as_nothing() -> None:
+    rng = np.random.default_rng(4)
+    start = rng.standard_normal(4000).astype(np.float32)
+    values = (start + rng.standard_normal((4, 4000)) / 8).astype(np.float32)
+    start[100:200], values[:, 100:200] = np.inf, np.inf  # equal: no delta
+    start[300], values[:, 300] = np.nan, np.nan
+    clean = values.copy()
+    values[2, 3000], values[3, 3500] = np.nan, -np.inf
+    clean[2, 3000], clean[3, 3500] = start[3000], start[3500]
+    found = []
+    for weights in (values, clean):
+        sums = GramSums(4, 4)
+        sums.add(weights.view(np.uint32), "F32", 0, start, start.view(np.uint32), "F32")
+        found.append(sums)
+    assert found[0].infinite.tolist() == [False, False, True, True] and not found[1].infinite.any()
+    np.testing.assert_allclose(found[0].matrix(), found[1].matrix(), rtol=1e-6)
+    assert np.isfinite(found[0].matrix()).all()
+    fitted = fit_directions(found[1].matrix(), np.arange(1, 5), 4, 1).weights
+    direction = np.empty((1, 4000), np.float32)
+    directions(fitted, clean.view(np.uint32), "F32", 0, start, start.view(np.uint32), "F32", direction)
+    assert not direction[0, 100:200].any() and direction[0, 300] == 0 and np.isfinite(direction).all()
 
 
 def test_small_deltas_on_large_weights_are_exact() -> None:

@@ -27,7 +27,9 @@ SAME, MOVING, FRAMED = 0, 1, 2
 IN_BASE, STORED = 0, 1
 STEPS = [2, 4, 5, 9, 14]
 PIECE = 1 << 18
-FRAMED_NAMES = ("counter", "ids", "flags", "codes", "small", "doubles", "large", "added")
+LINELESS = ("codes", "small", "doubles")
+"""Floats: between stored steps there is nothing of them."""
+FRAMED_NAMES = ("counter", "ids", "flags", *LINELESS, "large", "added")
 
 
 def content() -> tuple[dict[str, Tensor], Callable[[int], dict[str, Tensor]]]:
@@ -105,7 +107,7 @@ def test_what_is_stored(path: Path) -> None:
     assert len(file.entries["relex.data.frames"]) < 4000
 
 
-def test_every_tier_gives_the_last_stored_step(made: Made, path: Path) -> None:
+def test_every_tier_gives_the_last_stored_step_or_says_that_there_is_none(made: Made, path: Path) -> None:
     reads = [(step, step, tier) for step in STEPS for tier in ("auto", "track", "line")]  # stored
     reads += [(3, 2, "auto"), (8.9, 5, "track"), (8.9, 5, "line"), (13.5, 9, "auto")]  # between
     reads += [(1, 2, "auto"), (0.5, 2, "line"), (-4, 2, "line"), (0, 2, "line")]  # before
@@ -114,21 +116,24 @@ def test_every_tier_gives_the_last_stored_step(made: Made, path: Path) -> None:
         for step, stored, tier in reads:
             there = made.at(stored)
             for name in (*FRAMED_NAMES, "frozen_ids", "none", "mask"):
-                same(run, name, step, tier, there[name])
-        for name in FRAMED_NAMES[:-1]:
-            same(run, name, 0, "auto", made.base[name])
-        same(run, "added", 0, "auto", made.at(2)["added"])
+                if name in LINELESS and step != stored:
+                    with pytest.raises(InvalidArgument, match=f"'{name}' is stored step by step and has no line"):
+                        run.tensor(name, step, tier=tier)
+                else:
+                    same(run, name, step, tier, there[name])
         run.verify()
 
 
 def test_whole_steps_and_parts_of_tensors(made: Made, path: Path, tmp_path: Path) -> None:
     there = made.at(9)
     with relex_codec.open(path) as run:
-        assert run.save(tmp_path / "out", 10) == "track"
+        with pytest.raises(InvalidArgument, match="has no line"):
+            run.save(tmp_path / "out", 10)
+        assert run.save(tmp_path / "out", 9) == "track"
         for lo, hi in ((PIECE - 3, PIECE + 20), (PIECE + 1, PIECE + 2), (5, 9), (4, 4)):
             found = run.tensor("large", 10, index=slice(lo, hi))
             np.testing.assert_array_equal(bits_of(found), there["large"][1][lo:hi])
-        held = run.resident(slices={"large": slice(PIECE - 3, PIECE + 20)}).state_dict(10)
+        held = run.resident(slices={"large": slice(PIECE - 3, PIECE + 20)}).state_dict(9)
     with relex_codec.safe_open(path, "np", step=10) as handle:
         np.testing.assert_array_equal(handle.get_slice("ids")[1], there["ids"][1][1].view(np.int32))
     written = load_file(tmp_path / "out" / "model.safetensors")
@@ -146,7 +151,10 @@ def test_the_reference_decoder_reads_the_same(made: Made, path: Path, reference:
     origin = {name: (dtype, list(bits.shape), bits.tobytes()) for name, (dtype, bits) in made.base.items()}
     for step, stored in ((1, 2), (4, 4), (8.9, 5), (99, 14)):
         for name in FRAMED_NAMES:
-            if name != "large":  # slowly, as the name says
+            if name in LINELESS and step != stored:
+                with pytest.raises(reference.InvalidArgument, match="has no line"):
+                    slow.tensor(name, step, "auto", origin.__getitem__)
+            elif name != "large":  # slowly, as the name says
                 expected = made.at(stored)[name][1].tobytes()
                 assert slow.tensor(name, step, "auto", origin.__getitem__) == expected, (name, step)
 
@@ -158,8 +166,7 @@ def test_a_base_inside(made: Made, tmp_path: Path) -> None:
         patch.setattr("relex_codec.decoding.base_locator.open_base", None)
         with relex_codec.open(tmp_path / "x.relex") as run:
             for name in FRAMED_NAMES:
-                same(run, name, 5.5, "auto", made.at(5)[name])
-            same(run, "ids", 0, "auto", made.base["ids"])
+                same(run, name, 5 if name in LINELESS else 5.5, "auto", made.at(5)[name])
             run.verify()
     assert data == (tmp_path / "x.relex").read_bytes()
 
@@ -180,7 +187,7 @@ def test_another_base_is_found_out(made: Made, path: Path, tmp_path: Path) -> No
 
 def test_tier_exact_is_refused(path: Path, tmp_path: Path) -> None:
     with relex_codec.open(path) as run:
-        assert [run.tier(step) for step in (0, 2, 4, 99)] == ["base", "track", "track", "line"]
+        assert [run.tier(step) for step in (0, 2, 4, 99)] == ["line", "track", "track", "line"]
         for call in (
             lambda: run.tensor("ids", 4, tier="exact"),
             lambda: run.state_dict(4, tier="exact"),
@@ -230,7 +237,7 @@ def test_only_framed_tensors(tmp_path: Path) -> None:
     assert not file.directions and not file.chunks
     with relex_codec.open(tmp_path / "x.relex") as run:
         for step, stored in ((1, 3), (3, 3), (8, 4), (9, 9), (50, 9)):
-            for name in base:
+            for name in base if step == stored else ["n"]:
                 same(run, name, step, "auto", at(stored)[name])
         run.verify()
 

@@ -1,7 +1,7 @@
 """Peak memory of encoding depends neither on the size of the run nor on the number of steps.
 
-What is measured is the resident peak of a process that encodes, over that of one that encodes a run of a few numbers:
-interpreter, libraries and their threads are in both.
+What is measured is the resident peak of a process that encodes, over that of one that encodes a run of few numbers:
+interpreter, libraries (numba too), and their threads are in both.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for name, scale, steps in (("tiny", 0, 3), ("small", 1, 40), ("large", 2, 40), ("long", 2, 80)):
         shapes = {key: (m // (2 * (3 - scale)), n // (3 - scale)) for key, (m, n) in SHAPES.items()}
-        shapes = {"tiny": {"a": (20, 10)}, "large": SHAPES, "long": SHAPES}.get(name, shapes)
+        shapes = {"tiny": {"a": (300, 300)}, "large": SHAPES, "long": SHAPES}.get(name, shapes)
         start = {key: rng.standard_normal(shape, np.float32) * 0.02 for key, shape in shapes.items()}
         folder = root / name
         (folder / "base").mkdir(parents=True)

@@ -19,10 +19,12 @@ from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.checkpoints.series import ReaderSeries
 from relex_codec.core.dtypes import Bits
-from relex_codec.encoding.appended_series import EmbeddedBase, RestoredStep
+from relex_codec.encoding.appended_series import RestoredStep
 from relex_codec.encoding.encode import new_segment
 from relex_codec.encoding.pipeline import RunEncoder
+from relex_codec.encoding.planning import plan_run
 from relex_codec.encoding.quality import Quality
+from relex_codec.encoding.surroundings import surroundings
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 from relex_codec.format.writer import FileWriter
@@ -80,7 +82,7 @@ def in_memory(change: Mapping[int, Mapping[str, Tensor]] | None = None) -> Reade
 @pytest.mark.parametrize("embed", [False, True])
 def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, embed: bool) -> None:
     write_checkpoint(tmp_path / "base", weights(0), side=SIDE)
-    write_run(tmp_path / "run", STEPS, weights)
+    write_run(tmp_path / "run", STEPS, weights, side={})
     relex_codec.encode(
         tmp_path / "run", tmp_path / "disk.relex", base=tmp_path / "base", base_uri="base", exact=exact,
         embed_base=embed, observe=5,
@@ -89,8 +91,11 @@ def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, e
     with FileWriter(tmp_path / "memory.relex") as writer:
         frames = partial(new_segment, writer, len(STEPS))
         base = InMemory(weights(0), SIDE)
-        encoder = RunEncoder(series, base, writer, 4, Quality.parse(), 1, embed, BUDGET, exact, frames)
-        encoder.write("base", progress=False)
+        plan = plan_run(series, base, 4, exact=exact)
+        encoder = RunEncoder(plan, writer, 4, Quality.parse(), 1, embed, BUDGET, exact, frames)
+        directories = [f"global_step_{step}" for step in STEPS]
+        around = surroundings(plan, base, encoder.embed_file, embed, exact, "base", directories)
+        encoder.write(around, progress=False)
     assert (tmp_path / "memory.relex").read_bytes() == (tmp_path / "disk.relex").read_bytes()
 
 
@@ -125,19 +130,14 @@ def base_with_digests(made: Path) -> Iterator[Opened]:
 
 
 @contextmanager
-def embedded_base(made: Path) -> Iterator[Opened]:
-    with open_run(made / "x.relex") as run:
-        yield EmbeddedBase(run._reader.decoder), weights(0)
-
-
-@contextmanager
 def restored_step(made: Path) -> Iterator[Opened]:
     with open_run(made / "x.relex") as run:
         tensors = {name: TensorInfo(name, dtype, bits.shape) for name, (dtype, bits) in weights(3).items()}
-        yield RestoredStep(run._reader.decoder, 3, tensors), weights(3)
+        decoder = run._reader.decoder
+        yield RestoredStep(decoder, 3, decoder.container.index.layout_of(3), tensors), weights(3)
 
 
-@pytest.mark.parametrize("kind", [memory, files, base_with_digests, embedded_base, restored_step])
+@pytest.mark.parametrize("kind", [memory, files, base_with_digests, restored_step])
 def test_every_kind_keeps_the_contract(made: Path, kind: Callable[[Path], AbstractContextManager[Opened]]) -> None:
     with kind(made) as (reader, expected):
         assert set(reader.tensors) == set(expected)

@@ -14,7 +14,7 @@ import pytest
 
 import relex_codec
 from relex_codec.core import threads
-from relex_codec.encoding import low_rank, pipeline
+from relex_codec.encoding import low_rank, unit
 from relex_codec.encoding.direction_search import DirectionSearch
 from relex_codec.encoding.excerpt import LIMIT, Excerpt
 from relex_codec.encoding.low_rank import decompose, explained_by_rank, round_factors
@@ -84,7 +84,7 @@ def test_thousands_of_small_tensors_take_a_few_hundred_trials_each(
         trials.append(self.trials)
         return found
 
-    monkeypatch.setattr(pipeline.DirectionSearch, "run", counted)
+    monkeypatch.setattr(unit.DirectionSearch, "run", counted)
     relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
     assert len(trials) == count
     assert sum(trials) <= 250 * count

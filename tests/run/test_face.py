@@ -24,9 +24,10 @@ Zoo = Callable[..., Path]
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 
 PUBLIC = [
-    "check_base", "check_exact", "close", "coefficients", "device", "info", "iter_steps", "keys", "load_into",
-    "observed_steps", "path", "resident", "restore", "save", "state_dict", "state_dicts", "steps", "tensor",
-    "tensor_info", "tier", "verify", "verify_against",
+    "check_base", "check_exact", "close", "coefficients", "compare",
+    "compare_with_checkpoint", "compare_with_run", "device", "fits", "info", "iter_steps", "keys", "load_into",
+    "movement", "observed_steps", "path", "plot", "resident", "restore", "save", "scores", "state_dict", "state_dicts",
+    "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify", "verify_against",
 ]  # fmt: skip
 
 
@@ -187,10 +188,19 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "verify": lambda run, out: run.verify(),
     "check_exact": lambda run, out: run.check_exact(),
     "verify_against": lambda run, out: run.verify_against("RUN"),
+    "compare": lambda run, out: run.compare(1, 9),
+    "compare_with_checkpoint": lambda run, out: run.compare_with_checkpoint("", 9),
+    "compare_with_run": lambda run, out: run.compare_with_run(run),
+    "fits": lambda run, out: run.fits(),
+    "plot": lambda run, out: run.plot(),
+    "trust": lambda run, out: run.trust(30),
+    "step_within": lambda run, out: run.step_within(30, max_distance=0.1),
 }
 
 
-UNREAD = {"close", "device", "info", "keys", "observed_steps", "path", "steps", "tensor_info", "tier"}
+UNREAD = {
+    "close", "device", "info", "keys", "movement", "observed_steps", "path", "scores", "steps", "tensor_info", "tier",
+}  # fmt: skip
 """What needs no reading."""
 
 

@@ -329,7 +329,12 @@ def test_from_the_command_line(grown: Made, zoo_file: Zoo, tmp_path: Path) -> No
         done = cli("restore", file, "-o", tmp_path / "two", "--steps", "6", "--base", tmp_path / "base", "--json")
     finally:
         shutil.move(tmp_path / "base", grown.base_path)
-    assert json.loads(done.stdout) == {"file": str(file), "steps": [6], "output": str(tmp_path / "two")}
+    assert json.loads(done.stdout) == {
+        "file": str(file),
+        "steps": [6],
+        "output": str(tmp_path / "two"),
+        "left_out": [],
+    }
     check(tmp_path / "two", grown, [6])
     failed(cli("restore", file, "-o", tmp_path / "out"), "not empty")
     failed(cli("restore", file, "-o", tmp_path / "x", "--steps", "99"), "leaves nothing")

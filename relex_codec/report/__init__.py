@@ -1,0 +1,1 @@
+"""Pictures of a run, a page about it, and the numbers in them."""

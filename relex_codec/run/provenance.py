@@ -1,0 +1,76 @@
+"""Where a decoded step comes from and how far it may be believed: what ``relex.json`` beside its weights says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Final
+
+from relex_codec._version import __version__
+from relex_codec.format import constants as f
+from relex_codec.format.reader import FileReader
+from relex_codec.storage.urls import without_secrets
+from relex_codec.trust.horizon import Trust, shown_step
+
+NOTE: Final = "relex.json"
+"""Name of the file."""
+
+
+def file_digest(container: FileReader) -> str:
+    """Return a digest that tells a file from others: SHA-256 of its header and root, 64 hex digits.
+
+    The root has checksums of all tables, and these of all data. Reads some kilobytes, also of a large remote file.
+    """
+    root = container.index.entries[f.ROOT]
+    return hashlib.sha256(container.source.read_cached(0, root.end)).hexdigest()
+
+
+def remarks(container: FileReader, step: float, tier: str) -> list[str]:
+    """Return what a user should know of a step that is read from `tier`, beside how far its line may be believed."""
+    index = container.index
+    steps = [int(one) for one in index.steps]
+    if tier == "base" or tier == "exact" or step in steps:
+        return []
+    shown = shown_step(step)
+    if steps[0] < step < steps[-1] and index.has_exact:
+        before, after = max(one for one in steps if one < step), min(one for one in steps if one > step)
+        return [
+            f"step {shown} lies between the stored steps {before} and {after}: not bit for bit, but from tier {tier}"
+        ]
+    if 0 < step < steps[0]:
+        return [f"step {shown} lies before the first stored one, {steps[0]}: it is read from the line"]
+    return []
+
+
+def note(
+    container: FileReader, step: float, tier: str, along: str, trust: Trust | None, words: list[str]
+) -> dict[str, Any]:
+    """Return what ``relex.json`` says.
+
+    Args:
+        along: the curve or way that the step was read along, where `tier` is ``line``.
+        trust: where it lies beyond the observed steps.
+        words: all that was said of it.
+    """
+    index = container.index
+    steps, observed = [int(one) for one in index.steps], index.manifest.observed
+    base = index.manifest.base_uri
+    return {
+        "producer": f"relex-codec {__version__}",
+        "file": re.split(r"[/\\]", without_secrets(container.source.path))[-1],  # not where somebody keeps it
+        "digest": file_digest(container),
+        "step": step,
+        "tier": tier,
+        "along": along if tier == "line" else None,
+        "observed": [steps[0], steps[observed - 1]],
+        "stored": [steps[0], steps[-1]],
+        "base": None if base is None else without_secrets(base),
+        "trust": None if trust is None else trust.as_dict(),
+        "notes": words,
+    }
+
+
+def as_bytes(document: dict[str, Any]) -> bytes:
+    """Return the document as it is written."""
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()

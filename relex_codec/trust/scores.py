@@ -1,0 +1,83 @@
+"""Scores of a run's steps, as they lie beside its file: ``run.scores.json`` beside ``run.relex``.
+
+    {"metric": "share of problems solved", "scores": [{"step": 0, "tier": "base", "score": 0.566},
+                                                      {"step": 800, "tier": "line", "score": 0.693}]}
+
+A higher score is a better one. `tier` says what was scored: ``base``, ``trained`` (a checkpoint of the run itself),
+``exact``, ``track`` or ``line``. Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from relex_codec.core.text import quote
+from relex_codec.errors import InvalidArgument
+
+SCORED: Final = ("base", "trained", "exact", "track", "line")
+"""What may have been scored."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of a step."""
+
+    step: float
+    tier: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was scored, in the order of the steps.
+
+    Attributes:
+        metric: what the scores are, in words; empty if the file does not say.
+    """
+
+    metric: str
+    scores: tuple[Score, ...]
+
+    def of(self, *tiers: str) -> list[Score]:
+        """Return the scores of some tiers."""
+        return [one for one in self.scores if one.tier in tiers]
+
+
+def parse_scores(text: str | bytes, path: str) -> Scores:
+    """Return what a file of scores says.
+
+    Args:
+        path: for messages.
+
+    Raises:
+        InvalidArgument: it is not as the module says.
+
+    Example:
+        >>> found = parse_scores('{"scores": [{"step": 800, "tier": "line", "score": 0.693}]}', "run.scores.json")
+        >>> found.scores
+        (Score(step=800.0, tier='line', score=0.693),)
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidArgument(f"{path} is not JSON; repair it, or move it away") from None
+    rows = document.get("scores") if isinstance(document, dict) else None
+    if not isinstance(rows, list):
+        raise InvalidArgument(f"{path} has no list 'scores'; repair it, or move it away")
+    metric = document.get("metric", "")
+    found = [_score(row, path) for row in rows]
+    return Scores(metric if isinstance(metric, str) else "", tuple(sorted(found, key=lambda one: one.step)))
+
+
+def _score(row: object, path: str) -> Score:
+    step, tier, score = (row.get(key) if isinstance(row, dict) else None for key in ("step", "tier", "score"))
+    numbers = [x for x in (step, score) if isinstance(x, (int, float)) and not isinstance(x, bool)]
+    if len(numbers) != 2 or not all(abs(x) < 1e300 and math.isfinite(x) for x in numbers) or tier not in SCORED:
+        raise InvalidArgument(
+            f"{path}: expected {{'step': number, 'tier': one of {', '.join(SCORED)}, 'score': number}}, found "
+            f"{quote(row, 80)}; repair it, or move it away"
+        )
+    return Score(float(numbers[0]), str(tier), float(numbers[1]))
