@@ -163,7 +163,7 @@ def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) ->
     from relex_codec.exact.segment_writer import SegmentWriter  # numba is only needed here
     from relex_codec.exact.tier_writer import SegmentJob
 
-    return SegmentJob(SegmentWriter(writer.scratch(), count), old)
+    return SegmentJob(SegmentWriter(writer.scratch, count), old)
 
 
 def _report_skip(message: str) -> None:
