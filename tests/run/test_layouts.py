@@ -18,8 +18,8 @@ from relex_codec import BaseMismatch, InvalidArgument
 from relex_codec.core.torch_dtypes import bytes_of
 from relex_codec.format import reader
 from relex_codec.run.error_text import error_line
-from relex_codec.run.sparkline import PLAIN, WIDTH, sparkline
 from relex_codec.run.info import left_out_text, text
+from relex_codec.run.sparkline import PLAIN, WIDTH, sparkline
 from support.plain import read_safetensors
 from support.specification import VALID, VECTORS, base_files, given_base, named, package_base, ref
 
