@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -35,7 +37,11 @@ def write_tier(source: Source, out: Path) -> int:
     The file is that of `relex_codec.encode` without its other entries: nothing reads it.
     """
     maps = [source.read(position) for position in range(len(source.numbers) + 1)]
-    with tempfile.TemporaryFile(dir=out.parent) as scratch, open(out, "wb") as file:
+    with ExitStack() as stack, open(out, "wb") as file:
+
+        def scratch() -> IO[bytes]:
+            return stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
+
         job = SegmentJob(SegmentWriter(scratch, len(source.numbers)))
         for number, tensor in enumerate(source.tensors):
             pieces = job.tensor(number, tensor.name, "BF16")

@@ -8,7 +8,7 @@ Lossless as the file would be, its lines would begin where the run never was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -126,13 +126,22 @@ def check_base(series: CheckpointSeries, base: TensorReader) -> None:
         raise InvalidArgument(_message(base.path, steps[:2], far, len(measured)))
 
 
-def check_new_tensors(infos: Sequence[TensorInfo], base: TensorReader) -> None:
+def check_new_tensors(infos: Sequence[TensorInfo], base: TensorReader, matched: Container[str] = ()) -> None:
     """Refuse a run most bytes of which are in tensors that the base does not have.
+
+    A base that has them as codes of FP8 has them: a run of such a base is often trained in BF16.
+
+    Args:
+        matched: names of those that start from the base under other names.
 
     Raises:
         InvalidArgument: they are. That there is nothing in common at all is said elsewhere.
     """
-    new = [info for info in infos if not is_of_base(info, base.tensors)]
+    new = [
+        info
+        for info in infos
+        if info.name not in matched and not is_of_base(info, base.tensors) and not _as_codes(info, base.tensors)
+    ]
     there, total = _bytes(new), _bytes(infos)
     if 2 * there <= total or len(new) == len(infos):
         return
@@ -151,6 +160,11 @@ def is_of_base(info: TensorInfo, there: Mapping[str, TensorInfo]) -> bool:
     if origin is None or origin.shape != info.shape:
         return False
     return origin.dtype == info.dtype or {origin.dtype, info.dtype} <= FLOATS
+
+
+def _as_codes(info: TensorInfo, there: Mapping[str, TensorInfo]) -> bool:
+    origin = there.get(info.name)
+    return origin is not None and origin.shape == info.shape and origin.dtype.startswith("F8_")
 
 
 def choose_places(infos: Iterable[TensorInfo]) -> list[Place]:

@@ -134,7 +134,7 @@ def encode(
         plan = plan_run(series, base_reader, observed, exact=exact, rules=rules)
         matched = MatchedBase(plan, base_reader.path)
         if not allow_new_tensors:
-            check_new_tensors([task.info for task in started_somewhere(plan)], matched)
+            check_new_tensors([one.info for one in started_somewhere(plan)], base_reader, matched.tensors)
         if not allow_any_base:
             check_base(series, matched)
         report_notes(series, base_reader)
@@ -163,7 +163,7 @@ def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) ->
     from relex_codec.exact.segment_writer import SegmentWriter  # numba is only needed here
     from relex_codec.exact.tier_writer import SegmentJob
 
-    return SegmentJob(SegmentWriter(writer.scratch(), count), old)
+    return SegmentJob(SegmentWriter(writer.scratch, count), old)
 
 
 def _report_skip(message: str) -> None:

@@ -7,7 +7,7 @@ and keeps them as `Symbols` until the tables of the group are known. `PartDecode
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -108,85 +108,84 @@ class SymbolCounter:
 class PartEncoder:
     """Turns the words of one part into symbols.
 
+    In memory are, beside `bits`, the words of a step or two at each level of the intervals, and the lists of those that
+    are still to come.
+
     Args:
-        bits: elements at the left end and at each step of the segment: [n + 1, elements].
+        bits: elements at the left end and at each step of the segment: n + 1 rows.
         layout: of the elements' dtype.
         low: lowest exponent of the group.
     """
 
-    def __init__(self, bits: Bits, layout: WordLayout, low: int) -> None:
-        self.bits = bits
+    def __init__(self, bits: Sequence[Bits], layout: WordLayout, low: int) -> None:
+        self.bits, self.layout = bits, layout
         self.shape = word_shape(layout, low)
         left = to_words(bits[0], layout)
         self.order = order_of(left, self.shape)
-        self.rows = np.empty((len(bits), len(left)), left.dtype)
-        for row, step in zip(self.rows, bits, strict=True):
-            np.take(to_words(step, layout), self.order.places, out=row)
         size = len(left)
         self._none = np.empty(0, np.uint32)
         self._moved = np.empty(size + 1, np.uint32)
         self._records = np.empty(2 * size + 64, np.uint32)
         self._raws = np.empty(2 * size + 64, np.uint32)
+        self._ends = self._ranked(0), self._ranked(len(bits) - 1)
 
     def dense(self) -> int:
         """How many classes of the first frame are better coded word by word."""
-        moved = np.concatenate([[0], np.cumsum(self.rows[0] != self.rows[-1])])[self.order.bounds]
+        first, last = self._ends
+        moved = np.concatenate([[0], np.cumsum(first != last)])[self.order.bounds]
         share = np.diff(moved) >= DENSE_FROM * np.maximum(np.diff(self.order.bounds), 1)
         return int(np.flatnonzero(share)[-1]) + 1 if share.any() else 0
 
     def encode(
         self, table_set_of: Callable[[Interval | None], int], dense: int, counter: SymbolCounter
-    ) -> dict[int, Symbols]:
-        """Return the symbols of every frame, by step of the segment.
+    ) -> Iterator[tuple[int, Symbols]]:
+        """Yield step of the segment and symbols of every frame.
 
         Args:
             table_set_of: gives the table set of an interval's frame; None stands for the first frame.
             dense: classes of the first frame that are coded word by word.
             counter: of the group; the symbols are added to it.
         """
-        count = len(self.rows) - 1
-        result = {count: self._first(dense, counter.of(table_set_of(None)))}
-        changed = np.flatnonzero(self.rows[0] != self.rows[-1]).astype(np.uint32)
-        left, right = self.rows[0][changed], self.rows[-1][changed]
-        listed = IntervalList(changed, left, right, np.full(len(changed), STILL, np.uint8))
-        self._descend(whole_segment(count), listed, table_set_of, counter, result)
-        return result
+        count = len(self.bits) - 1
+        first, last = self._ends
+        yield count, self._first(dense, counter.of(table_set_of(None)))
+        changed = np.flatnonzero(first != last).astype(np.uint32)
+        listed = IntervalList(changed, first[changed], last[changed], np.full(len(changed), STILL, np.uint8))
+        waiting = [(whole_segment(count), listed, first)]
+        del listed, changed, last
+        while waiting:
+            interval, listed, before = waiting.pop()
+            if not interval.has_middle:
+                continue
+            counts = counter.of(table_set_of(interval))
+            after = self._ranked(interval.middle)
+            middle = after[listed.rank]
+            at, raw_at = encode_list(
+                *listed, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
+            )
+            found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at)
+            self._plain(found, interval.left, interval.middle)
+            yield interval.middle, found
+            low, high = (empty_list(len(listed.rank) + len(moved) + 1, before.dtype) for _ in range(2))
+            sizes = split_list(*listed, middle, moved, before[moved], after[moved], True, True, low, high)
+            waiting.append((interval.high, trimmed(high, sizes[1]), after))
+            waiting.append((interval.low, trimmed(low, sizes[0]), before))
+            del listed, found, low, high, before, after
+
+    def _ranked(self, step: int) -> Bits:
+        """The words at a step, by rank."""
+        words: Bits = to_words(self.bits[step], self.layout)[self.order.places]
+        return words
 
     def _first(self, dense: int, counts: Counts) -> Symbols:
-        before, after = self.rows[0], self.rows[-1]
+        before, after = self._ends
         first = int(self.order.bounds[dense])
         at, raw_at = encode_all(
             before, after, first, self.shape[1], self.order.bounds, counts, self._records, self._raws
         )
         found, _ = self._rest(self._none, before, after, first, counts, at, raw_at)
-        self._plain(found, 0, len(self.rows) - 1)
+        self._plain(found, 0, len(self.bits) - 1)
         return found
-
-    def _descend(
-        self,
-        interval: Interval,
-        listed: IntervalList,
-        table_set_of: Callable[[Interval | None], int],
-        counter: SymbolCounter,
-        result: dict[int, Symbols],
-    ) -> None:
-        if not interval.has_middle:
-            return
-        counts = counter.of(table_set_of(interval))
-        before, after = self.rows[interval.left], self.rows[interval.middle]
-        middle = after[listed.rank]
-        at, raw_at = encode_list(
-            *listed, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
-        )
-        found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at)
-        self._plain(found, interval.left, interval.middle)
-        result[interval.middle] = found
-        low, high = (empty_list(len(listed.rank) + len(moved) + 1, before.dtype) for _ in range(2))
-        sizes = split_list(*listed, middle, moved, before[moved], after[moved], True, True, low, high)
-        low, high = trimmed(low, sizes[0]), trimmed(high, sizes[1])
-        self._descend(interval.low, low, table_set_of, counter, result)
-        del low
-        self._descend(interval.high, high, table_set_of, counter, result)
 
     def _plain(self, symbols: Symbols, left: int, middle: int) -> None:
         """Code the XOR as well where that may pay: where its zeros alone are smaller than a bit a symbol."""

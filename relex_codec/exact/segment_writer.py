@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Final
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
-from relex_codec.core.digests import part_digest
+from relex_codec.core.digests import EXACT_DIGEST, part_digest
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import parallel_map
 from relex_codec.format import constants as f
@@ -18,20 +19,23 @@ from relex_codec.format import constants as f
 from .bisection import Interval, frame_order
 from .frequency_tables import fit_tables, lay_out, tables_to_bytes
 from .ordered_words import layout_of, to_words
-from .part_coder import PartEncoder, SymbolCounter, Symbols, lowest_exponent
+from .part_coder import PartEncoder, SymbolCounter, lowest_exponent
 from .segments import Grouping, PartInfo, table_set_numbers
+from .symbol_log import PartSymbols, SymbolLog
 
 GROUP_WORDS: Final = 1 << 20
 """Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""
-SYMBOL_MEMORY: Final = 256 << 20
-"""Groups are smaller where their symbols would need more memory than this, at a tenth of the words a step."""
+GROUP_SYMBOLS: Final = 256 << 20
+"""Groups are smaller where their symbols would be more bytes than this, at a tenth of the words a step."""
+LOT: Final = 16 << 20
+"""Bytes of frames that are coded together, at most."""
 TABLES_LEVEL: Final = 9
 """zstd level of the blobs of tables."""
 
 
 def group_limit(steps: int) -> int:
     """Return how many words the groups of a segment of so many steps have."""
-    return max(f.PIECE, min(GROUP_WORDS, SYMBOL_MEMORY * 10 // (4 * steps) // f.PIECE * f.PIECE))
+    return max(f.PIECE, min(GROUP_WORDS, GROUP_SYMBOLS * 10 // (4 * steps) // f.PIECE * f.PIECE))
 
 
 @dataclass(slots=True)
@@ -39,8 +43,13 @@ class _Part:
     """What is known of a part until its group is complete; no symbols if it never moves."""
 
     info: PartInfo
-    digests: list[bytes]
-    symbols: dict[int, Symbols] = field(default_factory=dict)
+    digests: bytes
+    """Of every step, one after another; of a part that never moves the one that it always has."""
+    symbols: PartSymbols | None = None
+
+    def digest(self, step: int) -> bytes:
+        """Its digest at a step of the segment."""
+        return self.digests[EXACT_DIGEST * (step - 1) : EXACT_DIGEST * step] if self.symbols else self.digests
 
 
 @dataclass(slots=True)
@@ -55,12 +64,13 @@ class SegmentWriter:
     """Codes the parts of one segment into a scratch file.
 
     Args:
-        scratch: where blobs are kept until their order is known.
+        scratch: opens a file, in which blobs are kept until their order is known; and another one for symbols.
         count: steps of the segment.
     """
 
-    def __init__(self, scratch: IO[bytes], count: int) -> None:
-        self.scratch, self.count, self.limit = scratch, count, group_limit(count)
+    def __init__(self, scratch: Callable[[], IO[bytes]], count: int) -> None:
+        self.scratch, self.count, self.limit = scratch(), count, group_limit(count)
+        self._log = SymbolLog(scratch)
         self.table_sets = table_set_numbers(count)
         self._blocks = [0, *frame_order(count)]
         """Steps of the blocks in the order of the file; 0 stands for the block of tables."""
@@ -69,11 +79,11 @@ class SegmentWriter:
         self._blobs: list[list[tuple[int, int]]] = []
         """(length, CRC) of every blob of each group, in the order of the blocks."""
 
-    def add(self, info: PartInfo, bits: Bits) -> None:
+    def add(self, info: PartInfo, bits: Sequence[Bits]) -> None:
         """Code a part.
 
         Args:
-            bits: its elements at the left end and at each step: [n + 1, elements].
+            bits: its elements at the left end and at each step: n + 1 rows.
         """
         group = self._next(info)
         layout = layout_of(info.dtype)
@@ -82,13 +92,15 @@ class SegmentWriter:
         encoder = PartEncoder(bits, layout, group.low)
         if group.dense is None:
             group.dense = encoder.dense()
-        digests = parallel_map(part_digest, bits[1:])
-        symbols = encoder.encode(self._table_set, group.dense, group.counter)
+        digests = b"".join(parallel_map(part_digest, bits[1:]))
+        symbols = PartSymbols(self._log, self.count)
+        for step, found in encoder.encode(self._table_set, group.dense, group.counter):
+            symbols.put(step, found)
         group.parts.append(_Part(info, digests, symbols))
 
     def add_still(self, info: PartInfo, digest: bytes) -> None:
         """Code a part that is the same at the left end and at every step, and has this digest."""
-        self._next(info).parts.append(_Part(info, [digest] * self.count))
+        self._next(info).parts.append(_Part(info, digest))
 
     def finish(self) -> None:
         """Close the last group."""
@@ -140,22 +152,49 @@ class SegmentWriter:
         ]
         coders = [lay_out(one) for one in tables]
         head = bytes([group.low or 0]) + tables_to_bytes(tables)
-        blobs = [zstandard.ZstdCompressor(TABLES_LEVEL).compress(head)]
+        moving = [part.symbols for part in group.parts if part.symbols]
 
         def frame(step: int) -> bytes:
             coded = [
-                part.symbols[step].encode(coders[self.table_sets[step - 1]]) if part.symbols else (0, b"")
+                part.symbols.get(step).encode(coders[self.table_sets[step - 1]]) if part.symbols else (0, b"")
                 for part in group.parts
             ]
             sizes = b"".join(_varint(2 * len(stream) + coding) for coding, stream in coded)
-            digests = b"".join(part.digests[step - 1] for part in group.parts)
+            digests = b"".join(part.digest(step) for part in group.parts)
             return digests + sizes + b"".join(stream for _, stream in coded)
 
-        blobs += parallel_map(frame, self._blocks[1:])
-        self._blobs.append([(len(blob), zlib.crc32(blob)) for blob in blobs])
+        written: list[tuple[int, int]] = []
         self.scratch.seek(0, 2)
-        for blob in blobs:
+
+        def write(blob: bytes) -> None:
+            written.append((len(blob), zlib.crc32(blob)))
             self.scratch.write(blob)
+
+        write(zstandard.ZstdCompressor(TABLES_LEVEL).compress(head))
+        most = sum((symbols.bounds() for symbols in moving), np.zeros(self.count + 1, np.int64))
+        for steps in _lots(self._blocks[1:], most):
+            for blob in parallel_map(frame, steps):
+                write(blob)
+        self._blobs.append(written)
+        self._log.clear()
+
+
+def _lots(steps: Sequence[int], most: npt.NDArray[np.int64]) -> Iterator[list[int]]:
+    """Cut steps into lots whose frames are in memory together.
+
+    Args:
+        most: bytes that the streams of each step have at most.
+    """
+    lot: list[int] = []
+    size = 0
+    for step in steps:
+        if lot and size + int(most[step]) > LOT:
+            yield lot
+            lot, size = [], 0
+        lot.append(step)
+        size += int(most[step])
+    if lot:
+        yield lot
 
 
 def _varint(value: int) -> bytes:

@@ -119,7 +119,7 @@ class TensorJob:
         for waiting, digest in self._waiting:
             job.writer.add_still(waiting, digest)
         self._waiting.clear()
-        job.writer.add(part, np.concatenate([left[None], new]))
+        job.writer.add(part, [left, *new])
 
     @property
     def segment(self) -> int:

@@ -41,7 +41,7 @@ def test_a_run_of_codes_and_scales_has_its_steps_and_no_others(tmp_path: Path) -
     assert_same(decoded(tmp_path, 0), fp8(BASE))
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"] == FP8
     for step, tier in ((100, "auto"), (2.5, "track"), (100, "line")):
-        done = cli("decode", tmp_path / "r.relex", "--step", step, "--tier", tier, "-o", tmp_path / "no")
+        done = cli("decode", tmp_path / "r.relex", "--step", step, "--tier", tier, "--far", "-o", tmp_path / "no")
         failed(done, "has no line")
     with relex_codec.open(tmp_path / "r.relex") as run:
         for name in (UP, UP + "_scale_inv"):

@@ -168,7 +168,8 @@ def level_of(interval: Interval | None) -> int:
 def test_what_the_package_codes_is_what_the_reference_decodes(given_part: tuple[str, int, int, Any]) -> None:
     dtype, low, dense, rows = given_part
     counter = part_coder.SymbolCounter()
-    symbols = part_coder.PartEncoder(rows, ordered_words.layout_of(dtype), low).encode(level_of, dense, counter)
+    encoder = part_coder.PartEncoder(rows, ordered_words.layout_of(dtype), low)
+    symbols = dict(encoder.encode(level_of, dense, counter))
     number = {step: needed - 1 for step, needed in ref.frame_order(len(rows) - 1)}
     tables = [
         frequency_tables.fit_tables(counter.of(i), dense if i == 0 else 0) for i in range(1 + max(number.values()))

@@ -54,7 +54,7 @@ def part_of(bits: Array, dtype: str) -> Part:
     numbers = table_set_numbers(count)
     encoder, counter = PartEncoder(bits, layout, low), SymbolCounter()
     dense = encoder.dense()
-    symbols = encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter)
+    symbols = dict(encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter))
     tables = [fit_tables(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]
     coders = [lay_out(found) for found in tables]
     streams = {step: found.encode(coders[numbers[step - 1]]) for step, found in symbols.items()}

@@ -142,7 +142,7 @@ def encoded(root: Path, *options: Any, **names: str) -> Done:
 def decoded(root: Path, step: float, *options: Any, file: str = "r.relex", out: str = "out") -> State:
     """Decode a step to a folder, which is emptied before, and return its weights."""
     shutil.rmtree(root / out, ignore_errors=True)
-    done = cli("decode", root / file, "--step", f"{step:g}", "-o", root / out, *options)
+    done = cli("decode", root / file, "--step", f"{step:g}", "--far", "-o", root / out, *options)
     assert done.returncode == 0, done.stderr
     return read(root / out)
 
