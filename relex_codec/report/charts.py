@@ -10,7 +10,7 @@ from relex_codec.trust.horizon import shown_step
 
 from . import palette as colour
 from .axes import StepAxis, step_axis, thinned
-from .heat import heat_table
+from .heat import heat_table, log_low
 from .numbers import F64, Numbers
 
 MOST_LINES: Final = 400
@@ -135,6 +135,8 @@ def _coefficients(numbers: Numbers) -> Chart:
     ]
     found.add_tools(HoverTool(renderers=[lines], tooltips=tips, line_policy="nearest"))
     found.line(numbers.steps[at], all_together[at], line_width=2.5, color=colour.BLUE, legend_label="all together")
+    if len(at) <= 40:
+        found.scatter(numbers.steps[at], all_together[at], size=6, color=colour.BLUE)
     found.line(within, before, line_width=1.2, color=colour.INK, legend_label="line")
     found.line(beyond, over, line_width=1.6, color=colour.INK, line_dash=[6, 3], legend_label="line, extrapolated")
     found.legend.location = "top_left"
@@ -208,7 +210,7 @@ def _hover(found: Any, tips: list[tuple[str, str]]) -> None:
 
 def _heat(numbers: Numbers, values: F64, unit: str, high: float | None) -> Chart:
     """A number of each tensor by layer and kind; hovering tells it."""
-    from bokeh.models import BasicTicker, ColorBar, ColumnDataSource, HoverTool, LinearColorMapper
+    from bokeh.models import BasicTicker, ColorBar, ColumnDataSource, HoverTool, LinearColorMapper, LogColorMapper
     from bokeh.plotting import figure
 
     table = heat_table(numbers.places, values)
@@ -220,7 +222,11 @@ def _heat(numbers: Numbers, values: F64, unit: str, high: float | None) -> Chart
         "value": [float(f"{table.values[i, j]:.6g}") for i, j in cells],
     })  # fmt: skip
     top = high or max(source.data["value"], default=1.0) or 1.0
-    mapper = LinearColorMapper(palette="Cividis256", low=0, high=top)
+    low = log_low(table.values) if high is None else None
+    if low is None:
+        mapper = LinearColorMapper(palette="Cividis256", low=0, high=top)
+    else:
+        mapper = LogColorMapper(palette="Cividis256", low=low, high=top)
     found = figure(
         height=max(180, 70 + 20 * len(table.kinds)), sizing_mode="stretch_width", tools="save", x_range=layers,
         y_range=list(reversed(table.kinds)), x_axis_label="layer", output_backend="canvas",
@@ -231,9 +237,8 @@ def _heat(numbers: Numbers, values: F64, unit: str, high: float | None) -> Chart
     found.add_tools(
         HoverTool(renderers=[rects], tooltips=[("layer", "@layer"), ("kind", "@kind"), (unit, "@value{0.0000e+0}")])
     )
-    found.add_layout(
-        ColorBar(color_mapper=mapper, ticker=BasicTicker(desired_num_ticks=5), title=unit, width=12), "right"
-    )
+    ticks = {"ticker": BasicTicker(desired_num_ticks=5)} if low is None else {}
+    found.add_layout(ColorBar(color_mapper=mapper, **ticks, title=unit, width=12), "right")
     found.toolbar.logo = None
     found.toolbar.autohide = True
     found.grid.grid_line_color = None
@@ -251,7 +256,7 @@ def shown_range(numbers: Numbers) -> str:
     """Return the steps between which the best step of the line is expected, in words."""
     peaks = numbers.peaks
     if peaks is None:
-        return "not known"
+        return "not known" if numbers.trust is None or numbers.trust.level == "unknown" else "none"
     if peaks[1] <= numbers.last:
         return "none beyond the observed ones"
-    return f"{shown_step(peaks[0])} to {shown_step(peaks[1])}"
+    return f"{shown_step(round(peaks[0]))} to {shown_step(round(peaks[1]))}"

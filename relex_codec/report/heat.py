@@ -15,6 +15,10 @@ MOST_KINDS: Final = 40
 """Rows of a table; the kinds with the fewest tensors are left out, and counted."""
 
 
+WIDE: Final = 8.0
+"""How many times the median the largest number may be before colours become logarithmic."""
+
+
 @dataclass(frozen=True, eq=False)
 class HeatTable:
     """Medians of a number over the tensors of each kind in each layer.
@@ -30,6 +34,14 @@ class HeatTable:
     layers: list[int | None]
     values: npt.NDArray[np.float64]
     left_out: int
+
+
+def log_low(values: npt.NDArray[np.float64]) -> float | None:
+    """Return where a logarithmic scale begins, where few large numbers would leave no colours for the others."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive) or float(positive.max()) < WIDE * float(np.median(positive)):
+        return None
+    return max(float(positive.min()), float(positive.max()) / 1e4)
 
 
 def heat_table(places: Sequence[Place], numbers: npt.NDArray[np.float64]) -> HeatTable:

@@ -12,7 +12,7 @@ from relex_codec.trust.horizon import percent
 
 from . import palette as colour
 from .axes import StepAxis, step_axis, thinned
-from .heat import heat_table
+from .heat import heat_table, log_low
 from .numbers import F64, Numbers
 
 Axes = Any
@@ -172,17 +172,21 @@ def draw_movement(axes: Axes, numbers: Numbers) -> None:
 
 
 def _heat(axes: Axes, numbers: Numbers, values: F64, title: str, ends: tuple[float, float] | None) -> None:
+    from matplotlib.colors import LogNorm, Normalize
+
     axes.set_title(title)
     table = heat_table(numbers.places, values)
     if not np.isfinite(table.values).any():
         _nothing(axes, "nothing to show: no tensor moved")
         return
     low, high = ends or (0.0, float(np.nanmax(table.values)) or 1.0)
+    begin = None if ends else log_low(table.values)
+    norm = Normalize(low, high) if begin is None else LogNorm(begin, high, clip=True)
     axes.set_facecolor("#FFFFFF")
     rows, columns = table.values.shape
     image = axes.pcolormesh(
         np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, np.ma.masked_invalid(table.values),
-        cmap=colour.HEAT, vmin=low, vmax=high, edgecolors="white", linewidth=0.4 if rows * columns < 900 else 0,
+        cmap=colour.HEAT, norm=norm, edgecolors="white", linewidth=0.4 if rows * columns < 900 else 0,
     )  # fmt: skip
     axes.set_ylim(rows - 0.5, -0.5)
     shown = thinned(columns, 14)

@@ -26,6 +26,11 @@ def error_line(steps: Sequence[int], values: Sequence[float | None], blocks: str
         return None
     count = min(SHOWN, len(known))
     places = sorted({i * (len(known) - 1) // max(count - 1, 1) for i in range(count)})
-    found = [f"{100 * known[i][1]:.2g} % at {known[i][0]}" for i in places]
+    found = [f"{_percent(known[i][1])} % at {known[i][0]}" for i in places]
     first = found[0].replace(" % at ", " % of the way at step ")
     return ", ".join([first, *found[1:]]) + "  " + sparkline(values, blocks)
+
+
+def _percent(ratio: float) -> str:
+    value = 100 * ratio
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"

@@ -147,6 +147,8 @@ def judge(
         found = [step_at(lines, norms, wanted) for wanted in (band.low, band.high)]
         if found[0] is None:
             found[0] = float(last) if found[1] is not None else None
+        if found[1] is None and window is not None and window > band.high:
+            peaks = float(last), float(last)  # training went beyond the band, and the line never comes back to it
         if found[0] is not None and found[1] is not None:
             peaks = max(float(last), found[0]), max(float(last), found[1])
     if norms is not None and not lines.slope.any() and not lines.intercept.any():
@@ -178,7 +180,11 @@ def _words(
     best = f"{percent(band.low)} to {percent(band.high)}".replace(" % to", " to")
     where = f"lines were best at {best}" if band.source == "runs" else f"by its scores this line is best at {best}"
     ahead = peaks is not None and peaks[1] > last
-    at = f", here at steps {shown_step(peaks[0])} to {shown_step(peaks[1])}" if peaks is not None and ahead else ""
+    at = (
+        f", here at steps {shown_step(round(peaks[0]))} to {shown_step(round(peaks[1]))}"
+        if peaks is not None and ahead
+        else ""
+    )
     if level == "observed":
         found = [f"{size}, by the line; {where}{at}"]
     elif level == "near":

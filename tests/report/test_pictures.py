@@ -238,3 +238,11 @@ def test_without_its_base_there_is_no_band(odd: Callable[[str], Path], tmp_path:
     assert stored or re.search(
         "note: not in the picture: how far the line may be believed: .* does not exist", done.stderr
     )
+
+
+def test_few_large_numbers_leave_colours_for_the_others() -> None:
+    from relex_codec.report.heat import log_low
+
+    assert log_low(np.array([[1.0, 2.0], [3.0, np.nan]])) is None and log_low(np.full((1, 1), np.nan)) is None
+    assert log_low(np.array([[0.0, 1.0, 2.0, 3.0, 900.0]])) == 1.0
+    assert log_low(np.array([[1e-9, 1.0, 1.0, 900.0]])) == 0.09  # four powers of ten are enough

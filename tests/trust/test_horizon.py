@@ -54,6 +54,11 @@ def test_training_that_went_as_far_itself() -> None:
     assert found.peak_steps == (50.0, 50.0)
 
 
+def test_training_that_went_beyond_and_a_line_that_never_comes_back() -> None:
+    found = at(60, lines=Lines(np.array([0.001, -0.001]), np.array([2.0, 2.0])), norms=Norms(100.0, np.ones(2)))
+    assert found.peak_steps == (50.0, 50.0) and found.level == "far"
+
+
 def test_norms_that_are_not_known() -> None:
     found = at(100, norms=None)
     assert (found.level, found.distance, found.peak_steps) == ("unknown", None, None)
