@@ -67,16 +67,20 @@ def _figure(axis: StepAxis, label: str, log_y: bool = False) -> Any:
 def _ground(found: Any, numbers: Numbers, axis: StepAxis) -> None:
     from bokeh.models import BoxAnnotation
 
-    boxes = [(axis.low, float(numbers.last), colour.SHADE, 0.7)]
+    boxes: list[tuple[float, float, str, float, str | None]] = [
+        (axis.low, float(numbers.last), colour.SHADE, 0.7, None)
+    ]
     if numbers.peaks is not None:
         low, high = max(numbers.peaks[0], axis.low), min(numbers.peaks[1], axis.high)
-        boxes += [(low, high, colour.GREEN, 0.22)] if low < high else []
-        if high < axis.high:
-            boxes.append((high, axis.high, colour.RED, 0.14))
-    for left, right, fill, alpha in boxes:
+        boxes += [(low, high, colour.GREEN, 0.25, None)] if low < high else []
+        boxes += [(high, axis.high, colour.RED, 0.14, "right_diagonal_line")] if high < axis.high else []
+    for left, right, fill, alpha, hatch in boxes:
         found.add_layout(
-            BoxAnnotation(left=left, right=right, fill_color=fill, fill_alpha=alpha, level="underlay", line_color=None)
-        )
+            BoxAnnotation(
+                left=left, right=right, fill_color=fill, fill_alpha=alpha, level="underlay", line_color=None,
+                hatch_pattern=hatch, hatch_color=fill, hatch_alpha=0.25, hatch_scale=10, hatch_weight=0.5,
+            )
+        )  # fmt: skip
 
 
 def _coefficients(numbers: Numbers) -> Chart:
@@ -246,4 +250,8 @@ def _number(value: float | None) -> str:
 def shown_range(numbers: Numbers) -> str:
     """Return the steps between which the best step of the line is expected, in words."""
     peaks = numbers.peaks
-    return "not known" if peaks is None else f"{shown_step(peaks[0])} to {shown_step(peaks[1])}"
+    if peaks is None:
+        return "not known"
+    if peaks[1] <= numbers.last:
+        return "none beyond the observed ones"
+    return f"{shown_step(peaks[0])} to {shown_step(peaks[1])}"

@@ -132,15 +132,21 @@ def _trust(numbers: Numbers) -> str:
         ("here that is at steps", shown_range(numbers)),
         ("this comes from", "six small runs of others" if trust.band_source == "runs" else "scores of this run"),
     ]
-    if numbers.peaks is not None:
-        at = [numbers.peaks[0] * (numbers.peaks[1] / numbers.peaks[0]) ** (i / 4) if numbers.peaks[0] > 0 else x
-              for i, x in enumerate([numbers.peaks[1]] * 5)]  # fmt: skip
-        rows.append(("steps to score", ", ".join(dict.fromkeys(shown_step(round(step)) for step in at))))
+    if ahead := _steps_ahead(numbers):
+        rows.append(("steps to score", ", ".join(dict.fromkeys(map(shown_step, ahead)))))
     plain = (
         "<p>Explained variance and R^2 describe the observed steps. They do not say how far a line holds: the "
         "straightest lines of those runs held for the shortest time.</p>"
     )
     return _section("How far to believe the line", words + _facts(rows) + plain)
+
+
+def _steps_ahead(numbers: Numbers) -> list[int]:
+    """Return five steps between which the best one is expected, evenly in the logarithm; none if it is not ahead."""
+    if numbers.peaks is None or numbers.peaks[1] <= numbers.last:
+        return []
+    low, high = max(numbers.peaks[0], 1.0), numbers.peaks[1]
+    return [round(low * (high / low) ** (i / 4)) for i in range(5)]
 
 
 def _notes(name: str, numbers: Numbers) -> str:
@@ -221,9 +227,8 @@ def _commands(numbers: Numbers) -> str:
     info = numbers.info
     name, last = shlex.quote(_file_name(info)), info["steps"][-1]
     lines = [f"relex-codec info {name} --json", f"relex-codec decode {name} --step {last} -o step-{last}"]
-    if numbers.peaks is not None:
-        low, high = numbers.peaks
-        middle = round((max(low, 1) * max(high, 1)) ** 0.5)
+    if ahead := _steps_ahead(numbers):
+        middle = ahead[len(ahead) // 2]
         lines.append(f"relex-codec decode {name} --step {middle} -o step-{middle}")
     lines.append(f"relex-codec decode {name} --step {10 * last} --max-distance 0.4 -o far")
     if info["exact"]:

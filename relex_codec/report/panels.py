@@ -112,10 +112,21 @@ def _ground(axes: Axes, numbers: Numbers, axis: StepAxis, label: bool = True) ->
     if low < high:
         of = "six small runs" if numbers.trust.band_source == "runs" else "its scores"
         said = f"best step, by {of}" if label else None
-        axes.axvspan(low, high, color=colour.GREEN, alpha=0.22, zorder=1, linewidth=0, label=said)
+        axes.axvspan(low, high, facecolor=colour.GREEN, alpha=0.25, zorder=1, linewidth=0, label=said)
+        for end in (low, high):  # which grey print shows too
+            axes.axvline(end, color=colour.GREEN, linewidth=0.8, zorder=1)
     if high < axis.high:
         said = "beyond it" if label else None
-        axes.axvspan(high, axis.high, color=colour.RED, alpha=0.14, zorder=1, linewidth=0, label=said)
+        axes.axvspan(
+            high,
+            axis.high,
+            facecolor=colour.RED + "1F",
+            edgecolor=colour.RED + "55",
+            hatch="//",
+            zorder=1,
+            linewidth=0,
+            label=said,
+        )
 
 
 def draw_errors(axes: Axes, numbers: Numbers) -> None:

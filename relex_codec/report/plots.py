@@ -24,6 +24,7 @@ STYLE: Final[dict[str, Any]] = {
     "axes.spines.right": False,
     "axes.grid": False,
     "figure.facecolor": "white",
+    "hatch.linewidth": 0.5,
     "svg.fonttype": "path",
     "svg.hashsalt": "relex",
     "pdf.fonttype": 42,

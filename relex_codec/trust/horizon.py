@@ -177,15 +177,14 @@ def _words(
     size = f"step {shown_step(step)} is {percent(d)} of the weights' own size from the base"
     best = f"{percent(band.low)} to {percent(band.high)}".replace(" % to", " to")
     where = f"lines were best at {best}" if band.source == "runs" else f"by its scores this line is best at {best}"
-    at = "" if peaks is None else f", here at steps {shown_step(peaks[0])} to {shown_step(peaks[1])}"
+    ahead = peaks is not None and peaks[1] > last
+    at = f", here at steps {shown_step(peaks[0])} to {shown_step(peaks[1])}" if peaks is not None and ahead else ""
     if level == "observed":
-        found = [f"{size}, by the line; lines can go on to {best}{at}"]
+        found = [f"{size}, by the line; {where}{at}"]
     elif level == "near":
         found = [f"{size}: nearer than where lines were best ({best}{at})"]
     elif level == "score":
         found = [f"{size}: {where}{at}, so score it first"]
-    elif peaks is None or peaks[1] <= last:
-        found = [f"{size}: {where}"]
     else:
         found = [f"{size}: {where}{at}"]
     if level in ("far", "refused"):

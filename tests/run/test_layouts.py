@@ -17,7 +17,8 @@ import relex_codec
 from relex_codec import BaseMismatch, InvalidArgument
 from relex_codec.core.torch_dtypes import bytes_of
 from relex_codec.format import reader
-from relex_codec.run.error_text import PLAIN, WIDTH, error_line, sparkline
+from relex_codec.run.error_text import error_line
+from relex_codec.run.sparkline import PLAIN, WIDTH, sparkline
 from relex_codec.run.info import left_out_text, text
 from support.plain import read_safetensors
 from support.specification import VALID, VECTORS, base_files, given_base, named, package_base, ref
