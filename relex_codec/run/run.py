@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .describe import DescribedRun
 from .export import export, nbytes
-from .restore import choose_steps, needed_tensors, numbered_steps, restore
+from .iteration import iterate
+from .restore import choose_steps, numbered_steps, restore
 from .run_reader import RunReader, checked_device
 from .verify import check_all, check_exact
 
@@ -150,28 +150,7 @@ class Run(DescribedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        return self._iterate(numbered_steps(self._reader.decoder, start, stop))
-
-    def _iterate(self, numbers: dict[int, int]) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        from relex_codec.core.torch_dtypes import as_tensor
-        from relex_codec.exact.replay import replay_tensors
-
-        decoder = self._reader.decoder
-        index = decoder.container.index
-        plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
-        wanted = needed_tensors(index, numbers)
-        for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, wanted, plan):
-            self._reader.check_open()  # the step might have been in memory
-            state: dict[str, torch.Tensor] = {}
-            names: Counter[int] = Counter(index.target(one).number for one in index.layout_of(number).tensors)
-            for one in index.layout_of(number).tensors:
-                target = index.target(one).number
-                names[target] -= 1
-                bits = found[target].copy() if names[target] else found.pop(target)  # each name has its own memory
-                state[one.name] = as_tensor(bits, one.dtype, one.shape).to(self.device)
-            del found
-            yield numbers[number], state
-            del state  # of which nothing is held while the next step is made
+        return iterate(self._reader, numbered_steps(self._reader.decoder, start, stop), self.device)
 
     def load_into(
         self, module: torch.nn.Module, step: float, *, tier: str = "auto", names: Names = None, prefix: str = ""

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from relex_codec.checkpoints import base_model as module
-from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_base
+from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_base, parts_of
 from relex_codec.core.digests import digest
 from relex_codec.errors import BaseMismatch, CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format.constants import PIECE
+from relex_codec.format.manifest import BaseRange
 from relex_codec.storage.hub import revisions
 from support.checkpoints import write_checkpoint
 from support.filesystems import empty_memory, upload
@@ -135,6 +136,60 @@ def test_what_has_no_digests_is_not_returned(folder):
 def test_too_few_digests_are_corrupt(folder):
     with pytest.raises(Corrupt, match="'big' has 2 digests, expected 3"):
         BaseReader(open_base(folder), [ExpectedTensor("big", "BF16", (SIZE,), expected()[0].digests[:2])])
+
+
+# Origins in parts
+
+
+def fused(*sources):
+    """An origin of parts of "big", with the right digests."""
+    flat = TENSORS["big"][1].reshape(-1)
+    bits = np.concatenate([flat[first : first + count] for first, count in sources])
+    ranges = tuple(BaseRange(0, "big", (SIZE,), first, count) for first, count in sources)
+    return bits, ExpectedTensor("fused", "BF16", bits.shape, piece_digests(bits), ranges)
+
+
+def test_parts_of_origins():
+    sources = [BaseRange(0, "a", (4,), 1, 3), BaseRange(0, "b", (2, 3), 0, 6), BaseRange(0, "a", (4,), 0, 1)]
+    parts = [(part.name, part.first, part.at, part.elements) for part in parts_of(sources, 2, 10)]
+    assert parts == [("a", 3, 0, 1), ("b", 0, 1, 6), ("a", 0, 7, 1)]
+    assert list(parts_of(sources, 4, 4)) == [] and [part.first for part in parts_of(sources, 4, 5)] == [1]
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_an_origin_is_read_from_all_of_its_sources(folder, where):
+    bits, expectation = fused((SIZE - PIECE - 7, PIECE + 7), (3, PIECE), (PIECE, 1))
+    with empty_memory() as memory:
+        upload(memory, folder, "/base")
+        reader = BaseReader(open_base(folder if where == "local" else "memory://base"), [*expected(), expectation])
+        number = len(TENSORS)
+        for lo, hi in ((0, len(bits)), (PIECE + 6, PIECE + 8), (5, 5), (2 * PIECE + 7, len(bits))):
+            assert np.array_equal(reader.read_origin(number, lo, hi), bits[lo:hi])
+        out = np.empty(len(bits), np.uint16)
+        reader.read_origin(number, 0, len(bits), check=False, out=out)
+        assert np.array_equal(out, bits)
+
+
+def test_a_tensor_of_the_base_is_read_from_the_origins_that_have_it(folder):
+    flat = TENSORS["big"][1].reshape(-1)
+    first, second = fused((100, PIECE))[1], fused((5, 7), (PIECE + 50, 1000))[1]
+    reader = BaseReader(open_base(folder), [first, second])
+    for lo, hi in ((100, 200), (PIECE, PIECE + 1050), (5, 12), (200, PIECE + 60), (7, 7)):
+        assert np.array_equal(reader.read("big", lo, hi), flat[lo:hi]), (lo, hi)
+    for lo, hi in ((0, 6), (11, 13), (100, PIECE + 1051)):
+        with pytest.raises(ValueError, match="of 'big' is not one of those that can be checked"):
+            reader.read("big", lo, hi)
+
+
+def test_a_source_with_other_bits_is_refused(tmp_path):
+    changed = TENSORS["big"][1].copy()
+    changed[PIECE + 17] ^= 1
+    other = write_checkpoint(tmp_path / "other", TENSORS | {"big": ("BF16", changed)})
+    bits, expectation = fused((PIECE, 100), (0, PIECE))
+    reader = BaseReader(open_base(other), [expectation])
+    assert np.array_equal(reader.read_origin(0, PIECE, PIECE + 100), bits[PIECE:])
+    with pytest.raises(BaseMismatch, match="tensor 'fused' differs"):
+        reader.read_origin(0, 50, 51)
 
 
 # Where it is

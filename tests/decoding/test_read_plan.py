@@ -17,6 +17,7 @@ from relex_codec.kernels.interface import flat
 from relex_codec.storage.source import LocalSource, Source
 from support.checkpoints import write_checkpoint, write_run
 from support.runs import Made
+from support.specification import VECTORS
 from support.tensors import bf16
 
 PIECE = 1 << 18
@@ -125,6 +126,25 @@ def test_every_kind_of_tensor(
     for base in bases:
         for step, tier in tiers:
             check(path, base, step, tier, reads, part)
+
+
+@pytest.mark.parametrize("part", [everything, middle])
+@pytest.mark.parametrize("name", ["sources-concatenated", "sources-ranges", "sources-renamed", "sources-embedded"])
+def test_origins_in_parts(name: str, part: Any, reads: Any) -> None:
+    """Of each source that an element comes from, what is read is planned, and nothing else."""
+    path = VECTORS / "valid" / f"{name}.relex"
+    base = None if name == "sources-embedded" else path.with_suffix(".safetensors")
+    for step, tier in ((27.5, "auto"), (0, "auto"), (100, "line")):
+        check(path, base, step, tier, reads, part)
+
+
+def test_another_name_reads_what_it_is_a_name_of(reads: Any) -> None:
+    path = VECTORS / "valid" / "tied.relex"
+    with relex_codec.open(path, base=path.with_suffix(".safetensors")) as run:
+        own, other = (plan_boxes(run._reader.decoder, [box_at(run._reader.entry(name))], [StepTier(27.5, "track")])
+                      for name in ("embed.weight", "lm_head.weight"))  # fmt: skip
+        assert own == other and own.tensors[0].tensor.name == "embed.weight"
+        compare(run, other, reads)
 
 
 @pytest.mark.parametrize("exact", [False, True])

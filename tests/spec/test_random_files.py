@@ -118,7 +118,7 @@ def outcome(action: Any, kind: type[Exception]) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(recipe=recipes())
 def test_both_decoders_give_the_same(tmp_path: Path, recipe: Recipe) -> None:
     data, base = recipe.build(), recipe.base()
