@@ -19,17 +19,22 @@ from .output import as_json, base_option, exclude_steps_option, print_json, show
 def command(
     file: str, output: str, steps: str | None, exclude_steps: str | None, base: str | None, as_json: bool
 ) -> None:
-    """Write the stored steps of FILE as a run, bit for bit: DIR/global_step_N/, a Hugging Face checkpoint each.
+    """Write the stored steps of FILE as a run, bit for bit: a Hugging Face checkpoint each, in the directory that it
+    had (DIR/checkpoint-10), or DIR/global_step_N if FILE does not say.
 
     FILE must have the exact tier. Every weight is checked against its digest. A local DIR appears when it is
     complete; at a URL no step is a checkpoint before all weights are there.
     """
     import relex_codec
+    from relex_codec.run.info import left_out_text
 
     with relex_codec.open(file, base=base) as run:
         written = run.restore(output, steps=steps, exclude_steps=exclude_steps, progress=True)
+        left_out = run.info()["left_out"]
     if as_json:
-        print_json({"file": file, "steps": written, "output": output})
+        print_json({"file": file, "steps": written, "output": output, "left_out": left_out})
         return
+    if left_out:
+        show(f"not in {file}, so not there either: {left_out_text(left_out)}", err=True)
     count = f"{len(written)} steps, {written[0]} to {written[-1]}" if len(written) > 1 else f"step {written[0]}"
     show(f"{output}: {count}, bit for bit")

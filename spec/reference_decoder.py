@@ -5,8 +5,8 @@ other. It prefers plain steps to fast ones: the file is in memory, and every rul
 
     python spec/reference_decoder.py FILE --step S [--tier T] [--base model.safetensors]
 
-Section 10, which leaves much to the writer, is not here: tensors come out one at a time. Sections 1 to 12 are those
-of FORMAT.md, 13 and 14 those of EXACT.md.
+Of section 10, which leaves much to the writer, there is what a step is made of; tensors and files come out one at a
+time. Sections 1 to 12 are those of FORMAT.md, 13 and 14 those of EXACT.md.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Span = tuple[int, int]
 Base = Callable[[str], tuple[str, list[int], bytes]]  # name -> dtype, shape, bytes
+BaseFiles = Callable[[str], bytes | None]  # name -> content of a file beside the base's shards, if there is one
 
 
 class RelexError(Exception):
@@ -73,6 +74,7 @@ WIDTH = dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", 
 WIDTH |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 2) | dict.fromkeys(("U32", "I32", "F32"), 4)
 WIDTH |= dict.fromkeys(("U64", "I64", "F64", "C64"), 8)
 FLOAT = ("BF16", "F16", "F32")
+ALL_FLOATS = [dtype for dtype in WIDTH if dtype in (*FLOAT, "F64", "C64") or dtype.startswith("F8_")]
 
 
 def is_integer(value: object, least: int, most: int) -> bool:
@@ -97,7 +99,9 @@ def pieces(n: int) -> Iterator[tuple[int, int]]:
 
 TABLES = {"relex.tensors": 32, "relex.directions": 64, "relex.digests": 16, "relex.chunks": 24}
 DATA_DIRECTIONS, DATA_BASE = DATA = ["relex.data.directions", "relex.data.base"]
-ENTRIES = ["relex.root", "relex.steps", "relex.manifest", *TABLES, "relex.coefficients", *DATA]
+FIGURES = ["relex.errors", "relex.norms"]
+ENTRIES = ["relex.root", "relex.steps", "relex.manifest", *TABLES, "relex.coefficients", *FIGURES, *DATA]
+DTYPES = {"relex.steps": "I64", "relex.coefficients": "F64", "relex.errors": "F32", "relex.norms": "F64"}
 SEGMENTS, FRAMES, DATA_FRAMES = EXACT = ["relex.exact.segments", "relex.exact.frames", "relex.data.frames"]
 EXACT_TABLES = {SEGMENTS: 48, FRAMES: 24}
 Entry = namedtuple("Entry", "dtype shape start end")  # start and end count from the beginning of the file
@@ -170,13 +174,18 @@ def check_entries(entries: dict[str, Entry]) -> None:
     rows = {name: entries[name].shape[0] if entries[name].shape else 0 for name in names}
     tables = TABLES | EXACT_TABLES
     for name in names:
-        dtype = {"relex.steps": "I64", "relex.coefficients": "F64"}.get(name, "U8")
         shape = [rows[name], tables[name]] if name in tables else [rows[name]]
         if name == "relex.coefficients":
             shape = [rows["relex.directions"], rows["relex.steps"]]
+        if name == "relex.errors":
+            shape = [2, rows["relex.steps"]]
+        if name == "relex.norms":
+            shape = [rows["relex.tensors"] + rows["relex.directions"]]
         if name == FRAMES:
             shape = [rows["relex.steps"], 24]
-        require((entries[name].dtype, entries[name].shape) == (dtype, shape), f"{name}: dtype or shape")
+        require(
+            (entries[name].dtype, entries[name].shape) == (DTYPES.get(name, "U8"), shape), f"{name}: dtype or shape"
+        )
 
 
 # ---- 3. Root ----
@@ -238,7 +247,18 @@ JSON_WORDS = {
 MODEL_WORDS = {
     "bpe", "piece", "sentencepiece", "sp", "spiece", "spm", "tokenizer", "tokens", "unigram", "vocab", "vocabulary",
 }  # fmt: skip
-Named = namedtuple("Named", "name dtype shape origin_dtype shard n")
+FOLDERS = ("additional_chat_templates", "custom_generate")
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", ["adapter_model.safetensors"]
+SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,254}")  # of the path of a directory
+Named = namedtuple("Named", "name dtype shape origin_dtype sources n")
+Source = namedtuple("Source", "shard name shape first count")
+File = namedtuple("File", "name length digest chunk offset")
+Layout = namedtuple("Layout", "shards indexed tensors files")
+
+
+def writable(name: str) -> bool:
+    """Whether Windows can write a file of this name."""
+    return not name.endswith(".") and not DEVICE.fullmatch(name.lower())
 
 
 def may_be_file(name: str) -> bool:
@@ -247,8 +267,103 @@ def may_be_file(name: str) -> bool:
     words = set(re.split("[._-]", stem))
     if name in LICENCES:
         return True
+    if re.fullmatch(r"v[0-9]{1,3}", end) and stem.endswith(".model"):
+        end = "model"
     allowed = {"json": bool(words & JSON_WORDS), "model": bool(words & MODEL_WORDS)}
     return not words & {"adapter", "index"} and allowed.get(end, name.endswith(TEXTS))
+
+
+def is_file_name(name: Any, shards: list[str]) -> bool:
+    """Whether a file beside some shards may have this name."""
+    if name == ADAPTER:
+        return shards == ADAPTER_WEIGHTS
+    *folders, last = name.split("/") if type(name) is str else [""]
+    known = len(folders) == 0 or (len(folders) == 1 and folders[0] in FOLDERS)
+    return bool(known and FILE_NAME.fullmatch(last) and writable(last) and may_be_file(last.lower()))
+
+
+def check_shards(shards: list[Any]) -> None:
+    """The names of the files of weights of the base, or of a step."""
+    require(all(type(name) is str and FILE_NAME.fullmatch(name) for name in shards), "relex.manifest: a shard's name")
+    require(all(name.endswith(".safetensors") and writable(name) for name in shards), "relex.manifest: a shard's name")
+    require(len({name.lower() for name in shards}) == len(shards), "relex.manifest: a shard's name occurs twice")
+    require(shards == sorted(shards), "relex.manifest: shards are in the order of their names")
+
+
+def to_source(value: Any, name: str, shape: list[int], n: int) -> Source:
+    """A source of a tensor's origin."""
+    row = [value, name, shape, 0, n] if type(value) is int else value
+    require(type(row) is list and len(row) == 5 and type(row[1]) is str, f"{name}: a source")
+    source = Source._make(row)
+    require(is_integer(source.shard, 0, (1 << 32) - 1) and source.name != "__metadata__", f"{name}: a source")
+    least = 1 if n > 0 else 0
+    require(is_integer(source.count, least, elements(source.shape)), f"{name}: elements of a source")
+    require(is_integer(source.first, 0, elements(source.shape) - source.count), f"{name}: elements of a source")
+    return source
+
+
+def to_named(row: Any) -> Named:
+    """A tensor of the manifest."""
+    require(type(row) is list and len(row) == 4, "relex.manifest: tensors")
+    name, dtype, shape, origin = row
+    n = elements(shape)
+    require(type(name) is str and name != "__metadata__", "relex.manifest: a tensor's name")
+    require(type(dtype) is str and dtype in WIDTH, f"{name}: dtype")
+    if origin is None:
+        return Named(name, dtype, shape, dtype, [], n)
+    require(type(origin) is list and len(origin) == 2 and type(origin[1]) is list, f"{name}: origin")
+    require(type(origin[0]) is str and origin[0] in WIDTH and len(origin[1]) > 0, f"{name}: origin")
+    sources = [to_source(value, name, shape, n) for value in origin[1]]
+    require(sum(source.count for source in sources) == n, f"{name}: the elements of its sources")
+    return Named(name, dtype, shape, origin[0], sources, n)
+
+
+def to_file(row: Any) -> File:
+    """A file of the manifest."""
+    require(type(row) is list and len(row) == 5, "relex.manifest: files")
+    file = File._make(row)
+    require(file.name == ADAPTER or is_file_name(file.name, []), "relex.manifest: a file's name")
+    require(is_integer(file.length, 0, (1 << 48) - 1), f"{file.name}: length")
+    span = [file.chunk, file.offset]
+    require(span == [None, None] or all(is_integer(value, 0, (1 << 32) - 1) for value in span), f"{file.name}: span")
+    document = file.name.lower() in LICENCES or file.name.lower().endswith(".md")
+    require(document or file.digest is not None, f"{file.name}: no digest")
+    digest = "0" * 32 if file.digest is None else file.digest
+    require(type(digest) is str and re.fullmatch("[0-9a-f]{32}", digest), f"{file.name}: digest")
+    return file
+
+
+def to_layout(f: RelexFile, value: Any) -> Layout:
+    """A layout of the manifest, whose tensors and files are known."""
+    require(isinstance(value, dict), "relex.manifest: layouts")
+    for key, kind in {"shards": list, "indexed": bool, "tensors": list, "files": list}.items():
+        require(type(value.get(key)) is kind, f"relex.manifest: {key} of a layout")
+    layout = Layout(*(value[key] for key in ("shards", "indexed", "tensors", "files")))
+    require(layout.shards, "relex.manifest: a layout without shards")
+    check_shards(layout.shards)
+    require(len(layout.tensors) == len(f.manifest), "relex.manifest: tensors of a layout")
+    numbers = [number for number in layout.tensors if number is not None]
+    require(
+        all(is_integer(number, 0, len(layout.shards) - 1) for number in numbers), "relex.manifest: a tensor's shard"
+    )
+    require(len(names_of(f, layout)) == len(numbers), "relex.manifest: a layout has two tensors of one name")
+    require(all(is_integer(i, 0, len(f.files) - 1) for i in layout.files), "relex.manifest: files of a layout")
+    names = [f.files[i].name for i in layout.files]
+    require(len({name.lower() for name in names}) == len(names), "relex.manifest: a layout has two files of one name")
+    require(all(is_file_name(name, layout.shards) for name in names), "relex.manifest: the file of an adapter")
+    return layout
+
+
+def names_of(f: RelexFile, layout: Layout) -> dict[str, int]:
+    """The tensors of a layout by name."""
+    pairs = zip(f.manifest, layout.tensors, strict=True)
+    return {named.name: i for i, (named, shard) in enumerate(pairs) if shard is not None}
+
+
+def is_directory(path: Any) -> bool:
+    """Whether the directory of a step may be called so."""
+    parts = path.split("/") if type(path) is str else []
+    return 1 <= len(parts) <= 8 and len(path) <= 1000 and all(SEGMENT.fullmatch(p) and writable(p) for p in parts)
 
 
 def open_manifest(f: RelexFile) -> None:
@@ -258,43 +373,59 @@ def open_manifest(f: RelexFile) -> None:
     require(all(a < b for a, b in itertools.pairwise(f.steps)), "relex.steps: not increasing")
 
     manifest = parse_json(f.bytes_of("relex.manifest"))
-    types = {"base": dict, "quality": dict, "tensors": list, "shards": list, "indexed": bool, "files": list}
-    types["exact"] = bool
+    types: dict[str, type] = dict.fromkeys(("tensors", "files", "layouts", "steps", "left_out"), list)
+    types |= {"base": dict, "quality": dict, "exact": bool}
     for key, kind in types.items():
         require(type(manifest.get(key)) is kind, f"relex.manifest: {key}")
     require(is_integer(manifest.get("observed"), 1, len(f.steps)), "relex.manifest: observed")
-    base, quality, shards, f.files = (manifest[key] for key in ("base", "quality", "shards", "files"))
+    base, quality, shards = manifest["base"], manifest["quality"], manifest["base"].get("shards")
     f.observed, f.has_exact, f.embedded = manifest["observed"], manifest["exact"], base.get("embedded")
     require(isinstance(base.get("uri", 0), str | None) and type(f.embedded) is bool, "relex.manifest: base")
+    require(type(shards) is list, "relex.manifest: shards of the base")
+    check_shards(shards)
     require(type(quality.get("growth", "")) in (int, float, type(None)), "relex.manifest: quality")
     require(type(quality.get("name")) is str, "relex.manifest: quality")
 
-    for row in f.files:
-        require(type(row) is list and len(row) == 4 and is_integer(row[1], 0, (1 << 48) - 1), "relex.manifest: files")
-        require(all(is_integer(value, 0, (1 << 32) - 1) for value in row[2:]), "relex.manifest: files")
-    names = shards + [row[0] for row in f.files]
-    require(all(type(name) is str and FILE_NAME.fullmatch(name) for name in names), "relex.manifest: a file's name")
-    require(not any(name.endswith(".") or DEVICE.fullmatch(name.lower()) for name in names), "relex.manifest: a name")
-    require(len({name.lower() for name in names}) == len(names), "relex.manifest: a file's name occurs twice")
-    require(all(name.endswith(".safetensors") for name in shards), "relex.manifest: a shard's name")
-    require(shards and shards == sorted(shards), "relex.manifest: shards are in the order of their names")
-    require(all(may_be_file(name.lower()) for name in names[len(shards) :]), "relex.manifest: a file's name")
-    require(f.embedded or not f.files, "relex.manifest: files without an embedded base")
+    f.manifest = [to_named(row) for row in manifest["tensors"]]
+    pairs = {(named.name, named.dtype) for named in f.manifest}
+    require(len(pairs) == len(f.manifest), "relex.manifest: two tensors of one name and dtype")
+    known: dict[str, Any] = {}
+    for named in f.manifest:
+        for source in named.sources:
+            require(source.shard < len(shards), f"{named.name}: a shard that the base does not have")
+            told = [source.shard, source.shape, named.origin_dtype]
+            require(known.setdefault(source.name, told) == told, f"{source.name}: two sources differ")
 
-    for row in manifest["tensors"]:
-        require(type(row) is list and len(row) == 5, "relex.manifest: tensors")
-        named = Named._make([*row, elements(row[2])])
-        require(type(named.name) is str and named.name != "__metadata__", "relex.manifest: a tensor's name")
-        require(all(type(dtype) is str and dtype in WIDTH for dtype in (row[1], row[3])), f"{named.name}: dtype")
-        require(is_integer(named.shard, 0, len(shards) - 1), f"{named.name}: shard")
-        f.manifest.append(named)
-    f.index = {named.name: i for i, named in enumerate(f.manifest)}
-    require(len(f.index) == len(f.manifest), "relex.manifest: a tensor's name occurs twice")
+    f.files = [to_file(row) for row in manifest["files"]]
+    beside = not f.embedded and len(shards) > 0
+    require(beside or all(file.chunk is not None for file in f.files), "relex.manifest: a file that is nowhere")
+
+    f.layouts = [to_layout(f, value) for value in manifest["layouts"]]
+    most = len(f.layouts) - 1
+    f.directories, f.layout_of = [], []
+    for row, t in zip(manifest["steps"], f.steps, strict=False):
+        require(type(row) is list and len(row) == 2 and is_integer(row[1], 0, most), "relex.manifest: steps")
+        require(row[0] is None or is_directory(row[0]), "relex.manifest: a directory")
+        f.directories.append(f"global_step_{t}" if row[0] is None else row[0])
+        f.layout_of.append(row[1])
+    require(len(manifest["steps"]) == len(f.steps), "relex.manifest: not as many steps as there are")
+    require(is_integer(manifest.get("layout"), 0, most), "relex.manifest: layout")
+    f.layout = manifest["layout"]
+    require(f.layout == f.layout_of[f.observed - 1], "relex.manifest: layout is not that of the last observed step")
+    require(f.has_exact or len(f.layouts) == 1, "relex.manifest: layouts without tier exact")
+    paths = sorted(path.lower() + "/" for path in f.directories)
+    require(not any(b.startswith(a) for a, b in itertools.pairwise(paths)), "relex.manifest: one directory in another")
+    f.index = names_of(f, f.layouts[f.layout])
+
+    require(len(manifest["left_out"]) <= 1000, "relex.manifest: left_out")
+    for row in manifest["left_out"]:
+        require(type(row) is list and len(row) == 3 and type(row[0]) is str, "relex.manifest: left_out")
+        require(all(is_integer(value, 0, 1 << 53) for value in row[1:]), "relex.manifest: left_out")
 
 
 # ---- 5. Records ----
 
-SAME, MOVING, FRAMED = 0, 1, 2
+SAME, MOVING, FRAMED, TIED = 0, 1, 2, 3
 IN_BASE, STORED = 0, 1
 Tensor = namedtuple("Tensor", "kind origin directions first digest chunk offset segment reserved")  # <BBHIIIII8s
 Direction = namedtuple(  # <ddffHBBIII16sII
@@ -312,19 +443,25 @@ def open_records(f: RelexFile) -> None:
     framed = [t.kind == FRAMED and named.n > 0 for t, named in zip(f.tensors, f.manifest, strict=True)]
     require(f.has_frames == (f.has_exact or any(framed)), "the entries of the frames: missing, or not needed")
     segments = len(f.bytes_of(SEGMENTS)) // 48 if f.has_frames else 0
-    directions, digests, shard = 0, 0, 0  # the shard becomes infinite after the last tensor of origin 0
+    directions, digests = 0, 0
     for tensor, named, in_frames in zip(f.tensors, f.manifest, framed, strict=True):
         name, kind, origin = named.name, tensor.kind, tensor.origin
-        require(kind <= FRAMED and origin <= STORED and not any(tensor.reserved), f"{name}: kind, origin or reserved")
+        require(kind <= TIED and origin <= STORED and not any(tensor.reserved), f"{name}: kind, origin or reserved")
+        if kind == TIED:
+            require(tensor.first < len(f.tensors), f"{name}: another name of a tensor that is not there")
+            target, other = f.tensors[tensor.first], f.manifest[tensor.first]
+            require(target.kind != TIED, f"{name}: another name of another name")
+            require((other.dtype, other.shape) == (named.dtype, named.shape), f"{name}: not what it is a name of")
+            require(not any([*tensor[1:3], *tensor[4:8]]) and not named.sources, f"{name}: more than another name")
+            continue
         require((tensor.directions >= 1) == (kind == MOVING), f"{name}: number of directions")
         require(tensor.first == (directions if kind == MOVING else 0), f"{name}: index of its first direction")
         directions += tensor.directions
+        require((origin == IN_BASE) == (len(named.sources) > 0), f"{name}: sources of its origin")
         require(tensor.digest == (digests if origin == IN_BASE else 0), f"{name}: index of its first digest")
-        require(origin != IN_BASE or named.shard >= shard, f"{name}: not in the order of the base's files")
-        digests, shard = (digests - (-named.n // PIECE), named.shard) if origin == IN_BASE else (digests, 1 << 32)
+        digests = digests - (-named.n // PIECE) if origin == IN_BASE else digests
         equal, floats = named.dtype == named.origin_dtype, named.dtype in FLOAT and named.origin_dtype in FLOAT
         require(floats and named.n > 0 if kind == MOVING else floats or equal, f"{name}: dtypes, or nothing to move")
-        require(origin == IN_BASE or equal, f"{name}: origin dtype")
         require(f.holds(tensor) or tensor.chunk == tensor.offset == 0, f"{name}: a span that is not used")
         require(tensor.segment <= segments, f"{name}: in a segment that is not there")
         require(tensor.segment == 0 or named.n > 0, f"{name}: in a segment, but empty")
@@ -389,8 +526,9 @@ def spans(f: RelexFile) -> Iterator[tuple[Span, Iterable[int], str]]:
             yield (d.chunk, d.offset), remainder_lengths(d.packing, named.n), DATA_DIRECTIONS
         if f.holds(tensor):
             yield (tensor.chunk, tensor.offset), lengths_of(named.n, WIDTH[named.origin_dtype]), DATA_BASE
-    for _, length, chunk, offset in f.files:
-        yield (chunk, offset), lengths_of(length, 1), DATA_BASE
+    for file in f.files:
+        if file.chunk is not None:
+            yield (file.chunk, file.offset), lengths_of(file.length, 1), DATA_BASE
 
 
 def lengths_of(n: int, width: int) -> Iterator[int]:
@@ -621,18 +759,30 @@ def narrow(x: Floats, dtype: str) -> bytes:
     return np.where(is_nan, 0x7E00, result).astype("<u2").tobytes()
 
 
-def read_tensor(f: RelexFile, index: int, t: float, tier: str, base: Base | None) -> bytes:
-    """A tensor at a step."""
-    tensor, named = f.tensors[index], f.manifest[index]
+def choose_tier(f: RelexFile, t: float, tier: str) -> str:
+    """What a step is read from: `line`, `track`, `exact` or `origin`."""
     inside, stored = f.steps[0] <= t <= f.steps[-1], f.has_exact and t in f.steps
     there = {"auto": True, "line": True, "track": inside, "exact": stored}.get(tier, False)
     if not math.isfinite(t) or not there:
         raise InvalidArgument(f"no step {t} of tier {tier!r}; the file has steps {f.steps[0]} to {f.steps[-1]}")
-    if tier == "auto" and t != 0 and stored:
-        tier = "exact"
-    if tier == "auto":
-        tier = "origin" if t == 0 else "track" if f.steps[0] <= t <= f.steps[f.observed - 1] else "line"
-    if tier == "exact" or (tensor.kind == FRAMED and tier != "origin"):
+    if tier != "auto":
+        return tier
+    if stored:
+        return "exact"
+    targets = [f.tensors[f.target(index)] for index in f.index.values()]
+    if t == 0 and all(target.origin == IN_BASE for target in targets):
+        return "origin"
+    return "track" if f.steps[0] <= t <= f.steps[f.observed - 1] else "line"
+
+
+def read_tensor(f: RelexFile, index: int, t: float, tier: str, base: Base | None) -> bytes:
+    """A tensor at a step, in a tier that has it."""
+    index = f.target(index)
+    tensor, named = f.tensors[index], f.manifest[index]
+    in_frames = tensor.kind == FRAMED and tier != "origin"
+    if in_frames and named.dtype in ALL_FLOATS and named.n > 0 and t not in f.steps:
+        raise InvalidArgument(f"{named.name}: has no line, and {t} is no stored step")
+    if tier == "exact" or in_frames:
         return restore(f, index, max(bisect.bisect_right(f.steps, t), 1), base)
 
     directions = f.directions_of(tensor) if tier != "origin" else []
@@ -669,13 +819,19 @@ def read_origin(f: RelexFile, tensor: Tensor, named: Named, base: Base | None) -
     elif base is None:
         raise InvalidArgument(f"{named.name}: needs the base")
     else:
-        dtype, shape, bits = base(named.name)
-        if (dtype, list(shape), len(bits)) != (named.origin_dtype, named.shape, named.n * width):
-            raise BaseMismatch(f"{named.name}: {named.origin_dtype} {named.shape} expected, {dtype} {shape} found")
+        bits = b"".join(read_source(source, named.origin_dtype, base) for source in named.sources)
     for i, (start, stop) in enumerate(pieces(named.n) if tensor.origin == IN_BASE else ()):
         if hashlib.sha256(bits[width * start : width * stop]).digest()[:16] != f.digests[tensor.digest + i]:
             raise (Corrupt if embedded else BaseMismatch)(f"{named.name}: not the bits that the file was made from")
     return bits
+
+
+def read_source(source: Source, dtype: str, base: Base) -> bytes:
+    """The elements of a source."""
+    found, shape, bits = base(source.name)
+    if (found, list(shape)) != (dtype, source.shape):
+        raise BaseMismatch(f"{source.name}: {dtype} {source.shape} expected, {found} {shape} found")
+    return bits[WIDTH[dtype] * source.first : WIDTH[dtype] * (source.first + source.count)]
 
 
 def read_safetensors(path: str | Path) -> Base:
@@ -697,6 +853,36 @@ def read_safetensors(path: str | Path) -> Base:
         return entry.dtype, entry.shape, data[entry.start : entry.end]
 
     return base
+
+
+# ---- 10. Writing a step out ----
+
+Checkpoint = namedtuple("Checkpoint", "directory shards indexed files")  # shards: the names of their tensors
+
+
+def checkpoint_at(f: RelexFile, t: float, tier: str) -> Checkpoint:
+    """What a step is made of, in a tier that has it; the directory of a step that is not stored is not known."""
+    layout = f.layout_at(t, tier)
+    shards: dict[str, list[str]] = {}
+    for named, number in zip(f.manifest, layout.tensors, strict=True):
+        if number is not None:
+            shards.setdefault(layout.shards[number], []).append(named.name)
+    directory = f.directories[f.steps.index(int(t))] if t in f.steps else None
+    return Checkpoint(directory, shards, layout.indexed, [f.files[i].name for i in layout.files])
+
+
+def read_file(f: RelexFile, index: int, given: BaseFiles | None) -> bytes | None:
+    """A file of a step; none of a document that the base does not have any more."""
+    file = f.files[index]
+    if file.chunk is not None:
+        content: bytes | None = b"".join(read(f, (file.chunk, file.offset), lengths_of(file.length, 1), DATA_BASE))
+    elif given is None:
+        raise InvalidArgument(f"{file.name}: needs the base")
+    else:
+        content = given(file.name)
+    if file.digest is not None and (content is None or hashlib.sha256(content).hexdigest()[:32] != file.digest):
+        raise (BaseMismatch if file.chunk is None else Corrupt)(f"{file.name}: not the file that the run has")
+    return content
 
 
 # ---- EXACT.md: 13. Segments and frames ----
@@ -1131,9 +1317,13 @@ class RelexFile:
     observed: int
     embedded: bool
     has_exact: bool  # the manifest's key `exact`
-    files: list[list[Any]]  # name, length, chunk, offset
     manifest: list[Named]
-    index: dict[str, int]  # of a tensor's name
+    files: list[File]
+    layouts: list[Layout]
+    layout: int  # of tiers `line` and `track`, and of the origin
+    layout_of: list[int]  # of each step
+    directories: list[str]  # of each step
+    index: dict[str, int]  # the tensors of `layout` by name
     tensors: list[Tensor]
     directions: list[Direction]
     digests: list[bytes]
@@ -1166,7 +1356,17 @@ class RelexFile:
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether the file holds the tensor's origin."""
-        return bool(tensor.origin == STORED or (tensor.origin == IN_BASE and self.embedded))
+        in_base = tensor.kind != TIED and tensor.origin == IN_BASE
+        return bool(tensor.origin == STORED or (in_base and self.embedded))
+
+    def target(self, index: int) -> int:
+        """The tensor that is read for one: itself, unless it is another name."""
+        tensor = self.tensors[index]
+        return int(tensor.first) if tensor.kind == TIED else index
+
+    def layout_at(self, t: float, tier: str) -> Layout:
+        """The layout of a step in a tier that has it."""
+        return self.layouts[self.layout_of[self.steps.index(int(t))] if tier == "exact" else self.layout]
 
     def directions_of(self, tensor: Tensor) -> list[Direction]:
         """The directions of a tensor."""
@@ -1174,16 +1374,33 @@ class RelexFile:
 
     def tensor(self, name: str, step: float, tier: str = "auto", base: Base | None = None) -> bytes:
         """The bytes of a tensor at a step, little-endian, in row-major order."""
-        if name not in self.index:
-            raise InvalidArgument(f"the file has no tensor {name!r}")
+        t, tier = self.at(step, tier)
+        names = names_of(self, self.layout_at(t, tier))
+        if name not in names:
+            raise InvalidArgument(f"there is no tensor {name!r} at step {t} in tier {tier}")
+        return read_tensor(self, names[name], t, tier, base)
+
+    def at(self, step: float, tier: str = "auto") -> tuple[float, str]:
+        """A step as a number, and what it is read from."""
         try:
             t = float(step)
         except (OverflowError, TypeError, ValueError):
             raise InvalidArgument(f"no step: {step!r}") from None
-        return read_tensor(self, self.index[name], t, tier, base)
+        return t, choose_tier(self, t, tier)
+
+    def checkpoint(self, step: float, tier: str = "auto") -> Checkpoint:
+        """What a step is made of."""
+        return checkpoint_at(self, *self.at(step, tier))
+
+    def file(self, name: str, step: float, tier: str = "auto", given: BaseFiles | None = None) -> bytes | None:
+        """The bytes of a file of a step that is no weights and no index."""
+        numbers = {self.files[i].name: i for i in self.layout_at(*self.at(step, tier)).files}
+        if name not in numbers:
+            raise InvalidArgument(f"there is no file {name!r} at step {step}")
+        return read_file(self, numbers[name], given)
 
     def check_all(self) -> None:
-        """Check what opening leaves: all chunks, coefficients and codes, and the digests of an embedded base.
+        """Check what opening leaves: all chunks, coefficients and codes, digests of stored files and an embedded base.
 
         Of the frames: all blobs, and every step of the tensors whose origin the file holds.
         """
@@ -1198,6 +1415,9 @@ class RelexFile:
                         pass
             if self.holds(tensor):
                 read_origin(self, tensor, named, None)
+        for i, file in enumerate(self.files):
+            if file.chunk is not None:
+                read_file(self, i, None)
         for k, segment in enumerate(self.segments):
             for group, parts in enumerate(self.groups[k]):
                 read_tables(self, k, group)
@@ -1222,7 +1442,9 @@ def main() -> int:
         file = RelexFile(options.file.read_bytes())
         file.check_all()
         base = None if options.base is None else read_safetensors(options.base)
-        for named in file.manifest:
+        t, tier = file.at(options.step, options.tier)
+        for index in names_of(file, file.layout_at(t, tier)).values():
+            named = file.manifest[index]
             digest = hashlib.sha256(file.tensor(named.name, options.step, options.tier, base)).hexdigest()
             print(digest, named.dtype, named.shape, named.name)
     except (RelexError, OSError) as error:

@@ -6,10 +6,10 @@ The rules on names are in checkpoints/weight_files.py, and what is said where th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, NamedTuple
 
-from relex_codec.core.filenames import INDEX, SINGLE, shard_allowed
+from relex_codec.core.filenames import FOLDERS, INDEX, SINGLE, shard_allowed
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 from relex_codec.format.safetensors_header import load_object
@@ -102,9 +102,20 @@ def find_files(
     return CheckpointFiles(
         {_safe(name, where): join_path(path, name) for name in shards},
         weight_map,
-        {name: SideFile(join_path(path, name), sizes[name]) for name in weight_files.side_files(sizes)},
+        {
+            name: SideFile(join_path(path, name), own[name])
+            for own in (sizes, *_sizes_in_folders(path, options, items))
+            for name in weight_files.side_files(own)
+        },
         (note,) if note else (),
     )
+
+
+def _sizes_in_folders(path: PathLike, options: Options, items: list[Item]) -> Iterator[dict[str, int | None]]:
+    """Yield the sizes of the files in each folder that belongs to a checkpoint, by name with the folder before it."""
+    for folder in (item.name for item in items if item.is_dir and item.name in FOLDERS):
+        inside = list_directory(join_path(path, folder), options, error=CheckpointError)
+        yield {f"{folder}/{item.name}": item.size for item in inside if not item.is_dir}
 
 
 def _weight_map(

@@ -101,7 +101,9 @@ class DescribedRun:
 
         Among its keys: ``base``, ``steps``, ``observed_steps``, ``tiers``, ``bytes`` (by what they are for, and
         ``total``), ``parameters``, ``ratio`` (bytes of all checkpoints over those of the file), ``explained_variance``
-        and ``r2`` (from 0 to 1), and ``tensor_rows``, one `tensor_info` each.
+        and ``r2`` (from 0 to 1), ``errors`` (of tiers ``track`` and ``line`` at each step, relative to how far it is
+        from where it started), ``layouts`` (which steps have which tensors, shards and files), ``left_out``, and
+        ``tensor_rows``, one `tensor_info` each.
         """
         return summary(self._reader.container)
 
@@ -110,13 +112,17 @@ class DescribedRun:
 
         Returns:
             ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same``
-            (at all steps) or ``framed`` (stored step by step); of a moving one also ``packing``,
-            ``explained_variance``, ``r2`` and the relative errors, as in ``relex-codec info --json``.
+            (at all steps), ``framed`` (stored step by step) or ``tied`` (another name of the tensor ``target``); of a
+            moving one also ``packing``, ``explained_variance``, ``r2`` and the relative errors, as in ``relex-codec
+            info --json``.
 
         Raises:
             InvalidArgument: there is no such tensor.
         """
         index = self._reader.container.index
+        elsewhere = [tensor for tensor in index.tensors if tensor.name == name]  # steps may differ in what it is
+        if name not in index.layout and elsewhere:
+            return tensor_row(index, elsewhere[-1])
         return tensor_row(index, index.tensor(name))
 
     def tier(self, step: float, *, tier: str = "auto") -> str:

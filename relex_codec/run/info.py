@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import on_one_line
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.reader import FileReader
+from relex_codec.format.step_layout import StepLayout
 from relex_codec.format.tensor_record import TensorRecord
+
+from .error_text import BLOCKS, SHOWN, error_line
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""
@@ -46,8 +50,10 @@ def summary(container: FileReader) -> dict[str, Any]:
     """
     index = container.index
     manifest = index.manifest
-    parameters = sum(tensor.size for tensor in index.tensors)
-    checkpoint = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in index.tensors)
+    own = {index.target(tensor).number: index.target(tensor) for tensor in index.layout.tensors}
+    parameters = sum(tensor.size for tensor in own.values())
+    checkpoint = _checkpoint_bytes(index.layout)
+    run = sum(_checkpoint_bytes(index.layout_number(step.layout)) for step in manifest.steps)
     sizes = stored_bytes(container)
     rows = [tensor_row(index, tensor) for tensor in index.tensors]
     return {
@@ -70,13 +76,41 @@ def summary(container: FileReader) -> dict[str, Any]:
             "total": round(8 * sizes["total"] / parameters, 4) if parameters else None,
         },
         "checkpoint_bytes": checkpoint,
-        "run_bytes": checkpoint * len(index.steps),
-        "ratio": round(checkpoint * len(index.steps) / sizes["total"], 2),
+        "run_bytes": run,
+        "ratio": round(run / sizes["total"], 2),
+        "errors": _errors(container),
         "explained_variance": _spread(rows, "explained_variance"),
         "r2": _spread(rows, "r2"),
         "moving": sum(row["kind"] == "moving" for row in rows),
         "framed": sum(row["kind"] == "framed" for row in rows),
+        "tied": sum(row["kind"] == "tied" for row in rows),
+        "directories": [step.directory for step in manifest.steps],
+        "layouts": [_layout(index, number) for number in sorted({step.layout for step in manifest.steps})],
+        "left_out": [one._asdict() for one in manifest.left_out],
         "tensor_rows": rows,
+    }
+
+
+def _checkpoint_bytes(layout: StepLayout) -> int:
+    """Bytes of the weights of a step."""
+    return sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in layout.tensors)
+
+
+def _errors(container: FileReader) -> dict[str, list[float | None]]:
+    """Relative errors of the tiers at each step."""
+    return {tier: list(map(_number, row)) for tier, row in zip(("track", "line"), container.errors(), strict=True)}
+
+
+def _layout(index: Index, number: int) -> dict[str, Any]:
+    """What the steps of a layout are made of."""
+    layout = index.layout_number(number)
+    return {
+        "steps": [int(at) for at, step in zip(index.steps, index.manifest.steps, strict=True) if step.layout == number],
+        "tensors": len(layout.tensors),
+        "shards": list(layout.shards),
+        "files": [
+            {"name": name, "bytes": file.length, "stored": file.stored} for name, (_, file) in layout.files.items()
+        ],
     }
 
 
@@ -100,6 +134,8 @@ def tensor_row(index: Index, tensor: TensorRecord) -> dict[str, Any]:
         "origin": "base" if index.target(tensor).in_base else "file",
         "directions": len(tensor.directions),
     }
+    if tensor.target is not None:
+        row["target"] = index.tensors[tensor.target].name
     if tensor.directions:
         first = index.directions[tensor.directions.start]
         row |= {
@@ -126,8 +162,12 @@ def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
     return {"median": float(f"{float(np.median([value for value, _ in found])):.6g}"), "lowest": low, "name": name}
 
 
-def text(document: dict[str, Any], tensors: bool = False) -> str:
-    """Return `summary` as text that fits on a screen, and a row each tensor if asked."""
+def text(document: dict[str, Any], tensors: bool = False, blocks: str = BLOCKS) -> str:
+    """Return `summary` as text that fits on a screen, and a row each tensor if asked.
+
+    Args:
+        blocks: what errors are drawn with, as of `sparkline`.
+    """
     steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
     base = on_one_line(document["base"] or "not named")
     base = (
@@ -159,6 +199,13 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
         ),
         ("variance", _spread_text(document["explained_variance"], "explained by one direction")),
         ("R^2", _spread_text(document["r2"], "of the lines over the observed steps")),
+        *[
+            (f"{tier} off", line)
+            for tier, values in document["errors"].items()
+            if (line := error_line(steps, values, blocks)) is not None
+        ],
+        *([("differ", _layouts_text(document["layouts"], steps))] if len(document["layouts"]) > 1 else []),
+        *([("left out", left_out_text(document["left_out"]))] if document["left_out"] else []),
     ]
     width = max(len(name) for name, _ in lines)
     shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
@@ -173,7 +220,30 @@ def needs_base(document: dict[str, Any]) -> bool:
 def _tensors_text(document: dict[str, Any]) -> str:
     count = document["framed"]
     framed = f", {count} {'is' if count == 1 else 'are'} stored step by step" if count else ""
+    count = document["tied"]
+    framed += f", {count} {'is another name' if count == 1 else 'are other names'} of one" if count else ""
     return f"{document['tensors']}, of which {document['moving']} move{framed}; {document['parameters']:,} parameters"
+
+
+def _layouts_text(layouts: list[dict[str, Any]], steps: list[int]) -> str:
+    """Which steps differ from others in tensors, shards or files."""
+    spelled = [spell_steps(layout["steps"], steps) for layout in layouts]
+    more = f" and {len(spelled) - SHOWN} more kinds" if len(spelled) > SHOWN else ""
+    return f"steps {'; '.join(spelled[:SHOWN])}{more} in tensors, shards or files"
+
+
+def left_out_text(rows: list[dict[str, Any]]) -> str:
+    """What the run's directory held and the file does not, the largest first."""
+    rows = sorted(rows, key=lambda row: (-row["bytes"], row["what"]))
+    shown = [
+        f"{on_one_line(row['what'])} ({row['files']:,} {'file' if row['files'] == 1 else 'files'}, "
+        f"{row['bytes']:,} bytes)"
+        for row in rows[:SHOWN]
+    ]
+    if len(rows) > SHOWN:
+        rest = rows[SHOWN:]
+        shown.append(f"{len(rest)} more kinds ({sum(row['bytes'] for row in rest):,} bytes)")
+    return ", ".join(shown)
 
 
 def _exact_text(exact: dict[str, Any]) -> str:

@@ -85,8 +85,9 @@ class Run(DescribedRun):
         Args:
             step: any number; fractional and extrapolated steps are decoded like observed ones.
             tier: ``line`` for any step, ``track`` for those from the first to the last stored one, ``exact`` for the
-                stored ones themselves, bit for bit, if the file has that tier. ``auto``: the base at 0, ``exact``
-                where a step is stored so, else ``track`` among the observed steps and ``line`` beyond.
+                stored ones themselves, bit for bit, if the file has that tier. ``auto``: ``exact`` where a step is
+                stored so, the base at 0 if all tensors started from it, else ``track`` among the observed steps and
+                ``line`` beyond.
             index: decodes only this part, as ``tensor[index]``: slices with a step of 1, integers, ``...``.
 
         Returns:
@@ -255,7 +256,10 @@ class Run(DescribedRun):
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
-        """Write stored steps, bit for bit, as a run: ``output/global_step_N/``, each as `save` writes it.
+        """Write stored steps, bit for bit, as a run, each as `save` writes it, in the directory that it had.
+
+        That is ``output/checkpoint-10``, ``output/10/model`` and the like, or ``output/global_step_N`` if the file does
+        not say. What the run's directories held besides, `info` lists as ``left_out``.
 
         A local directory appears when all steps are complete; at a URL, none is a checkpoint before all weights are
         there. Parts of tensors are replayed one after another, so memory grows neither with the model nor with the

@@ -201,7 +201,7 @@ def test_a_file_of_the_base_that_is_another_is_refused(made: Path) -> None:
 
 
 def test_documents_may_change_in_the_base_and_be_gone(made: Path, tmp_path: Path) -> None:
-    base, file = made / "base", tmp_path / "x.relex"
+    base, file = made / "base", tmp_path / "with_card.relex"
     (base / "README.md").write_text("a card")
     (base / "LICENSE").write_text("a licence")
     relex_codec.encode(made / "run", file, base=base, quality="raw")

@@ -20,11 +20,11 @@ from support.runs import Made
 from support.tensors import bf16
 
 
-def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> Path:
+def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, base: Path | None = None) -> Path:
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
         patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: uri)
-        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
+        relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=base or zoo_run.base_path, quality="raw")
     return tmp_path / "x.relex"
 
 
@@ -162,10 +162,15 @@ def test_side_files_of_the_base_itself(
 
 
 @pytest.mark.parametrize("how", ["another model", "few tensors", "none"])
-def test_side_files_of_what_is_not_the_base_are_not_taken(
+def test_documents_of_what_is_not_the_base_are_not_taken(
     zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: Path, how: str
 ) -> None:
-    path = made(zoo_run, tmp_path, monkeypatch, str(private))
+    """Nothing in the file vouches for their content; digests do for that of other files."""
+    own = tmp_path / "own"
+    shutil.copytree(zoo_run.base_path, own)
+    (own / "README.md").write_text("a card")
+    (private / "README.md").write_text("mine")
+    path = made(zoo_run, tmp_path, monkeypatch, str(private), own)
     other = dict(zoo_run.base)
     if how == "another model":  # all that the exact tier and `info` need would still be there
         dtype, bits = other["layers.0.proj.weight"]
@@ -181,6 +186,8 @@ def test_side_files_of_what_is_not_the_base_are_not_taken(
         run._reader.side_files().sizes()
     with relex_codec.open(path) as run, pytest.raises(relex_codec.BaseMismatch, match=r"pass --base"):
         list(run._reader.side_files().read_all())
+    with relex_codec.open(path) as run:
+        assert run._reader.side_files().read("config.json") == (zoo_run.base_path / "config.json").read_bytes()
     if how == "few tensors":  # the user says so
         with relex_codec.open(path, base=private) as run:
             assert "config.json" in run._reader.side_files().sizes()

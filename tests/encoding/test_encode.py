@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import safetensors
 
 import relex_codec
 from relex_codec import CheckpointError, InvalidArgument
+from relex_codec.decoding.tiers import StepTier
 from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File, deltas, narrow, read_safetensors, widen
 from support.runs import SIDE, Made, moving
@@ -69,21 +71,27 @@ def test_every_kind_of_tensor_is_stored_as_it_should_be(zoo_file: Zoo) -> None:
 def test_the_manifest_says_what_the_run_and_the_base_are(zoo_run: Made, zoo_file: Zoo) -> None:
     manifest = File(zoo_file("default")).manifest
     assert manifest["observed"] == 7
-    assert manifest["base"] == {"uri": str(zoo_run.base_path), "embedded": False}
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert manifest["base"] == {"uri": str(zoo_run.base_path), "embedded": False, "shards": shards}
     assert manifest["quality"] == {"name": "default", "growth": 0.05}
-    assert manifest["shards"] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert manifest["indexed"] is True and manifest["files"] == []
+    (layout,) = manifest["layouts"]
+    assert layout["shards"] == shards and layout["indexed"] is True and manifest["layout"] == 0
+    assert manifest["steps"] == [[None, 0]] * 7 and manifest["left_out"] == []
+    contents = {name: (zoo_run.base_path / name).read_bytes() for name in sorted(SIDE)}
+    assert manifest["files"] == [
+        [name, len(data), hashlib.sha256(data).hexdigest()[:32], None, None] for name, data in contents.items()
+    ]
+    assert layout["files"] == list(range(len(SIDE)))
     by_name = {tensor[0]: tensor[1:] for tensor in manifest["tensors"]}
-    assert by_name["wider"][:3] == ["BF16", [12, 10], "F32"]
-    assert by_name["layers.1.scale"][:3] == ["F32", [], "F32"]
+    assert by_name["wider"] == ["BF16", [12, 10], ["F32", [2]]]
+    assert by_name["layers.1.scale"][:2] == ["F32", []] and by_name["layers.1.scale"][2][0] == "F32"
     assert by_name["empty"][:2] == ["BF16", [0, 8]]
-    shard_of = {}
-    for i, shard in enumerate(manifest["shards"]):
+    assert by_name["added"][2] is None and by_name["resized"][2] is None
+    places = dict(zip(by_name, layout["tensors"], strict=True))
+    for i, shard in enumerate(shards):
         for name in read_safetensors(zoo_run.base_path / shard)[0]:
-            shard_of[name] = i
-    for name, (*_, shard) in by_name.items():
-        if name in shard_of:
-            assert shard == shard_of[name], name
+            if name in by_name:
+                assert places[name] == i and by_name[name][2] in ([by_name[name][2] and by_name[name][2][0], [i]], None)
 
 
 @pytest.mark.parametrize(("quality", "options"), QUALITIES)
@@ -347,10 +355,9 @@ def test_a_base_in_one_file_without_directory(zoo_run: Made, tmp_path: Path) -> 
     single = tmp_path / "base" / "model.safetensors"
     relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=single, quality="raw", steps="1:5")
     file = File(tmp_path / "x.relex")
-    assert file.manifest["base"]["uri"] == "./base/model.safetensors" and file.manifest["shards"] == [
-        "model.safetensors"
-    ]
-    assert file.manifest["indexed"] is False
+    assert file.manifest["base"]["uri"] == "./base/model.safetensors"
+    assert file.manifest["base"]["shards"] == file.manifest["layouts"][0]["shards"] == ["model.safetensors"]
+    assert file.manifest["layouts"][0]["indexed"] is False
 
 
 def test_an_embedded_base_stands_alone(zoo_run: Made, tmp_path: Path, zoo_file: Zoo, reference: ModuleType) -> None:
@@ -365,9 +372,8 @@ def test_an_embedded_base_stands_alone(zoo_run: Made, tmp_path: Path, zoo_file: 
             for step in (0, 7.5, 23, 60):
                 np.testing.assert_array_equal(decoded(run, name, step), decoded(usual, name, step), err_msg=name)
             if name in zoo_run.base and zoo_run.base[name][1].shape == run._reader.entry(name).shape:
-                dtype, bits = zoo_run.base[name]
-                if dtype == run._reader.entry(name).dtype:
-                    np.testing.assert_array_equal(decoded(run, name, 0), bits.reshape(-1), err_msg=name)
+                origin = run._reader.decoder.origins.read_span(entry := run._reader.entry(name), 0, entry.size)
+                np.testing.assert_array_equal(origin, zoo_run.base[name][1].reshape(-1), err_msg=name)
         run.save(tmp_path / "out", 9)
         usual.save(tmp_path / "usual", 9)
     for name in os.listdir(tmp_path / "usual"):
@@ -494,7 +500,8 @@ def test_a_run_of_another_dtype_than_the_base(zoo_run: Made, zoo_file: Zoo) -> N
     with relex_codec.open(zoo_file("raw")) as run:
         assert run._reader.entry("wider").dtype == "BF16"
         start = widen(*zoo_run.base["wider"])
-        np.testing.assert_array_equal(decoded(run, "wider", 0), narrow("BF16", start).reshape(-1))
+        at_base = run._reader.decoder.read(run._reader.entry("wider"), StepTier(0.0, "base"))
+        np.testing.assert_array_equal(at_base, narrow("BF16", start).reshape(-1))
         found = widen("BF16", decoded(run, "wider", 20)).reshape(start.shape)
         np.testing.assert_allclose(found, start + 0.02, atol=3e-3)
 

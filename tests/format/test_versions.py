@@ -17,7 +17,7 @@ from support.plain import MAGIC, File
 from support.sources import Held
 
 Header = dict[str, Any]
-ROOT = 40 + 8 * 12
+ROOT = 40 + 8 * 14
 """Bytes of the root of a file with frames."""
 
 

@@ -53,7 +53,8 @@ def test_the_arithmetic_of_the_appendix() -> None:
     ]
     assert data[-2] == 2 + 3 * 0 + 9 * 2 + 27 * 1 + 81 * 1 and data[-1] == 1 + 3 * 2 + 9 * 0 + 27 * 1 + 81 * 1
     assert ref.unpack_codes(data[-2:], 2, 6).tolist() == [1, 0, -1, 1, 1, -1] and data[-1] // 3 % 3 == 2
-    one, w0, g = np.float32(1), np.float32(3), np.float32(struct.unpack_from("<d", data, 1312)[0])
+    place = ref.RelexFile(data).entries["relex.coefficients"].start
+    one, w0, g = np.float32(1), np.float32(3), np.float32(struct.unpack_from("<d", data, place)[0])
     scaled, offset = one * np.float32(0.25), one * np.float32(0.0625)
     p = np.float32(0) + (scaled - offset)
     values = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from support.specification import INVALID, SPEC, VALID, VECTORS, base_of, data_of, named
+from support.specification import INVALID, SPEC, VALID, VECTORS, base_files, base_of, data_of, named
 
 SOURCE = (SPEC / "reference_decoder.py").read_text(encoding="utf-8")
 BY_NAME = {named(entry): entry for entry in VALID + INVALID}
@@ -59,10 +59,83 @@ MISREADINGS = [
     Misreading("one list of words", "words & MODEL_WORDS", "words & (MODEL_WORDS | JSON_WORDS)", "file-model-json"),
     Misreading("dots alone part words", '"[._-]"', '"[.]"', "file-names"),
     Misreading("any text", 'return not words & {"adapter", "index"} and', "return", "file-index-text"),
-    Misreading("capitals as they are", "may_be_file(name.lower())", "may_be_file(name)", "file-names"),
+    Misreading("capitals as they are", "may_be_file(last.lower())", "may_be_file(last)", "file-names"),
     Misreading("devices as they are", "DEVICE.fullmatch(name.lower())", "DEVICE.fullmatch(name)", "file-device-con"),
     Misreading("devices without an ending", "[0-9])(\\..*)?", "[0-9])", "file-device-nul"),
+    Misreading("no versions of .model", 'if re.fullmatch(r"v[0-9]{1,3}", end) and', "if False and", "file-names"),
+    Misreading("any version of .model", '"v[0-9]{1,3}"', '"v.*"', "file-model-version"),
+    Misreading("any folder", "folders[0] in FOLDERS", "len(folders[0]) > 0", "file-folder"),
+    Misreading("folders in capitals", "folders[0] in FOLDERS", "folders[0].lower() in FOLDERS", "file-folder-capitals"),
+    Misreading("adapters anywhere", "return shards == ADAPTER_WEIGHTS", "return True", "adapter-other"),
+    Misreading(
+        "adapters among others",
+        "return shards == ADAPTER_WEIGHTS",
+        "return ADAPTER_WEIGHTS[0] in shards",
+        "adapter-two",
+    ),
+    Misreading("one dtype a name", "{(named.name, named.dtype) for", "{named.name for", "layouts"),
+    Misreading(
+        "one name in all layouts",
+        "require(len(names_of(f, layout)) == len(numbers),",
+        "require(len({named.name for named in f.manifest}) == len(f.manifest),",
+        "layouts",
+    ),
+    Misreading(
+        "files that differ in all layouts",
+        "for i in layout.files]\n",
+        "for i in range(len(f.files))]\n",
+        "files-by-step",
+    ),
+    Misreading("the layout of the last step", "== f.layout_of[f.observed - 1]", "== f.layout_of[-1]", "layouts"),
+    Misreading("directories as they are", 'path.lower() + "/"', 'path + "/"', "directory-case"),
+    Misreading("steps without a directory", 'f"global_step_{t}" if row', 'f"?{t}" if row', "directory-step"),
+    Misreading("directories in each other", "any(b.startswith(a) for a", "any(b == a for a", "directory-inside"),
+    Misreading("beginnings of names", 'path.lower() + "/"', "path.lower()", "directories"),
+    Misreading("all of a SHA-256", "hexdigest()[:32] != file.digest", "hexdigest() != file.digest", "files-by-step"),
+    Misreading(
+        "documents stay",
+        "if file.digest is not None and (content is None or",
+        "if content is None or (file.digest is not None and",
+        "files-of-the-base",
+    ),
+    Misreading(
+        "errors turned round", 'shape = [2, rows["relex.steps"]]', 'shape = [rows["relex.steps"], 2]', "figures"
+    ),
+    Misreading(
+        "norms of directions alone",
+        '[rows["relex.tensors"] + rows["relex.directions"]]',
+        '[rows["relex.directions"]]',
+        "minimal",
+    ),
+    # FORMAT.md, section 5
+    Misreading("ties read as they are", "int(tensor.first) if tensor.kind == TIED else index", "index", "tied"),
+    Misreading("ties of ties", "require(target.kind != TIED,", "require(True,", "tied-target-tied"),
     # FORMAT.md, section 8
+    Misreading("step 0 is the base", "if t == 0 and all(target", "if t == 0 or all(target", "step-0-tied"),
+    Misreading(
+        "another name starts from the base", "[f.tensors[f.target(index)] for", "[f.tensors[index] for", "step-0-tied"
+    ),
+    Misreading(
+        "what other steps have", "for index in f.index.values()]", "for index in range(len(f.tensors))]", "step-0-base"
+    ),
+    Misreading("step 0 is no stored step", "    if stored:\n", "    if stored and t != 0:\n", "step-0-stored"),
+    Misreading(
+        "floats are held", "if in_frames and named.dtype in", "if False and named.dtype in", "argument-framed-line"
+    ),
+    Misreading("three dtypes are floats", "named.dtype in ALL_FLOATS", "named.dtype in FLOAT", "argument-framed-track"),
+    Misreading(
+        "codes of scales are no floats",
+        "named.dtype in ALL_FLOATS",
+        'named.dtype in ALL_FLOATS and named.dtype != "F8_E8M0"',
+        "argument-framed-auto",
+    ),
+    Misreading("nothing is held", "named.dtype in ALL_FLOATS and", "", "framed"),
+    Misreading(
+        "the layout of a step in every tier",
+        'if tier == "exact" else self.layout]',
+        "if t in self.steps else self.layout]",
+        "layouts",
+    ),
     Misreading(
         "pairs from the last to the first", "range(d.pairs):", "reversed(range(d.pairs)):", "arithmetic-operations"
     ),
@@ -135,6 +208,20 @@ MISREADINGS = [
         "argument-exact-framed",
     ),
     # FORMAT.md, section 9, and EXACT.md, section 13
+    Misreading("sources from their beginning", "[WIDTH[dtype] * source.first :", "[:", "sources-ranges"),
+    Misreading("sources in bytes", "[WIDTH[dtype] * source.first :", "[source.first :", "sources-ranges"),
+    Misreading(
+        "only the number of elements",
+        "if (found, list(shape)) != (dtype, source.shape):",
+        "if found != dtype:",
+        "base-sources-shape",
+    ),
+    Misreading(
+        "sources as they lie in the base",
+        "for source in named.sources)",
+        "for source in sorted(named.sources, key=lambda s: s.first))",
+        "sources-concatenated",
+    ),
     Misreading("an embedded base before a given one", "f.embedded and base is None", "f.embedded", "base-given-bits"),
     Misreading(
         "no digest where no segment holds it",
@@ -207,6 +294,15 @@ def gives(ref: ModuleType, name: str) -> bool:
         file, base = ref.RelexFile(data_of(entry)), None if path is None else ref.read_safetensors(path)
         if "error" not in entry:
             file.check_all()
+            given = base_files(entry)
+            for read in entry["reads"]:
+                where = read["step"], read["tier"]
+                if list(read["tensors"]) != list(ref.names_of(file, file.layout_at(*file.at(*where)))):
+                    return False
+                for other, digest in read.get("checkpoint", {}).get("files", {}).items():
+                    content = file.file(other, *where, given)
+                    if (None if content is None else hashlib.sha256(content).hexdigest()) != digest:
+                        return False
             return all(
                 hashlib.sha256(file.tensor(tensor, read["step"], read["tier"], base)).hexdigest() == digest
                 for read in entry["reads"]
@@ -214,6 +310,8 @@ def gives(ref: ModuleType, name: str) -> bool:
             )
         if entry["operation"] == "verify":
             file.check_all()
+        elif entry["operation"] == "file":
+            file.file(entry["file"], entry["step"], entry["tier"], base_files(entry))
         elif entry["operation"] == "read":
             file.tensor(entry["tensor"], entry["step"], entry["tier"], base)
     except ref.RelexError as error:

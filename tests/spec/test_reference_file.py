@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from support.handmade import W0, Builder, base_of, bf16, expected, filled, to_planes
+from support.handmade import W0, Builder, base_of, bf16, expected, filled, half_digest, to_planes
 from support.specification import ref
 
 pytestmark = pytest.mark.filterwarnings("error")
+OF = [half_digest(b"{}"[:n]) for n in range(4)]
+"""Digests of the first bytes of the file that a handmade file embeds."""
 
 
 @pytest.mark.parametrize("fill", [0, 7, 255])
@@ -71,7 +73,7 @@ def test_decode(embedded: bool) -> None:
     file = ref.RelexFile(Builder(embedded).build())
     file.check_all()
     assert list(file.index) == ["w", "same", "framed"] and file.steps == [10, 20] and file.observed == 2
-    assert file.manifest[0] == ("w", "BF16", [2, 3], "BF16", 0, 6)
+    assert file.manifest[0] == ("w", "BF16", [2, 3], "BF16", [(0, "w", [2, 3], 0, 6)], 6)
     base = None if embedded else base_of
     for step, tier, g in ((10, "auto", 1.5), (20, "auto", 3.0), (12.5, "track", 1.875), (40, "auto", 11.0)):
         assert file.tensor("w", step, tier, base) == expected(g)
@@ -80,9 +82,10 @@ def test_decode(embedded: bool) -> None:
         assert file.tensor("w", step, tier, base) == expected(g)
     assert file.tensor("w", 10, "line", base) == expected(3.5)
     assert file.tensor("w", 0, "line", base) == expected(1.0)
-    assert file.tensor("w", 0, "auto", base) == bf16(W0)
+    assert file.tensor("w", 0, "auto", base) == expected(1.0)  # the base lacks a tensor, so it is not step 0
+    assert ref.read_tensor(file, 0, 0.0, "origin", base) == bf16(W0)
     assert file.tensor("same", 15, "auto", base) == struct.pack("<2q", 7, -7)
-    framed = {0: b"abc", 5: b"abd", 10: b"abd", 19: b"abd", 20: b"xyz", 99: b"xyz"}
+    framed = {0: b"abd", 5: b"abd", 10: b"abd", 19: b"abd", 20: b"xyz", 99: b"xyz"}
     assert {t: file.tensor("framed", t, "auto", base) for t in framed} == framed
     assert file.tensor("framed", 0, "line", base) == b"abd"
     for t in (0, 10, 20):
@@ -160,6 +163,16 @@ def manifest(key: str, value: Any) -> Change:
     return lambda b: b.manifest.update({key: value})
 
 
+def base(**values: Any) -> Change:
+    """Other values in the manifest's base."""
+    return lambda b: b.manifest["base"].update(values)
+
+
+def layout(**values: Any) -> Change:
+    """Other values in the only layout."""
+    return lambda b: b.manifest["layouts"][0].update(values)
+
+
 def row_of(which: int, index: int, value: Any) -> Change:
     """Another value in a row of the manifest's tensors."""
     return lambda b: b.manifest["tensors"][which].__setitem__(index, value)
@@ -184,15 +197,29 @@ def row_of(which: int, index: int, value: Any) -> Change:
         manifest("base", {"uri": None, "embedded": 0}),
         manifest("quality", {"name": "x"}),
         manifest("quality", {"name": "x", "growth": True}),
-        manifest("shards", []),
-        manifest("shards", ["../model.safetensors"]),
-        manifest("shards", ["model.safetensors\n"]),
-        manifest("shards", ["model.bin"]),
-        manifest("shards", ["a.safetensors", "a.safetensors"]),
-        manifest("shards", ["A.safetensors", "a.safetensors"]),
-        manifest("shards", ["b.safetensors", "a.safetensors"]),
-        manifest("indexed", None),
-        manifest("files", [["config.json", 2, 0, 0]]),
+        *(
+            change(shards=names)
+            for change in (base, layout)
+            for names in (
+                [],
+                ["../model.safetensors"],
+                ["model.safetensors\n"],
+                ["model.bin"],
+                ["a.safetensors", "a.safetensors"],
+                ["A.safetensors", "a.safetensors"],
+                ["b.safetensors", "a.safetensors"],
+            )
+        ),
+        layout(indexed=None),
+        layout(tensors=[0, 0]),
+        layout(tensors=[0, 0, 1]),
+        layout(files=[0]),
+        manifest("layouts", []),
+        manifest("layout", 1),
+        manifest("steps", [[None, 0]]),
+        manifest("steps", [["x", 0], ["X", 0]]),
+        manifest("left_out", [["x", 1]]),
+        manifest("files", [["config.json", 2, OF[2], 0, 0]]),
         manifest("tensors", []),
         row_of(0, 0, "same"),
         row_of(0, 0, "__metadata__"),
@@ -202,10 +229,13 @@ def row_of(which: int, index: int, value: Any) -> Change:
         row_of(0, 2, [2, 3.0]),
         row_of(0, 2, [2, 1 << 48]),
         row_of(0, 2, [1 << 20, 1 << 20]),
-        row_of(1, 3, "I32"),
-        row_of(2, 3, "I8"),
-        row_of(0, 4, 1),
+        row_of(1, 3, ["I32", [0]]),
+        row_of(2, 3, ["I8", [0]]),
+        row_of(0, 3, ["BF16", [1]]),
+        row_of(0, 3, ["BF16", [[0, "w", [2, 3], 1, 6]]]),
+        row_of(0, 3, None),
         tensor(0, 0, 3),
+        tensor(0, 0, 4),
         tensor(0, 1, 3),
         tensor(0, 1, 2),
         tensor(0, 2, 2),
@@ -269,41 +299,48 @@ def test_broken_rules(change: Change) -> None:
 @pytest.mark.parametrize(
     "files",
     [
-        [["config.json", 2, 1, 31], ["CONFIG.json", 0, 0, 0]],
-        [["config.json", 2, 1, 31], ["model.SAFETENSORS", 0, 0, 0]],
-        [["x.safetensors", 2, 1, 31]],
-        [["model.safetensors.index.json", 2, 1, 31]],
-        [["pytorch_model.bin", 2, 1, 31]],
-        [["x.pt", 2, 1, 31]],
-        [["x.pth", 2, 1, 31]],
-        [["x.pkl", 2, 1, 31]],
-        [["x.ckpt", 2, 1, 31]],
-        [["a/b", 2, 1, 31]],
-        [["..", 2, 1, 31]],
-        [["config.json.", 2, 1, 31]],
-        [["nul.txt", 2, 1, 31]],
-        [["trainer_state.json", 2, 1, 31]],
-        [["adapter_config.json", 2, 1, 31]],
-        [["weights.model", 2, 1, 31]],
-        [["config.json", 1, 1, 31]],
-        [["config.json", 3, 1, 31]],
-        [["config.json", 2, 1, 30]],
-        [["config.json", 2, 0, 0]],
-        [["config.json", 2, 1, 31], ["empty.txt", 0, 1, 33]],
-        [["config.json", 2, 1, 31, 0]],
+        [["config.json", 2, OF[2], 1, 31], ["CONFIG.json", 0, OF[0], 0, 0]],
+        [["config.json", 2, OF[2], 1, 31], ["model.SAFETENSORS", 0, OF[0], 0, 0]],
+        [["x.safetensors", 2, OF[2], 1, 31]],
+        [["model.safetensors.index.json", 2, OF[2], 1, 31]],
+        [["pytorch_model.bin", 2, OF[2], 1, 31]],
+        [["x.pt", 2, OF[2], 1, 31]],
+        [["x.pth", 2, OF[2], 1, 31]],
+        [["x.pkl", 2, OF[2], 1, 31]],
+        [["x.ckpt", 2, OF[2], 1, 31]],
+        [["a/b", 2, OF[2], 1, 31]],
+        [["..", 2, OF[2], 1, 31]],
+        [["config.json.", 2, OF[2], 1, 31]],
+        [["nul.txt", 2, OF[2], 1, 31]],
+        [["trainer_state.json", 2, OF[2], 1, 31]],
+        [["adapter_config.json", 2, OF[2], 1, 31]],
+        [["weights.model", 2, OF[2], 1, 31]],
+        [["config.json", 1, OF[1], 1, 31]],
+        [["config.json", 3, OF[3], 1, 31]],
+        [["config.json", 2, OF[2], 1, 30]],
+        [["config.json", 2, OF[2], 0, 0]],
+        [["config.json", 2, OF[2], 1, 31], ["empty.txt", 0, OF[0], 1, 33]],
+        [["config.json", 2, OF[2], 1, 31, 0]],
         [],
     ],
 )
 def test_bad_embedded_files(files: list[Any]) -> None:
     builder = Builder(embedded=True)
     builder.manifest["files"] = files
+    builder.manifest["layouts"][0]["files"] = list(range(len(files)))
     with pytest.raises(ref.Corrupt):
         ref.RelexFile(builder.build())
 
 
 def test_good_embedded_files() -> None:
     builder = Builder(embedded=True)
-    builder.manifest["files"] = [["a.Config.JSON", 1, 1, 31], ["empty.md", 0, 0, 0], ["LICENCE", 1, 1, 32]]
+    half = half_digest(b"{")
+    builder.manifest["files"] = [
+        ["a.Config.JSON", 1, half, 1, 31],
+        ["empty.md", 0, None, 0, 0],
+        ["LICENCE", 1, None, 1, 32],
+    ]
+    builder.manifest["layouts"][0]["files"] = [2, 0]
     ref.RelexFile(builder.build()).check_all()
 
 
@@ -317,7 +354,7 @@ def test_a_given_base_goes_before_an_embedded_one() -> None:
         file.tensor("w", 10)
 
 
-def test_tensors_of_the_base_come_first() -> None:
+def test_the_order_of_tensors_is_free() -> None:
     builder = Builder()
     builder.manifest["tensors"].reverse()
     builder.tensors = [
@@ -325,15 +362,16 @@ def test_tensors_of_the_base_come_first() -> None:
         (0, 0, 0, 0, 0, 0, 0, 0, bytes(8)),
         (1, 0, 1, 0, 1, 0, 0, 0, bytes(8)),
     ]
-    with pytest.raises(ref.Corrupt, match="base's files"):
-        ref.RelexFile(builder.build())
+    builder.digests.reverse()
+    file = ref.RelexFile(builder.build())
+    assert list(file.index) == ["framed", "same", "w"] and file.tensor("w", 10, "auto", base_of) == expected(1.5)
 
 
 def test_origins_and_dtypes_of_a_framed_tensor() -> None:
     """A framed BF16 over an F32 of the base: the origin is converted, also as step 0 of the segment."""
     builder = Builder()
     origin = np.array([1.00390625, -2.0], np.float32)
-    builder.manifest["tensors"][2] = ["framed", "BF16", [2], "F32", 0]
+    builder.manifest["tensors"][2] = ["framed", "BF16", [2], ["F32", [0]]]
     builder.tensors[2] = (2, 0, 0, 0, 2, 0, 0, 1, bytes(8))
     builder.digests.append(hashlib.sha256(origin.tobytes()).digest()[:16])
     builder.framed, builder.width = (bf16([1.0, -2.0]), b"abcd", b"efgh"), 2
@@ -344,11 +382,15 @@ def test_origins_and_dtypes_of_a_framed_tensor() -> None:
         return "F32", [2], origin.tobytes()
 
     assert file.tensor("framed", 0, "auto", base) == bf16([1.0, -2.0])
-    assert file.tensor("framed", 0, "line", base) == b"abcd"
-    assert file.tensor("framed", 25, "auto", base) == b"efgh"
+    for tier in ("line", "track", "auto"):
+        assert file.tensor("framed", 10, tier, base) == b"abcd"
+        assert file.tensor("framed", 20, tier, base) == b"efgh"
+    for t, tier in ((0, "line"), (15, "track"), (25, "auto")):
+        with pytest.raises(ref.InvalidArgument, match="no line"):
+            file.tensor("framed", t, tier, base)
     builder.tensors[2] = (2, 1, 0, 0, 0, 0, 0, 1, bytes(8))
     builder.digests.pop()
-    with pytest.raises(ref.Corrupt, match="origin dtype"):
+    with pytest.raises(ref.Corrupt, match="sources of its origin"):
         ref.RelexFile(builder.build())
 
 
@@ -436,7 +478,7 @@ def test_factors_of_a_stack_of_matrices() -> None:
 
 def test_nan_infinities_and_zeros() -> None:
     builder = Builder()
-    builder.manifest["tensors"][0] = ["w", "F16", [6], "F32", 0]
+    builder.manifest["tensors"][0] = ["w", "F16", [6], ["F32", [0]]]
     origin = np.array([np.nan, np.inf, -np.inf, -0.0, 70000.0, 2.0**-24], np.float32).tobytes()
     builder.digests[0] = hashlib.sha256(origin).digest()[:16]
     builder.raw[0] = to_planes(np.array([0, -np.inf, np.nan, 0, 0, 0], np.float32).tobytes(), 4)
@@ -445,5 +487,5 @@ def test_nan_infinities_and_zeros() -> None:
     file = ref.RelexFile(builder.build())
     moved = np.frombuffer(file.tensor("w", 10, "auto", lambda name: ("F32", [6], origin)), "<u2")
     assert moved.tolist() == [0x7E00, 0x7E00, 0x7E00, 0x0000, 0x7C00, 0x0001]
-    start = np.frombuffer(file.tensor("w", 0, "auto", lambda name: ("F32", [6], origin)), "<u2")
+    start = np.frombuffer(ref.read_tensor(file, 0, 0.0, "origin", lambda name: ("F32", [6], origin)), "<u2")
     assert start.tolist() == [0x7E00, 0x7C00, 0xFC00, 0x8000, 0x7C00, 0x0001]

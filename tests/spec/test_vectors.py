@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import re
 import tracemalloc
 from collections.abc import Sequence
@@ -24,7 +25,21 @@ from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import RelexError
 from relex_codec.kernels.cpu import launch
 from relex_codec.kernels.interface import Coefficients, Decode, DecodeJob, Targets
-from support.specification import INVALID, MANIFEST, VALID, VECTORS, base_of, data_of, given_base, named, ref
+from relex_codec.run.run_reader import RunReader
+from relex_codec.run.step_files import StepFiles
+from support.specification import (
+    INVALID,
+    MANIFEST,
+    VALID,
+    VECTORS,
+    base_files,
+    base_of,
+    data_of,
+    given_base,
+    named,
+    package_base,
+    ref,
+)
 
 
 def sha256(data: bytes) -> str:
@@ -46,11 +61,14 @@ def test_the_manifest_lists_what_is_there() -> None:
         assert sha256((VECTORS / entry["path"]).read_bytes()) == entry["sha256"]
         if isinstance(entry["base"], dict):
             listed.add(entry["base"]["path"])
+            for name in {name for read in entry["reads"] for name in read.get("checkpoint", {}).get("files", {})}:
+                if (path := (VECTORS / entry["base"]["path"]).parent / name).exists() and path.parent.name != "valid":
+                    listed.add(path.relative_to(VECTORS).as_posix())
             assert sha256((VECTORS / entry["base"]["path"]).read_bytes()) == entry["base"]["sha256"]
     assert {path.relative_to(VECTORS).as_posix() for path in files_of(VECTORS)} == listed
     assert len(VALID) >= 48 and len(INVALID) >= 380
     assert len(VALID) + len(INVALID) == len({entry["path"] for entry in VALID + INVALID})
-    assert sum((VECTORS / path).stat().st_size for path in listed) < 2_000_000
+    assert sum((VECTORS / path).stat().st_size for path in listed) < 3_200_000
 
 
 def test_every_packing_dtype_and_codec_occurs() -> None:
@@ -66,8 +84,8 @@ def test_every_packing_dtype_and_codec_occurs() -> None:
         offers.add((file.has_frames, file.has_exact))
     assert packings >= {(p, r) for p in range(7) for r in (False, True)} - {(0, False)}
     assert dtypes == set(ref.WIDTH) and codecs == {0, 1, 2}
-    assert kinds >= {(kind, origin, False) for kind in range(3) for origin in range(2)}
-    assert kinds >= {(kind, 0, True) for kind in range(3)}
+    assert kinds >= {(kind, origin, False) for kind in range(3) for origin in range(2)} | {(3, 0, False)}
+    assert kinds >= {(kind, 0, True) for kind in range(4)}
     assert ranks >= {0, 1, 2, 3, 4} and counts >= {0, 1, 2, 3}
     assert offers == {(False, False), (True, False), (True, True)}
 
@@ -113,7 +131,8 @@ def test_the_script_makes_the_same_files(tmp_path: Path) -> None:
         pytest.skip(f"made with zstandard {MANIFEST['zstandard']}, this is {zstandard.__version__}")
     generate.make.make(tmp_path)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in files_of(tmp_path)}
-    there = {path.relative_to(VECTORS): path.read_bytes() for path in files_of(VECTORS) if path.name != "README.md"}
+    there = {path.relative_to(VECTORS): path.read_bytes() for path in files_of(VECTORS)}
+    del there[Path("README.md")]
     assert made.keys() == there.keys()
     assert [path for path in made if made[path] != there[path]] == []
 
@@ -144,9 +163,17 @@ def by_reference(entry: dict[str, Any]) -> None:
     file, given = ref.RelexFile(data_of(entry)), given_base(entry)
     file.check_all()
     for read in entry["reads"]:
-        assert list(read["tensors"]) == list(file.index)
+        where = read["step"], read["tier"]
+        assert list(read["tensors"]) == list(ref.names_of(file, file.layout_at(*file.at(*where))))
         for name, digest in read["tensors"].items():
-            assert sha256(file.tensor(name, read["step"], read["tier"], given)) == digest, (name, read["step"])
+            assert sha256(file.tensor(name, *where, given)) == digest, (name, read["step"])
+        if "checkpoint" in read:
+            files = {
+                name: content if content is None else sha256(content)
+                for name in file.checkpoint(*where).files
+                for content in [file.file(name, *where, base_files(entry))]
+            }
+            assert file.checkpoint(*where)._replace(files=files)._asdict() == read["checkpoint"]
 
 
 def by_the_package(entry: dict[str, Any]) -> None:
@@ -154,17 +181,19 @@ def by_the_package(entry: dict[str, Any]) -> None:
 
     The default kernel for little work is the reference in numpy: the files are small.
     """
-    with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
+    with relex_codec.open(VECTORS / entry["path"], base=package_base(entry)) as run:
         reader = run._reader
         run.verify()
         kernels = (launch.prepare, by_torch)
-        base = BaseLocator(reader.container, base_of(entry), None)
+        base = BaseLocator(reader.container, package_base(entry), None)
+        files = StepFiles(reader)
         decoders = [TensorDecoder(reader.container, base, prepare=prepare) for prepare in kernels]
         for i, read in enumerate(entry["reads"]):
-            assert list(run) == list(read["tensors"])
             step = StepTier(read["step"], run.tier(read["step"], tier=read["tier"]))
+            assert reader.keys(reader.layout(read["step"], read["tier"])) == list(read["tensors"])
             for name, digest in read["tensors"].items():
-                bits, tensor = reader.bits(name, read["step"], read["tier"]), reader.entry(name)
+                bits = reader.bits(name, read["step"], read["tier"])
+                tensor = reader.entry(name, read["step"], read["tier"])
                 n = tensor.size
                 assert bits.size == n
                 assert sha256(bits.tobytes()) == digest, (name, read["step"], read["tier"])
@@ -173,13 +202,40 @@ def by_the_package(entry: dict[str, Any]) -> None:
                 middle = min(n, ref.PIECE - 1), min(n, ref.PIECE + 1)
                 for lo, hi in {(0, n), (n // 3, n // 2), (max(0, n - 1), n), middle} if i == 0 else ():
                     assert np.array_equal(reader.bits(name, read["step"], read["tier"], lo, hi), bits[lo:hi])
+            if "checkpoint" in read:
+                same_checkpoint(reader, files, read)
+
+
+def same_checkpoint(reader: RunReader, files: StepFiles, read: dict[str, Any]) -> None:
+    """The files of a step are those that the manifest says."""
+    index, wanted, where = reader.container.index, read["checkpoint"], (read["step"], read["tier"])
+    layout = reader.layout(*where)
+    there = {name for name, digest in wanted["files"].items() if digest is not None}
+    shards, indexed = wanted["shards"], {"model.safetensors.index.json"} if wanted["indexed"] else set()
+    assert set(files.at(*where).sizes()) == {*shards, *there, *indexed}
+    assert layout.indexed == wanted["indexed"] and list(layout.files) == list(wanted["files"])
+    for name, size in files.at(*where).sizes().items():
+        data = b"".join(files.stream(name, *where))
+        assert len(data) == size
+        if name in there:
+            assert sha256(data) == wanted["files"][name]
+        elif name in shards:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            assert list(header) == ["__metadata__", *shards[name]]
+        else:
+            weight_map = json.loads(data)["weight_map"]
+            assert weight_map == {tensor: shard for shard in shards for tensor in shards[shard]}
+    if wanted["directory"] is not None:
+        number = index.steps.tolist().index(read["step"])
+        found = index.manifest.steps[number].directory
+        assert (f"global_step_{read['step']:g}" if found is None else found) == wanted["directory"]
 
 
 def by_the_command(entry: dict[str, Any]) -> None:
     """The command verifies the file."""
     base = base_of(entry)
     command = importlib.import_module("relex_codec.cli.verify").command
-    arguments = [str(VECTORS / entry["path"]), *([] if base is None else ["--base", str(base)])]
+    arguments = [str(VECTORS / entry["path"]), *([] if base is None else ["--base", str(package_base(entry))])]
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
 
@@ -216,11 +272,11 @@ def test_tiers_of_the_exact_vectors() -> None:
 
 
 def test_the_first_step_may_be_0() -> None:
-    """Step 0 is then the origin in tier `auto`, and a stored step in tier `exact` and for a framed tensor."""
+    """Step 0 is then what it is in tier `exact`, and not the origin."""
     path, base = VECTORS / "valid" / "exact-framed.relex", VECTORS / "valid" / "exact-framed.safetensors"
     with relex_codec.open(path, base=base) as run:
-        assert run.tier(0) == "base" and run.tier(0, tier="exact") == "exact"
-        assert run._reader.bits("base", 0).view("<i8").tolist() == [-1, -2]
+        assert run.tier(0) == "exact"
+        assert run._reader.bits("base", 0).view("<i8").tolist() == [0, 7]
         assert run._reader.bits("base", 0, "exact").view("<i8").tolist() == [0, 7]
         assert run._reader.bits("base", 0, "line").view("<i8").tolist() == [0, 7]
         assert run._reader.bits("base", -3).view("<i8").tolist() == [0, 7]
@@ -248,14 +304,18 @@ def test_invalid(entry: dict[str, Any]) -> None:
         assert entry["operation"] != "open", "opened"
         if entry["operation"] == "verify":
             file.check_all()
+        elif entry["operation"] == "file":
+            file.file(entry["file"], entry["step"], entry["tier"], base_files(entry))
         else:
             file.tensor(entry["tensor"], entry["step"], entry["tier"], given_base(entry))
 
     def by_the_package() -> None:
-        with relex_codec.open(VECTORS / entry["path"], base=base_of(entry)) as run:
+        with relex_codec.open(VECTORS / entry["path"], base=package_base(entry)) as run:
             assert entry["operation"] != "open", "opened"
             if entry["operation"] == "verify":
                 run.verify()
+            elif entry["operation"] == "file":
+                b"".join(StepFiles(run._reader).stream(entry["file"], entry["step"], entry["tier"]))
             else:
                 run._reader.bits(entry["tensor"], entry["step"], entry["tier"])
 

@@ -57,6 +57,11 @@ def filled(raw: bytes, fill: int) -> bytes:
     return struct.pack("<I", len(frame)) + frame + (zstandard.compress(different) if different else b"")
 
 
+def half_digest(content: bytes) -> str:
+    """The digest of a file."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
 class Builder:
     """A file with a `moving` tensor, a `same` and a `framed` one; change its parts, then build."""
 
@@ -67,16 +72,25 @@ class Builder:
         self.manifest: dict[str, Any] = {
             "observed": 2,
             "exact": False,
-            "base": {"uri": None, "embedded": embedded},
+            "base": {"uri": None, "embedded": embedded, "shards": ["model.safetensors"]},
             "quality": {"name": "default", "growth": 0.05},
             "tensors": [
-                ["w", "BF16", [2, 3], "BF16", 0],
-                ["same", "I64", [2], "I64", 0],
-                ["framed", "U8", [3], "U8", 0],
+                ["w", "BF16", [2, 3], ["BF16", [0]]],
+                ["same", "I64", [2], ["I64", [0]]],
+                ["framed", "U8", [3], None],
             ],
-            "shards": ["model.safetensors"],
-            "indexed": False,
-            "files": [["config.json", 2, 1, 31]] if embedded else [],
+            "files": [["config.json", 2, half_digest(b"{}"), 1, 31]] if embedded else [],
+            "layouts": [
+                {
+                    "shards": ["model.safetensors"],
+                    "indexed": False,
+                    "tensors": [0, 0, 0],
+                    "files": [0] if embedded else [],
+                }
+            ],
+            "layout": 0,
+            "steps": [[None, 0], [None, 0]],
+            "left_out": [],
         }
         self.integers = struct.pack("<2q", 7, -7)
         base = to_planes(bf16(W0), 2) + to_planes(self.integers, 8) if embedded else b""
@@ -133,6 +147,8 @@ class Builder:
             "relex.digests": ("U8", [16], b"".join(self.digests)),
             "relex.chunks": ("U8", [24], bytes(24 * len(stored))),
             "relex.coefficients": ("F64", [len(self.steps)], struct.pack(f"<{len(self.row)}d", *self.row)),
+            "relex.errors": ("F32", [len(self.steps)], struct.pack("<4f", *([math.nan] * 4))),
+            "relex.norms": ("F64", [], struct.pack("<4d", *([math.nan] * 4))),
             **{name: ("U8", [], raw) for name, raw in zip(ref.DATA, data, strict=True)},
         }
         tails = {name: [width] if (width := ref.EXACT_TABLES.get(name)) else [] for name in ref.EXACT}

@@ -36,10 +36,37 @@ def base_of(entry: dict[str, Any]) -> Path | None:
     return None if base is None else VECTORS / (base if isinstance(base, str) else base["path"])
 
 
+def package_base(entry: dict[str, Any]) -> Path | None:
+    """Return the base of a vector as the package takes it: the directory of one that has other files."""
+    base = base_of(entry)
+    return base.parent if base is not None and base.name == "model.safetensors" else base
+
+
+def base_files(entry: dict[str, Any]) -> Any:
+    """Return what gives the other files of a vector's base, as the reference decoder takes it."""
+    base = base_of(entry)
+    if base is None:
+        return None
+    return lambda name: path.read_bytes() if (path := base.parent / name).exists() else None
+
+
 def given_base(entry: dict[str, Any]) -> Any:
     """Return the base of a vector as the reference decoder takes it."""
     base = base_of(entry)
     return None if base is None else ref.read_safetensors(base)
 
 
-__all__ = ["INVALID", "MANIFEST", "SPEC", "VALID", "VECTORS", "base_of", "data_of", "given_base", "named", "ref"]
+__all__ = [
+    "INVALID",
+    "MANIFEST",
+    "SPEC",
+    "VALID",
+    "VECTORS",
+    "base_files",
+    "base_of",
+    "data_of",
+    "given_base",
+    "named",
+    "package_base",
+    "ref",
+]

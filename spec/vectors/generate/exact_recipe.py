@@ -52,18 +52,26 @@ class Exact:
 
     def add(self, parts: Any) -> None:
         """Add the three entries to a file, and the segments to its tensors."""
-        names = [row[0] for row in parts.manifest["tensors"]]
-        for name in self.rows:
-            parts.patch("relex.tensors", 32 * names.index(name) + 20, "I", self.since.get(name, 1))
+        for i, row in enumerate(parts.manifest["tensors"]):
+            if (key := self.key(row)) in self.rows and parts.entries["relex.tensors"][32 * i] != ref.TIED:
+                parts.patch("relex.tensors", 32 * i + 20, "I", self.since.get(key, 1))
         parts.tier = self.tier(parts)
         for name, raw in parts.tier.entries(0).items():
             parts.entries[name], parts.dtypes[name] = bytearray(raw), "U8"
 
+    def key(self, row: Sequence[Any]) -> str:
+        """What a tensor is called in `rows`: its name, with its dtype where there are several of that name."""
+        return f"{row[0]} {row[1]}" if f"{row[0]} {row[1]}" in self.rows else row[0]
+
     def tier(self, parts: Any) -> Tier:
         """Segments and frames."""
         file: Any = SimpleNamespace(segments=self.plans, steps=len(parts.entries["relex.steps"]) // 8)
-        file.manifest = [ref.Named._make([*row, ref.elements(row[2])]) for row in parts.manifest["tensors"]]
-        held = [self.since.get(named.name, 1) if named.name in self.rows else 0 for named in file.manifest]
+        file.manifest = [ref.to_named(row) for row in parts.manifest["tensors"]]
+        kinds = parts.entries["relex.tensors"][::32]
+        held = [
+            self.since.get(self.key(named), 1) if self.key(named) in self.rows and kind != ref.TIED else 0
+            for named, kind in zip(file.manifest, kinds, strict=True)
+        ]
         file.tensors = [SimpleNamespace(segment=segment) for segment in held]
         result, before = [], 0
         for k, plan in enumerate(self.plans):
@@ -115,8 +123,9 @@ class Exact:
     def _bits(self, file: Any, part: Any, number: int) -> bytes:
         """The elements of a part at the step of a number."""
         named = file.manifest[part.tensor]
-        whole = self.rows[named.name][number]
-        assert whole.size == named.n and len(self.rows[named.name]) == file.steps + 1, named.name
+        rows = self.rows[self.key(named)]
+        whole = rows[number]
+        assert whole.size == named.n and len(rows) == file.steps + 1, named.name
         result: bytes = whole[part.start : part.stop].tobytes()
         return result
 

@@ -103,26 +103,32 @@ def dtypes() -> Recipe:
         tensors.append(Tensor(dtype, dtype, [7], rows[dtype][0], origin))
     tensors.sort(key=lambda tensor: tensor.origin == "stored")
     framed = [dtype for dtype in ref.WIDTH if dtype not in ref.FLOAT or dtype == "F16"]
-    return exact_recipe([1, 2, 3], tensors, Exact(rows, [Plan(3, key=by_context)]), framed=framed)
+    return exact_recipe([1, 2, 3], tensors, Exact(rows, [Plan(3, key=by_context)]), (), framed=framed)
 
 
 def framed() -> Recipe:
-    """Tensors of kind `framed`: every tier at and between the steps, the first of which is 0."""
+    """Tensors of kind `framed`, no floats: every tier at and between the steps, the first of which is 0."""
     values = [[-1, -2], [0, 7], [1, 7], [1, 8], [1 << 40, 8]]
     rows = {
         "base": [integers(own, "I64") for own in values],
         "stored": [integers(own, "I8") for own in ([5, 6], [5, 6], [6, 6], [-128, 127], [127, -128])],
-        "float": [from_floats(own, "BF16") for own in ([1, 2], [1, math.inf], [-math.inf, 2], [0, 0], [1, 2])],
     }
-    rows["float"][0] = from_floats([1e-41, 3.14159], "BF16")
     tensors = [
         Tensor("base", "I64", [2], rows["base"][0]),
-        Tensor("float", "BF16", [2], from_floats([1e-41, 3.14159], "F32"), origin_dtype="F32"),
         Tensor("stored", "I8", [2], rows["stored"][0], "stored"),
     ]
     exact = Exact(rows, [Plan(3), Plan(1, 3)])
     reads = [(t, AUTO) for t in (0, 0.5, 5, 8.75, 9, 100, -3)] + [(0, "track"), (6, "track"), (0, "line"), (-5, "line")]
     return exact_recipe([0, 5, 9, 12], tensors, exact, reads, list(rows))
+
+
+def framed_floats() -> Recipe:
+    """A framed tensor of floats: NaN and infinities at stored steps, in every tier; another origin dtype."""
+    rows = {"float": [from_floats(own, "BF16") for own in ([1, 2], [1, math.inf], [-math.nan, 2], [0, 0])]}
+    rows["float"][0] = from_floats([1e-41, 3.14159], "BF16")
+    tensors = [Tensor("float", "BF16", [2], from_floats([1e-41, 3.14159], "F32"), origin_dtype="F32")]
+    reads = [(t, tier) for t in (5, 9, 12) for tier in (AUTO, "line", "track")]
+    return exact_recipe([5, 9, 12], tensors, Exact(rows, [Plan(3)]), [*reads, (0, AUTO)], ["float"])
 
 
 def moving() -> Recipe:
@@ -318,6 +324,7 @@ VALID: dict[str, Recipe] = {
     "exact-special-values": special_values(),
     "exact-dtypes": dtypes(),
     "exact-framed": framed(),
+    "exact-framed-floats": framed_floats(),
     "exact-moving": moving(),
     "exact-overflow": overflow(),
     "exact-segments": segments(),

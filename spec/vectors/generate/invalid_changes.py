@@ -19,7 +19,10 @@ Bend = Callable[[bytes], bytes]
 
 @dataclass
 class Invalid:
-    """A file that breaks one rule, and how a reader notices it: by `open`, by `read` of a tensor, or by `verify`."""
+    """A file that breaks one rule, and how a reader notices it.
+
+    That is by `open`, by `read` of a tensor, by reading a `file` of a step, or by `verify`.
+    """
 
     reason: str
     change: Change | None = None
@@ -28,6 +31,7 @@ class Invalid:
     error: str = "Corrupt"
     operation: str = "open"
     tensor: str | None = None
+    """What is read: with `file` the name of that."""
     step: float = 10
     tier: str = AUTO
     base: str | None = None
@@ -118,6 +122,41 @@ def around(before: bytes, after: bytes) -> Change:
 def file_name(name: str) -> Change:
     """Another name of an embedded file."""
     return lambda parts: parts.manifest["files"][0].__setitem__(0, name)
+
+
+def base(**values: Any) -> Change:
+    """Other values in the manifest's base."""
+    return lambda parts: parts.manifest["base"].update(values)
+
+
+def layout(number: int, **values: Any) -> Change:
+    """Other values in a layout."""
+    return lambda parts: parts.manifest["layouts"][number].update(values)
+
+
+def shards(*names: Any) -> Change:
+    """Other names of the shards, of the base and of the steps."""
+    return both(base(shards=list(names)), layout(0, shards=list(names)))
+
+
+def step(number: int, *values: Any) -> Change:
+    """Another row in the manifest's steps."""
+    return lambda parts: parts.manifest["steps"].__setitem__(number, list(values))
+
+
+def file_row(number: int, column: int, *values: Any) -> Change:
+    """Other values in a row of the manifest's files."""
+    return lambda parts: parts.manifest["files"][number].__setitem__(slice(column, column + len(values)), values)
+
+
+def origin_dtype(tensor: int, value: Any) -> Change:
+    """Another dtype of a tensor's origin."""
+    return lambda parts: parts.manifest["tensors"][tensor][3].__setitem__(0, value)
+
+
+def sources(tensor: int, *values: Any) -> Change:
+    """Other sources of a tensor's origin."""
+    return lambda parts: parts.manifest["tensors"][tensor][3].__setitem__(1, list(values))
 
 
 def row(tensor: int, column: int, value: Any) -> Change:

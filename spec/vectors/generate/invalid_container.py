@@ -25,13 +25,20 @@ from .invalid_changes import (
 )  # fmt: skip
 from .parts import Parts
 
-E = 12
+E = 14
 """Entries after the root of the vector `embedded`."""
 
 
 def reorder(parts: Parts) -> None:
     """Two entries in the wrong order."""
     parts.entries = dict(sorted(parts.entries.items(), key=lambda item: item[0] == "relex.steps"))
+
+
+def figures_turned(parts: Parts) -> None:
+    """The two entries of figures in the wrong order."""
+    names = list(parts.entries)
+    names.insert(names.index("relex.errors"), names.pop(names.index("relex.norms")))
+    parts.entries = {name: parts.entries[name] for name in names}
 
 
 def fewer_entries(parts: Parts) -> None:
@@ -158,6 +165,8 @@ def damaged() -> Iterator[tuple[str, Invalid]]:
         ("digests", flip("relex.digests", 4), "open"),
         ("chunks", flip("relex.chunks", 17), "open"),
         ("coefficients", flip("relex.coefficients", 3), "verify"),
+        ("errors", flip("relex.errors", 3), "verify"),
+        ("norms", flip("relex.norms", 3), "verify"),
         ("data-directions", flip(ref.DATA_DIRECTIONS, 25), "verify"),
         ("data-base", flip(ref.DATA_BASE, 60), "verify"),
     ):
@@ -187,8 +196,8 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         ("root-end-reserved", "reserved bytes at the root's end", root(36 + 8 * E, "I", 1)),
         ("coverage-table", "coverage 1 of relex.chunks", lambda p: p.coverage.update({"relex.chunks": 1})),
         ("coverage-data", "coverage 0 of relex.data.base", lambda p: p.coverage.update({ref.DATA_BASE: 0})),
-        ("coverage-2", "coverage 2", root(36 + 8 * 7, "B", 2)),
-        ("coverage-crc", "a CRC beside coverage 1", root(32 + 8 * 7, "I", 1)),
+        ("coverage-2", "coverage 2", root(36 + 8 * 9, "B", 2)),
+        ("coverage-crc", "a CRC beside coverage 1", root(32 + 8 * 9, "I", 1)),
         ("entry-crc", "the CRC of relex.steps", root(32, "I", 1)),
         # section 2
         ("header-leading-space", "the header does not begin with {", header_text(b'{"__meta', b' {"__meta')),
@@ -217,6 +226,12 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         ("root-shape", "relex.root has two dimensions", header("relex.root", shape=[16, 8])),
         ("coefficients-shape", "[D, T] turned round", header("relex.coefficients", shape=[3, 2])),
         ("digests-shape", "digests of 8 bytes", header("relex.digests", shape=[8, 8])),
+        ("errors-shape", "relex.errors is [T, 2]", header("relex.errors", shape=[3, 2])),
+        ("errors-missing", "relex.errors is missing", rename("relex.errors")),
+        ("norms-dtype", "relex.norms is I64", header("relex.norms", dtype="I64")),
+        ("norms-missing", "relex.norms is missing", rename("relex.norms")),
+        ("norms-many", "a norm too many", lambda p: p.entries["relex.norms"].extend(bytes(8))),
+        ("figures-order", "relex.norms before relex.errors", figures_turned),
     ]
     for name, reason, change in opened:
         yield name, Invalid(reason, change)

@@ -12,7 +12,20 @@ from typing import Any
 import reference_decoder as ref
 
 from .chunks import codec_filled, dictionary_frame, short_frame, skippable_frame, small_frame, two_frames, unsized_frame
-from .invalid_changes import Change, Invalid, chunk, direction, patch, raw, row, stored, tensor
+from .invalid_changes import (
+    Change,
+    Invalid,
+    both,
+    chunk,
+    direction,
+    file_row,
+    origin_dtype,
+    patch,
+    raw,
+    row,
+    stored,
+    tensor,
+)  # fmt: skip
 from .parts import Parts
 from .recipe import AUTO
 
@@ -26,7 +39,7 @@ def split_chunk(parts: Parts) -> None:
     parts.patch("relex.directions", 64 + 28, "I", 3)
     parts.patch("relex.directions", 64 + 56, "I", 2)
     for file in parts.manifest["files"][:2]:
-        file[2] = 5
+        file[3] = 5
 
 
 def chunk_in_two_entries(parts: Parts) -> None:
@@ -65,17 +78,17 @@ def placed() -> Iterator[tuple[str, str, Change]]:
         ("span-entry", "a span of a direction in relex.data.base", direction(1, 28, "I", 3)),
         ("span-overlap", "two spans share bytes", tensor(1, 16, "I", 79)),
         ("span-twice", "two tensors share a span", tensor(2, 12, "II", 3, 80)),
-        ("span-empty", "the span of an empty file is not (0, 0)", lambda p: p.manifest["files"][2].__setitem__(2, 4)),
+        ("span-empty", "the span of an empty file is not (0, 0)", file_row(2, 3, 4)),
         ("span-factors-without", "a span of factors with r = 0", direction(0, 56, "II", 0, 1)),
         (
             "span-hidden",
             "raw bytes at a chunk's end belong to no span",
-            lambda p: p.manifest["files"][1].__setitem__(1, 399),
+            file_row(1, 1, 399),
         ),
         (
             "span-hidden-begin",
             "raw bytes at a chunk's begin belong to no span",
-            lambda p: p.manifest["files"][0].__setitem__(slice(1, 4), [12, 4, 10]),
+            both(file_row(0, 1, 12), file_row(0, 3, 4, 10)),
         ),
         ("span-crossing", "a piece crosses the end of a chunk", split_chunk),
     ]
@@ -196,7 +209,7 @@ def bases() -> Iterator[tuple[str, Invalid]]:
     for name, reason, change in (
         ("digest", "the base's bits differ", patch("relex.digests", 15, "B", 0)),
         ("shape", "the base's shape differs", row(0, 2, [3, 2])),
-        ("dtype", "the base's dtype differs", row(0, 3, "F16")),
+        ("dtype", "the base's dtype differs", origin_dtype(0, "F16")),
         ("missing", "the base lacks the tensor", row(0, 0, "v")),
     ):
         tensor_name = "v" if name == "missing" else "w"

@@ -42,7 +42,7 @@ class Parts:
         """The entries but the root (those of chunks and blobs are made when it is built), in their order."""
         self.entries, self.manifest, self.chunks = entries, manifest, chunks
         self.metadata = dict(METADATA)
-        self.dtypes = dict.fromkeys(entries, "U8") | {"relex.steps": "I64", "relex.coefficients": "F64"}
+        self.dtypes = dict.fromkeys(entries, "U8") | ref.DTYPES
         self.raw: list[bytes] = []  # of the chunks, where the file was taken apart
         self.tier: Tier | None = None
         self.version = 1
@@ -90,6 +90,8 @@ class Parts:
             return [size // tables[name], tables[name]]
         if name == "relex.coefficients":
             return [len(self.entries["relex.directions"]) // 64, len(self.entries["relex.steps"]) // 8]
+        if name == "relex.errors":
+            return [2, size // 8]
         return [size // ref.WIDTH[self.dtypes[name]]]
 
     def build(self) -> bytes:

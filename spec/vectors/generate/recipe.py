@@ -50,7 +50,7 @@ class Direction:
 
 @dataclass
 class Tensor:
-    """A tensor; origin is where W0 lies: `base` or `stored`."""
+    """A tensor; origin is where W0 lies: `base`, `stored`, or `tied`."""
 
     name: str
     dtype: str
@@ -61,6 +61,11 @@ class Tensor:
     directions: list[Direction] = field(default_factory=list)
     framed: bool = False
     shard: int = 0
+    """Of the base, and of the step."""
+    sources: list[Any] = field(default_factory=list)
+    """As in the manifest, where it is not all of the base's tensor of the same name."""
+    target: int = 0
+    """Number of the tensor that a tied one is another name of."""
 
     @property
     def n(self) -> int:
@@ -70,7 +75,14 @@ class Tensor:
     @property
     def kind(self) -> int:
         """Kind of the record."""
+        if self.origin == "tied":
+            return ref.TIED
         return ref.MOVING if self.directions else ref.FRAMED if self.framed else ref.SAME
+
+    def row(self) -> list[Any]:
+        """Its row of the manifest."""
+        origin = [self.origin_dtype or self.dtype, self.sources or [self.shard]] if self.origin == "base" else None
+        return [self.name, self.dtype, list(self.shape), origin]
 
 
 @dataclass
@@ -83,6 +95,26 @@ class Recipe:
     observed: int = 0
     embedded: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
+    """Those that the file holds."""
+    more_files: Sequence[tuple[str, bytes]] = ()
+    """Further ones that it holds, whose names may be those of others."""
+    base_files: dict[str, bytes] = field(default_factory=dict)
+    """Those that only the base has, with a digest unless they are documents."""
+    gone: Sequence[str] = ()
+    """Documents of `base_files` that the base does not have any more."""
+    base_tensors: list[Tensor] | None = None
+    """What the base has, where that is not the tensors that start from it."""
+    base_shards: list[str] | None = None
+    """Names of the base's files, where those are not `shards`."""
+    layouts: list[dict[str, Any]] = field(default_factory=list)
+    """As in the manifest; default: one with all tensors and files."""
+    rows: list[list[Any]] = field(default_factory=list)
+    """Directory and layout of each step, as in the manifest; default: null and the first one."""
+    left_out: list[Any] = field(default_factory=list)
+    errors: Sequence[float] = ()
+    norms: Sequence[float] = ()
+    checkpoints: bool = False
+    """Whether what each read step is made of is recorded too."""
     shards: list[str] = field(default_factory=lambda: ["model.safetensors"])
     indexed: bool = False
     growth: float | None = 0.05
@@ -96,8 +128,13 @@ class Recipe:
 
     def base(self) -> bytes | None:
         """The base as a safetensors file, if reading the file needs one."""
-        tensors = [tensor for tensor in self.tensors if tensor.origin == "base"]
+        tensors = list({tensor.name: tensor for tensor in self.tensors if tensor.origin == "base"}.values())
+        tensors = tensors if self.base_tensors is None else self.base_tensors
         return safetensors(tensors) if tensors and (not self.embedded or self.base_beside) else None
+
+    def stored(self) -> list[tuple[str, bytes]]:
+        """The files that the file holds."""
+        return [*self.files.items(), *self.more_files]
 
     def build(self) -> bytes:
         """The file."""
@@ -111,7 +148,7 @@ class Recipe:
     def parts(self) -> Parts:
         """The file in parts, but for what its change and its frames add."""
         directions, base = Layout(ref.DATA_DIRECTIONS), Layout(ref.DATA_BASE)
-        held = [tensor.origin == "stored" or self.embedded for tensor in self.tensors]
+        held = [t.origin == "stored" or (self.embedded and t.origin == "base") for t in self.tensors]
         origins = [
             base.add(planes_of(tensor.bits) if held_here else [])
             for tensor, held_here in zip(self.tensors, held, strict=True)
@@ -121,7 +158,7 @@ class Recipe:
             for tensor in self.tensors
             for d in tensor.directions
         ]
-        files = [base.add(cut(data), "text") for data in self.files.values()]
+        files = [base.add(cut(data), "text") for _, data in self.stored()]
         chunks = directions.close(0)
         chunks += base.close(len(chunks))
         tensors, digests, count = b"", b"", 0
@@ -129,7 +166,8 @@ class Recipe:
             in_base = tensor.origin == "base"
             fields = (len(digests) // 16 if in_base else 0, origin.chunk, origin.offset, 0, bytes(8))
             first = count if tensor.directions else 0
-            head = (tensor.kind, int(not in_base), len(tensor.directions), first)
+            first = tensor.target if tensor.origin == "tied" else first
+            head = (tensor.kind, int(tensor.origin == "stored"), len(tensor.directions), first)
             tensors += struct.pack("<BBHIIIII8s", *head, *fields)
             count += len(tensor.directions)
             for piece in pieces_of(tensor.bits) if in_base else ():
@@ -143,26 +181,49 @@ class Recipe:
             "relex.digests": digests,
             "relex.chunks": b"",
             "relex.coefficients": b"".join(coefficients(d) for d in rows),
+            "relex.errors": figures("f", self.errors, 2 * len(self.steps)),
+            "relex.norms": figures("d", self.norms, len(self.tensors) + len(rows)),
             ref.DATA_DIRECTIONS: b"",
             ref.DATA_BASE: b"",
         }
         return Parts({name: bytearray(raw) for name, raw in entries.items()}, self.manifest(files), chunks)
 
     def manifest(self, files: Sequence[Span]) -> dict[str, Any]:
-        """The manifest; `files` are the spans of the embedded files."""
+        """The manifest; `files` are the spans of the files that are stored."""
+        shards = self.shards if self.base_shards is None else self.base_shards
+        listed = [
+            [name, len(data), half_digest(data), span.chunk, span.offset]
+            for (name, data), span in zip(self.stored(), files, strict=True)
+        ]
+        for name, data in self.base_files.items():
+            digest = None if name.lower() in ref.LICENCES or name.lower().endswith(".md") else half_digest(data)
+            listed.append([name, len(data), digest, None, None])
+        places = [tensor.shard for tensor in self.tensors]
+        every = {"shards": self.shards, "indexed": self.indexed, "tensors": places, "files": list(range(len(listed)))}
+        rows = self.rows or [[None, 0] for _ in self.steps]
+        observed = self.observed or len(self.steps)
         return {
-            "observed": self.observed or len(self.steps),
+            "observed": observed,
             "exact": self.exact,
-            "base": {"uri": self.uri, "embedded": self.embedded},
+            "base": {"uri": self.uri, "embedded": self.embedded, "shards": shards},
             "quality": {"name": "default", "growth": self.growth},
-            "tensors": [[t.name, t.dtype, list(t.shape), t.origin_dtype or t.dtype, t.shard] for t in self.tensors],
-            "shards": self.shards,
-            "indexed": self.indexed,
-            "files": [
-                [name, len(data), span.chunk, span.offset]
-                for (name, data), span in zip(self.files.items(), files, strict=True)
-            ],
+            "tensors": [tensor.row() for tensor in self.tensors],
+            "files": listed,
+            "layouts": self.layouts or [every],
+            "layout": rows[observed - 1][1],
+            "steps": rows,
+            "left_out": self.left_out,
         }
+
+
+def half_digest(data: bytes) -> str:
+    """The digest of a file."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def figures(form: str, values: Sequence[float], count: int) -> bytes:
+    """Numbers that are informative: NaN, if there are none."""
+    return struct.pack(f"<{count}{form}", *(values or [math.nan] * count))
 
 
 def cut(data: bytes) -> list[bytes]:

@@ -62,6 +62,8 @@ def appendix() -> str:
         "relex.digests": "one digest",
         "relex.chunks": "one chunk",
         "relex.coefficients": "a row of T",
+        "relex.errors": "two rows of T",
+        "relex.norms": "one of the tensor, one of the direction",
         ref.DATA_DIRECTIONS: f"bytes {places[ref.DATA_DIRECTIONS][0]} and {places[ref.DATA_DIRECTIONS][1]} of the file",
         ref.DATA_BASE: "empty",
     }
@@ -87,10 +89,22 @@ def appendix() -> str:
     table.row(8, "`relex.steps` (section 4): t_1", "i64")
     table.row(8, "t_2", "i64")
     manifest = data[places["relex.manifest"][0] : places["relex.manifest"][1] + 1]
-    first, second = manifest.index(b'"tensors"'), manifest.index(b'"shards"')
-    table.row(first, "`relex.manifest`: K = 2, no tier `exact`, the base is elsewhere", text=True)
-    table.row(second - first, "the tensor, in shard 0", text=True)
-    table.row(len(manifest.rstrip()) - second, "the base's files", text=True)
+    rows = {
+        '"observed"': "`relex.manifest`: K = 2, no tier `exact`",
+        '"base"': "the base is elsewhere, in one file",
+        '"quality"': "informative",
+        '"tensors"': "the tensor; its origin is BF16, all of the tensor of its name in shard 0 of the base",
+        '"files"': "no other files",
+        '"layouts"': "one layout: one shard, no index, tensor 0 in shard 0",
+        '"layout"': "of the tiers `line` and `track`",
+        '"steps"': "both steps: no directory, layout 0",
+        '"left_out"': "nothing was left out",
+    }
+    ends = [*(manifest.index(key.encode()) for key in list(rows)[1:]), len(manifest.rstrip())]
+    begin = 0
+    for meaning, end in zip(rows.values(), ends, strict=True):
+        table.row(end - begin, meaning, text=True)
+        begin = end
     if spaces := len(manifest) - len(manifest.rstrip()):
         table.row(spaces, "spaces after the last `}`")
     table.row(1, "`relex.tensors` (section 5): kind `moving`", "u8")
@@ -126,6 +140,10 @@ def appendix() -> str:
     table.row(2, "reserved")
     table.row(8, "`relex.coefficients`: c_1", "f64")
     table.row(8, "c_2", "f64")
+    for meaning in ("`relex.errors` (section 4): `track` at t_1, not known", "at t_2", "`line` at t_1", "at t_2"):
+        table.row(4, meaning, "f32")
+    table.row(8, "`relex.norms` (section 4): of the tensor, not known", "f64")
+    table.row(8, "of the direction", "f64")
     table.row(1, "`relex.data.directions` (section 7): codes of elements 0, 2, 4", "u8")
     table.row(1, "codes of elements 1, 3, 5", "u8")
     assert table.at == len(data)

@@ -125,7 +125,7 @@ def same() -> Recipe:
 
 
 def origin_dtypes() -> Recipe:
-    """Origins of other float dtypes than the tensors, moving, the same and framed; overflow when they are converted."""
+    """Origins of other float dtypes than the tensors, moving and the same; overflow when they are converted."""
     tensors = []
     for origin in ref.FLOAT:
         for dtype in ref.FLOAT:
@@ -133,11 +133,7 @@ def origin_dtypes() -> Recipe:
             bits = from_floats(values, origin)
             tensors.append(moving(f"moving.{origin}.{dtype}", dtype, [10], "quinary", bits=bits, origin_dtype=origin))
             tensors.append(Tensor(f"same.{origin}.{dtype}", dtype, [10], bits, origin_dtype=origin))
-    large = from_floats([1e6, 1e-7], "F32")
-    tensors.append(Tensor("framed", "F16", [2], large, origin_dtype="F32", framed=True))
-    rows = [np.frombuffer(ref.narrow(large.view(np.float32), "F16"), "<u2")]
-    rows += [from_floats([i, -i], "F16") for i in (1, 2, 3)]
-    return Recipe(STEPS, tensors, READS, frames=Exact({"framed": rows}, [Plan(3)]))
+    return Recipe(STEPS, tensors, READS)
 
 
 def stored_origins() -> Recipe:
@@ -157,7 +153,7 @@ def framed() -> Recipe:
     values = [[-1, -2, -3], [1, 2, 3], [1, 2, 3], [4, 5, 6], [1, 2, 3], [7, 8, 9]]
     rows = {"base": [integers(row, "I64") for row in values]}
     tensors = [Tensor("base", "I64", [3], rows["base"][0], framed=True)]
-    for dtype in ("BOOL", "U8", "F8_E4M3", "U16", "F64", "C64"):
+    for dtype in ("BOOL", "U8", "I8", "U16", "I32", "U64"):
         own = [bits(f"{dtype} {max(i, 0) // 2}", 4, dtype) for i in range(-1, 5)]
         rows[dtype] = own
         tensors.append(Tensor(dtype, dtype, [2, 2], own[0], "stored", framed=True))
@@ -167,6 +163,20 @@ def framed() -> Recipe:
     reads: Reads = [(t, AUTO) for t in (0, 0.5, 1, 4.99, 5, 6, 7, 1000, 2000)]
     reads += [(0, "track"), (-5, "line"), (6, "track"), (0, "line")]
     return Recipe(steps, tensors, reads, frames=Exact(rows, [Plan(3), Plan(2, 2)], {"U8": 2}))
+
+
+def framed_floats() -> Recipe:
+    """Tensors of floats without a line: they are there at stored steps, and at step 0, which is the base."""
+    large = from_floats([1e6, 1e-7], "F32")
+    tensors = [Tensor("origin", "F16", [2], large, origin_dtype="F32", framed=True)]
+    converted = np.frombuffer(ref.narrow(large.view(np.float32), "F16"), "<u2")
+    rows = {"origin": [converted, *(from_floats([i, -i], "F16") for i in (1, 2, 3))]}
+    for dtype in ("BF16", "F32", "F64", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0"):
+        rows[dtype] = [bits(f"{dtype} {i}", 4, dtype) for i in range(4)]
+        tensors.append(Tensor(dtype, dtype, [2, 2], rows[dtype][0], framed=True))
+    tensors.append(Tensor("none", "F8_E4M3FNUZ", [0], np.zeros(0, "u1"), framed=True))
+    reads: Reads = [(t, tier) for t in STEPS for tier in (AUTO, "line", "track")]
+    return Recipe(STEPS, tensors, [*reads, (0, AUTO)], frames=Exact(rows, [Plan(3)]), observed=2)
 
 
 def many_steps() -> Recipe:
@@ -328,6 +338,7 @@ def file_names() -> Recipe:
     ]
     found = [*texts, "LICENSE", "licence", "Notice", "COPYING", "x" * 251 + ".txt", "model.bin.txt", "console.md"]
     found += [f"{word}.json" for word in sorted(ref.JSON_WORDS)] + [f"{word}.model" for word in sorted(ref.MODEL_WORDS)]
+    found += ["tokenizer.model.v3", "a.SPM.Model.V012", "custom_generate/LICENSE", "additional_chat_templates/x.jinja"]
     found += ["model.Config-1.JSON", "a_tokenizer.b.model", "com10.txt", "nul_.txt", "config..json"]
     tensors = [Tensor("x", "BF16", [3], np.array([1, 2, 3], "<u2"))]
     shards = ["LPT.safetensors", "model.bin.safetensors", "x" * 243 + ".safetensors"]
@@ -353,6 +364,7 @@ VALID: dict[str, Recipe] = {
     "origin-dtypes": origin_dtypes(),
     "stored-origins": stored_origins(),
     "framed": framed(),
+    "framed-floats": framed_floats(),
     "many-steps": many_steps(),
     "small-shapes": small_shapes(),
     "empty-framed": empty_framed(),
