@@ -27,6 +27,7 @@ from .excerpt import LIMIT
 from .fit import Fit, fit_directions
 from .full_check import FullCheck
 from .quality import Quality
+from .step_errors import squared_errors
 from .stored_direction import StoredDirection
 from .tables import EncodedDirection, EncodedTensor, direction_record
 from .tensor_history import Origin, PieceTaker, Room, TensorHistory, Vectors, pieces
@@ -168,6 +169,8 @@ def _with_line(tensor: EncodedTensor, task: TensorTask, place: Workplace, frames
             whole = FullCheck(unit, vectors, float(fitted.coefficients[0, task.observed - 1]))
         with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
             stored = _search(task, fitted, vectors, _sampled(unit, starts, read_again=whole is not None), whole)
+            tensor.squares = np.diagonal(gram).copy()
+            tensor.misses = squared_errors(unit, vectors, stored, fitted, tensor.squares)
         for j, one in enumerate(stored):
             factors, remainder = _packed(task, place, vectors, j, one)
             record = direction_record(fitted, j, one)
