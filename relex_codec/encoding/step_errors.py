@@ -58,36 +58,65 @@ def squared_errors(
     factors = np.stack([fitted.coefficients, line]).astype(np.float32)
     found, deltas = np.zeros((TIERS, len(steps))), np.zeros(len(steps))
     spans = excerpt_spans(unit.info.size)
+    few = len(stored) > 1 or unit.info.size * len(steps) <= FEW
     for lo, hi in spans:
-        values = [vectors.read(j, lo, hi) for j in range(len(stored))]
         origin, targets = unit.at_origin(lo, hi), unit.at_all_steps(lo, hi)
-        few = len(stored) > 1 or unit.info.size * len(steps) <= FEW
-        measure = _few if few else _many
-        miss, delta = measure(unit, origin, targets, stored, values, lo, factors)
+        values = [vectors.read(j, lo, hi) for j in range(len(stored))]
+        if few:
+            decoded = [one.decoded(value, lo) for one, value in zip(stored, values, strict=True)]
+        else:
+            decoded = [decoded_values(stored[0], values[0], lo)]
+        miss, delta = measure(origin, unit.origin.dtype, targets, unit.info.dtype, decoded, factors, few=few)
         found += miss
         deltas += delta
-    if unit.info.size <= EXCERPT:
+    return scaled(found, deltas, squares, unit.info.size)
+
+
+def scaled(found: F64, deltas: F64, squares: F64, size: int) -> F64:
+    """Return the squared errors of a tensor from those of its excerpt.
+
+    Args:
+        found: float64 [2, T], squared errors in the excerpt.
+        deltas: float64 [T], squared deltas in it.
+        squares: float64 [T], of all of the tensor.
+        size: of the tensor.
+    """
+    if size <= EXCERPT:
         return found
-    share = sum(hi - lo for lo, hi in spans) / unit.info.size
-    scale = np.where(deltas > 0, squares / np.where(deltas > 0, deltas, 1.0), 1 / share)
-    return found * scale
+    ratio = np.where(deltas > 0, squares / np.where(deltas > 0, deltas, 1.0), size / EXCERPT)
+    return found * ratio
+
+
+def measure(
+    origin: Bits,
+    origin_dtype: str,
+    targets: Bits,
+    dtype: str,
+    decoded: list[F32],
+    factors: npt.NDArray[np.float32],
+    *,
+    few: bool,
+) -> tuple[F64, F64]:
+    """Return the squared errors of a stretch in both tiers, float64 [2, T], and its squared deltas, float64 [T].
+
+    Args:
+        targets: bits [T, x].
+        decoded: each direction, as decoders have it.
+        factors: float32 [2, k, T], what they are multiplied by.
+        few: whether all steps are measured at once, with nothing compiled; so are several directions.
+    """
+    if few or len(decoded) > 1:
+        return _few(origin, origin_dtype, targets, dtype, decoded, factors)
+    return _many(origin, origin_dtype, targets, dtype, decoded[0], factors)
 
 
 def _many(
-    unit: TensorHistory,
-    origin: Bits,
-    targets: Bits,
-    stored: Sequence[StoredDirection],
-    values: list[F32],
-    lo: int,
-    factors: npt.NDArray[np.float32],
+    origin: Bits, origin_dtype: str, targets: Bits, dtype: str, decoded: F32, factors: npt.NDArray[np.float32]
 ) -> tuple[F64, F64]:
-    """Measure a stretch, compiled: one direction."""
     from .loops.weights import STRIP, squared_distance_of, squared_miss_of  # numba is only needed here
     from .loops.widening import KINDS
 
-    kinds, strips = (KINDS[unit.origin.dtype], KINDS[unit.info.dtype]), working_array("strips", (3, STRIP), np.float32)
-    decoded = decoded_values(stored[0], values[0], lo)
+    kinds, strips = (KINDS[origin_dtype], KINDS[dtype]), working_array("strips", (3, STRIP), np.float32)
     miss, delta = np.zeros(factors.shape[::2]), np.zeros(factors.shape[2])
     for i, target in enumerate(targets):
         delta[i] = squared_distance_of(origin, kinds[0], target, kinds[1], strips)
@@ -98,18 +127,9 @@ def _many(
 
 
 def _few(
-    unit: TensorHistory,
-    origin: Bits,
-    targets: Bits,
-    stored: Sequence[StoredDirection],
-    values: list[F32],
-    lo: int,
-    factors: npt.NDArray[np.float32],
+    origin: Bits, origin_dtype: str, targets: Bits, dtype: str, decoded: list[F32], factors: npt.NDArray[np.float32]
 ) -> tuple[F64, F64]:
-    """Measure a stretch with all steps at once."""
-    dtype, start = unit.info.dtype, to_float32(origin, unit.origin.dtype)
-    wanted = to_float32(targets, dtype)
-    decoded = [one.decoded(value, lo) for one, value in zip(stored, values, strict=True)]
+    start, wanted = to_float32(origin, origin_dtype), to_float32(targets, dtype)
     miss = np.zeros(factors.shape[::2])
     with np.errstate(over="ignore", invalid="ignore"):
         for tier in range(TIERS):
