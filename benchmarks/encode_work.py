@@ -62,7 +62,7 @@ def relex(folder: Path, out: Path) -> None:
                     for name in file.keys()  # noqa: SIM118 (it is no dict)
                 }
             save_file(deltas, scratch / f"{step}.safetensors")
-        handles = [safe_open(scratch / f"{step}.safetensors", "pt") for step, _ in steps]
+        handles: list[Any] = [safe_open(scratch / f"{step}.safetensors", "pt") for step, _ in steps]
         t = np.array([step for step, _ in steps], np.float64)
         predicted = {}
         with safe_open(base, "pt") as start:
