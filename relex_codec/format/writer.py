@@ -95,6 +95,11 @@ class ChunkWriter:
             span.data = None
         return place
 
+    def put_stored(self, row: ChunkRow, stored: bytes) -> None:
+        """Write a chunk of another file as it is; its spans are those of that file."""
+        self.records.append(row)
+        self.scratch.write(stored)
+
     def close(self, first: int) -> None:
         """Write the shared chunks that are still open; `first` is the number of this entry's first chunk."""
         for key in list(self._shared):

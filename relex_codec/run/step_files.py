@@ -101,7 +101,9 @@ class LayoutFiles:
             return self.shards[name].size
         if name == INDEX and self._index is not None:
             return len(self._index)
-        return self.side_sizes().get(name)
+        with self._lock:
+            known = self._side_sizes
+        return self._sides.size(name) if known is None else known.get(name)
 
     def side_sizes(self) -> dict[str, int]:
         """Return the bytes of each file that is no weights and no index; errors are those of `sizes`."""

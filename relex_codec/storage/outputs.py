@@ -177,9 +177,11 @@ class UploadedDirectory:
         self._uploaded += [name for _, name in jobs]
         if self._target.moves_into_place:
             for folder in {name.rpartition("/")[0] for _, name in jobs} - self._made - {self._target.name}:
-                self._made.add(folder)
                 with self._target.reported():
                     self._target.filesystem.makedirs(folder, exist_ok=True)
+                while folder not in self._made and folder != self._target.name:  # and those that it lies in
+                    self._made.add(folder)
+                    folder = folder.rpartition("/")[0]
         self._target.upload(jobs, (lambda _: None) if keep else os.unlink)
 
     @contextmanager

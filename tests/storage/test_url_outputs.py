@@ -19,6 +19,7 @@ import pytest
 import relex_codec
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError, InvalidArgument
+from relex_codec.storage.outputs import output_directory
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import ELSEWHERE, cli, cli_process, failed
 from support.faulty import Faulty, waiting
@@ -429,3 +430,23 @@ def test_the_peak_of_an_upload_is_that_of_its_parts(store: Any, tmp_path: Path) 
         assert store.filesystem.size(root) > 15 * rows * 2000
         store.filesystem.rm(root)
     assert peaks["large"] - peaks["small"] < 220 * 10**6
+
+
+def test_directories_in_a_directory(memory: Any, tmp_path: Path) -> None:
+    """They are made where they are needed, locally and at a URL, and are gone again if anything fails."""
+
+    def write(place: str, *, fail: bool) -> None:
+        with output_directory(place) as directory:
+            with directory.file("a/b/x.txt") as out:
+                out.write(b"x")
+            if fail:
+                raise RuntimeError("enough")
+
+    before = os.listdir(tmp_path)
+    for place in (f"{tmp_path}/out", "memory://out"):
+        with pytest.raises(RuntimeError, match="enough"):
+            write(place, fail=True)
+        assert os.listdir(tmp_path) == before and not memory.exists("/out/a")
+    for place in (f"{tmp_path}/out", "memory://out"):
+        write(place, fail=False)
+    assert (tmp_path / "out" / "a" / "b" / "x.txt").read_bytes() == memory.cat("/out/a/b/x.txt") == b"x"
