@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import as_json, base_option, force_option, print_json, show
 
 
 @click.command("decode")
@@ -15,6 +15,7 @@ from .output import as_json, base_option, print_json, show
 @click.option(
     "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."
 )
+@force_option
 @base_option
 @click.option(
     "--tier",
@@ -26,7 +27,9 @@ from .output import as_json, base_option, print_json, show
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode: cpu or cuda; the bits are the same.")
 @as_json
-def command(file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool) -> None:
+def command(
+    file: str, step: float, output: str, overwrite: bool, base: str | None, tier: str, device: str, as_json: bool
+) -> None:
     """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is.
 
     A local DIR appears when it is complete; at a URL file after file does, the index (or config.json) last.
@@ -34,7 +37,7 @@ def command(file: str, step: float, output: str, base: str | None, tier: str, de
     import relex_codec
 
     with relex_codec.open(file, base=base, device=device) as run:
-        used = run.save(output, step, tier=tier, progress=True)
+        used = run.save(output, step, tier=tier, overwrite=overwrite, progress=True)
         reach = f"observed to {run.observed_steps[-1]}, run to {run.steps[-1]}"
     if as_json:
         print_json({"file": file, "step": step, "tier": used, "output": output, "device": device})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from threadpoolctl import threadpool_limits
 
 from relex_codec.checkpoints.base_model import open_base
-from relex_codec.checkpoints.base_uri import uri_of_base
+from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
@@ -93,6 +93,7 @@ def encode(
     condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
     writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
+    uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
     base_reader = open_base(reference, storage_options)
     found = find_run(
         run,
@@ -112,7 +113,6 @@ def encode(
         report_notes(series, base_reader)
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
-        uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
         return job.write(uri, progress)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +17,7 @@ from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.run.export import check_room, embedded_bytes
 from relex_codec.run.run_reader import RunReader
+from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def load_tokenizer(
 @contextmanager
 def side_files(reader: RunReader) -> Iterator[str]:
     """Write the files of a decoded checkpoint that are no weights to a temporary directory, and give its path."""
-    with tempfile.TemporaryDirectory(prefix="relex-") as folder:
+    with ScratchDirectory() as scratch:
+        folder = scratch.path
         size = embedded_bytes(reader.decoder)
         check_room(folder, folder, "the files beside the weights have", size, "set TMPDIR to a place with more room")
         for name, content in reader.side_files().read_all():

@@ -58,6 +58,11 @@ def shards_of(index: Index) -> list[Shard]:
     return found
 
 
+def weight_files(manifest: Manifest, shards: Sequence[Shard]) -> list[str]:
+    """Return the names of a step's files that loaders read weights from, or find them by."""
+    return [*(shard.name for shard in shards), *([INDEX] if manifest.indexed else [])]
+
+
 def index_file(shards: Sequence[Shard]) -> bytes:
     """Return the content of the index, which says which file has which tensor."""
     place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
@@ -162,6 +167,7 @@ def export(
     weights: Weights,
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
+    overwrite: bool = False,
 ) -> None:
     """Write one step to the directory `output`, tensor by tensor.
 
@@ -172,13 +178,15 @@ def export(
         weights: called when the directory can be written.
         on_bytes: called with the bytes of each tensor when it is written.
         storage_options: for fsspec, if `output` is a URL.
+        overwrite: replace files of the same names, as `Run.save`.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
     """
     manifest = decoder.container.index.manifest
     shards = shards_of(decoder.container.index)
-    with output_directory(output, storage_options) as directory:
+    replaced = weight_files(manifest, shards) if overwrite else None
+    with output_directory(output, storage_options, replaced=replaced) as directory:
         sizes = [embedded_bytes(decoder), *(shard.size for shard in shards)]
         if is_url(output):  # one file after another waits here
             hint = "set TMPDIR to a place with more room"

@@ -16,11 +16,12 @@ from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.storage.local_writer import AtomicDirectory, create_file, flush_directory, write_at
+from relex_codec.storage.local_directory import AtomicDirectory
+from relex_codec.storage.local_writer import create_file, flush_directory, write_at
 from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
-from .export import Shard, check_room, completing_last, embedded_bytes, nbytes, other_files, shards_of
+from .export import Shard, check_room, completing_last, embedded_bytes, nbytes, other_files, shards_of, weight_files
 
 FOLDER: Final = "global_step_{}"
 """What the directory of a step is called."""
@@ -66,6 +67,7 @@ def restore(
     steps: Sequence[int],
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
+    overwrite: bool = False,
 ) -> None:
     """Write stored steps to the directory `output`, a checkpoint each; a local one appears when all are complete.
 
@@ -76,6 +78,7 @@ def restore(
     Args:
         on_bytes: called with how many bytes of weights have been written since the last call.
         storage_options: for fsspec, if `output` is a URL.
+        overwrite: replace files of the same names, as `Run.restore`.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
@@ -87,11 +90,13 @@ def restore(
     numbers = {int(step): number for number, step in enumerate(decoder.container.index.steps, 1)}
     folders = {numbers[step]: FOLDER.format(step) for step in steps}
     side = completing_last(manifest, other_files(decoder, shards))
+    names = [f"{folder}/{name}" for folder in folders.values() for name in weight_files(manifest, shards)]
+    replaced = names if overwrite else None
     if is_url(output):
-        with UploadedDirectory(output, storage_options) as uploaded:
+        with UploadedDirectory(output, storage_options, replaced=replaced) as uploaded:
             _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
     else:
-        with AtomicDirectory(output) as directory:
+        with AtomicDirectory(output, replaced=replaced) as directory:
             _restore_to_disk(decoder, directory, shards, folders, side, embedded_bytes(decoder), on_bytes)
 
 

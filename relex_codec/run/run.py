@@ -208,6 +208,7 @@ class Run(DescribedRun):
         step: float,
         *,
         tier: str = "auto",
+        overwrite: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> str:
@@ -219,6 +220,8 @@ class Run(DescribedRun):
         Args:
             output: the directory; it must not exist or be empty.
             step, tier: as `tensor`.
+            overwrite: go over what is in `output`: files of the same names are replaced, others stay, and further
+                weights beside them are refused.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -236,7 +239,7 @@ class Run(DescribedRun):
             return read_weights(decoder, tensors, StepTier(float(step), chosen), self.device)
 
         with self._bar("decode", 1, progress) as bar:
-            export(decoder, output, weights, bar.update, options)
+            export(decoder, output, weights, bar.update, options, overwrite)
         return chosen
 
     def restore(
@@ -245,6 +248,7 @@ class Run(DescribedRun):
         *,
         steps: str | None = None,
         exclude_steps: str | None = None,
+        overwrite: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
@@ -258,6 +262,7 @@ class Run(DescribedRun):
             steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
+            overwrite: as `save`, for the directory of each step; other steps stay.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -274,7 +279,7 @@ class Run(DescribedRun):
         chosen = choose_steps(decoder, steps, exclude_steps)
         with self._bar("restore", len(chosen), progress) as bar:
             options = self._options if storage_options is None else storage_options
-            restore(decoder, output, chosen, bar.update, options)
+            restore(decoder, output, chosen, bar.update, options, overwrite)
         return chosen
 
     # -- checking ----------------------------------------------------------------------------------------------------
