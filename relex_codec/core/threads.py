@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from .cancellation import Cancelled, CancelScope
@@ -67,8 +68,9 @@ def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int |
     run = scope.bind(lane)
     helpers: list[Future[None]] = []
     try:
-        for _ in range(workers - 1):
-            helpers.append(_pool.submit(run))
+        with suppress(RuntimeError):  # Python is about to end, or may have no more threads: the caller's is enough
+            for _ in range(workers - 1):
+                helpers.append(_pool.submit(run))
         run()
         wait([helper for helper in helpers if not helper.cancel()])
     except BaseException:  # while it works, or while it waits for the others

@@ -7,12 +7,11 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Final
 
-from threadpoolctl import threadpool_limits
-
 from relex_codec.checkpoints.base_uri import carried_over
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.discovery import find_checkpoints
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
 from relex_codec.errors import BaseMismatch, InvalidArgument
@@ -108,7 +107,7 @@ def append(
         if observed == len(index.steps):
             observed = len(series.steps)
         rank = max((len(tensor.directions) for tensor in index.tensors), default=1) or 1
-        with threadpool_limits(1, "blas"), writer:
+        with single_threaded_blas(), writer:
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from threadpoolctl import threadpool_limits
-
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.errors import InvalidArgument
@@ -108,7 +107,7 @@ def encode(
     series = open_series(found, storage_options, base=base_reader, chosen=True)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
-    with threadpool_limits(1, "blas"), writer:
+    with single_threaded_blas(), writer:
         series.check()
         report_notes(series, base_reader)
         frames = partial(new_segment, writer, len(series.steps))

@@ -6,7 +6,6 @@ Names and sizes are the same for every step, and known without decoding: headers
 from __future__ import annotations
 
 import io
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -16,6 +15,7 @@ import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
+from relex_codec.core.forks import new_lock
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.constants import PIECE
 from relex_codec.format.tensor_record import TensorRecord
@@ -81,9 +81,8 @@ class StepFiles:
         shards = shards_of(index)
         self.shards = {shard.name: ShardLayout(shard) for shard in shards}
         self._index = index_file(shards) if index.manifest.indexed else None
-        self._sides = reader.side_files()
         self._side_sizes: dict[str, int] | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file by name.
@@ -107,7 +106,7 @@ class StepFiles:
         """Return the bytes of each file of the base that is no weights; errors are those of `sizes`."""
         with self._lock:
             if self._side_sizes is None:
-                self._side_sizes = self._sides.sizes()
+                self._side_sizes = self.reader.side_files().sizes()
             return self._side_sizes
 
     def read(self, name: str, step: float, tier: str, start: int, end: int) -> bytes:
@@ -131,7 +130,7 @@ class StepFiles:
             if name == INDEX and self._index is not None:
                 yield self._index[start:end]
             else:
-                yield from self._sides.stream(name, start, end)
+                yield from self.reader.side_files().stream(name, start, end)
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))
@@ -156,4 +155,4 @@ class StepFiles:
         """Return bytes of a file that exists and is no weights: the index, or one of the base's, as at every step."""
         if name == INDEX and self._index is not None:
             return self._index[start:end]
-        return self._sides.read(name, start, end)
+        return self.reader.side_files().read(name, start, end)
