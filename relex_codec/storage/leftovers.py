@@ -90,9 +90,9 @@ class ScratchDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.path:
-            shutil.rmtree(self.path, ignore_errors=True)
         self._let_go()
+        if self.path:
+            remove_tree(self.path)
 
     def keep(self) -> str:
         """Leave the directory for good, under a name that no clean-up takes, and return its path."""
@@ -117,6 +117,18 @@ def remove_leftovers(folder: str, names: re.Pattern[str] = BESIDE) -> None:
         if match["machine"] == _machine() or _is_local(folder):
             with suppress(OSError):
                 _remove_if_dead(folder, match[0], inside=bool(match.groupdict().get("inside")))
+
+
+def remove_tree(folder: str) -> None:
+    """Remove a directory with all that is in it, as far as that goes, also where hardly any file can be opened."""
+    shutil.rmtree(folder, ignore_errors=True)  # it has two open at each level
+    for place, folders, names in os.walk(folder, topdown=False):
+        for name in (*names, *folders):
+            path = os.path.join(place, name)
+            with suppress(OSError):
+                os.rmdir(path) if name in folders and not os.path.islink(path) else os.unlink(path)
+    with suppress(OSError):
+        os.rmdir(folder)
 
 
 def temporary_names(folder: str) -> list[str]:

@@ -9,7 +9,6 @@ so that after a kill between two of them the next process can tell which are our
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,7 +18,7 @@ from relex_codec.errors import InvalidArgument
 
 from .access import keep_access
 from .explain import write_error
-from .leftovers import files_below, make_directory, remove_leftovers, temporary_names
+from .leftovers import files_below, make_directory, remove_leftovers, remove_tree, temporary_names
 from .local_writer import AtomicFile, give_name, sync_directory, target_of
 from .urls import PathLike
 
@@ -74,10 +73,10 @@ class AtomicDirectory:
                         os.rename(self.path, self.target)
                         sync_directory(os.path.dirname(self.target))
         finally:
-            shutil.rmtree(self.path, ignore_errors=True)  # gone, if it was renamed
             fd, self._fd = self._fd, -1
             with suppress(OSError):
                 os.close(fd)
+            remove_tree(self.path)  # gone, if it was renamed
 
     def file(self, name: str) -> AtomicFile:
         """Return a file of the directory, to be used as a context manager."""

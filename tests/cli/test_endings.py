@@ -23,7 +23,7 @@ from support.tensors import bf16
 
 WAITING = """
     import sys, time
-    import relex_codec.storage.local_directory as module
+    import relex_codec.storage.leftovers as module
     from relex_codec.storage.local_writer import AtomicFile
     inner = AtomicFile.write
     def write(self, data):
@@ -176,10 +176,12 @@ def limited(which: int, value: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(which, (value, value))
 
 
-@pytest.mark.parametrize("limit", [5, 6])
-def test_too_many_open_files(made: Path, tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize(("what", "limit"), [("encode", 5), ("encode", 6), ("restore", 5), ("restore", 6)])
+def test_too_many_open_files(made: Path, tmp_path: Path, what: str, limit: int) -> None:
     """It is not said of steps that they are broken, nor that they should be left out."""
     command = ("encode", made / "run", "--base", made / "base", "-o", tmp_path / "x.relex", "--skip-incomplete")
+    if what == "restore":
+        command = ("restore", made / "run.relex", "-o", tmp_path / "out")
     done = subprocess.run(
         process(command), capture_output=True, text=True, cwd=ELSEWHERE,
         preexec_fn=limited(resource.RLIMIT_NOFILE, limit),
