@@ -11,14 +11,13 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from threadpoolctl import threadpool_limits
-
 from relex_codec.checkpoints.base_uri import carried_over
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.checkpoints.discovery import find_checkpoints, find_run, path_of_step
 from relex_codec.checkpoints.name_matching import compatible
 from relex_codec.checkpoints.naming import PLACEHOLDER
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
@@ -133,7 +132,7 @@ def append(
         directories = [path_of_step(path) for _, path in new]
         differ = not refit and index.has_exact and not _is_like_the_last(index, further)
         uri = carried_over(index.manifest.base_uri, file, file if output is None else output)
-        with threadpool_limits(1, "blas"), writer:
+        with single_threaded_blas(), writer:
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())

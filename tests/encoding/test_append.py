@@ -291,7 +291,7 @@ def test_interrupted(made: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(code), "append", str(file), str(paths(made, 14)[0])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.strip().splitlines()[-1] == "Error: interrupted; nothing was written"
+    assert done.stderr.strip().splitlines()[-1] == "Error: interrupted; nothing incomplete was left"
     assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["run.relex"]
 

@@ -352,7 +352,7 @@ def test_an_interrupted_upload_is_never_taken_for_complete(
         worker.send_signal(sent)
         assert worker.wait(30) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[sent]
         if sent is not signal.SIGKILL:
-            assert worker.communicate()[1].endswith("nothing was written\n")
+            assert worker.communicate()[1].endswith("nothing incomplete was left\n")
             assert names(store, "out") == []
             assert waiting(scratch) == []
             return
@@ -365,7 +365,12 @@ def test_an_interrupted_upload_is_never_taken_for_complete(
     with pytest.raises(CheckpointError, match=r"shard .* is missing"):
         open_checkpoint(folder, store.options)
     store.proxy.latency = 0
-    failed(cli(command, made / "run.relex", *step, "-o", store.url("out")), "not empty")
+    failed(cli(command, made / "run.relex", *step, "-o", store.url("out")), "not empty", "-f")
+    assert [os.path.exists(f"/proc/{name.split('-')[1]}") for name in waiting(scratch)] == [False]  # of the one killed
+    done = cli(command, made / "run.relex", *step, "-o", store.url("out"), "-f")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_checkpoint(folder, store.options).tensors
+    assert waiting(scratch) == []
 
 
 @pytest.mark.parametrize("store", STORES, indirect=True)
@@ -384,7 +389,7 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, store: Any, scr
         worker.send_signal(signal.SIGINT)
         assert worker.wait(30) == 130
         # gcsfs may add, as Python ends, that a request of its own was begun and never awaited
-        assert "Error: interrupted; nothing was written\n" in worker.communicate()[1]
+        assert "Error: interrupted; nothing incomplete was left\n" in worker.communicate()[1]
     finally:
         worker.kill()
         worker.communicate()
