@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import allow_pickle_option, as_json, base_option, print_json, show
 
 
 @click.command("append")
@@ -15,6 +15,7 @@ from .output import as_json, base_option, print_json, show
 @click.option("-o", "--output", metavar="FILE", help="Write NAME.relex here, path or URL.  [default: replace FILE]")
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Replace the file that -o names if it exists.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@allow_pickle_option
 @as_json
 def command(
     file: str,
@@ -24,6 +25,7 @@ def command(
     output: str | None,
     overwrite: bool,
     memory: str,
+    allow_pickle: bool,
     as_json: bool,
 ) -> None:
     """Add later checkpoints to FILE, which must have the exact tier.
@@ -39,8 +41,9 @@ def command(
     with relex_codec.open(file) as before:
         steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(
-        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, memory=memory, progress=True
-    )
+        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, allow_pickle=allow_pickle,
+        memory=memory, progress=True,
+    )  # fmt: skip
     with relex_codec.open(output or file) as after:
         document = after.info()
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import as_json, exclude_steps_option, print_json, show, steps_option
+from .output import allow_pickle_option, as_json, exclude_steps_option, print_json, show, steps_option
 
 
 @click.command("encode")
@@ -48,6 +48,7 @@ from .output import as_json, exclude_steps_option, print_json, show, steps_optio
 )
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
+@allow_pickle_option
 @as_json
 def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.

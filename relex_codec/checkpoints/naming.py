@@ -57,6 +57,8 @@ BELOW: Final = (
     "hf_model",  # trlx
     "hf_converted_checkpoint",  # fms-hf-tuning
     "actor_train",  # ROLL
+    "trainer",  # prime-rl
+    "pytorch_model_fsdp_0",  # accelerate, TRL
     "weights",
     "model",
     "hf",

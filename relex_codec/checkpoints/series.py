@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.threads import IO_THREADS, parallel_map
@@ -10,10 +10,11 @@ from relex_codec.errors import CheckpointError, RelexError, Truncated
 from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
+from .boxed import Known
 from .broken import broken_steps
 from .checkpoint import CheckpointSeries, TensorReader, check_same_tensors
 from .checks import check_against_base
-from .safetensors import KnownTables, open_checkpoint
+from .opening import open_reader
 
 
 class ReaderSeries(CheckpointSeries):
@@ -102,6 +103,7 @@ def open_series(
     threads: int = IO_THREADS,
     base: TensorReader | None = None,
     chosen: bool = False,
+    names: Collection[str] = (),
 ) -> ReaderSeries:
     """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
 
@@ -111,18 +113,20 @@ def open_series(
         threads: how many steps are read at the same time.
         base: each checkpoint is compared with it when it is opened (`checks.check_against_base`).
         chosen: as of `ReaderSeries`.
+        names: what the model's tensors are called, where there is no base that tells.
 
     Raises:
         CheckpointError: there are none.
     """
-    known: KnownTables = {}
+    known: Known = {}
+    names = names or (() if base is None else base.tensors)
 
     def open_step(index: int) -> TensorReader:
         step, path = checkpoints[index]
         options = options_for(path, storage_options)
         refuse_offline(path)
         # of the others, tables that differ from the first one are not kept
-        opened = open_checkpoint(path, options, known=dict(known) if index else known)
+        opened = open_reader(path, options, known=dict(known) if index else known, names=names)
         if base is not None:
             check_against_base(opened, base, f"step {step}")
         return opened

@@ -8,6 +8,10 @@ from typing import Final
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 CONFIG: Final = "config.json"
+PICKLE: Final = "pytorch_model.bin"
+PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
+ADAPTER: Final = "adapter_model.safetensors"
+ADAPTER_CONFIG: Final = "adapter_config.json"
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 """What every name of a file in a `.relex` file looks like (FORMAT.md section 4): no paths, nothing hidden."""
 PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")

@@ -41,6 +41,7 @@ def append(
     step: int | None = None,
     output: PathLike | None = None,
     overwrite: bool = False,
+    allow_pickle: bool = False,
     memory: str | int = DEFAULT_MEMORY,
     progress: bool = False,
     storage_options: Options = None,
@@ -58,6 +59,7 @@ def append(
         step: the number of the only checkpoint, if its name does not say it.
         output: where to write the new file instead of replacing `file`: ``NAME.relex``.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
+        allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
@@ -85,7 +87,7 @@ def append(
     else:
         condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
         writer = FileWriter(output, storage_options, condition)
-    found = find_checkpoints(checkpoints, storage_options, step=step)
+    found = find_checkpoints(checkpoints, storage_options, step=step, allow_pickle=allow_pickle)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
     with (
@@ -100,7 +102,7 @@ def append(
                 f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
                 "with --exact if it shall grow"
             )
-        further = open_series(found, storage_options)
+        further = open_series(found, storage_options, names={tensor.name for tensor in index.tensors})
         series = AppendedSeries(run.decoder, further)
         series.check()
         report_notes(further)

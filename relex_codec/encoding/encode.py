@@ -46,6 +46,7 @@ def encode(
     base_uri: str | None = None,
     memory: str | int = DEFAULT_MEMORY,
     skip_incomplete: bool = False,
+    allow_pickle: bool = False,
     overwrite: bool = False,
     progress: bool = False,
     storage_options: Options = None,
@@ -71,6 +72,9 @@ def encode(
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
         skip_incomplete: leave incomplete checkpoints out instead of refusing them, and missing ones of ``{step}``.
+        allow_pickle: read checkpoints too that pickles describe: directories of torch.distributed.checkpoint, FSDP's
+            ``model_world_size_W_rank_R.pt``, ``pytorch_model.bin``. Pickles can run code in what loads them; here they
+            are parsed by a list of what is allowed, and nothing in them is run.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
@@ -102,6 +106,7 @@ def encode(
         skip_incomplete=skip_incomplete,
         on_skip=_report_skip,
         base=base_reader,
+        allow_pickle=allow_pickle,
     )
     observed = _observed([step for step, _ in found], observe)
     series = open_series(found, storage_options, base=base_reader, chosen=True)
