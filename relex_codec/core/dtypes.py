@@ -27,6 +27,9 @@ ITEMSIZE: Final[dict[str, int]] = {
 FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 """The dtypes that directions apply to; tensors of all others are stored exactly."""
 
+ALL_FLOATS: Final = FLOATS | {dtype for dtype in ITEMSIZE if dtype.startswith("F8_")} | {"F64", "C64"}
+"""The dtypes of numbers that training moves: where no line goes through them, there is nothing between two steps."""
+
 NAN: Final = {"BF16": 0x7FC0, "F16": 0x7E00, "F32": 0x7FC00000}
 """The one NaN that decoding returns for each float dtype."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 SINGLE: Final = "model.safetensors"
@@ -10,10 +11,14 @@ INDEX: Final = "model.safetensors.index.json"
 CONFIG: Final = "config.json"
 PICKLE: Final = "pytorch_model.bin"
 PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
-ADAPTER: Final = "adapter_model.safetensors"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
+"""What makes a directory an adapter: allowed beside `ADAPTER_WEIGHTS` alone, as it leads a loader to another base."""
+FOLDERS: Final = ("additional_chat_templates", "custom_generate")
+"""Folders beside the weights whose files belong to a checkpoint."""
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-"""What every name of a file in a `.relex` file looks like (FORMAT.md section 4): no paths, nothing hidden."""
+"""What every name of a file in a `.relex` file looks like (FORMAT.md section 4): nothing hidden, and no
+paths but for those of `FOLDERS`."""
 PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 """Ends of names of files that loaders unpickle."""
 DEVICES: Final = frozenset(
@@ -35,20 +40,39 @@ MODEL_WORDS: Final = frozenset({
 """Words of which the name of a ``.model`` file has one: a tokenizer of SentencePiece."""
 NEVER: Final = frozenset({"adapter", "index"})
 """Words of files that lead a loader to weights in other files, or elsewhere."""
+_SEGMENT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,254}")
+"""A part of the path of a step's directory."""
+_MODEL: Final = re.compile(r".*\.model(\.v[0-9]{1,3})?", re.DOTALL)
+"""Names of tokenizers of SentencePiece: ``tokenizer.model``, ``tokenizer.model.v3``."""
+STEP_FOLDER: Final = "global_step_{}"
+"""What the directory of a step is called that has no name of its own."""
+SEGMENTS_LIMIT: Final = 8
+DIRECTORY_LIMIT: Final = 1000
 
 
-def file_allowed(name: str) -> bool:
+def file_allowed(name: str, shards: Sequence[str] = ()) -> bool:
     """Tell whether a file beside the weights may be stored under this name, and written out again.
 
     One list for both, by name and ending: configuration, tokenizer, templates, code, documents, licence. What is on it
     neither is weights nor leads a loader to weights; everything else is not.
+
+    Args:
+        name: in a folder of `FOLDERS`, it begins with that and a slash.
+        shards: the files of weights that it lies beside.
 
     Example:
         >>> [file_allowed(name) for name in ("tokenizer_config.json", "spiece.model", "modeling_x.py", "LICENSE")]
         [True, True, True, True]
         >>> [file_allowed(name) for name in ("pytorch_model.bin.index.json", "evil.model", "x.npy", "nul.json", "a.")]
         [False, False, False, False, False]
+        >>> file_allowed("custom_generate/generate.py"), file_allowed("adapter_config.json", [ADAPTER_WEIGHTS])
+        (True, True)
     """
+    if name == ADAPTER_CONFIG:
+        return list(shards) == [ADAPTER_WEIGHTS]
+    folder, _, below = name.rpartition("/")
+    if folder:
+        return folder in FOLDERS and file_allowed(below)
     lower = name.lower()  # some file systems see no difference
     if not _writable(name):
         return False
@@ -59,9 +83,33 @@ def file_allowed(name: str) -> bool:
         return False
     if lower.endswith(".json"):
         return bool(words & JSON_WORDS)
-    if lower.endswith(".model"):
+    if _MODEL.fullmatch(lower):
         return bool(words & MODEL_WORDS)
     return lower.endswith(TEXTS)
+
+
+def is_document(name: str) -> bool:
+    """Tell whether an allowed file is read by people only, so that a step may do without it.
+
+    Example:
+        >>> [is_document(name) for name in ("README.md", "LICENSE", "config.json")]
+        [True, True, False]
+    """
+    lower = name.lower()
+    return lower in LICENCES or lower.endswith(".md")
+
+
+def directory_allowed(path: str) -> bool:
+    """Tell whether the directory of a step may be called so, from the directory of its run on.
+
+    Example:
+        >>> [directory_allowed(path) for path in ("checkpoint-10", "global_step_10/actor/huggingface", "../10", "nul")]
+        [True, True, False, False]
+    """
+    parts = path.split("/")
+    if len(path) > DIRECTORY_LIMIT or len(parts) > SEGMENTS_LIMIT:
+        return False
+    return all(_SEGMENT.fullmatch(part) and _writable_anywhere(part) for part in parts)
 
 
 def shard_allowed(name: str) -> bool:
@@ -71,4 +119,8 @@ def shard_allowed(name: str) -> bool:
 
 def _writable(name: str) -> bool:
     """Tell whether a name means the same file on every system."""
-    return bool(SAFE_NAME.fullmatch(name)) and not name.endswith(".") and name.lower().partition(".")[0] not in DEVICES
+    return bool(SAFE_NAME.fullmatch(name)) and _writable_anywhere(name)
+
+
+def _writable_anywhere(name: str) -> bool:
+    return not name.endswith(".") and name.lower().partition(".")[0] not in DEVICES

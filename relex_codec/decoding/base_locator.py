@@ -10,20 +10,22 @@ from relex_codec.checkpoints.base_model import BaseReader, ExpectedTensor, open_
 from relex_codec.checkpoints.base_uri import is_relative, place_of_base
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint, TensorInFile
-from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.filenames import INDEX
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.reader import FileReader
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.config import without_credentials
 from relex_codec.storage.prefetch import prefetching, ranges_to_fetch
 from relex_codec.storage.remote import CONCURRENT_REQUESTS
 from relex_codec.storage.source import Source
 from relex_codec.storage.urls import Options, PathLike, is_url, normalized, without_secrets
 
-from .read_plan import BATCH
+from .planning import plan_origin
+from .read_plan import BATCH, OriginPieces
 
 BASES: Final = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory"})
 """Protocols that a file may send its reader to: stores whose addresses are not in the URL.
@@ -46,6 +48,9 @@ class BaseLocator:
         self._reader: BaseReader | None = None
         self._recognised = given is not None
         self._lock = threading.Lock()
+        based = [tensor.number for tensor in container.index.tensors if tensor.in_base]
+        self._origins = {number: i for i, number in enumerate(based)}
+        """Places of tensors among those that `_expected` returns."""
 
     @property
     def is_embedded(self) -> bool:
@@ -81,15 +86,25 @@ class BaseLocator:
         reader = self._reader
         return [] if reader is None else reader.checkpoint.sources
 
-    def side_files(self) -> Callable[[], TensorReader] | None:
-        """Where a decoded checkpoint's other files come from; None for the embedded ones.
+    def read_origin(
+        self, tensor: TensorRecord, start: int, end: int, *, check: bool = True, out: Bits | None = None
+    ) -> Bits:
+        """Return elements of what a tensor starts from, read from the base; otherwise as `BaseReader.read_origin`."""
+        return self.reader().read_origin(self._origins[tensor.number], start, end, check=check, out=out)
 
-        There are no digests of them. They are taken from a base that the caller named, or whose weights are those that
-        the file was made from: a file could say that its base is a directory that its reader would not publish.
+    def files(self) -> TensorReader:
+        """Return the base, for those of its files beside the weights of which there are digests."""
+        return self.reader().checkpoint
+
+    def documents(self) -> TensorReader:
+        """Return the base, for those of its files beside the weights of which there are no digests.
+
+        They are taken from a base that the caller named, or whose weights are those that the file was made from: a file
+        could say that its base is a directory that its reader would not publish.
+
+        Raises:
+            BaseMismatch: it is neither.
         """
-        return None if self.is_embedded else self._recognised_base
-
-    def _recognised_base(self) -> TensorReader:
         reader = self.reader()
         if not self._recognised:
             self._recognise(reader)
@@ -103,38 +118,49 @@ class BaseLocator:
             BaseMismatch: one differs, or the file does not know enough of the base to tell it from others.
         """
         tensors = reader.checkpoint.tensors
-        known = {tensor.name for tensor in self._expected()}
+        known: dict[str, tuple[int, int]] = {}
+        """Where each tensor of the base that the file knows first comes: in which origin, and from which element on."""
+        for number, origin in enumerate(self._expected()):
+            at = 0
+            for source in origin.sources:
+                if source.elements:
+                    known.setdefault(source.name, (number, at))
+                at += source.elements
 
         def nbytes(info: TensorInfo) -> int:
             return info.size * ITEMSIZE[info.dtype]
 
         largest: dict[int, TensorInfo] = {}
         for info in tensors.values():
-            if info.name in known and nbytes(info) > 0:
+            if info.name in known:
                 largest[info.shard] = max(info, largest.get(info.shard, info), key=nbytes)
         if 2 * sum(nbytes(tensors[name]) for name in known) < sum(map(nbytes, tensors.values())) or not largest:
             raise BaseMismatch(
                 f"{self._container.source.path} knows {len(known)} of the {len(tensors)} tensors of {reader.path}, too "
                 "few to tell that it is its base: no files beside the weights are taken from there; pass --base"
             )
-        parallel_map(
-            lambda info: reader.read(info.name, 0, min(info.size, f.PIECE)), largest.values(), CONCURRENT_REQUESTS
-        )
+        found = [known[info.name] for info in largest.values()]
+        parallel_map(lambda one: reader.read_origin(one[0], one[1], one[1] + 1), found, CONCURRENT_REQUESTS)
 
     def check(self) -> None:
         """Read the whole base and check it, as `reader`."""
         index = self._container.index
         reader = self.reader()
-        used = [tensor for tensor in index.tensors if tensor.origin == f.IN_BASE]
-        places = [reader.checkpoint.info(tensor.name) for tensor in used]
-        with prefetching(ranges_to_fetch((reader.checkpoint.sources[at.shard], at.begin, at.end) for at in places)):
-            for tensor in used:
-                for lo in range(0, tensor.size, BATCH * f.PIECE):
-                    reader.read(tensor.name, lo, min(lo + BATCH * f.PIECE, tensor.size))
+        sources, places = reader.checkpoint.sources, reader.checkpoint.tensors
+        planned: list[OriginPieces] = []
+        for tensor in index.tensors:
+            if tensor.in_base:
+                starts = range(0, tensor.size, BATCH * f.PIECE)
+                spans = [(lo, min(lo + BATCH * f.PIECE, tensor.size)) for lo in starts]
+                planned += plan_origin(index, tensor, spans, lambda: places)
+        ranges = (at for pieces in planned for at in pieces.in_base)
+        with prefetching(ranges_to_fetch((sources[at.shard or 0], at.start, at.end) for at in ranges)):
+            for pieces in planned:
+                self.read_origin(pieces.tensor, pieces.start, pieces.end)
 
     def _find(self) -> SafetensorsCheckpoint:
         manifest = self._container.index.manifest
-        likely = [*manifest.shards, INDEX] if manifest.indexed else manifest.shards
+        likely = [*manifest.base_shards, INDEX] if len(manifest.base_shards) > 1 else manifest.base_shards
         if self._given is not None:
             return open_base(self._given, self._options, likely)
         path, uri = self._container.source.path, manifest.base_uri
@@ -153,10 +179,10 @@ class BaseLocator:
         return [
             ExpectedTensor(
                 tensor.name, tensor.origin_dtype, tensor.shape,
-                index.digests[tensor.digests.start : tensor.digests.stop],
+                index.digests[tensor.digests.start : tensor.digests.stop], tensor.sources,
             )
             for tensor in index.tensors
-            if tensor.origin == f.IN_BASE
+            if tensor.in_base
         ]  # fmt: skip
 
 

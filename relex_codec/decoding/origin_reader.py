@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import Bits, bits_dtype, from_float32, to_float32
 from relex_codec.core.text import quote
@@ -37,8 +39,8 @@ class OriginReader:
         tensor, start, end = pieces.tensor, pieces.start, pieces.end
         dtype = bits_dtype(tensor.origin_dtype)
         out: Bits | None = None if allocate is None else allocate((end - start) * dtype.itemsize).view(dtype)
-        if pieces.in_base is not None:
-            return self._base.reader().read(tensor.name, start, end, check=check, out=out)
+        if pieces.in_base:
+            return self._base.read_origin(tensor, start, end, check=check, out=out)
         bits = elements(self._container, pieces.places, tensor.origin_dtype)
         if check:
             self._check_digests(tensor, bits, start)
@@ -49,6 +51,9 @@ class OriginReader:
 
     def read_span(self, tensor: TensorRecord, start: int, end: int) -> Bits:
         """Return the bits of elements `start` to `end`, whole pieces of a tensor, checked; otherwise as `read`."""
+        tensor = self._container.index.target(tensor)
+        if start == end:
+            return np.empty(0, bits_dtype(tensor.origin_dtype))
         (pieces,) = plan_origin(self._container.index, tensor, [(start, end)], self._base.places)
         return self.read(pieces)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relex_codec.checkpoints.base_model import parts_of
 from relex_codec.checkpoints.safetensors import TensorInFile
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.format import constants as f
@@ -34,7 +35,7 @@ from .read_plan import (
     TensorPlan,
     WindowPlan,
 )
-from .tiers import LINEAR, StepTier
+from .tiers import LINEAR, StepTier, check_reach
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
@@ -62,6 +63,7 @@ def plan_reads(
 
     Raises:
         Exception: what `base` and `exact` raise.
+        InvalidArgument: a tensor is stored step by step, and a step of a linear tier is none of those.
         Corrupt: the blobs of the exact tier do not lie as they must.
     """
     planner = _Planner(index, steps, base, exact, whole_windows)
@@ -73,16 +75,20 @@ def plan_origin(
 ) -> list[OriginPieces]:
     """Plan to read whole pieces of a tensor's origin: ranges of elements; `base` is that of `plan_reads`."""
     width = ITEMSIZE[tensor.origin_dtype]
-    if base is None or tensor.origin == f.STORED:
+    if base is None or not tensor.in_base:
         places = index.origin_places(tensor)
-        return [OriginPieces(tensor, *span, _of_pieces(places, *span, width), None) for span in spans]
-    if not spans:
-        return []
-    info = base()[tensor.name]
-    return [
-        OriginPieces(tensor, lo, hi, (), ByteRange(info.shard, info.begin + lo * width, info.begin + hi * width))
-        for lo, hi in spans
-    ]
+        return [OriginPieces(tensor, *span, _of_pieces(places, *span, width), ()) for span in spans]
+    return [OriginPieces(tensor, lo, hi, (), _in_base(tensor, lo, hi, base())) for lo, hi in spans]
+
+
+def _in_base(tensor: TensorRecord, lo: int, hi: int, places: Mapping[str, TensorInFile]) -> list[ByteRange]:
+    """Return where elements of a tensor's origin lie in the base, one after another."""
+    width, found = ITEMSIZE[tensor.origin_dtype], []
+    for part in parts_of(tensor.sources, lo, hi):
+        info = places[part.name]
+        begin = info.begin + part.first * width
+        found.append(ByteRange(info.shard, begin, begin + part.elements * width))
+    return found
 
 
 _KERNEL, _ORIGIN = -1, 0
@@ -105,8 +111,11 @@ class _Planner:
         self._asked: set[Key] = set()
         """Blobs that an earlier batch reads, and which are kept."""
 
-    def tensor(self, tensor: TensorRecord, windows: Sequence[Window]) -> TensorPlan:
-        """Plan to read some windows of a tensor."""
+    def tensor(self, asked: TensorRecord, windows: Sequence[Window]) -> TensorPlan:
+        """Plan to read some windows of a tensor, or of the one that it is another name of."""
+        tensor = self._index.target(asked)
+        for step in self._steps:
+            check_reach(self._index, asked, step)
         made: dict[int, list[int]] = {}
         for i, step in enumerate(self._steps if windows else ()):
             made.setdefault(self._source(tensor, step), []).append(i)

@@ -45,19 +45,18 @@ class OriginPieces:
     Attributes:
         start, end: elements.
         places: where they lie in the file, plane by plane of each piece; empty if they are in the base.
-        in_base: where they lie in the base; None if they are in the file.
+        in_base: where they lie in the base, one part after another; empty if they are in the file.
     """
 
     tensor: TensorRecord
     start: int
     end: int
     places: Sequence[PiecePlace]
-    in_base: ByteRange | None
+    in_base: Sequence[ByteRange]
 
     def ranges(self, index: Index) -> Iterator[ByteRange]:
         """Yield what is read."""
-        if self.in_base is not None:
-            yield self.in_base
+        yield from self.in_base
         yield from _chunks(index, self.places)
 
 
@@ -174,7 +173,11 @@ class WindowPlan:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """How what is wanted of a tensor is read, window by window; nothing is, of a tensor without elements."""
+    """How what is wanted of a tensor is read, window by window; nothing is, of a tensor without elements.
+
+    Attributes:
+        tensor: that is read; where another name of it was asked for, that has the same dtype and shape.
+    """
 
     tensor: TensorRecord
     windows: Sequence[WindowPlan]

@@ -9,9 +9,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.dtypes import ALL_FLOATS
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
+from relex_codec.format import constants as f
+from relex_codec.format.index import Index
 from relex_codec.format.reader import FileReader
+from relex_codec.format.step_layout import StepLayout
+from relex_codec.format.tensor_record import TensorRecord
 
 TIERS: Final = ("auto", "line", "track", "exact")
 LINEAR: Final = ("line", "track")
@@ -51,20 +56,49 @@ def choose_tier(container: FileReader, step: float, tier: str, *, exact: bool = 
         raise InvalidArgument(f"tier is {tier!r}, expected one of {', '.join(TIERS)}")
     if not math.isfinite(step):
         raise InvalidArgument(f"step is {step}, expected a finite number")
-    stored = exact and container.index.has_exact and step in steps
+    index = container.index
+    stored = exact and index.has_exact and step in steps
     if tier == "exact" and not stored:
-        if not container.index.has_exact:
+        if not index.has_exact:
             raise InvalidArgument(f"{container.source.path} has no tier 'exact': it was encoded without --exact")
         nearest = int(steps[np.argmin(np.abs(steps - step))])
         raise InvalidArgument(f"tier 'exact' has the stored steps only, not {step:g}; the nearest is {nearest}")
-    if tier == "auto" and stored and step != 0:
+    if tier == "auto" and stored:
         return "exact"
     if tier == "auto":
-        observed = int(steps[0]) <= step <= int(steps[container.index.manifest.observed - 1])
-        return "base" if step == 0 else "track" if observed else "line"
+        observed = int(steps[0]) <= step <= int(steps[index.manifest.observed - 1])
+        return "base" if step == 0 and starts_from_base(index) else "track" if observed else "line"
     if tier == "track" and not int(steps[0]) <= step <= int(steps[-1]):
         raise InvalidArgument(f"tier 'track' reaches from step {steps[0]} to {steps[-1]}, not {step:g}; 'line' does")
     return tier
+
+
+def starts_from_base(index: Index) -> bool:
+    """Tell whether step 0 is the base: every tensor that tiers ``line`` and ``track`` have starts from it."""
+    return all(index.target(tensor).in_base for tensor in index.layout.tensors)
+
+
+def layout_at(index: Index, step: StepTier) -> StepLayout:
+    """Return which tensors and files there are at a step, and how they are laid out."""
+    if step.tier != "exact":
+        return index.layout
+    return index.layout_of(int(np.searchsorted(index.steps, step.step)) + 1)
+
+
+def check_reach(index: Index, tensor: TensorRecord, step: StepTier) -> None:
+    """Refuse a step at which there is nothing of a tensor: floats that are stored step by step have no line.
+
+    Raises:
+        InvalidArgument: a linear tier, of a step that is not stored.
+    """
+    target = index.target(tensor)
+    held = target.kind != f.FRAMED or target.dtype not in ALL_FLOATS or not target.size
+    if step.tier in LINEAR and not held and step.step not in index.steps:
+        last = int(index.steps[-1])
+        raise InvalidArgument(
+            f"tensor {quote(tensor.name)} is stored step by step and has no line, so there is none at step "
+            f"{step.step:g}; ask for a stored step, up to {last}"
+        )
 
 
 Row = Callable[[], npt.NDArray[np.float64]]

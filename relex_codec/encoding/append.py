@@ -129,7 +129,8 @@ def _base(run: RunReader) -> TensorReader:
     reader = run.base_reader()
     there = reader.tensors
     for tensor in index.tensors:
-        if tensor.origin != f.IN_BASE and tensor.name in there and there[tensor.name].shape == tensor.shape:
+        stored = tensor.kind != f.TIED and tensor.origin == f.STORED
+        if stored and tensor.name in there and there[tensor.name].shape == tensor.shape:
             raise BaseMismatch(
                 f"base {reader.path} has tensor {quote(tensor.name)}, which the base of {run.path} lacked"
             )

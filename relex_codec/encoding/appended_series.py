@@ -34,9 +34,10 @@ class AppendedSeries(CheckpointSeries):
             )
         self.steps = old + list(further.steps)
         self._decoder, self._further = decoder, further
+        layout = index.layout
         tensors = {
-            tensor.name: TensorInfo(tensor.name, tensor.dtype, tensor.shape, tensor.shard)
-            for tensor in index.manifest.tensors
+            tensor.name: TensorInfo(tensor.name, tensor.dtype, tensor.shape, layout.shard_of(tensor))
+            for tensor in layout.tensors
         }
         self._restored = [RestoredStep(decoder, step, tensors) for step in old]
 
@@ -74,7 +75,9 @@ class AppendedSeries(CheckpointSeries):
             return
         tier = self._decoder.exact
         hi = lo + out.shape[1]
-        for part in tier.pieces(self._decoder.container.index.tensor(name).number, lo // f.PIECE, -(-hi // f.PIECE)):
+        index = self._decoder.container.index
+        number = index.target(index.tensor(name)).number
+        for part in tier.pieces(number, lo // f.PIECE, -(-hi // f.PIECE)):
             start = part.piece * f.PIECE
             a, b = max(lo, start), min(hi, start + part.elements)
             found = replay_parts(tier, [part], range(1, len(out) + 1), self._decoder.part_origin)
@@ -91,10 +94,9 @@ class RestoredStep(TensorReader):
     """
 
     def __init__(self, decoder: TensorDecoder, step: int, tensors: dict[str, TensorInfo]) -> None:
-        manifest = decoder.container.index.manifest
+        layout = decoder.container.index.layout
         self.path = f"step {step} of {decoder.container.source.path}"
-        self.tensors, self.shards = tensors, manifest.shards
-        self.indexed = manifest.indexed
+        self.tensors, self.shards, self.indexed = tensors, layout.shards, layout.indexed
         self._decoder, self._step = decoder, step
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
@@ -113,14 +115,13 @@ class EmbeddedBase(TensorReader):
 
     def __init__(self, decoder: TensorDecoder) -> None:
         index = decoder.container.index
-        manifest = index.manifest
         self.path = decoder.container.source.path
-        self.shards, self.indexed = manifest.shards, manifest.indexed
-        self.side_files = [file.name for file in manifest.files]
+        self.shards, self.indexed = index.manifest.base_shards, index.layout.indexed
+        self.side_files = list(index.layout.files)
         self.tensors = {
-            tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.shard)
+            tensor.name: TensorInfo(tensor.name, tensor.origin_dtype, tensor.shape, tensor.sources[0].shard)
             for tensor in index.tensors
-            if tensor.origin == f.IN_BASE
+            if tensor.in_base
         }
         self._decoder = decoder
 
@@ -133,8 +134,9 @@ class EmbeddedBase(TensorReader):
 
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`."""
-        return (b"".join(embedded_file(self._decoder.container, self.side_files.index(name))) for name in names)
+        files = self._decoder.container.index.layout.files
+        return (b"".join(embedded_file(self._decoder.container, files[name][0])) for name in names)
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of each of `side_files` by name."""
-        return {file.name: file.length for file in self._decoder.container.index.manifest.files}
+        return {name: file.length for name, (_, file) in self._decoder.container.index.layout.files.items()}

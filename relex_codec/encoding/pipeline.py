@@ -19,7 +19,7 @@ from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import FileEntry, Manifest, TensorEntry
+from relex_codec.format.manifest import Manifest, StepEntry, TensorEntry, whole_tensor
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan
 
@@ -28,7 +28,7 @@ from .fit import Fit, fit_directions
 from .full_check import FullCheck
 from .quality import Quality
 from .stored_direction import StoredDirection
-from .tables import EncodedTensor, direction_record, tables_of
+from .tables import EncodedTensor, direction_record, file_entries, plain_layout, tables_of
 from .tensor_history import SMALLEST_SLICE, Origin, TensorHistory, Vectors, pieces
 from .weight_error import Sample, sample_from_bits
 
@@ -69,13 +69,18 @@ class RunEncoder:
             base_uri: where the base is, for the manifest.
         """
         tensors = list(self.tensors(progress))
-        names = [name for name in self.base.side_files if file_allowed(name)] if self.embed else []
-        files = [(name, self.embed_file(data)) for name, data in zip(names, self.base.read_files(names), strict=True)]
+        names = [name for name in self.base.side_files if file_allowed(name)]
+        stored = [
+            (name, content, self.embed_file(content) if self.embed else None)
+            for name, content in zip(names, self.base.read_files(names), strict=True)
+        ]
         self.writer.close_chunks()
+        files = file_entries(stored)
+        layout = plain_layout(tensors, self.base.shards, self.base.indexed, len(files))
         manifest = Manifest(
-            self.observed, self.exact, base_uri, self.embed, self.quality.name, self.quality.growth,
-            [tensor.entry for tensor in tensors], list(self.base.shards), self.base.indexed,
-            [FileEntry(name, length, *span.resolved()) for name, (length, span) in files],
+            self.observed, self.exact, base_uri, self.embed, list(self.base.shards), self.quality.name,
+            self.quality.growth, [tensor.entry for tensor in tensors], files, [layout], 0,
+            [StepEntry(None, 0) for _ in self.run.steps],
         )  # fmt: skip
         tables = tables_of(tensors, np.array(self.run.steps, np.int64), manifest)
         return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
@@ -136,8 +141,9 @@ class RunEncoder:
         in_base = self._from_base(info)
         shard = there.shard if there else len(self.base.shards) - 1
         origin = self._origin(info)
-        entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, shard)
-        tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED)
+        sources = whole_tensor(shard, info.name, info.shape) if in_base else ()
+        entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, sources)
+        tensor = EncodedTensor(entry, f.SAME, f.IN_BASE if in_base else f.STORED, shard)
         if info.dtype in FLOATS:
             self._with_line(tensor, info, origin, self._frames(number, info) if self.exact else None)
         else:
@@ -250,8 +256,8 @@ class RunEncoder:
             if count > 1:
                 products[j] = product(j, stored)
 
-    def embed_file(self, content: bytes) -> tuple[int, PendingSpan]:
-        """Store one of the base's other files; returns its length and span."""
+    def embed_file(self, content: bytes) -> PendingSpan:
+        """Store a file that is no weights; returns its span."""
         data = np.frombuffer(content, np.uint8)
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
-        return len(data), self.writer.base.add(parts, len(data), match=True)
+        return self.writer.base.add(parts, len(data), match=True)

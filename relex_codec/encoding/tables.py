@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from relex_codec.core.digests import DIGEST
+from relex_codec.core.digests import DIGEST, digest
+from relex_codec.core.filenames import is_document
 from relex_codec.format import constants as f
-from relex_codec.format.manifest import Manifest, TensorEntry
-from relex_codec.format.writer import PendingSpan, Tables
+from relex_codec.format.manifest import FileEntry, Layout, Manifest, TensorEntry
+from relex_codec.format.writer import PendingSpan, Tables, unknown_figures
 
 from .fit import F64, Fit
 from .stored_direction import StoredDirection
@@ -19,11 +23,20 @@ from .stored_direction import StoredDirection
 
 @dataclass(slots=True)
 class EncodedTensor:
-    """What is known of one tensor when it has been encoded."""
+    """What is known of one tensor when it has been encoded.
+
+    Attributes:
+        kind: ``TIED`` for another name of the tensor number `target`; then nothing else is known of it but `entry`,
+            whose sources are empty, and `shard`.
+        shard: number of the file of weights that it is written to in the layout of tiers ``line`` and ``track``.
+        norm: the 1-norm of its origin; NaN where not known.
+        direction_norms: those of its directions, of unit length and not quantised; empty where not known.
+    """
 
     entry: TensorEntry
     kind: int
     origin: int
+    shard: int = 0
     span: PendingSpan | None = None
     digests: list[bytes] = field(default_factory=list)
     directions: list[tuple[Any, PendingSpan, PendingSpan]] = field(default_factory=list)
@@ -31,19 +44,50 @@ class EncodedTensor:
     coefficients: list[F64] = field(default_factory=list)
     segment: int = 0
     """The first segment of frames that holds it, from 1 on."""
+    target: int | None = None
+    norm: float = math.nan
+    direction_norms: list[float] = field(default_factory=list)
 
 
-def tables_of(tensors: list[EncodedTensor], steps: Any, manifest: Manifest) -> Tables:
-    """Join the records of all tensors, whose chunks have been written."""
+def plain_layout(tensors: Sequence[EncodedTensor], shards: Sequence[str], indexed: bool, files: int) -> Layout:
+    """Return the layout of a run of which every step has all tensors, each in its `shard`, and all files."""
+    return Layout(list(shards), indexed, [tensor.shard for tensor in tensors], list(range(files)))
+
+
+def file_entries(files: Iterable[tuple[str, bytes, PendingSpan | None]]) -> list[FileEntry]:
+    """Return the entries of files, whose chunks have been written.
+
+    Args:
+        files: name, content, and where that was stored; None: only in the base. There, documents may change.
+    """
+    return [
+        FileEntry(
+            name,
+            len(content),
+            None if span is None and is_document(name) else digest(content).hex(),
+            *((None, None) if span is None else span.resolved()),
+        )
+        for name, content, span in files
+    ]
+
+
+def tables_of(
+    tensors: list[EncodedTensor], steps: Any, manifest: Manifest, errors: npt.NDArray[np.float32] | None = None
+) -> Tables:
+    """Join the records of all tensors, whose chunks have been written.
+
+    Args:
+        errors: of the tiers at each step, as of `Tables`; None where nobody knows them.
+    """
     records = np.zeros(len(tensors), f.TENSOR_RECORD)
     rows: list[Any] = []
     digests: list[bytes] = []
     coefficients: list[Any] = []
     for record, tensor in zip(records, tensors, strict=True):
         record["kind"], record["origin"], record["directions"] = tensor.kind, tensor.origin, len(tensor.directions)
-        record["first"] = len(rows) if tensor.kind == f.MOVING else 0
+        record["first"] = len(rows) if tensor.kind == f.MOVING else tensor.target or 0
         record["segment"] = tensor.segment
-        record["digest"] = len(digests) if tensor.origin == f.IN_BASE else 0
+        record["digest"] = len(digests) if tensor.origin == f.IN_BASE and tensor.kind != f.TIED else 0
         if tensor.span is not None:
             record["chunk"], record["offset"] = tensor.span.resolved()
         digests.extend(tensor.digests)
@@ -52,6 +96,11 @@ def tables_of(tensors: list[EncodedTensor], steps: Any, manifest: Manifest) -> T
             row["chunk"], row["offset"] = remainder.resolved()
             rows.append(row)
         coefficients.extend(tensor.coefficients)
+    unknown, norms = unknown_figures(len(tensors), len(rows), len(steps))
+    norms[: len(tensors)] = [tensor.norm for tensor in tensors]
+    norms[len(tensors) :] = [
+        norm for tensor in tensors for norm in tensor.direction_norms or [math.nan] * len(tensor.directions)
+    ]
     return Tables(
         steps=steps,
         manifest=manifest,
@@ -59,6 +108,8 @@ def tables_of(tensors: list[EncodedTensor], steps: Any, manifest: Manifest) -> T
         directions=np.concatenate(rows) if rows else np.zeros(0, f.DIRECTION_RECORD),
         digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST),
         coefficients=np.array(coefficients, np.float64).reshape(-1, len(steps)),
+        errors=unknown if errors is None else errors,
+        norms=norms,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Final, TypeVar
@@ -227,24 +227,33 @@ def _apply(decoder: PartDecoder, listed: IntervalList) -> None:
 
 
 def replay_tensors(
-    tier: ExactTier, steps: Collection[int], origin: Origin, plan: Plan = lambda _: []
-) -> Iterator[tuple[int, list[Bits]]]:
-    """Yield the number of each step in order, and all tensors there: new arrays, one-dimensional.
+    tier: ExactTier,
+    steps: Collection[int],
+    origin: Origin,
+    tensors: Mapping[int, Collection[int]],
+    plan: Plan = lambda _: [],
+) -> Iterator[tuple[int, dict[int, Bits]]]:
+    """Yield the number of each step in order, and tensors there by their numbers: new arrays, one-dimensional.
 
-    Arguments, memory and errors are those of `replay_parts` and `replay_all`.
+    Other arguments, memory and errors are those of `replay_parts` and `replay_all`.
+
+    Args:
+        tensors: numbers of those that are wanted at each of `steps`.
     """
-    tensors = tier.container.index.tensors
-    parts = [part for tensor in tensors for part in all_parts(tier, tensor.number)]
+    entries = tier.container.index.tensors
+    numbers = sorted({number for wanted in tensors.values() for number in wanted})
+    parts = [part for number in numbers for part in all_parts(tier, number)]
     with prefetching(plan(parts)):
-        for number, found in replay_parts(tier, parts, steps, origin):
-            whole: list[Bits] = [
-                np.empty(tensor.size, bits_dtype(tensor.dtype)) for tensor in tier.container.index.tensors
-            ]
+        for step, found in replay_parts(tier, parts, steps, origin):
+            whole: dict[int, Bits] = {
+                number: np.empty(entries[number].size, bits_dtype(entries[number].dtype)) for number in tensors[step]
+            }
             for part, bits in zip(parts, found, strict=True):
-                start = part.piece * f.PIECE
-                whole[part.tensor][start : start + part.elements] = bits
+                if part.tensor in whole:
+                    start = part.piece * f.PIECE
+                    whole[part.tensor][start : start + part.elements] = bits
             del found
-            yield number, whole
+            yield step, whole
             del whole
 
 
@@ -260,7 +269,8 @@ def batches(tier: ExactTier, tensors: Collection[int] | None = None) -> Iterator
     Args:
         tensors: numbers of those that are wanted. Default: all.
     """
-    wanted = range(len(tier.container.index.tensors)) if tensors is None else frozenset(tensors)
+    every = (tensor.number for tensor in tier.container.index.tensors if tensor.target is None)
+    wanted = frozenset(every if tensors is None else tensors)
     last = len(tier.segments) - 1
     held, _, _ = tier.parts(last)  # a later segment holds what an earlier one does
     longest = max(range(last + 1), key=lambda number: tier.segments[number].count)

@@ -44,8 +44,8 @@ class SegmentJob:
         Args:
             number: of the tensor in the file.
         """
-        held = self.old.container.index.tensor(name).segment if self.old else 0
-        return TensorJob(self, number, dtype, held)
+        found = self.old.container.index.find(name, dtype) if self.old else None
+        return TensorJob(self, number, dtype, found.segment if found else 0)
 
     @property
     def number(self) -> int:

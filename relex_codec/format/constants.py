@@ -31,10 +31,12 @@ DIRECTIONS: Final = "relex.directions"
 DIGESTS: Final = "relex.digests"
 CHUNKS: Final = "relex.chunks"
 COEFFICIENTS: Final = "relex.coefficients"
+ERRORS: Final = "relex.errors"
+NORMS: Final = "relex.norms"
 DATA_DIRECTIONS: Final = "relex.data.directions"
 DATA_BASE: Final = "relex.data.base"
 DATA: Final = (DATA_DIRECTIONS, DATA_BASE)
-ENTRIES: Final = (ROOT, STEPS, MANIFEST, TENSORS, DIRECTIONS, DIGESTS, CHUNKS, COEFFICIENTS, *DATA)
+ENTRIES: Final = (ROOT, STEPS, MANIFEST, TENSORS, DIRECTIONS, DIGESTS, CHUNKS, COEFFICIENTS, ERRORS, NORMS, *DATA)
 """Every entry that a file of version 1 has, in the order of their data."""
 SEGMENTS: Final = "relex.exact.segments"
 FRAMES: Final = "relex.exact.frames"
@@ -44,8 +46,8 @@ FRAME_ENTRIES: Final = (SEGMENTS, FRAMES, DATA_FRAMES)
 COVERED_ELSEWHERE: Final = frozenset({COEFFICIENTS, *DATA, DATA_FRAMES})
 """Entries whose parts carry checksums of their own."""
 
-SAME, MOVING, FRAMED = 0, 1, 2
-"""Kinds of tensor: its origin at every step, directions, or step by step in frames."""
+SAME, MOVING, FRAMED, TIED = 0, 1, 2, 3
+"""Kinds of tensor: its origin at every step, directions, step by step in frames, or another name of a tensor."""
 IN_BASE, STORED = 0, 1
 """Origins of a tensor."""
 CODEC_STORED, CODEC_ZSTD, CODEC_FILL = 0, 1, 2

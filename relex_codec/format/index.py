@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt, InvalidArgument
 
@@ -20,6 +21,7 @@ from . import constants as f
 from .manifest import Manifest
 from .packing import packed_size, piece_lengths
 from .safetensors_header import Entry
+from .step_layout import StepLayout
 from .tensor_record import Span, TensorRecord
 
 Records = npt.NDArray[Any]
@@ -46,7 +48,7 @@ class Index:
         path: of the file, for messages.
         entries: the header's, by name.
         steps: int64 [T].
-        tensors: in the file's order.
+        tensors: in the file's order; names may occur twice, as steps may differ in what a tensor is.
         directions, chunks: structured arrays, the records of FORMAT.md sections 5 and 6.
         digests: uint8 [G, 16].
         first_chunk: number of the first chunk of each data entry.
@@ -62,25 +64,53 @@ class Index:
     digests: npt.NDArray[np.uint8]
     chunks: Records
     first_chunk: dict[str, int] = field(default_factory=dict)
-    _by_name: dict[str, TensorRecord] = field(default_factory=dict, init=False)
+    _layouts: dict[int, StepLayout] = field(default_factory=dict, init=False)
+    _by_name: dict[tuple[str, str], TensorRecord] = field(default_factory=dict, init=False)
 
-    def __post_init__(self) -> None:
-        self._by_name.update((tensor.name, tensor) for tensor in self.tensors)
+    @property
+    def layout(self) -> StepLayout:
+        """The layout of tiers ``line`` and ``track``, and of the origin."""
+        return self.layout_number(self.manifest.layout)
 
-    def __contains__(self, name: object) -> bool:
-        """Tell whether there is a tensor of that name."""
-        return name in self._by_name
+    def layout_number(self, number: int) -> StepLayout:
+        """Return a layout by its number in the manifest."""
+        if number not in self._layouts:
+            self._layouts[number] = StepLayout(self.manifest, number, self.tensors)
+        return self._layouts[number]
 
-    def tensor(self, name: str) -> TensorRecord:
-        """Return a tensor.
+    def layout_of(self, stored: int) -> StepLayout:
+        """Return the layout of stored step number `stored`, counted from 1."""
+        return self.layout_number(self.manifest.steps[stored - 1].layout)
+
+    def tensor(self, name: str, layout: StepLayout | None = None) -> TensorRecord:
+        """Return a tensor of a layout; default: that of tiers ``line`` and ``track``.
 
         Raises:
-            InvalidArgument: the file has none of that name.
+            InvalidArgument: it has none of that name; the message says which steps do.
         """
-        try:
-            return self._by_name[name]
-        except KeyError:
-            raise InvalidArgument(f"{self.path} has no tensor {quote(name)}") from None
+        found = (layout or self.layout).get(name)
+        if found is not None:
+            return found
+        layouts = [number for number in range(len(self.manifest.layouts)) if name in self.layout_number(number)]
+        steps = [
+            int(at) for at, step in zip(self.steps, self.manifest.steps, strict=True) if step.layout in layouts
+        ]  # fmt: skip
+        if not steps:
+            raise InvalidArgument(f"{self.path} has no tensor {quote(name)}")
+        spelled = spell_steps(steps, [int(at) for at in self.steps])
+        raise InvalidArgument(
+            f"{self.path} has tensor {quote(name)} at steps {spelled} only, where tier 'exact' restores it"
+        )
+
+    def find(self, name: str, dtype: str) -> TensorRecord | None:
+        """Return the tensor of a name and a dtype, in whichever layouts it is; None if there is none."""
+        if not self._by_name:
+            self._by_name.update(((tensor.name, tensor.dtype), tensor) for tensor in self.tensors)
+        return self._by_name.get((name, dtype))
+
+    def target(self, tensor: TensorRecord) -> TensorRecord:
+        """Return the tensor that is read for another: the same, but for one that is another name of it."""
+        return tensor if tensor.target is None else self.tensors[tensor.target]
 
     @property
     def has_exact(self) -> bool:
@@ -140,8 +170,10 @@ class Index:
         )
 
     def file_places(self, number: int) -> list[PiecePlace]:
-        """Parts of an embedded file."""
+        """Parts of a file of a checkpoint; none where it is only in the base."""
         entry = self.manifest.files[number]
+        if entry.chunk is None or entry.offset is None:
+            return []
         return self.places(Span(entry.chunk, entry.offset), self._lengths(entry.length, 1), f.DATA_BASE)
 
     def all_places(self) -> Iterator[tuple[str, list[PiecePlace]]]:

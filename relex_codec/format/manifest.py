@@ -1,4 +1,12 @@
-"""The manifest: what the index says in JSON (FORMAT.md section 4)."""
+"""The manifest: what the index says in JSON (FORMAT.md section 4), as values and as bytes; manifest_parser.py reads it.
+
+What a run has of tensors, files and checkpoints, in four lists:
+
+    tensors   what there is of weights, each once: name, dtype, shape, and where in the base it starts from
+    files     what there is beside weights, each once: name, digest, and where its bytes are
+    layouts   what a checkpoint may be made of: which tensors in which shards, which files
+    steps     which layout each step has, and what its directory is called
+"""
 
 from __future__ import annotations
 
@@ -7,25 +15,39 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.core.filenames import file_allowed, shard_allowed
-from relex_codec.core.text import quote
-from relex_codec.errors import Corrupt
-
-from .safetensors_header import METADATA, load_object
-
 SIZE_LIMIT: Final = 1 << 48
-_WHERE: Final = "relex.manifest"
+LEFT_OUT_LIMIT: Final = 1000
+"""Rows of what the run's directory holds and the file does not."""
+
+
+class BaseRange(NamedTuple):
+    """Elements `first` to ``first + elements`` of a tensor of the base, in row-major order: a source of an origin.
+
+    Attributes:
+        shard: number of the file of the base that had it when the run was encoded, in `Manifest.base_shards`.
+        name, shape: of the base's tensor, all of it.
+    """
+
+    shard: int
+    name: str
+    shape: tuple[int, ...]
+    first: int
+    elements: int
 
 
 class TensorEntry(NamedTuple):
-    """What the manifest says about one tensor."""
+    """What the manifest says about one tensor.
+
+    Attributes:
+        origin_dtype: of what it starts from; for one that is stored or tied its own.
+        sources: what it starts from, one after another; empty where that is stored in the file, or for a tied tensor.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     origin_dtype: str
-    shard: int
+    sources: tuple[BaseRange, ...] = ()
 
     @property
     def size(self) -> int:
@@ -33,13 +55,67 @@ class TensorEntry(NamedTuple):
         return math.prod(self.shape)
 
 
+def whole_tensor(shard: int, name: str, shape: tuple[int, ...]) -> tuple[BaseRange]:
+    """Return the sources of a tensor that starts from all of one of the base."""
+    return (BaseRange(shard, name, shape, 0, math.prod(shape)),)
+
+
 class FileEntry(NamedTuple):
-    """A file of the base that is embedded: a span of bytes."""
+    """A file of a checkpoint that is no weights.
+
+    Attributes:
+        name: from the directory of the step on.
+        digest: 32 hexadecimal digits; None for a document that is taken as it is.
+        chunk, offset: the span of its bytes; None, both, where it is only in the base, under the same name.
+    """
 
     name: str
     length: int
-    chunk: int
-    offset: int
+    digest: str | None
+    chunk: int | None = None
+    offset: int | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the file holds its bytes."""
+        return self.chunk is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the checkpoint of a step is made of.
+
+    Attributes:
+        shards: names of its files of weights, sorted.
+        indexed: whether it has an index, which says what is in which shard.
+        tensors: for each tensor of the manifest the number of its shard; None if such a checkpoint lacks it.
+        files: numbers of its other files in `Manifest.files`.
+    """
+
+    shards: list[str]
+    indexed: bool
+    tensors: list[int | None]
+    files: list[int] = field(default_factory=list)
+
+
+class StepEntry(NamedTuple):
+    """A step of the run.
+
+    Attributes:
+        directory: of its checkpoint, from that of the run on; None if nobody knows.
+        layout: number of its layout.
+    """
+
+    directory: str | None
+    layout: int
+
+
+class LeftOut(NamedTuple):
+    """What the run's directory held and the file does not: so many files of one kind, and their bytes."""
+
+    what: str
+    files: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,129 +124,48 @@ class Manifest:
 
     Attributes:
         exact: whether the file offers tier ``exact``: its frames hold every tensor that changes.
+        base_shards: names of the files of weights of the base.
+        layout: number of the layout of tiers ``line`` and ``track``, and of the origin: that of the last observed step.
     """
 
     observed: int
     exact: bool
     base_uri: str | None
     embedded: bool
+    base_shards: list[str]
     quality: str
     growth: float | None
     tensors: list[TensorEntry]
-    shards: list[str]
-    indexed: bool
-    files: list[FileEntry] = field(default_factory=list)
+    files: list[FileEntry]
+    layouts: list[Layout]
+    layout: int
+    steps: list[StepEntry]
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """Serialise, padded with spaces to a multiple of 8."""
         document = {
             "observed": self.observed,
             "exact": self.exact,
-            "base": {"uri": self.base_uri, "embedded": self.embedded},
+            "base": {"uri": self.base_uri, "embedded": self.embedded, "shards": self.base_shards},
             "quality": {"name": self.quality, "growth": self.growth},
-            "tensors": self.tensors,
-            "shards": self.shards,
-            "indexed": self.indexed,
+            "tensors": [_tensor_row(entry) for entry in self.tensors],
             "files": self.files,
+            "layouts": [
+                {"shards": one.shards, "indexed": one.indexed, "tensors": one.tensors, "files": one.files}
+                for one in self.layouts
+            ],
+            "layout": self.layout,
+            "steps": self.steps,
+            "left_out": self.left_out,
         }
         text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
         return text + b" " * (-len(text) % 8)
 
 
-def parse(raw: bytes, steps: int) -> Manifest:
-    """Parse and check a manifest of a file with `steps` steps.
-
-    Raises:
-        Corrupt: it breaks a rule of FORMAT.md section 4.
-    """
-    document = load_object(raw, error=Corrupt, where=_WHERE, exact=True)
-    base, quality = _get(document, "base", dict), _get(document, "quality", dict)
-    growth = quality.get("growth", math.inf)
-    if growth is not None and not (type(growth) in (int, float) and math.isfinite(growth)):
-        raise Corrupt(f"{_WHERE}: growth is {quote(growth)}, expected a number or null")
-    uri = base.get("uri", 0)
-    if uri is not None and type(uri) is not str:
-        raise Corrupt(f"{_WHERE}: uri is {quote(uri)}, expected a string or null")
-    manifest = Manifest(
-        observed=_get(document, "observed", int),
-        exact=_get(document, "exact", bool),
-        base_uri=uri,
-        embedded=_get(base, "embedded", bool),
-        quality=_get(quality, "name", str),
-        growth=None if growth is None else float(growth),
-        tensors=[_tensor(row) for row in _get(document, "tensors", list)],
-        shards=_get(document, "shards", list),
-        indexed=_get(document, "indexed", bool),
-        files=[_file(row) for row in _get(document, "files", list)],
-    )
-    if not 1 <= manifest.observed <= steps:
-        raise Corrupt(f"{_WHERE}: {manifest.observed} observed steps of {steps}")
-    _check_names(manifest)
-    return manifest
-
-
-def _get(document: dict[str, Any], key: str, kind: type) -> Any:
-    value = document.get(key)
-    if type(value) is not kind:  # a bool is no int here
-        raise Corrupt(f"{_WHERE}: {key} is {quote(value)}, expected {kind.__name__}")
-    return value
-
-
-def _sized(value: object, limit: int = SIZE_LIMIT) -> bool:
-    return type(value) is int and 0 <= value < limit
-
-
-def _tensor(row: object) -> TensorEntry:
-    if not (isinstance(row, list) and len(row) == 5):
-        raise Corrupt(f"{_WHERE}: {quote(row)} is no tensor")
-    name, dtype, shape, origin_dtype, shard = row
-    if not (
-        type(name) is str
-        and name != METADATA
-        and type(dtype) is str
-        and dtype in ITEMSIZE
-        and type(origin_dtype) is str
-        and origin_dtype in ITEMSIZE
-        and _sized(shard, 1 << 32)
-        and isinstance(shape, list)
-        and len(shape) <= 64
-        and all(map(_sized, shape))
-        and math.prod(n for n in shape if n) < SIZE_LIMIT
-    ):
-        raise Corrupt(f"{_WHERE}: {quote(row)} is no tensor")
-    return TensorEntry(name, dtype, tuple(shape), origin_dtype, shard)
-
-
-def _file(row: object) -> FileEntry:
-    if not (
-        isinstance(row, list)
-        and len(row) == 4
-        and type(row[0]) is str
-        and _sized(row[1])
-        and all(_sized(x, 1 << 32) for x in row[2:])
-    ):
-        raise Corrupt(f"{_WHERE}: {quote(row)} is no file")
-    return FileEntry(*row)
-
-
-def _check_names(manifest: Manifest) -> None:
-    if len({tensor.name for tensor in manifest.tensors}) != len(manifest.tensors):
-        raise Corrupt(f"{_WHERE}: two tensors have one name")
-    if not manifest.shards:
-        raise Corrupt(f"{_WHERE}: no shards")
-    if manifest.files and not manifest.embedded:
-        raise Corrupt(f"{_WHERE}: files without an embedded base")
-    for shard in manifest.shards:
-        if not (type(shard) is str and shard_allowed(shard)):
-            raise Corrupt(f"{_WHERE}: {quote(shard)} is no name of a shard")
-    if manifest.shards != sorted(manifest.shards):
-        raise Corrupt(f"{_WHERE}: the shards are not sorted")
-    for file in manifest.files:
-        if not file_allowed(file.name):
-            raise Corrupt(f"{_WHERE}: {quote(file.name)} is no name of a file")
-    names = [name.lower() for name in (*manifest.shards, *(file.name for file in manifest.files))]
-    if len(set(names)) != len(names):
-        raise Corrupt(f"{_WHERE}: two files have one name")
-    for tensor in manifest.tensors:
-        if tensor.shard >= len(manifest.shards):
-            raise Corrupt(f"{_WHERE}: tensor {quote(tensor.name)} is in shard {tensor.shard} of {len(manifest.shards)}")
+def _tensor_row(entry: TensorEntry) -> list[Any]:
+    sources: list[Any] = [
+        source.shard if source == (source.shard, entry.name, entry.shape, 0, entry.size) else source
+        for source in entry.sources
+    ]
+    return [entry.name, entry.dtype, entry.shape, [entry.origin_dtype, sources] if sources else None]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bytes
 from relex_codec.core.text import quote
@@ -20,7 +21,7 @@ from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.source import Source, read_checked
 
 from . import constants as f
-from . import manifest, safetensors_header
+from . import manifest_parser, safetensors_header
 from .chunks import decompress
 from .index import Index, PiecePlace, Records, table
 from .safetensors_header import METADATA, WORD, Entry
@@ -63,7 +64,7 @@ class FileReader:
         self._tail = b""
         self._read_index(by_name, head)
         steps = np.frombuffer(self._entry(by_name[f.STEPS], head), "<i8").astype(np.int64)
-        document = manifest.parse(self._entry(by_name[f.MANIFEST], head), len(steps))
+        document = manifest_parser.parse(self._entry(by_name[f.MANIFEST], head), [int(step) for step in steps])
         tables = {
             name: table(name, by_name[name], self._entry(by_name[name], head))
             for name in (f.TENSORS, f.DIRECTIONS, f.CHUNKS)
@@ -73,11 +74,18 @@ class FileReader:
             np.frombuffer(self._entry(by_name[f.DIGESTS], head), np.uint8).reshape(-1, 16), tables[f.CHUNKS],
         )  # fmt: skip
         check(self.index, source.size)
-        expected = (len(self.index.directions), len(steps))
-        if by_name[f.COEFFICIENTS].shape != expected:
-            raise Corrupt(f"{f.COEFFICIENTS} is {list(by_name[f.COEFFICIENTS].shape)}, expected {list(expected)}")
+        directions = len(self.index.directions)
+        for name, expected in (
+            (f.COEFFICIENTS, (directions, len(steps))), (f.ERRORS, (2, len(steps))),
+            (f.NORMS, (len(self.index.tensors) + directions,)),
+        ):  # fmt: skip
+            if by_name[name].shape != expected:
+                raise Corrupt(f"{name} is {list(by_name[name].shape)}, expected {list(expected)}")
         entry = by_name[f.COEFFICIENTS]
         self._coefficients = self._tail[entry.begin - self._tail_start : entry.end - self._tail_start]
+        self._figures = (
+            {name: self._entry(by_name[name], head) for name in (f.ERRORS, f.NORMS)} if self._at_hand else {}
+        )
         self._tail = b""
 
     def _open_root(self, head: bytes) -> tuple[dict[str, str], list[Entry]]:
@@ -144,6 +152,7 @@ class FileReader:
             raise Corrupt(f"{self.source.path} lacks {missing[0]}" if missing else "the entries are out of order")
         for name, dtype, dimensions in (
             (f.STEPS, "I64", 1), (f.MANIFEST, "U8", 1), (f.DIGESTS, "U8", 2), (f.COEFFICIENTS, "F64", 2),
+            (f.ERRORS, "F32", 2), (f.NORMS, "F64", 1),
             *((name, "U8", 1) for name in f.DATA),
         ):  # fmt: skip
             entry = by_name[name]
@@ -163,8 +172,9 @@ class FileReader:
     def _read_index(self, by_name: dict[str, Entry], head: bytes) -> None:
         """Read all tables with one request."""
         coefficients = by_name[f.COEFFICIENTS]
-        self._coefficients_cached = coefficients.end - coefficients.begin <= COEFFICIENTS_AT_OPEN
-        last = coefficients if self._coefficients_cached else by_name[f.CHUNKS]
+        self._at_hand = coefficients.end - coefficients.begin <= COEFFICIENTS_AT_OPEN
+        """Whether coefficients, and what comes after them, came with the tables."""
+        last = by_name[f.NORMS if self._at_hand else f.CHUNKS]
         self._tail_start = by_name[f.STEPS].begin
         have = head[self._tail_start : last.end]
         missing = last.end - self._tail_start - len(have)
@@ -186,13 +196,13 @@ class FileReader:
         width = len(self.index.steps) * 8
         entry = self.index.entries[f.COEFFICIENTS]
         low, high = direction * width, (direction + count) * width
-        if self._coefficients_cached:
+        if self._at_hand:
             raw = self._coefficients[low:high]
         else:
             raw = self.source.read(entry.begin + low, entry.begin + high)
         wrong = self._wrong_row(direction, raw, width)
         if wrong is not None and self.source.forget(entry.begin + low, entry.begin + high):
-            if self._coefficients_cached:
+            if self._at_hand:
                 self._coefficients = self.source.read_cached(entry.begin, entry.end)
                 raw = self._coefficients[low:high]
             else:
@@ -211,6 +221,27 @@ class FileReader:
             if zlib.crc32(raw[at : at + width]) != int(self.index.directions[row]["coefficients_crc"]):
                 return row
         return None
+
+    def errors(self) -> npt.NDArray[np.float32]:
+        """Return the relative errors of tiers ``track`` and ``line`` at each step, float32 [2, T]; NaN: not known."""
+        return np.frombuffer(self._figure(f.ERRORS), "<f4").reshape(2, -1).astype(np.float32)
+
+    def norms(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the 1-norm of each tensor's origin, and that of each direction, float64; NaN where not known."""
+        found = np.frombuffer(self._figure(f.NORMS), F64).astype(np.float64)
+        return found[: len(self.index.tensors)], found[len(self.index.tensors) :]
+
+    def _figure(self, name: str) -> bytes:
+        """Return the checked bytes of an entry that is only for reports."""
+        if name not in self._figures:
+            entry = self.index.entries[name]
+
+            def read() -> None:
+                self._figures[name] = self.source.read_cached(entry.begin, entry.end)
+                self.check_bytes(entry, self._figures[name])
+
+            read_checked(read, [(self.source, entry.begin, entry.end)])
+        return self._figures[name]
 
     def pieces(self, places: Sequence[PiecePlace], use: Callable[[int, Bytes], R]) -> list[R]:
         """Read the chunks of `places`, and call ``use(i, raw bytes of place i)`` for each, on several threads.

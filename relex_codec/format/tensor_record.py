@@ -9,7 +9,7 @@ import numpy.typing as npt
 from relex_codec.errors import Corrupt
 
 from . import constants as f
-from .manifest import Manifest
+from .manifest import BaseRange, Manifest
 
 
 class Span(NamedTuple):
@@ -20,20 +20,21 @@ class Span(NamedTuple):
 
 
 class TensorRecord(NamedTuple):
-    """A tensor of a file; `Index.tensors` has them in the file's order, `Index.tensor` finds one by its name.
+    """A tensor of a file; `Index.tensors` has them in the file's order, a `StepLayout` finds one by its name.
 
     Attributes:
         number: its place in the order of the file, from 0.
         dtype, origin_dtype: of the tensor and of what it starts from, as safetensors calls them.
         size: number of elements.
-        shard: number of the file of weights that it is written to.
-        kind: ``SAME``, ``MOVING`` or ``FRAMED`` of format/constants.py.
-        origin: ``IN_BASE`` or ``STORED``, likewise.
+        sources: what it starts from in the base, one after another; empty unless it is `in_base`.
+        kind: ``SAME``, ``MOVING``, ``FRAMED`` or ``TIED`` of format/constants.py.
+        origin: ``IN_BASE`` or ``STORED``, likewise; says nothing of a ``TIED`` one.
         origin_held: whether the file itself has the origin, stored or in an embedded base.
         origin_span: where, if it has.
         directions: numbers of its direction records; empty unless it is ``MOVING``.
         digests: numbers of its digests of the base; empty unless the origin is ``IN_BASE``.
         segment: the first segment that holds the tensor, from 1 on, or 0.
+        target: number of the tensor that a ``TIED`` one is another name of; None otherwise.
     """
 
     number: int
@@ -42,7 +43,7 @@ class TensorRecord(NamedTuple):
     shape: tuple[int, ...]
     size: int
     origin_dtype: str
-    shard: int
+    sources: tuple[BaseRange, ...]
     kind: int
     origin: int
     origin_held: bool
@@ -50,6 +51,12 @@ class TensorRecord(NamedTuple):
     directions: range
     digests: range
     segment: int
+    target: int | None
+
+    @property
+    def in_base(self) -> bool:
+        """Whether it starts from the base."""
+        return self.kind != f.TIED and self.origin == f.IN_BASE
 
 
 def join(manifest: Manifest, table: npt.NDArray[Any]) -> list[TensorRecord]:
@@ -67,14 +74,16 @@ def join(manifest: Manifest, table: npt.NDArray[Any]) -> list[TensorRecord]:
     found = []
     for number, entry in enumerate(manifest.tensors):
         row = {name: values[number] for name, values in columns.items()}
-        in_base = row["origin"] == f.IN_BASE
+        tied = row["kind"] == f.TIED
+        in_base = not tied and row["origin"] == f.IN_BASE
+        first = 0 if tied else row["first"]
         digests = -(-entry.size // f.PIECE) if in_base else 0
         found.append(
             TensorRecord(
-                number, entry.name, entry.dtype, entry.shape, entry.size, entry.origin_dtype, entry.shard, row["kind"],
-                row["origin"], row["origin"] == f.STORED or (in_base and manifest.embedded),
-                Span(row["chunk"], row["offset"]), range(row["first"], row["first"] + row["directions"]),
-                range(row["digest"], row["digest"] + digests), row["segment"],
+                number, entry.name, entry.dtype, entry.shape, entry.size, entry.origin_dtype, entry.sources,
+                row["kind"], row["origin"], row["origin"] == f.STORED or (in_base and manifest.embedded),
+                Span(row["chunk"], row["offset"]), range(first, first + row["directions"]),
+                range(row["digest"], row["digest"] + digests), row["segment"], row["first"] if tied else None,
             )
         )  # fmt: skip
     return found

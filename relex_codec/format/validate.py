@@ -13,6 +13,7 @@ from relex_codec.errors import Corrupt
 
 from . import constants as f
 from .index import Index
+from .tensor_record import TensorRecord
 
 
 def check(index: Index, file_size: int) -> None:
@@ -87,46 +88,59 @@ def _check_frames(index: Index) -> None:
 
 
 def _check_tensors(index: Index) -> None:
-    directions = digests = shard = 0
-    stored_seen = False
+    directions = digests = 0
     for tensor in index.tensors:
-        in_base, moving, framed = tensor.origin == f.IN_BASE, tensor.kind == f.MOVING, tensor.kind == f.FRAMED
-        k = len(tensor.directions)
-        ok = (
-            tensor.kind <= f.FRAMED
-            and tensor.origin <= f.STORED
-            and (k > 0) == moving
-            and tensor.directions.start == (directions if moving else 0)
-            and tensor.digests.start == (digests if in_base else 0)
-            and (tensor.origin_held or tensor.origin_span == (0, 0))
-            and (in_base or tensor.origin_dtype == tensor.dtype)
-            and tensor.segment <= index.segments
-            and (tensor.size > 0 or not tensor.segment)
-            and (tensor.segment > 0 or not framed or not tensor.size)
-            and (framed or index.has_exact or not tensor.segment)
-        )
-        floats = tensor.dtype in FLOATS and tensor.origin_dtype in FLOATS
-        ok = ok and (floats and tensor.size > 0 if moving else floats or tensor.dtype == tensor.origin_dtype)
-        if in_base:
-            ok = ok and not stored_seen and tensor.shard >= shard
-            shard = tensor.shard
-            digests += len(tensor.digests)
-            ok = ok and digests <= len(index.digests)
-        else:
-            stored_seen = True
-        if moving:
-            ok = ok and directions + k <= len(index.directions)
-            most = min(tensor.shape[-2:]) if len(tensor.shape) > 1 else 0
-            ok = ok and bool((index.directions["rank"][directions : directions + k] <= most).all())
-            directions += k
-        if not ok:
+        if not (_tied(index, tensor) if tensor.kind == f.TIED else _untied(index, tensor, directions, digests)):
             raise Corrupt(f"{f.TENSORS}: the record of {quote(tensor.name)} breaks the rules")
+        directions, digests = directions + len(tensor.directions), digests + len(tensor.digests)
     for name, used, there in (
         (f.DIRECTIONS, directions, len(index.directions)),
         (f.DIGESTS, digests, len(index.digests)),
     ):
         if used != there:
             raise Corrupt(f"{name} has {there} records, the tensors use {used}")
+
+
+def _tied(index: Index, tensor: TensorRecord) -> bool:
+    """Tell whether a tensor is another name of one, and nothing else."""
+    if tensor.target is None or tensor.target >= len(index.tensors):
+        return False
+    other = index.tensors[tensor.target]
+    return (
+        other.kind != f.TIED
+        and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+        and not tensor.sources
+        and tensor.origin == tensor.digests.start == tensor.segment == len(tensor.directions) == 0
+        and tensor.origin_span == (0, 0)
+    )
+
+
+def _untied(index: Index, tensor: TensorRecord, directions: int, digests: int) -> bool:
+    """Tell whether a tensor keeps the rules whose first direction and digest have these numbers, if it has any."""
+    moving, framed = tensor.kind == f.MOVING, tensor.kind == f.FRAMED
+    k = len(tensor.directions)
+    ok = (
+        tensor.kind <= f.FRAMED
+        and tensor.origin <= f.STORED
+        and bool(tensor.sources) == tensor.in_base
+        and (k > 0) == moving
+        and tensor.directions.start == (directions if moving else 0)
+        and tensor.digests.start == (digests if tensor.in_base else 0)
+        and digests + len(tensor.digests) <= len(index.digests)
+        and directions + k <= len(index.directions)
+        and (tensor.origin_held or tensor.origin_span == (0, 0))
+        and tensor.segment <= index.segments
+        and (tensor.size > 0 or not tensor.segment)
+        and (tensor.segment > 0 or not framed or not tensor.size)
+        and (framed or index.has_exact or not tensor.segment)
+    )
+    floats = tensor.dtype in FLOATS and tensor.origin_dtype in FLOATS
+    most = min(tensor.shape[-2:]) if len(tensor.shape) > 1 else 0
+    return (
+        ok
+        and (floats and tensor.size > 0 if moving else floats or tensor.dtype == tensor.origin_dtype)
+        and bool((index.directions["rank"][directions : directions + k] <= most).all())
+    )
 
 
 def _check_tiling(index: Index) -> None:

@@ -118,7 +118,13 @@ class ChunkWriter:
 
 @dataclass(slots=True)
 class Tables:
-    """The tables of a file, ready to be written; arrays as in `index.Index`."""
+    """The tables of a file, ready to be written; arrays as in `index.Index`.
+
+    Attributes:
+        errors: float32 [2, T], relative errors of tiers ``track`` and ``line`` at each step.
+        norms: float64 [tensors + directions], 1-norms of origins, then of directions; `unknown_figures` gives both
+            where they are not known.
+    """
 
     steps: npt.NDArray[np.int64]
     manifest: Manifest
@@ -126,6 +132,13 @@ class Tables:
     directions: npt.NDArray[Any]
     digests: npt.NDArray[np.uint8]
     coefficients: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float32]
+    norms: npt.NDArray[np.float64]
+
+
+def unknown_figures(tensors: int, directions: int, steps: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return `Tables.errors` and `Tables.norms` of a file of which nobody knows them: NaN everywhere."""
+    return np.full((2, steps), np.nan, np.float32), np.full(tensors + directions, np.nan, np.float64)
 
 
 @dataclass(slots=True)
@@ -213,6 +226,8 @@ class FileWriter:
             f.DIGESTS: tables.digests.tobytes(),
             f.CHUNKS: records.tobytes(),
             f.COEFFICIENTS: tables.coefficients.astype("<f8").tobytes(),
+            f.ERRORS: tables.errors.astype("<f4").tobytes(),
+            f.NORMS: tables.norms.astype("<f8").tobytes(),
         }
         shapes: dict[str, tuple[str, Sequence[int]]] = {
             f.STEPS: ("I64", [len(tables.steps)]),
@@ -221,6 +236,8 @@ class FileWriter:
             f.DIGESTS: ("U8", list(tables.digests.shape)),
             f.CHUNKS: ("U8", [len(records), f.CHUNK_RECORD.itemsize]),
             f.COEFFICIENTS: ("F64", list(tables.coefficients.shape)),
+            f.ERRORS: ("F32", list(tables.errors.shape)),
+            f.NORMS: ("F64", list(tables.norms.shape)),
         }
         lengths = {name: len(data) for name, data in raw.items()} | dict(zip(f.DATA, sizes, strict=True))
         names: tuple[str, ...] = f.ENTRIES

@@ -24,6 +24,7 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
 from relex_codec.errors import InvalidArgument
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, without_secrets
@@ -90,7 +91,7 @@ class RelexStorageReader(StorageReader):
         """
         reader, names = self._opened()
         return Metadata(
-            {key: _described(reader, name) for key, name in names.items()},
+            {key: self._described(reader, name) for key, name in names.items()},
             planner_data={key: (key,) for key in names},
             storage_meta=StorageMeta(checkpoint_id=without_secrets(self.checkpoint_id)),
         )
@@ -130,10 +131,10 @@ class RelexStorageReader(StorageReader):
         def decode(item: ReadItem) -> torch.Tensor:
             name, index = place(item)
             bits = reader.box(name, self._step, self._tier, index)
-            return as_tensor(bits.reshape(-1), reader.entry(name).dtype, bits.shape)
+            return as_tensor(bits.reshape(-1), self._entry(reader, name).dtype, bits.shape)
 
         with reader.ahead(map(place, plan.items), self._step, self._tier):
-            for items in batches(plan.items, [_nbytes(item, reader, names) for item in plan.items], TOGETHER):
+            for items in batches(plan.items, [self._nbytes(item, reader, names) for item in plan.items], TOGETHER):
                 for item, value in zip(items, parallel_map(decode, items, IO_THREADS), strict=True):
                     target = planner.resolve_tensor(item).detach()
                     if target.shape != value.shape:
@@ -163,12 +164,28 @@ class RelexStorageReader(StorageReader):
         return self._reader, self._names
 
     def _named(self, reader: RunReader) -> dict[str, str]:
-        names = {entry.name: entry.name for entry in reader.container.index.manifest.tensors}
+        names = {name: name for name in reader.keys(reader.layout(self._step, self._tier))}
         for key, name in self._tied.items():
             if name not in names or key in names:
                 wrong = f"{quote(name)} is not in" if name not in names else f"{quote(key)} itself is in"
                 raise InvalidArgument(f"tied says that {quote(key)} shares {quote(name)}, but {wrong} {reader.path}")
         return {self._prefix + key: name for key, name in (names | self._tied).items()}
+
+    def _entry(self, reader: RunReader, name: str) -> TensorRecord:
+        return reader.entry(name, self._step, self._tier)
+
+    def _described(self, reader: RunReader, name: str) -> TensorStorageMetadata:
+        entry = self._entry(reader, name)
+        if entry.dtype not in DTYPES:
+            raise InvalidArgument(f"torch {torch.__version__} has no dtype for {entry.dtype}, which {quote(name)} has")
+        shape = torch.Size(entry.shape)
+        chunk = ChunkStorageMetadata(torch.Size([0] * len(shape)), shape)
+        return TensorStorageMetadata(TensorProperties(DTYPES[entry.dtype]), shape, [chunk])
+
+    def _nbytes(self, item: ReadItem, reader: RunReader, names: Mapping[str, str]) -> int:
+        """Bytes of what an item asks for."""
+        entry = self._entry(reader, names[item.storage_index.fqn])
+        return math.prod(item.lengths) * DTYPES[entry.dtype].itemsize
 
 
 def batches(items: Sequence[ReadItem], sizes: Sequence[int], limit: int) -> Iterator[list[ReadItem]]:
@@ -183,18 +200,3 @@ def batches(items: Sequence[ReadItem], sizes: Sequence[int], limit: int) -> Iter
         total += size
     if batch:
         yield batch
-
-
-def _described(reader: RunReader, name: str) -> TensorStorageMetadata:
-    entry = reader.entry(name)
-    if entry.dtype not in DTYPES:
-        raise InvalidArgument(f"torch {torch.__version__} has no dtype for {entry.dtype}, which {quote(name)} has")
-    shape = torch.Size(entry.shape)
-    chunk = ChunkStorageMetadata(torch.Size([0] * len(shape)), shape)
-    return TensorStorageMetadata(TensorProperties(DTYPES[entry.dtype]), shape, [chunk])
-
-
-def _nbytes(item: ReadItem, reader: RunReader, names: Mapping[str, str]) -> int:
-    """Bytes of what an item asks for."""
-    entry = reader.entry(names[item.storage_index.fqn])
-    return math.prod(item.lengths) * DTYPES[entry.dtype].itemsize

@@ -59,17 +59,18 @@ class Place(NamedTuple):
     def size(self) -> int | None:
         """Return the bytes of the file, or None if there is none of that name."""
         with _found():
-            return self.files.size(self.name)
+            return self.files.at(self.step, self.asked).size(self.name)
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file of the step by name."""
         with _found():
-            return self.files.sizes()
+            return self.files.at(self.step, self.asked).sizes()
 
     def widened(self, start: int, end: int) -> tuple[int, int]:
         """Return the range that reading `start` to `end` of the file decodes in any case."""
-        if self.name in self.files.shards:
-            return self.files.shards[self.name].widened(start, end)
+        shards = self.files.at(self.step, self.asked).shards
+        if self.name in shards:
+            return shards[self.name].widened(start, end)
         return 0, self.size() or 0  # the other files are small, and read whole
 
 

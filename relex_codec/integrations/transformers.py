@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from relex_codec.core.indexing import split_index
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
-from relex_codec.run.export import check_room, embedded_bytes
+from relex_codec.format.step_layout import StepLayout
+from relex_codec.run.export import check_room, stored_bytes
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
@@ -63,8 +64,8 @@ def load_model(
     """
     transformers = _transformers()
     with RunReader(url, base=base, storage_options=storage_options) as reader:
-        reader.tier(step, tier)  # refused here rather than in the midst of loading
-        with side_files(reader) as folder:
+        layout = reader.layout(step, tier)  # a step that cannot be is refused here, not in the midst of loading
+        with side_files(reader, layout) as folder:
             config, kwargs = _config(transformers, folder, kwargs)
             generation = None
             if "generation_config" not in kwargs and os.path.exists(os.path.join(folder, "generation_config.json")):
@@ -72,7 +73,7 @@ def load_model(
             chosen = _class(transformers, model_class, config, reader.path, kwargs)
         give_info, allow = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
         failed: list[RelexError] = []
-        names = reader.keys()
+        names = reader.keys(layout)
         sharded = kwargs.get("tp_plan") is not None  # then each rank asks for its part only
         ahead = reader.ahead([] if sharded else [(name, ...) for name in names], step, tier)
         try:
@@ -103,7 +104,7 @@ def load_model(
 def load_tokenizer(
     url: PathLike, *, base: PathLike | None = None, storage_options: Options = None, **kwargs: Any
 ) -> Any:
-    """Return the tokenizer of a run, which is its base's and the same at every step.
+    """Return the tokenizer of a run, as its last observed step has it.
 
     Args:
         url: path or URL of the ``.relex`` file.
@@ -115,18 +116,23 @@ def load_tokenizer(
         CheckpointError: the base is not there.
     """
     transformers = _transformers()
-    with RunReader(url, base=base, storage_options=storage_options) as reader, side_files(reader) as folder:
+    with (
+        RunReader(url, base=base, storage_options=storage_options) as reader,
+        side_files(reader, reader.container.index.layout) as folder,
+    ):
         return transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
 
 
 @contextmanager
-def side_files(reader: RunReader) -> Iterator[str]:
-    """Write the files of a decoded checkpoint that are no weights to a temporary directory, and give its path."""
+def side_files(reader: RunReader, layout: StepLayout) -> Iterator[str]:
+    """Write the files of a layout that are no weights to a temporary directory, and give its path."""
     with tempfile.TemporaryDirectory(prefix="relex-") as folder:
-        size = embedded_bytes(reader.decoder)
+        size = stored_bytes(layout)
         check_room(folder, folder, "the files beside the weights have", size, "set TMPDIR to a place with more room")
-        for name, content in reader.side_files().read_all():
-            with open(os.path.join(folder, name), "wb") as out:
+        for name, content in reader.side_files(layout).read_all():
+            path = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as out:
                 out.writelines(content)
         yield folder
 
@@ -143,7 +149,7 @@ class LazyTensor:
     ) -> None:
         self._reader, self._name, self._step, self._tier = reader, name, step, tier
         self._failed, self._device = failed, device
-        self._entry = reader.entry(name)
+        self._entry = reader.entry(name, step, tier)
 
     def get_shape(self) -> list[int]:
         """Shape, as safetensors' slices give it."""

@@ -65,10 +65,10 @@ class DescribedRun:
         self.path = reader.path
 
     def __len__(self) -> int:
-        return len(self._reader.container.index.tensors)
+        return len(self._reader.container.index.layout.tensors)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._reader.container.index
+        return name in self._reader.container.index.layout
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())

@@ -30,7 +30,7 @@ class Held(NamedTuple):
 
     Attributes:
         shape: of what is held, which may be a box of the tensor.
-        number: of the tensor.
+        number: of the tensor that is read for it.
         jobs: one a window, whose origin is the window's elements and nothing else; none where no kernel decodes it.
         values: the tensor itself from a step on, or at every step; empty where there are jobs.
         base: what it is in the base, where `values` are not that.
@@ -58,7 +58,8 @@ class Held(NamedTuple):
 
 def plan_held(decoder: TensorDecoder, boxes: Sequence[TensorBox]) -> ReadPlan:
     """Plan to read origin and directions of boxes, each window as one batch; of framed tensors the first step."""
-    return plan_boxes(decoder, boxes, [StepTier(0.0, "line")], whole_windows=True)
+    first = float(decoder.container.index.steps[0])
+    return plan_boxes(decoder, boxes, [StepTier(first, "line")], whole_windows=True)
 
 
 def read_held(
@@ -74,7 +75,7 @@ def read_held(
         InvalidArgument: a tensor that is stored step by step changes too often.
     """
     for one, planned in zip(boxes, plan.tensors, strict=True):
-        tensor = one.tensor
+        tensor = planned.tensor
         jobs: list[DecodeJob] = []
         values: list[tuple[float, torch.Tensor]] = []
         base = None
@@ -84,7 +85,7 @@ def read_held(
             values, base = _changes(decoder, one), _read(decoder, one, StepTier(0.0, "base"))
         else:
             values = [(0.0, _read(decoder, one, plan.steps[0]))]
-        yield tensor.name, Held(tensor.dtype, one.shape, tensor.number, jobs, values, base)
+        yield one.tensor.name, Held(tensor.dtype, one.shape, tensor.number, jobs, values, base)
 
 
 def _read(decoder: TensorDecoder, one: TensorBox, step: StepTier) -> torch.Tensor:

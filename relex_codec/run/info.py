@@ -15,7 +15,7 @@ from relex_codec.format.tensor_record import TensorRecord
 
 KINDS = ("directions", "coefficients", "exact", "base", "index")
 """What the bytes of a file are for."""
-_KINDS = {f.SAME: "same", f.MOVING: "moving", f.FRAMED: "framed"}
+_KINDS = {f.SAME: "same", f.MOVING: "moving", f.FRAMED: "framed", f.TIED: "tied"}
 
 
 def stored_bytes(container: FileReader) -> dict[str, int]:
@@ -97,7 +97,7 @@ def tensor_row(index: Index, tensor: TensorRecord) -> dict[str, Any]:
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "kind": _KINDS[tensor.kind],
-        "origin": "base" if tensor.origin == f.IN_BASE else "file",
+        "origin": "base" if index.target(tensor).in_base else "file",
         "directions": len(tensor.directions),
     }
     if tensor.directions:

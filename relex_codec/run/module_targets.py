@@ -33,7 +33,11 @@ class Target(NamedTuple):
 
 
 def match(
-    shapes: Mapping[str, Sequence[int]], module: torch.nn.Module, names: Names = None, prefix: str = ""
+    shapes: Mapping[str, Sequence[int]],
+    module: torch.nn.Module,
+    names: Names = None,
+    prefix: str = "",
+    tied: Mapping[str, int] | None = None,
 ) -> list[Target]:
     """Find the memory of each tensor of a file in a module.
 
@@ -41,6 +45,8 @@ def match(
         shapes: of the tensors that are loaded.
         names: where they go, if not to the parameter or buffer of their name.
         prefix: before all names in the module, as wrappers put it there (``module.``, ``_orig_mod.``).
+        tied: for each tensor that is loaded the number of the one that it is another name of, or its own. Two that are
+            one may go to one tensor of the module, which is then written once.
 
     Raises:
         InvalidArgument: the module lacks a name or the file something that the module has; a shape differs; a part of a
@@ -83,15 +89,23 @@ def match(
             "see the arguments prefix and names"
         )
     owners: dict[object, str] = {}
+    numbers, again = tied or {}, set[str]()
     for target, parts in boxes.items():
         _check_cover(target, tensors[target], parts)
         other = owners.setdefault(_memory(tensors[target]) or target, target)
-        if other != target:
+        if other == target:
+            continue
+        if len(parts) == len(boxes[other]) and all(
+            numbers.get(one[0], one[0]) == numbers.get(two[0], two[0]) and one[1] == two[1]
+            for one, two in zip(parts, boxes[other], strict=True)
+        ):
+            again.update(name for name, _ in parts)
+        else:
             raise InvalidArgument(
                 f"{quote(other)} and {quote(target)} of the module are one tensor, the file has two: leave one out in "
                 "names"
             )
-    return found
+    return [target for target in found if target.name not in again]
 
 
 def _memory(tensor: torch.Tensor) -> object | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,15 +11,16 @@ import numpy as np
 import torch
 
 from relex_codec.core.dtypes import F32
-from relex_codec.core.indexing import TensorIndex
+from relex_codec.core.indexing import Box, TensorIndex
 from relex_codec.core.text import quote
 from relex_codec.core.threads import prefetched
 from relex_codec.core.torch_dtypes import DTYPES, as_tensor
 from relex_codec.decoding.device_transfer import AHEAD, DeviceMemory, bits_of
 from relex_codec.decoding.tensor_decoder import TensorDecoder
-from relex_codec.decoding.tensors import box_at
-from relex_codec.decoding.tiers import LINEAR, StepTier, as_step, choose_tier, coefficient
+from relex_codec.decoding.tensors import TensorBox, box_at
+from relex_codec.decoding.tiers import LINEAR, StepTier, as_step, check_reach, choose_tier, coefficient
 from relex_codec.errors import InvalidArgument
+from relex_codec.format.index import Index
 from relex_codec.kernels.dispatch import device_kernel, host_kernel, is_host
 from relex_codec.kernels.interface import Decode, DecodeJob, Prepare, Window
 
@@ -52,17 +53,20 @@ class Resident:
         self._container = decoder.container
         index = decoder.container.index
         chosen = dict(slices or {})
-        unknown = next((name for name in chosen if name not in index), None)
+        unknown = next((name for name in chosen if name not in index.layout), None)
         if unknown is not None:
             path = decoder.container.source.path
             raise InvalidArgument(f"{path} has no tensor {quote(unknown)}, of which a slice is wanted")
-        boxes = [box_at(tensor, chosen.get(tensor.name, ...)) for tensor in index.tensors]
+        boxes = [box_at(tensor, chosen.get(tensor.name, ...)) for tensor in index.layout.tensors]
+        shared = _shared(index, boxes)
+        boxes = [one for one in boxes if shared[one.tensor.name] == one.tensor.name]
         memory = DeviceMemory(self.device)
         plan = plan_held(decoder, boxes)
         with decoder.fetcher.ahead(plan):
             ready = prefetched(read_held(decoder, plan, boxes, memory.allocate), AHEAD)
-            self._held = {name: self._put(held, memory) for name, held in ready}
+            held_once = {name: self._put(held, memory) for name, held in ready}
         memory.wait()
+        self._held = {name: held_once[other] for name, other in shared.items()}
         self._rows = {
             direction: self._container.coefficients(direction)[0]
             for held in self._held.values()
@@ -70,7 +74,7 @@ class Resident:
             for direction in index.tensors[held.number].directions
         }
         self._prepared: dict[tuple[str, ...], Decode] = {}
-        self.nbytes = sum(held.nbytes for held in self._held.values())
+        self.nbytes = sum(held.nbytes for held in held_once.values())
 
     def __repr__(self) -> str:
         return f"Resident({self._container.source.path!r}, {len(self._held)} tensors on {self.device})"
@@ -109,6 +113,7 @@ class Resident:
     def state_dicts(self, steps: Sequence[float], *, tier: str = "auto") -> list[dict[str, torch.Tensor]]:
         """Return all tensors at each of some steps; base and codes are read once for all of them."""
         chosen = [StepTier(float(step), self.tier(step, tier=tier)) for step in steps]
+        self._check_reach(chosen, self._held)
         states = [
             {n: torch.empty(h.shape, dtype=DTYPES[h.dtype], device=self.device) for n, h in self._held.items()}
             for _ in chosen
@@ -141,9 +146,11 @@ class Resident:
             InvalidArgument: names or shapes of module and run differ; a step or tier that is not there.
         """
         chosen = [StepTier(float(step), self.tier(step, tier=tier))]
-        targets = match({name: held.shape for name, held in self._held.items()}, module, names, prefix)
+        shapes = {name: held.shape for name, held in self._held.items()}
+        targets = match(shapes, module, names, prefix, {name: id(held) for name, held in self._held.items()})
         check_dtypes(targets, {name: DTYPES[held.dtype] for name, held in self._held.items()})
         # Coefficients are computed before anything is written: a step may be too far out.
+        self._check_reach(chosen, [target.name for target in targets])
         g = self._coefficients(chosen, [target.name for target in targets])
         direct = {t.name: t.tensor for t in targets if self._is_direct(t)}
         others = [target for target in targets if target.name not in direct]
@@ -158,6 +165,12 @@ class Resident:
             torch.autograd.graph.increment_version(target.owner)
         if self.device.type == "cuda" and not non_blocking:
             torch.cuda.current_stream(self.device).synchronize()
+
+    def _check_reach(self, steps: Sequence[StepTier], names: Iterable[str]) -> None:
+        index = self._container.index
+        for step in steps:
+            for name in names:
+                check_reach(index, index.tensor(name), step)
 
     def _is_direct(self, target: Target) -> bool:
         """Whether a kernel can write there, without a copy between."""
@@ -248,6 +261,15 @@ class Resident:
     def _as_tensor(self, origin: Any, dtype: str) -> torch.Tensor:
         tensor: torch.Tensor = as_tensor(origin, dtype, origin.shape) if self._host else origin.view(DTYPES[dtype])
         return tensor
+
+
+def _shared(index: Index, boxes: Sequence[TensorBox]) -> dict[str, str]:
+    """Return for each box the name of the first one that is the same part of the same tensor."""
+    first: dict[tuple[int, Box], str] = {}
+    return {
+        one.tensor.name: first.setdefault((index.target(one.tensor).number, one.box), one.tensor.name)
+        for one in boxes
+    }  # fmt: skip
 
 
 def _converted(values: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.filenames import STEP_FOLDER
 from relex_codec.core.steps import select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
+from relex_codec.format.index import Index
+from relex_codec.format.step_layout import StepLayout
 from relex_codec.storage.local_writer import AtomicDirectory, create_file, flush_directory, write_at
 from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
-from .export import Shard, check_room, completing_last, embedded_bytes, nbytes, other_files, shards_of
+from .export import Shard, check_room, completing_last, nbytes, other_files, shards_of, stored_bytes
 
-FOLDER: Final = "global_step_{}"
-"""What the directory of a step is called."""
 ROOM: Final = 0.8
 """Share of the free room in the temporary directory that files on their way to a URL may take."""
 
@@ -82,107 +84,141 @@ def restore(
         BaseMismatch: the base is not the one that the run was encoded against.
         Corrupt: the file is damaged; the message names the tensor or the byte.
     """
-    manifest = decoder.container.index.manifest
-    shards = shards_of(decoder.container.index)
-    numbers = {int(step): number for number, step in enumerate(decoder.container.index.steps, 1)}
-    folders = {numbers[step]: FOLDER.format(step) for step in steps}
-    side = completing_last(manifest, other_files(decoder, shards))
+    index = decoder.container.index
+    numbers = {int(step): number for number, step in enumerate(index.steps, 1)}
+    groups: dict[StepLayout, dict[int, str]] = {}
+    for step in steps:
+        directory = index.manifest.steps[numbers[step] - 1].directory
+        folder = STEP_FOLDER.format(step) if directory is None else directory
+        groups.setdefault(index.layout_of(numbers[step]), {})[numbers[step]] = folder
+    lots = [Group(layout, shards_of(layout), folders) for layout, folders in groups.items()]
     if is_url(output):
         with UploadedDirectory(output, storage_options) as uploaded:
-            _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
+            _restore_to_url(decoder, uploaded, lots, on_bytes)
     else:
-        with AtomicDirectory(output) as directory:
-            _restore_to_disk(decoder, directory, shards, folders, side, embedded_bytes(decoder), on_bytes)
+        with AtomicDirectory(output) as directory_here:
+            _restore_to_disk(decoder, directory_here, lots, on_bytes)
+
+
+class Group(NamedTuple):
+    """Steps of one layout.
+
+    Attributes:
+        folders: directory of each step, by its number from 1 on.
+    """
+
+    layout: StepLayout
+    shards: list[Shard]
+    folders: dict[int, str]
+
+    def side(self, decoder: TensorDecoder) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """Yield name and content of each file that is no weights."""
+        return completing_last(self.layout, other_files(decoder, self.layout, self.shards))
+
+
+def needed_tensors(index: Index, numbers: Iterable[int]) -> dict[int, set[int]]:
+    """Return which tensors are to be restored at some stored steps, by numbers: those that others are names of."""
+    return {number: {index.target(one).number for one in index.layout_of(number).tensors} for number in numbers}
 
 
 def _restore_to_disk(
-    decoder: TensorDecoder,
-    directory: AtomicDirectory,
-    shards: Sequence[Shard],
-    folders: Mapping[int, str],
-    side: Iterable[tuple[str, Iterable[bytes]]],
-    side_bytes: int,
-    on_bytes: Callable[[int], Any],
+    decoder: TensorDecoder, directory: AtomicDirectory, groups: Sequence[Group], on_bytes: Callable[[int], Any]
 ) -> None:
+    folders = {number: folder for group in groups for number, folder in group.folders.items()}
+
     def place(number: int, name: str) -> str:
         return os.path.join(directory.path, folders[number], name)
 
-    size = sum(shard.size for shard in shards) + side_bytes
+    size = 0
+    for layout, shards, steps in groups:
+        size += len(steps) * (sum(shard.size for shard in shards) + stored_bytes(layout))
     hint = "choose fewer steps or another place"
-    check_room(os.path.dirname(directory.path), directory.shown, "the steps have", len(folders) * size, hint)
+    check_room(os.path.dirname(directory.path), directory.shown, "the steps have", size, hint)
     with directory.reported():
-        for number in folders:
-            os.mkdir(place(number, ""))
-            for shard in shards:
-                create_file(place(number, shard.name), shard.head, shard.size)
-    _replay(decoder, shards, folders, place, directory.reported, on_bytes)
-    first, *others = folders
-    for name, content in side:
-        _write_file(place(first, name), content, directory.reported)
-        with directory.reported():
-            for number in others:
-                shutil.copyfile(place(first, name), place(number, name))
+        for group in groups:
+            for number in group.folders:
+                os.makedirs(place(number, ""))
+                for shard in group.shards:
+                    create_file(place(number, shard.name), shard.head, shard.size)
+    _replay(decoder, {number: group.shards for group in groups for number in group.folders}, place,
+            directory.reported, on_bytes)  # fmt: skip
+    for group in groups:
+        first, *others = group.folders
+        for name, content in group.side(decoder):
+            _write_file(place(first, name), content, directory.reported)
+            with directory.reported():
+                for number in others:
+                    os.makedirs(os.path.dirname(place(number, name)), exist_ok=True)
+                    shutil.copyfile(place(first, name), place(number, name))
     with directory.reported():
-        parallel_map(flush_directory, [place(number, "") for number in folders], IO_THREADS)
+        parallel_map(flush_directory, [path for path, _, _ in os.walk(directory.path)], IO_THREADS)
 
 
 def _restore_to_url(
-    decoder: TensorDecoder,
-    directory: UploadedDirectory,
-    shards: Sequence[Shard],
-    folders: Mapping[int, str],
-    side: Iterable[tuple[str, Iterable[bytes]]],
-    on_bytes: Callable[[int], Any],
+    decoder: TensorDecoder, directory: UploadedDirectory, groups: Sequence[Group], on_bytes: Callable[[int], Any]
 ) -> None:
     def place(number: int, name: str) -> str:
         return os.path.join(directory.path, f"{number}-{name}")
 
-    for shard in shards:
-        for lot in _lots(directory, shard, list(folders)):
-            with directory.local():
-                for number in lot:
-                    create_file(place(number, shard.name), shard.head, shard.size)
-            _replay(decoder, [shard], lot, place, directory.local, on_bytes)
-            directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
-    for name, content in side:
-        path = place(0, name)
-        _write_file(path, content, directory.local)
-        directory.upload([(path, f"{folder}/{name}") for folder in folders.values()], keep=True)
-        os.unlink(path)
+    for _, shards, folders in groups:
+        for shard in shards:
+            own = [shard]
+            for lot in _lots(directory, shard, list(folders)):
+                with directory.local():
+                    for number in lot:
+                        create_file(place(number, shard.name), shard.head, shard.size)
+                _replay(decoder, dict.fromkeys(lot, own), place, directory.local, on_bytes)
+                directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
+    for group in groups:
+        for name, content in group.side(decoder):
+            path = place(0, name.replace("/", "-"))
+            _write_file(path, content, directory.local)
+            directory.upload([(path, f"{folder}/{name}") for folder in group.folders.values()], keep=True)
+            os.unlink(path)
 
 
 def _replay(
     decoder: TensorDecoder,
-    shards: Sequence[Shard],
-    numbers: Collection[int],
+    shards: Mapping[int, Sequence[Shard]],
     place: Callable[[int, str], str],
     reported: Callable[[], AbstractContextManager[None]],
     on_bytes: Callable[[int], Any],
 ) -> None:
-    """Fill the files of some shards, ``place(step number, name)`` each."""
+    """Fill the files of some shards, ``place(step number, name)`` each; `shards` are those of each step."""
     from relex_codec.exact.replay import replay_all
     from relex_codec.exact.segments import PartInfo  # numba is only needed here
 
-    places: dict[int, tuple[str, int]] = {}
-    """File of each tensor, and where it begins in it."""
-    for shard in shards:
-        at = len(shard.head)
-        for tensor in shard.tensors:
-            places[tensor.number] = shard.name, at
-            at += nbytes(tensor)
+    index = decoder.container.index
+    tables: dict[int, dict[int, list[tuple[str, int]]]] = {}
+    """For the shards of a layout, by their identity: where each tensor goes, under each of its names."""
+    for own in shards.values():
+        if id(own) in tables:
+            continue
+        places = tables[id(own)] = {}
+        for shard in own:
+            at = len(shard.head)
+            for tensor in shard.tensors:
+                places.setdefault(index.target(tensor).number, []).append((shard.name, at))
+                at += nbytes(tensor)
 
     def use(parts: list[PartInfo], number: int, found: list[Bits]) -> None:
         pieces: dict[str, list[tuple[int, Bits]]] = {}
+        written = 0
         for part, bits in zip(parts, found, strict=True):
-            name, begin = places[part.tensor]
-            pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
+            for name, begin in tables[id(shards[number])].get(part.tensor, ()):
+                pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
+                written += bits.nbytes
         with reported():
             for name, rows in pieces.items():
                 write_at(place(number, name), rows)
+        with lock:
+            on_bytes(written)
 
+    lock = threading.Lock()
     replay_all(
-        decoder.exact, numbers, decoder.part_origin, use, on_bytes, places.keys(),
-        decoder.fetcher.replay_plan(decoder.exact, numbers),
+        decoder.exact, shards.keys(), decoder.part_origin, use,
+        tensors={number for places in tables.values() for number in places},
+        plan=decoder.fetcher.replay_plan(decoder.exact, shards.keys()),
     )  # fmt: skip
 
 
@@ -205,6 +241,7 @@ def _write_file(path: str, content: Iterable[bytes], reported: Callable[[], Abst
     """Write a new file as its bytes come, which need not fit the memory."""
     at = 0
     with reported():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         create_file(path, b"", 0)
     for data in content:
         with reported():

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from relex_codec.core.progress import Progress, progress_bar
 from relex_codec.decoding.tensors import read_weights
-from relex_codec.decoding.tiers import StepTier
+from relex_codec.decoding.tiers import StepTier, layout_at
+from relex_codec.format.step_layout import StepLayout
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .describe import DescribedRun
 from .export import export, nbytes
-from .restore import choose_steps, numbered_steps, restore
+from .restore import choose_steps, needed_tensors, numbered_steps, restore
 from .run_reader import RunReader, checked_device
 from .verify import check_all, check_exact
 
@@ -112,10 +114,7 @@ class Run(DescribedRun):
         self, steps: Sequence[float], *, tier: str = "auto", slices: Mapping[str, TensorIndex] | None = None
     ) -> list[dict[str, torch.Tensor]]:
         """Return all tensors at each of some steps, as `state_dict`; base and codes are read once for all of them."""
-        chosen = dict(slices or {})
-        for name in chosen:
-            self._reader.entry(name)
-        return self._reader.tensors({name: chosen.get(name, ...) for name in self.keys()}, steps, tier, self.device)
+        return self._reader.states(slices or {}, steps, tier, self.device)
 
     def resident(self, *, device: Any = None, slices: Mapping[str, TensorIndex] | None = None) -> Resident:
         """Hold base and packed directions on a device, from where any step is decoded without disk or network.
@@ -157,13 +156,18 @@ class Run(DescribedRun):
         from relex_codec.exact.replay import replay_tensors
 
         decoder = self._reader.decoder
-        entries = decoder.container.index.tensors
+        index = decoder.container.index
         plan = decoder.fetcher.replay_plan(decoder.exact, numbers)
-        for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, plan):
+        wanted = needed_tensors(index, numbers)
+        for number, found in replay_tensors(decoder.exact, numbers, decoder.part_origin, wanted, plan):
             self._reader.check_open()  # the step might have been in memory
-            state = {
-                e.name: as_tensor(b, e.dtype, e.shape).to(self.device) for e, b in zip(entries, found, strict=True)
-            }
+            state: dict[str, torch.Tensor] = {}
+            names: Counter[int] = Counter(index.target(one).number for one in index.layout_of(number).tensors)
+            for one in index.layout_of(number).tensors:
+                target = index.target(one).number
+                names[target] -= 1
+                bits = found[target].copy() if names[target] else found.pop(target)  # each name has its own memory
+                state[one.name] = as_tensor(bits, one.dtype, one.shape).to(self.device)
             del found
             yield numbers[number], state
             del state  # of which nothing is held while the next step is made
@@ -192,8 +196,10 @@ class Run(DescribedRun):
 
         from .module_targets import check_dtypes, match
 
-        entries = self._reader.decoder.container.index.manifest.tensors
-        targets = match({entry.name: entry.shape for entry in entries}, module, names, prefix)
+        index = self._reader.decoder.container.index
+        entries = self._reader.layout(step, tier).tensors
+        tied = {entry.name: index.target(entry).number for entry in entries}
+        targets = match({entry.name: entry.shape for entry in entries}, module, names, prefix, tied)
         check_dtypes(targets, {entry.name: DTYPES[entry.dtype] for entry in entries})
         (decoded,) = self._reader.tensors({target.name: ... for target in targets}, [step], tier, self.device)
         with torch.no_grad():
@@ -235,8 +241,9 @@ class Run(DescribedRun):
         def weights(tensors: Sequence[TensorRecord]) -> Iterator[memoryview]:
             return read_weights(decoder, tensors, StepTier(float(step), chosen), self.device)
 
-        with self._bar("decode", 1, progress) as bar:
-            export(decoder, output, weights, bar.update, options)
+        layout = layout_at(decoder.container.index, StepTier(float(step), chosen))
+        with self._bar("decode", [layout], progress) as bar:
+            export(decoder, output, layout, weights, bar.update, options)
         return chosen
 
     def restore(
@@ -272,7 +279,9 @@ class Run(DescribedRun):
         """
         decoder = self._reader.decoder
         chosen = choose_steps(decoder, steps, exclude_steps)
-        with self._bar("restore", len(chosen), progress) as bar:
+        index = decoder.container.index
+        layouts = [index.layout_of(self.steps.index(step) + 1) for step in chosen]
+        with self._bar("restore", layouts, progress) as bar:
             options = self._options if storage_options is None else storage_options
             restore(decoder, output, chosen, bar.update, options)
         return chosen
@@ -312,14 +321,14 @@ class Run(DescribedRun):
         """
         decoder = self._reader.decoder
         count = len(choose_steps(decoder, None))
-        with self._bar("verify", count, progress) as bar:
+        total = count * sum(nbytes(one) for one in self._reader.container.index.tensors if one.target is None)
+        with progress_bar("verify", total, enabled=progress) as bar:
             check_exact(decoder, count, bar.update)
         return count
 
-    def _bar(self, what: str, steps: int, progress: bool) -> Progress:
-        """A bar for the bytes of so many steps."""
-        total = steps * sum(map(nbytes, self._reader.container.index.tensors))
-        return progress_bar(what, total, enabled=progress)
+    def _bar(self, what: str, layouts: Sequence[StepLayout], progress: bool) -> Progress:
+        """A bar for the bytes of steps that are laid out so."""
+        return progress_bar(what, sum(nbytes(one) for layout in layouts for one in layout.tensors), enabled=progress)
 
 
 def open(  # noqa: A001 (the public name is relex_codec.open)

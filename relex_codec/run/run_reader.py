@@ -5,7 +5,7 @@ Nothing here is part of the public interface.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from relex_codec.core.text import quote
 from relex_codec.decoding.base_locator import BaseLocator
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.decoding.tensors import box_at, plan_boxes, read_bits, read_tensors
-from relex_codec.decoding.tiers import StepTier, as_step, choose_tier
+from relex_codec.decoding.tiers import StepTier, as_step, choose_tier, layout_at
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.reader import FileReader
+from relex_codec.format.step_layout import StepLayout
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.storage.hub.revisions import refuse_offline
@@ -26,7 +27,7 @@ from relex_codec.storage.open import open_source
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike, options_for
 
-from .export import SideFiles
+from .side_files import SideFiles
 
 if TYPE_CHECKING:
     import torch
@@ -102,26 +103,30 @@ class RunReader:
         """Return what reads the base and checks it, also where the file embeds one."""
         return self.base.reader()
 
-    def side_files(self) -> SideFiles:
-        """Return the base's files that are no weights, which every step has as they are."""
-        return SideFiles(self.decoder)
+    def layout(self, step: float, tier: str = "auto") -> StepLayout:
+        """Return which tensors and files there are at a step."""
+        return layout_at(self.container.index, self._step_tier(step, tier))
+
+    def side_files(self, layout: StepLayout | None = None) -> SideFiles:
+        """Return the files of a layout that are no weights; default: those of tiers ``line`` and ``track``."""
+        return SideFiles(self.decoder, layout or self.container.index.layout)
 
     @property
     def steps(self) -> list[int]:
         """All steps that the file has coefficients of."""
         return [int(step) for step in self.container.index.steps]
 
-    def keys(self) -> list[str]:
-        """Names of the tensors, in the file's order."""
-        return [tensor.name for tensor in self.container.index.tensors]
+    def keys(self, layout: StepLayout | None = None) -> list[str]:
+        """Names of the tensors of a layout, in the file's order; default: that of tiers ``line`` and ``track``."""
+        return [tensor.name for tensor in (layout or self.container.index.layout).tensors]
 
-    def entry(self, name: str) -> TensorRecord:
-        """Return name, dtype and shape of a tensor.
+    def entry(self, name: str, step: float | None = None, tier: str = "auto") -> TensorRecord:
+        """Return name, dtype and shape of a tensor, at a step or as tiers ``line`` and ``track`` have it.
 
         Raises:
             InvalidArgument: there is no such tensor.
         """
-        return self.container.index.tensor(name)
+        return self.container.index.tensor(name, None if step is None else self.layout(step, tier))
 
     def tier(self, step: float, tier: str = "auto") -> str:
         """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``."""
@@ -138,7 +143,7 @@ class RunReader:
         Raises:
             InvalidArgument: the tensor has no such elements; and as `Run.tensor`.
         """
-        tensor = self.entry(name)
+        tensor = self.entry(name, step, tier)
         hi = tensor.size if hi is None else hi
         if not 0 <= lo <= hi <= tensor.size:
             raise InvalidArgument(f"elements {lo} to {hi} of {quote(name)}, which has {tensor.size}")
@@ -152,7 +157,7 @@ class RunReader:
         Raises:
             InvalidArgument: an index that the tensor does not have, or a step in it other than 1; and as `Run.tensor`.
         """
-        boxes = [box_at(self.entry(name), index)]
+        boxes = [box_at(self.entry(name, step, tier), index)]
         ((bits,),) = read_bits(self.decoder, boxes, [self._step_tier(step, tier)])
         return bits
 
@@ -160,7 +165,7 @@ class RunReader:
         self, wanted: Iterable[tuple[str, TensorIndex]], step: float, tier: str = "auto"
     ) -> AbstractContextManager[Any]:
         """Return a context in which these parts of tensors, asked for in about this order, are read ahead."""
-        boxes = [box_at(self.entry(name), index) for name, index in wanted]
+        boxes = [box_at(self.entry(name, step, tier), index) for name, index in wanted]
         return self.decoder.fetcher.ahead(plan_boxes(self.decoder, boxes, [self._step_tier(step, tier)]))
 
     # -- tensors -----------------------------------------------------------------------------------------------------
@@ -175,10 +180,42 @@ class RunReader:
         self, wanted: Mapping[str, TensorIndex], steps: Sequence[float], tier: str, device: Any
     ) -> list[dict[str, torch.Tensor]]:
         """Return parts of some tensors at each of some steps; base and codes are read once for all of them."""
+        return self._states(lambda _: wanted, steps, tier, device)
+
+    def states(
+        self, slices: Mapping[str, TensorIndex], steps: Sequence[float], tier: str, device: Any
+    ) -> list[dict[str, torch.Tensor]]:  # fmt: skip
+        """Return all tensors that there are at each of some steps, as `tensors`; of those in `slices` only a part."""
+
+        def wanted(layout: StepLayout) -> dict[str, TensorIndex]:
+            for name in slices:
+                self.container.index.tensor(name, layout)
+            return {name: slices.get(name, ...) for name in self.keys(layout)}
+
+        return self._states(wanted, steps, tier, device)
+
+    def _states(
+        self,
+        wanted: Callable[[StepLayout], Mapping[str, TensorIndex]],
+        steps: Sequence[float],
+        tier: str,
+        device: Any,
+    ) -> list[dict[str, torch.Tensor]]:
+        self.check_open()
         chosen = [self._step_tier(step, tier) for step in steps]
-        boxes = [box_at(self.entry(name), index) for name, index in wanted.items()]
         states: list[dict[str, torch.Tensor]] = [{} for _ in chosen]
-        for name, found in zip(wanted, read_tensors(self.decoder, boxes, chosen, device), strict=True):
-            for state, value in zip(states, found, strict=True):
-                state[name] = value
+        for layout, places in self.by_layout(chosen).items():
+            parts = wanted(layout)
+            boxes = [box_at(self.container.index.tensor(name, layout), index) for name, index in parts.items()]
+            decoded = read_tensors(self.decoder, boxes, [chosen[i] for i in places], device)
+            for name, found in zip(parts, decoded, strict=True):
+                for i, value in zip(places, found, strict=True):
+                    states[i][name] = value
         return states
+
+    def by_layout(self, steps: Sequence[StepTier]) -> dict[StepLayout, list[int]]:
+        """Return the layouts of some steps, and the places of the steps that each is of."""
+        found: dict[StepLayout, list[int]] = {}
+        for i, step in enumerate(steps):
+            found.setdefault(layout_at(self.container.index, step), []).append(i)
+        return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from relex_codec.core.indexing import TensorIndex, box_of, split_index
 from relex_codec.errors import InvalidArgument
+from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.source import closed_on_error
 from relex_codec.storage.urls import Options, PathLike
 
@@ -62,7 +63,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         self._reader = RunReader(filename, base=base, storage_options=storage_options)
         self._step, self._tier = step, tier
         with closed_on_error(self._reader):
-            self._reader.tier(step, tier)  # whether it reaches the step
+            self._layout = self._reader.layout(step, tier)  # and whether the tier reaches the step
 
     def __enter__(self) -> safe_open:
         return self
@@ -74,11 +75,11 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
 
     def keys(self) -> list[str]:
         """Names of the tensors, sorted, as safetensors gives them."""
-        return sorted(self._reader.keys())
+        return sorted(self._reader.keys(self._layout))
 
     def offset_keys(self) -> list[str]:
         """Names of the tensors in the order of the file."""
-        return self._reader.keys()
+        return self._reader.keys(self._layout)
 
     def metadata(self) -> dict[str, str]:
         """What the decoded checkpoint's ``__metadata__`` is."""
@@ -98,9 +99,12 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         """Return a lazy view; indexing it decodes what it needs."""
         return Slice(self, name)
 
+    def _entry(self, name: str) -> TensorRecord:
+        return self._reader.entry(name, self._step, self._tier)
+
     def _part(self, name: str, index: TensorIndex) -> Any:
         """Return what ``tensor[index]`` is, decoding nothing else."""
-        entry = self._reader.entry(name)
+        entry = self._entry(name)
         if self._framework == "pt":
             return self._reader.tensor(name, self._step, self._tier, index, self._device)
         if entry.dtype not in _NUMPY:
@@ -113,7 +117,7 @@ class Slice:
 
     def __init__(self, handle: safe_open, name: str) -> None:
         self._handle, self._name = handle, name
-        self._entry = handle._reader.entry(name)
+        self._entry = handle._entry(name)
 
     def get_shape(self) -> list[int]:
         """Shape of the whole tensor."""

@@ -1,6 +1,6 @@
 """The files that decoding writes of a step, listed and read in ranges without writing them.
 
-Names and sizes are the same for every step, and known without decoding: headers follow from the manifest.
+Names and sizes are those of the step's layout, and known without decoding: headers follow from the manifest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.constants import PIECE
+from relex_codec.format.step_layout import StepLayout
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.interface import flat
 
@@ -69,19 +70,18 @@ class ShardLayout:
         return low, min(low + piece, stop)
 
 
-class StepFiles:
-    """The files of the steps of an open run; methods may be called from several threads.
+class LayoutFiles:
+    """The files of the steps of one layout; methods may be called from several threads.
 
-    The base's other files (configuration, tokenizer) are looked for when one of them is asked for, not before.
+    Files that are no weights and only in the base are looked for when one of them is asked for, not before.
     """
 
-    def __init__(self, reader: RunReader) -> None:
-        self.reader = reader
-        index = reader.container.index
-        shards = shards_of(index)
+    def __init__(self, reader: RunReader, layout: StepLayout) -> None:
+        self._reader = reader
+        shards = shards_of(layout)
         self.shards = {shard.name: ShardLayout(shard) for shard in shards}
-        self._index = index_file(shards) if index.manifest.indexed else None
-        self._sides = reader.side_files()
+        self._index = index_file(shards) if layout.indexed else None
+        self._sides = reader.side_files(layout)
         self._side_sizes: dict[str, int] | None = None
         self._lock = threading.Lock()
 
@@ -104,28 +104,13 @@ class StepFiles:
         return self.side_sizes().get(name)
 
     def side_sizes(self) -> dict[str, int]:
-        """Return the bytes of each file of the base that is no weights; errors are those of `sizes`."""
+        """Return the bytes of each file that is no weights and no index; errors are those of `sizes`."""
         with self._lock:
             if self._side_sizes is None:
                 self._side_sizes = self._sides.sizes()
             return self._side_sizes
 
-    def read(self, name: str, step: float, tier: str, start: int, end: int) -> bytes:
-        """Return bytes `start` to `end` of a file that exists; only pieces of tensors that these touch are decoded.
-
-        Args:
-            tier: as `Run.tensor`.
-        """
-        if name not in self.shards:
-            return self.other(name, start, end)
-        out = io.BytesIO()  # which hands its buffer over without a copy
-        for data in self.stream(name, step, tier, start, end):
-            out.write(data)
-        return out.getvalue()
-
-    def stream(
-        self, name: str, step: float, tier: str, start: int = 0, end: int | None = None
-    ) -> Iterator[bytes | memoryview]:
+    def stream(self, name: str, step: StepTier, start: int = 0, end: int | None = None) -> Iterator[bytes | memoryview]:
         """Yield bytes `start` to `end` of a file that exists, tensor by tensor."""
         if name not in self.shards:
             if name == INDEX and self._index is not None:
@@ -135,13 +120,13 @@ class StepFiles:
             return
         layout = self.shards[name]
         parts = list(layout.parts(start, layout.size if end is None else end))
-        decoder = self.reader.decoder
+        decoder = self._reader.decoder
         spans = [
             (t, [flat(low // ITEMSIZE[t.dtype], -(-high // ITEMSIZE[t.dtype]))])
             for t, low, high in parts
             if t is not None
         ]
-        plan = decoder.plan(spans, [StepTier(float(step), self.reader.tier(step, tier))])
+        plan = decoder.plan(spans, [step])
         with decoder.fetcher.ahead(plan):
             planned = (window for tensor in plan.tensors for window in tensor.windows)
             for tensor, low, high in parts:
@@ -153,7 +138,48 @@ class StepFiles:
                 yield bits.reshape(-1).view(np.uint8).data[low - begin : high - begin]
 
     def other(self, name: str, start: int = 0, end: int | None = None) -> bytes:
-        """Return bytes of a file that exists and is no weights: the index, or one of the base's, as at every step."""
+        """Return bytes of a file that exists and is no weights."""
         if name == INDEX and self._index is not None:
             return self._index[start:end]
         return self._sides.read(name, start, end)
+
+
+class StepFiles:
+    """The files of the steps of an open run; methods may be called from several threads."""
+
+    def __init__(self, reader: RunReader) -> None:
+        self.reader = reader
+        self._layouts: dict[StepLayout, LayoutFiles] = {}
+        self._lock = threading.Lock()
+
+    def at(self, step: float, tier: str) -> LayoutFiles:
+        """Return the files that there are at a step.
+
+        Args:
+            tier: as `Run.tensor`.
+        """
+        layout = self.reader.layout(step, tier)
+        with self._lock:
+            if layout not in self._layouts:
+                self._layouts[layout] = LayoutFiles(self.reader, layout)
+            return self._layouts[layout]
+
+    def read(self, name: str, step: float, tier: str, start: int, end: int) -> bytes:
+        """Return bytes `start` to `end` of a file that exists; only pieces of tensors that these touch are decoded."""
+        if name not in self.at(step, tier).shards:
+            return self.other(name, step, tier, start, end)
+        out = io.BytesIO()  # which hands its buffer over without a copy
+        for data in self.stream(name, step, tier, start, end):
+            out.write(data)
+        return out.getvalue()
+
+    def stream(
+        self, name: str, step: float, tier: str, start: int = 0, end: int | None = None
+    ) -> Iterator[bytes | memoryview]:
+        """Yield bytes `start` to `end` of a file that exists, tensor by tensor."""
+        chosen = StepTier(float(step), self.reader.tier(step, tier))
+        yield from self.at(step, tier).stream(name, chosen, start, end)
+
+    def other(self, name: str, step: float, tier: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return bytes of a file that exists and is no weights."""
+        return self.at(step, tier).other(name, start, end)

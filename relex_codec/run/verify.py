@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
+from relex_codec.core.digests import DIGEST
+from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.decoding.read_plan import BATCH
-from relex_codec.decoding.stored_pieces import check_piece, raw_pieces
+from relex_codec.decoding.stored_pieces import check_piece, embedded_file, raw_pieces
 from relex_codec.decoding.tensor_decoder import TensorDecoder
+from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
 from relex_codec.format.index import PiecePlace
 from relex_codec.format.tensor_record import TensorRecord
@@ -19,7 +23,7 @@ def check_all(decoder: TensorDecoder) -> None:
     """Read every chunk, decode every code, check the digests of an embedded base.
 
     Raises:
-        Corrupt: a checksum, frame, code or digest is wrong.
+        Corrupt: a checksum, frame, code or digest is wrong, those of stored files included.
     """
     source = decoder.container.source
     with prefetching(ranges_to_fetch([(source, 0, source.size)])):
@@ -54,12 +58,22 @@ def _check_entries(decoder: TensorDecoder) -> None:
             _check_direction(decoder, tensor, direction)
         if tensor.origin_held:
             _check_origin(decoder, tensor)
-    for i in range(len(index.manifest.files)):
-        _check_places(decoder, index.file_places(i))
+    container.errors(), container.norms()
+    for i, file in enumerate(index.manifest.files):
+        if file.stored:
+            _check_file(decoder, i)
     if index.has_frames:
         for keys in decoder.exact.all_blobs():
             for i in range(0, len(keys), BATCH):
                 decoder.exact.fetch(keys[i : i + BATCH])
+
+
+def _check_file(decoder: TensorDecoder, number: int) -> None:
+    file, found = decoder.container.index.manifest.files[number], sha256()
+    for data in embedded_file(decoder.container, number):
+        found.update(data)
+    if file.digest is not None and found.digest()[:DIGEST].hex() != file.digest:
+        raise Corrupt(f"{decoder.container.source.path}: {quote(file.name)} differs from its digest")
 
 
 def _check_places(decoder: TensorDecoder, places: list[PiecePlace]) -> None:

@@ -187,7 +187,8 @@ class AtomicDirectory:
         try:
             with self.reported():
                 if kind is None:
-                    _sync_directory(self.path)
+                    for path, _, _ in os.walk(self.path):
+                        _sync_directory(path)
                     self._refuse_existing()  # someone may have filled it in the meantime
                     os.rename(self.path, self.target)
                     _sync_directory(os.path.dirname(self.target))
@@ -195,8 +196,11 @@ class AtomicDirectory:
             shutil.rmtree(self.path, ignore_errors=True)  # gone, if it was renamed
 
     def file(self, name: str) -> AtomicFile:
-        """Return a file of the directory, to be used as a context manager."""
-        return AtomicFile(os.path.join(self.path, name), shown=os.path.join(self.shown, name))
+        """Return a file of the directory, which may be in one below it, to be used as a context manager."""
+        path = os.path.join(self.path, name)
+        with self.reported():
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        return AtomicFile(path, shown=os.path.join(self.shown, name))
 
     def _refuse_existing(self) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):

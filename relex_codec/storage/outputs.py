@@ -196,7 +196,8 @@ class _PartOfDirectory(AtomicFile):
 
     def __init__(self, directory: UploadedDirectory, name: str) -> None:
         super().__init__(
-            os.path.join(directory.path, name), shown=f"{directory.shown}/{name} by way of {directory.path}"
+            os.path.join(directory.path, name.replace("/", "-")),
+            shown=f"{directory.shown}/{name} by way of {directory.path}",
         )
         self._directory, self._name = directory, name
 

@@ -170,7 +170,7 @@ def test_links_have_the_size_of_what_they_point_to(made: Path, linked: Path) -> 
         assert read_all(run._reader.side_files()) == contents(made)
 
 
-def test_the_embedded_files_or_those_of_the_base_that_is_given(
+def test_embedded_files_are_the_runs_whatever_base_is_given(
     made: Path, tmp_path: Path, zoo_file: Callable[..., Path]
 ) -> None:
     """One answer for every interface."""
@@ -183,8 +183,40 @@ def test_the_embedded_files_or_those_of_the_base_that_is_given(
     write_checkpoint(other, {"a": bf16([1.0])}, side={"config.json": b"{}"})
     with relex_codec.open(path, base=other) as run:
         assert not run._reader.base_embedded
-        with pytest.raises(relex_codec.BaseMismatch):
-            run._reader.side_files().sizes()
+        assert read_all(run._reader.side_files()) == embedded
+
+
+def test_a_file_of_the_base_that_is_another_is_refused(made: Path) -> None:
+    path = made / "base" / "tokenizer.json"
+    content = path.read_bytes()
+    with relex_codec.open(made / "x.relex") as run:
+        path.write_bytes(b"{}" + content[2:])
+        with pytest.raises(relex_codec.BaseMismatch, match=r"'tokenizer\.json' of base .* is not the one that the run"):
+            read_all(run._reader.side_files())
+    path.unlink()
+    with relex_codec.open(made / "x.relex") as run:
+        with pytest.raises(relex_codec.BaseMismatch, match=r"has no 'tokenizer\.json', which the run has"):
+            run._reader.side_files().read("tokenizer.json")
+        assert run._reader.side_files().read("config.json") == (made / "base" / "config.json").read_bytes()
+
+
+def test_documents_may_change_in_the_base_and_be_gone(made: Path, tmp_path: Path) -> None:
+    base, file = made / "base", tmp_path / "x.relex"
+    (base / "README.md").write_text("a card")
+    (base / "LICENSE").write_text("a licence")
+    relex_codec.encode(made / "run", file, base=base, quality="raw")
+    (base / "README.md").write_text("another card")
+    (base / "LICENSE").unlink()
+    with relex_codec.open(file) as run:
+        files = run._reader.side_files()
+        assert read_all(files) == contents(made) | {"README.md": b"another card"}
+        assert files.sizes() == sizes(made) | {"README.md": 12}
+        assert files.size("README.md") == 12 and files.size("LICENSE") is None and files.size("x") is None
+    (base / "LICENSE").write_text("a licence")
+    relex_codec.encode(made / "run", tmp_path / "embedded.relex", base=base, quality="raw", embed_base=True)
+    (base / "LICENSE").unlink()
+    with relex_codec.open(tmp_path / "embedded.relex") as run:
+        assert read_all(run._reader.side_files())["LICENSE"] == b"a licence"
 
 
 def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
@@ -208,5 +240,5 @@ def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
             patch.setattr(weight_files, "file_allowed", lambda found, name=name: found == name)
             patch.setattr(pipeline, "file_allowed", lambda found, name=name: found == name)
             relex_codec.encode(run, bad, base=base, quality="raw", embed_base=True)
-        with pytest.raises(Corrupt, match=f"'{name}' is no name of a file"):
+        with pytest.raises(Corrupt, match=f"'{name}' (is no name of a file|beside other weights than those of an)"):
             relex_codec.open(bad)

@@ -82,7 +82,7 @@ def test_room_for_it_is_looked_for_first(
             "save": lambda: run.save(tmp_path / "out", 2),
             "restore": lambda: run.restore(tmp_path / "out"),
             "upload": lambda: run.save("memory://out", 2),
-            "load_tokenizer": lambda: side_files(reader).__enter__(),
+            "load_tokenizer": lambda: side_files(reader, reader.container.index.layout).__enter__(),
         }
         with pytest.raises(InvalidArgument, match=message):
             do[how]()

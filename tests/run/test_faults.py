@@ -179,7 +179,7 @@ def lies(file: File) -> dict[str, bytes]:
     tensors = file.manifest["tensors"]
 
     def reshaped(name: str, shape: list[int]) -> list[Any]:
-        return [[n, d, shape if n == name else s, o, h] for n, d, s, o, h in tensors]
+        return [[n, d, shape if n == name else s, o] for n, d, s, o in tensors]
 
     chunks, records = file.entries["relex.chunks"], file.entries["relex.tensors"]
     return {
@@ -190,7 +190,14 @@ def lies(file: File) -> dict[str, bytes]:
         "a shape that overflows": with_manifest(file, tensors=reshaped("a", [1 << 40, 1 << 40])),
         "an empty shape that overflows": with_manifest(file, tensors=reshaped("a", [0, 1 << 60, 1 << 60])),
         "many dimensions": with_manifest(file, tensors=reshaped("a", [1] * 100)),
-        "a file's length": with_manifest(file, files=[[*file.manifest["files"][0][:1], huge, 0, 0]]),
+        "a file's length": with_manifest(file, files=[[one[0], huge, *one[2:]] for one in file.manifest["files"]]),
+        "elements of the base": with_manifest(
+            file,
+            tensors=[
+                [n, d, [huge] if n == "a" else s, [d, [[0, n, [huge], 0, huge]]] if n == "a" else o]
+                for n, d, s, o in tensors
+            ],
+        ),
         "raw lengths of chunks": file.rebuilt(
             {
                 "relex.chunks": b"".join(
@@ -227,6 +234,7 @@ LIES = (
     "a shape of a moving tensor", "a shape of a framed tensor", "a shape of a still tensor",
     "a shape of a stored tensor",
     "a shape that overflows", "an empty shape that overflows", "many dimensions", "a file's length",
+    "elements of the base",
     "raw lengths of chunks", "a raw length beyond the limit", "a stored length", "a position",
     "a number of directions", "a rank", "a span's chunk", "a span's offset", "no records", "too many records",
 )  # fmt: skip

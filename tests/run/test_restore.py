@@ -102,12 +102,13 @@ def test_files_are_those_of_save(zoo_run: Made, zoo_file: Zoo, tmp_path: Path, o
     check(tmp_path / "out", zoo_run, zoo_run.steps)
 
 
-def test_a_given_base_brings_its_own_files(zoo_run: Made, zoo_file: Zoo, tmp_path: Path) -> None:
+def test_files_of_the_run_are_not_those_of_a_given_base(zoo_run: Made, zoo_file: Zoo, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", zoo_run.base, shards=3, side={"LICENSE": b"mine"})
     with relex_codec.open(zoo_file("micro", exact=True, embed_base=True), base=tmp_path / "base") as run:
         run.restore(tmp_path / "out", steps="9")
     there = tmp_path / "out" / "global_step_9"
-    assert (there / "LICENSE").read_bytes() == b"mine" and not (there / "config.json").exists()
+    assert not (there / "LICENSE").exists()
+    assert (there / "tokenizer.json").read_bytes() == SIDE["tokenizer.json"]
 
 
 @pytest.mark.slow
@@ -127,7 +128,8 @@ def test_step_0_is_the_stored_one(tmp_path: Path) -> None:
     relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, quality="raw", exact=True)
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert run.restore(tmp_path / "out") == [0, 1]
-        assert not run._reader.bits("w", 0).any()  # the base
+        assert run.tier(0) == "exact"
+        assert run._reader.bits("w", 0).tolist() == [0x3F80] * 16  # and not those of the base
     check(tmp_path / "out", made, [0, 1])
 
 
