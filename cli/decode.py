@@ -25,8 +25,13 @@ from .output import as_json, base_option, print_json, show
     "steps, line beyond.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode: cpu or cuda; the bits are the same.")
+@click.option(
+    "--merge", is_flag=True, help="Of a run of adapters: write --base with the step's adapter merged into it."
+)
 @as_json
-def command(file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool) -> None:
+def command(
+    file: str, step: float, output: str, base: str | None, tier: str, device: str, merge: bool, as_json: bool
+) -> None:
     """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is.
 
     A local DIR appears when it is complete; at a URL file after file does, the index (or config.json) last.
@@ -34,7 +39,7 @@ def command(file: str, step: float, output: str, base: str | None, tier: str, de
     import relex_codec
 
     with relex_codec.open(file, base=base, device=device) as run:
-        used = run.save(output, step, tier=tier, progress=True)
+        used = run.save(output, step, tier=tier, merge=merge, progress=True)
         reach = f"observed to {run.observed_steps[-1]}, run to {run.steps[-1]}"
     if as_json:
         print_json({"file": file, "step": step, "tier": used, "output": output, "device": device})

@@ -72,12 +72,14 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
         return
     steps, sizes = document["steps"], document["bytes"]
     lacking = [row["name"] for row in document["tensor_rows"] if row["origin"] == "file"]
-    if lacking:
+    of_adapters = len(lacking) == document["tensors"]  # anything else without a tensor of the base was refused
+    if lacking and not of_adapters:
         show(f"{len(lacking)} tensors are not in the base and stored whole, the first {lacking[0]!r}", err=True)
-    if needs_base(document):
+    if needs_base(document) or of_adapters:
         given = options["base_uri"] is not None or document["base"] is None  # what the file says is for other places
         base = without_secrets(options["base"]) if given else place_of_base(document["base"], output)
-        show(f"keep the base, no step can be decoded without it: {base}", err=True)
+        why = "the adapters are merged into it" if of_adapters else "no step can be decoded without it"
+        show(f"keep the base, {why}: {base}", err=True)
     count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     show(
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "

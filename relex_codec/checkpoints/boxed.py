@@ -142,6 +142,10 @@ class BoxedCheckpoint(TensorReader):
                     f"{self.sources[stored.storage.file].path}, expected the same on all ranks; save it again"
                 )
 
+    def take_side_files(self, side_files: Mapping[str, SideFile]) -> None:
+        """Let these be the files beside the weights."""
+        self.side_files, self._side_files = list(side_files), side_files
+
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
         sides = [self._side_files[name] for name in names]

@@ -6,7 +6,7 @@ The rules on names are in checkpoints/weight_files.py, and what is said where th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from relex_codec.core.filenames import INDEX, SINGLE, shard_allowed
@@ -218,14 +218,18 @@ def side_file_sizes(sides: Mapping[str, SideFile], options: Options) -> dict[str
     return dict(zip(sides, parallel_map(size, sides.values(), CONCURRENT_REQUESTS), strict=True))
 
 
-def list_side_files(folder: str, options: Options) -> dict[str, SideFile]:
-    """Return the files beside the weights that a directory has, by name; none where there is no such directory."""
+def list_side_files(folder: str, options: Options, shards: Sequence[str] = ()) -> dict[str, SideFile]:
+    """Return the files beside the weights that a directory has, by name; none where there is no such directory.
+
+    Args:
+        shards: the files of weights, as of `filenames.file_allowed`.
+    """
     try:
         items = list_directory(folder, options, error=CheckpointError)
     except MissingCheckpoint:
         return {}
     sizes = {item.name: item.size for item in items if not item.is_dir}
-    return {name: SideFile(join_path(folder, name), sizes[name]) for name in weight_files.side_files(sizes)}
+    return {name: SideFile(join_path(folder, name), sizes[name]) for name in weight_files.side_files(sizes, shards)}
 
 
 def read_whole(path: str, options: Options, *, anew: bool = False) -> bytes:

@@ -65,6 +65,8 @@ BELOW: Final = (
     "merged",
 )
 """Where the weights of a step may lie below its directory, in order of preference."""
+ADAPTERS_BELOW: Final = ("", "lora_adapter", "actor/lora_adapter", "lora_adapters")
+"""Where an adapter may lie below the directory of a step: in it (TRL, prime-rl), verl, prime-rl with whole weights."""
 MARKERS: Final = ("STABLE", ".complete")
 """Files that trainers put into the directory of a step when it is complete: prime-rl, slime."""
 PLACEHOLDER: Final = "{step}"

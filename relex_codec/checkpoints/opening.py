@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from relex_codec.core.filenames import PICKLE, PICKLE_INDEX, PICKLES
+from relex_codec.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLE, PICKLE_INDEX, PICKLES
 from relex_codec.errors import CheckpointError
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, without_secrets
 
 from . import unreadable
+from .adapters import open_adapter
 from .boxed import Known
 from .checkpoint import TensorReader
 from .dcp import METADATA, open_dcp
@@ -24,6 +25,7 @@ from .safetensors import open_checkpoint
 from .shards import RANK_FILE, open_shards, rank_files
 from .slices import open_slices
 
+ADAPTER_PICKLE: Final = "adapter_model.bin"
 FSDP_WHOLE: Final = "pytorch_model_fsdp.bin"
 """The whole model as accelerate saves it with a full state dict."""
 
@@ -47,18 +49,28 @@ def telling_file(names: Collection[str]) -> str | None:
     for name in (PICKLE, PICKLE_INDEX, FSDP_WHOLE):
         if name in names:
             return name
-    rest = [name for name in names if name.endswith(PICKLES) and not unreadable.is_training_state(name)]
+    rest = [
+        name
+        for name in names
+        if name.endswith(PICKLES) and name != ADAPTER_PICKLE and not unreadable.is_training_state(name)
+    ]
     return rest[0] if len(rest) == 1 else None
+
+
+def adapter_file(names: Collection[str]) -> str | None:
+    """Return the file of a directory that has the weights of an adapter, if there is one."""
+    return next((name for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE) if name in names), None)
 
 
 def tells_kind(path: str) -> bool:
     """Tell whether a path is that of a file that tells the kind of a checkpoint."""
-    return _name(path) == METADATA or _name(path) == PICKLE_INDEX or path.endswith(PICKLES) or _is_slice(path)
+    name = _name(path)
+    return name in (METADATA, PICKLE_INDEX, ADAPTER_WEIGHTS) or name.endswith(PICKLES) or _is_slice(path)
 
 
 def needs_pickle(path: str) -> bool:
     """Tell whether reading the checkpoint that a path is of reads pickles."""
-    return tells_kind(path) and not _is_slice(path)
+    return tells_kind(path) and not path.endswith(".safetensors")
 
 
 def check_files(path: str, names: Collection[str], options: Options) -> None:
@@ -74,6 +86,8 @@ def check_files(path: str, names: Collection[str], options: Options) -> None:
     where = f"checkpoint {without_secrets(path.rpartition('/')[0])}"
     if RANK_FILE.fullmatch(_name(path)):
         rank_files(names, where)
+    elif _name(path) in (ADAPTER_WEIGHTS, ADAPTER_PICKLE) and ADAPTER_CONFIG not in names:
+        raise CheckpointError(f"{where} is incomplete: an adapter without {ADAPTER_CONFIG}")
     elif _name(path) == PICKLE_INDEX:
         check_pickled_index(path, options, names, where)
 
@@ -94,6 +108,9 @@ def open_reader(
     """
     if not tells_kind(path):
         return open_checkpoint(path, options, known=known)
+    path = pinned_to_commit(path, options)
+    if _name(path) in (ADAPTER_WEIGHTS, ADAPTER_PICKLE):
+        return open_adapter(path, options, known=known)
     opens: Callable[..., Any] = open_pickled
     if _name(path) == METADATA:
         opens = open_dcp
@@ -101,7 +118,7 @@ def open_reader(
         opens = open_shards
     elif _is_slice(path):
         opens = open_slices
-    reader: TensorReader = opens(pinned_to_commit(path, options), options, names=names, known=known)
+    reader: TensorReader = opens(path, options, names=names, known=known)
     return reader
 
 

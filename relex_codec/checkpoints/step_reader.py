@@ -18,7 +18,7 @@ from .broken import broken_steps
 from .checkpoint import TensorReader
 from .checks import check_against_base
 from .files import dangling_links, find_files, list_tree
-from .opening import check_files, needs_pickle, open_reader, refuse_pickle, telling_file, tells_kind
+from .opening import adapter_file, check_files, needs_pickle, open_reader, refuse_pickle, telling_file, tells_kind
 from .series import open_series
 from .weight_files import is_weights
 
@@ -177,9 +177,11 @@ def weights_folder(path: str, options: Options, *, allow_pickle: bool = False) -
     if message := unreadable.cache_root(os.path.abspath(where), [item.name for item in own if item.is_dir]):
         raise CheckpointError(f"checkpoint {where} {message}")
     could_be_read = False
-    for below in ("", *naming.BELOW):
+    searched = [(below, adapter_file) for below in naming.ADAPTERS_BELOW]
+    searched += [(below, telling_file) for below in ("", *naming.BELOW)]
+    for below, tell in searched:
         items = look(below)
-        name = telling_file([item.name for item in items if not item.is_dir])
+        name = tell([item.name for item in items if not item.is_dir])
         if name is not None:
             told = join_path(join_path(path, below) if below else path, name)
             if allow_pickle or not needs_pickle(told):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from relex_codec.core.filenames import INDEX, SINGLE, file_allowed, shard_allowed
@@ -24,12 +24,15 @@ def is_weights(name: str) -> bool:
     return name.endswith(".safetensors") and not name.startswith(_NOT_WEIGHTS) and not unreadable.SLICES.fullmatch(name)
 
 
-def side_files(names: Iterable[str]) -> list[str]:
+def side_files(names: Iterable[str], shards: Sequence[str] = ()) -> list[str]:
     """Return the files that a checkpoint carries besides weights: configuration, tokenizer, templates, code.
 
     Those that a `.relex` file may hold: training state, pickles and hidden files are left out.
+
+    Args:
+        shards: the files of weights, as of `filenames.file_allowed`.
     """
-    return sorted(name for name in names if file_allowed(name) and name not in _NOT_SIDE)
+    return sorted(name for name in names if file_allowed(name, shards) and name not in _NOT_SIDE)
 
 
 def shards_without_index(names: Collection[str], where: str, path: str) -> list[str]:

@@ -13,6 +13,7 @@ from relex_codec.checkpoints.base_uri import carried_over
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.discovery import find_checkpoints
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.filenames import ADAPTER_WEIGHTS
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
 from relex_codec.errors import BaseMismatch, InvalidArgument
@@ -24,6 +25,7 @@ from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
+from .adapter_run import NoBase
 from .appended_series import AppendedSeries, EmbeddedBase
 from .encode import new_segment, report_notes
 from .output import condition_of, is_same_file
@@ -124,6 +126,8 @@ def append(
 def _base(run: RunReader) -> TensorReader:
     """The base, whose reads are checked."""
     index = run.container.index
+    if list(index.layout.shards) == [ADAPTER_WEIGHTS]:
+        return NoBase(run.path)
     if run.base_embedded:
         return EmbeddedBase(run.decoder)
     reader = run.base_reader()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader, check_same_tensors
 from relex_codec.core.dtypes import Bits
 from relex_codec.decoding.stored_pieces import embedded_file
@@ -94,16 +96,26 @@ class RestoredStep(TensorReader):
     """
 
     def __init__(self, decoder: TensorDecoder, step: int, tensors: dict[str, TensorInfo]) -> None:
-        layout = decoder.container.index.layout
+        index = decoder.container.index
+        layout = index.layout_of(int(np.searchsorted(index.steps, step)) + 1)
         self.path = f"step {step} of {decoder.container.source.path}"
         self.tensors, self.shards, self.indexed = tensors, layout.shards, layout.indexed
-        self._decoder, self._step = decoder, step
+        self._decoder, self._step, self._files = decoder, step, layout.files
+        self.side_files = list(layout.files) if self.is_adapter else ()
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""
         self.check_range(name, lo, out.size)
         tensor = self._decoder.container.index.tensor(name)
         out[:] = self._decoder.read(tensor, StepTier(float(self._step), "exact"), lo, lo + out.size)
+
+    def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
+        """Return the bytes of several of `side_files`: those of an adapter, which the file holds."""
+        return (b"".join(embedded_file(self._decoder.container, self._files[name][0])) for name in names)
+
+    def file_sizes(self) -> dict[str, int]:
+        """Return the bytes of each of `side_files` by name."""
+        return {name: self._files[name][1].length for name in self.side_files}
 
 
 class EmbeddedBase(TensorReader):

@@ -21,6 +21,7 @@ from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
+from .adapter_run import NoBase
 from .output import condition_of
 from .pipeline import RunEncoder
 from .quality import Quality
@@ -115,8 +116,13 @@ def encode(
     with threadpool_limits(1, "blas"), writer:
         series.check()
         report_notes(series, base_reader)
+        origin: TensorReader = base_reader
+        if series.checkpoint(0).is_adapter:
+            if embed_base:
+                raise InvalidArgument("the base of adapters is not embedded: they are decoded without it; keep it")
+            origin = NoBase(base_reader.path)
         frames = partial(new_segment, writer, len(series.steps))
-        job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
+        job = RunEncoder(series, origin, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
         return job.write(uri, progress)
 

@@ -23,6 +23,7 @@ from relex_codec.format.manifest import Manifest, StepEntry, TensorEntry, whole_
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 from relex_codec.format.writer import FileWriter, PendingSpan
 
+from .adapter_run import StoredFiles, store_own_files
 from .direction_search import DirectionSearch, sample_starts
 from .fit import Fit, fit_directions
 from .full_check import FullCheck
@@ -69,21 +70,31 @@ class RunEncoder:
             base_uri: where the base is, for the manifest.
         """
         tensors = list(self.tensors(progress))
-        names = [name for name in self.base.side_files if file_allowed(name)]
-        stored = [
-            (name, content, self.embed_file(content) if self.embed else None)
-            for name, content in zip(names, self.base.read_files(names), strict=True)
-        ]
+        stored = self._files()
         self.writer.close_chunks()
-        files = file_entries(stored)
-        layout = plain_layout(tensors, self.base.shards, self.base.indexed, len(files))
+        whole = self.run.checkpoint(self.observed - 1) if self._of_adapters else self.base
+        layouts = [plain_layout(tensors, whole.shards, whole.indexed, files) for files in stored.layouts]
         manifest = Manifest(
             self.observed, self.exact, base_uri, self.embed, list(self.base.shards), self.quality.name,
-            self.quality.growth, [tensor.entry for tensor in tensors], files, [layout], 0,
-            [StepEntry(None, 0) for _ in self.run.steps],
+            self.quality.growth, [tensor.entry for tensor in tensors], file_entries(stored.files), layouts,
+            stored.of_step[self.observed - 1], [StepEntry(None, layout) for layout in stored.of_step],
         )  # fmt: skip
         tables = tables_of(tensors, np.array(self.run.steps, np.int64), manifest)
         return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
+
+    @property
+    def _of_adapters(self) -> bool:
+        """Whether the run is one of adapters, whose tensors are none of the base."""
+        return self.run.checkpoint(len(self.run.steps) - 1).is_adapter
+
+    def _files(self) -> StoredFiles:
+        """Store the files that are no weights: those of the base at every step, or an adapter's own."""
+        if self._of_adapters:
+            return store_own_files(self.run, self.observed, self.exact, self.embed_file)
+        names = [name for name in self.base.side_files if file_allowed(name)]
+        contents = zip(names, self.base.read_files(names), strict=True)
+        files = [(name, content, self.embed_file(content) if self.embed else None) for name, content in contents]
+        return StoredFiles(files, [list(range(len(files)))], [0] * len(self.run.steps))
 
     def _frames(self, number: int, info: TensorInfo) -> TensorJob:
         """Return what takes the steps of a tensor to the segment of frames."""
@@ -96,7 +107,7 @@ class RunEncoder:
         infos = {name: self.run.info(name) for name in self.run.names}
         shared = [infos[name] for name in self.base.tensors if name in infos and self._from_base(infos[name])]
         rest = [info for name, info in infos.items() if not self._from_base(info)]
-        if not shared:
+        if not shared and not self._of_adapters:
             first, there = next(iter(infos)), next(iter(self.base.tensors))
             raise InvalidArgument(
                 f"run and base {self.base.path} share no tensor: the run begins with {quote(first)}, "
@@ -139,7 +150,7 @@ class RunEncoder:
     def _tensor(self, number: int, info: TensorInfo) -> EncodedTensor:
         there = self.base.tensors.get(info.name)
         in_base = self._from_base(info)
-        shard = there.shard if there else len(self.base.shards) - 1
+        shard = there.shard if there else max(0, len(self.base.shards) - 1)
         origin = self._origin(info)
         sources = whole_tensor(shard, info.name, info.shape) if in_base else ()
         entry = TensorEntry(info.name, info.dtype, info.shape, origin.dtype, sources)

@@ -49,9 +49,11 @@ class EncodedTensor:
     direction_norms: list[float] = field(default_factory=list)
 
 
-def plain_layout(tensors: Sequence[EncodedTensor], shards: Sequence[str], indexed: bool, files: int) -> Layout:
-    """Return the layout of a run of which every step has all tensors, each in its `shard`, and all files."""
-    return Layout(list(shards), indexed, [tensor.shard for tensor in tensors], list(range(files)))
+def plain_layout(
+    tensors: Sequence[EncodedTensor], shards: Sequence[str], indexed: bool, files: Sequence[int]
+) -> Layout:
+    """Return the layout of steps that have all tensors, each in its `shard`, and some files."""
+    return Layout(list(shards), indexed, [tensor.shard for tensor in tensors], list(files))
 
 
 def file_entries(files: Iterable[tuple[str, bytes, PendingSpan | None]]) -> list[FileEntry]:

@@ -214,6 +214,7 @@ class Run(DescribedRun):
         step: float,
         *,
         tier: str = "auto",
+        merge: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> str:
@@ -225,6 +226,8 @@ class Run(DescribedRun):
         Args:
             output: the directory; it must not exist or be empty.
             step, tier: as `tensor`.
+            merge: of a run of adapters, write the base with the step's adapter merged into it; `base` must be given
+                when the file is opened.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -237,6 +240,11 @@ class Run(DescribedRun):
         decoder = self._reader.decoder
         chosen = self.tier(step, tier=tier)
         options = self._options if storage_options is None else storage_options
+        if merge:
+            from .merged_adapter import save_merged
+
+            save_merged(self._reader, output, step, chosen, progress=progress, storage_options=options)
+            return chosen
 
         def weights(tensors: Sequence[TensorRecord]) -> Iterator[memoryview]:
             return read_weights(decoder, tensors, StepTier(float(step), chosen), self.device)
