@@ -2,7 +2,7 @@
 
 Low-rank updates only (LoRA, rsLoRA), with whole modules and biases beside them; what an adapter's configuration asks
 for besides is refused by name. W + scaling (B A): scaling is alpha / r, or alpha / sqrt(r) with rsLoRA; the product is
-made in float32, and the sum rounded to the base's dtype once.
+made in float32, and the sum rounded to the base's dtype.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class _Change:
 
     Attributes:
         whole: the tensor of the adapter that replaces it.
-        a, b: those whose product is added.
+        a, b: those whose product is added then.
     """
 
     module: str = ""
@@ -172,20 +172,23 @@ class MergedAdapter:
         if change is None:
             return weight
         if change.whole is not None:
-            return self._read(change.whole).to(weight.dtype)
-        assert change.a is not None and change.b is not None
+            weight = self._read(change.whole).to(weight.dtype)
+        if change.a is None or change.b is None:
+            return weight
         a, b = self._read(change.a).float(), self._read(change.b).float()
         product = b @ a
         if change.embedding or self._config.transposed:
             product = product.T
         scaling = self._config.scaling(change.module, a.shape[0], self._where)
-        weight += product * scaling  # rounded once, to the weight's dtype
+        change_of = product * scaling
+        # as peft does it: for embeddings the change is rounded first, for other weights only the sum
+        weight += change_of.to(weight.dtype) if change.embedding else change_of
         return weight
 
     def _planned(self) -> dict[str, _Change]:
         changes: dict[str, _Change] = {}
         for name in self._tensors:
-            inner = name.removeprefix(_PREFIX)
+            inner = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
             match = _PARTS.fullmatch(inner)
             if match is None:
                 if ".lora_" in inner:
@@ -207,22 +210,21 @@ class MergedAdapter:
                 f"base {self.base.path} has no tensor {quote(name)}, which {self._where} changes; pass --base with the "
                 "base that the adapter was trained on"
             )
-        if change.whole is not None:
-            if change.a or change.b:
-                raise Unsupported(f"{self._where} both replaces and changes {quote(name)}; merge it with peft")
-            shape = self._tensors[change.whole].shape
-        else:
-            if change.a is None or change.b is None:
-                raise Unsupported(f"{self._where} has half of a change of {quote(name)}; merge it with peft")
+        shapes = [] if change.whole is None else [self._tensors[change.whole].shape]
+        if (change.a is None) != (change.b is None):
+            raise Unsupported(f"{self._where} has half of a change of {quote(name)}; merge it with peft")
+        if change.a is not None and change.b is not None:
             a, b = self._tensors[change.a].shape, self._tensors[change.b].shape
             if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
                 raise Unsupported(f"{self._where}: {quote(name)} is changed by {list(b)} times {list(a)}, not matrices")
             self._config.scaling(change.module, a[0], self._where)
-            shape = (a[1], b[0]) if change.embedding or self._config.transposed else (b[0], a[1])
-        if info.shape != shape:
-            raise BaseMismatch(
-                f"base {self.base.path} has {quote(name)} of {list(info.shape)}, {self._where} changes {list(shape)}"
-            )
+            shapes.append((a[1], b[0]) if change.embedding or self._config.transposed else (b[0], a[1]))
+        for shape in shapes:
+            if info.shape != shape:
+                raise BaseMismatch(
+                    f"base {self.base.path} has {quote(name)} of {list(info.shape)}, {self._where} changes "
+                    f"{list(shape)}"
+                )
 
 
 def save_merged(

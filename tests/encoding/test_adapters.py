@@ -246,7 +246,8 @@ def test_embeddings_whole_modules_and_other_ranks(tmp_path: Path) -> None:
     config = {"rank_pattern": {"q": 2}, "alpha_pattern": {"model.q": 6}, "modules_to_save": ["norm"]}
     found = merge_one(tmp_path, tensors, config)
     base = {name: tensor.float() for name, tensor in state_dict(BASE).items()}
-    embed = base["model.embed.weight"] + (as_torch(f32(EMBED_B)) @ as_torch(f32(EMBED_A))).T * 4
+    change = (as_torch(f32(EMBED_B)) @ as_torch(f32(EMBED_A))).T * 4
+    embed = base["model.embed.weight"] + change.bfloat16().float()  # peft rounds what it adds to embeddings
     query = base["model.q.weight"] + (as_torch(f32(B[:, :2])) @ as_torch(f32(A[:2]))) * 3
     assert torch.equal(found["model.embed.weight"], embed.bfloat16())
     assert torch.equal(found["model.q.weight"], query.bfloat16())
