@@ -53,8 +53,8 @@ from .output import allow_pickle_option, as_json, exclude_steps_option, print_js
 def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.
 
-    RUN holds global_step_N/, checkpoint-N/, step_N/, epoch_N/ or the like, as trainers leave them, with safetensors in
-    them or in a directory below (actor/huggingface, policy, ...), or has {step} in it:
+    RUN holds global_step_N/, checkpoint-N/, step_N/, epoch_N/ or the like, as trainers leave them, with safetensors or
+    adapters in them or in a directory below (actor/huggingface, policy, ...), or has {step} in it:
     'hf://org/run@step_{step}' is a run of which each branch is a step, and 's3://bucket/{step}/hf' one of directories
     called by their number. Then --steps A:B means all steps in between, and a missing one is refused; without --steps,
     those that there are are listed.

@@ -49,12 +49,19 @@ def telling_file(names: Collection[str]) -> str | None:
     for name in (PICKLE, PICKLE_INDEX, FSDP_WHOLE):
         if name in names:
             return name
-    rest = [
-        name
-        for name in names
-        if name.endswith(PICKLES) and name != ADAPTER_PICKLE and not unreadable.is_training_state(name)
-    ]
-    return rest[0] if len(rest) == 1 else None
+    return None
+
+
+def lone_pickle(names: Collection[str]) -> str | None:
+    """Return the only pickled file of a directory that is no training state, whatever it is called.
+
+    Example:
+        >>> lone_pickle(["policy.pt", "optimizer.pt", "rng_state_0.pth", "config.json"])
+        'policy.pt'
+        >>> lone_pickle(["policy.pt", "value.pt"])
+    """
+    found = [name for name in names if name.endswith(PICKLES) and not unreadable.is_training_state(name)]
+    return found[0] if len(found) == 1 and found[0] != ADAPTER_PICKLE else None
 
 
 def adapter_file(names: Collection[str]) -> str | None:

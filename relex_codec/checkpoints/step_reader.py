@@ -18,7 +18,16 @@ from .broken import broken_steps
 from .checkpoint import TensorReader
 from .checks import check_against_base
 from .files import dangling_links, find_files, list_tree
-from .opening import adapter_file, check_files, needs_pickle, open_reader, refuse_pickle, telling_file, tells_kind
+from .opening import (
+    adapter_file,
+    check_files,
+    lone_pickle,
+    needs_pickle,
+    open_reader,
+    refuse_pickle,
+    telling_file,
+    tells_kind,
+)
 from .series import open_series
 from .weight_files import is_weights
 
@@ -178,7 +187,7 @@ def weights_folder(path: str, options: Options, *, allow_pickle: bool = False) -
         raise CheckpointError(f"checkpoint {where} {message}")
     could_be_read = False
     searched = [(below, adapter_file) for below in naming.ADAPTERS_BELOW]
-    searched += [(below, telling_file) for below in ("", *naming.BELOW)]
+    searched += [(below, tell) for tell in (telling_file, lone_pickle) for below in ("", *naming.BELOW)]
     for below, tell in searched:
         items = look(below)
         name = tell([item.name for item in items if not item.is_dir])

@@ -25,7 +25,7 @@ SHARDING_INFO: Final = "DCP_SHARDING_INFO"
 """Key of a header's metadata that says that tensors may be slices."""
 _STATE: Final = re.compile(
     r"optim|(lr_)?scheduler|scaler|rng|random_states|training_args|trainer_state|data\.pt|.*dataloader|extra_state|common\.pt|"
-    r"sampler|mp_rank|scalar|.*_optim_states|latest"
+    r"sampler|mp_rank|scalar|.*_optim_states|latest|(bf16_)?zero_pp_rank_"
 )
 """Begins of names of pickles that hold what training goes on with, and no weights."""
 _OTHERS: Final = frozenset({"critic", "ref", "reference", "reward", "optimizer", "optim"})

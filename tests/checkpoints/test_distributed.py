@@ -31,6 +31,7 @@ from relex_codec.errors import CheckpointError, RelexError, Truncated
 from support import saving_ranks
 from support.checkpoints import safetensors_bytes
 from support.filesystems import upload
+from support.servers.fixtures import Bucket
 from support.shared import made_once
 from support.spoiled import mutated
 from support.tensors import Tensor, bf16, bits_of, random_bits
@@ -353,6 +354,29 @@ def test_slices(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             open_reader(write_slices(tmp_path, [*parts[:2], part]))
+
+
+# ---- an object store ----
+
+
+def test_an_object_store(moto_bucket: Bucket, tmp_path: Path) -> None:
+    """A slice costs a slice: requests have the ranges that are wanted, and nothing is read of optimizer states."""
+    big = {"model.w": random_bits("BF16", (3000, 512), 1), "model.n": random_bits("BF16", (512,), 2)}
+    states = {"app": {"model": state_dict(big), "optimizers": {"state": {"exp_avg": torch.zeros(900_000)}}}}
+    dcp.save(states, checkpoint_id=tmp_path / "step_1" / "trainer", no_dist=True)
+    write_shards(tmp_path / "step_2" / "actor", big, (3,))
+    (tmp_path / "step_3").mkdir()
+    torch.save(state_dict(big), tmp_path / "step_3" / "pytorch_model.bin")
+    moto_bucket.upload(tmp_path, "run")
+    bits = big["model.w"][1].reshape(-1)
+    for _, path in find_run(moto_bucket.url("run"), moto_bucket.options, allow_pickle=True):
+        before = len(moto_bucket.proxy.seen)
+        reader = open_reader(path, moto_bucket.options, names=big)
+        assert np.array_equal(reader.read("model.w", 700_000, 760_000), bits[700_000:760_000])
+        seen = [one for one in moto_bucket.proxy.seen[before:] if one.method == "GET" and one.range]
+        assert len(seen) <= 9
+        assert 120_000 <= sum(one.sent for one in seen) <= 120_000 + 3 * 140_000  # and both ends of three files
+        check(reader, big)
 
 
 # ---- two real ranks ----

@@ -52,6 +52,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     """Save all steps."""
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
+    from accelerate import PartialState
     from accelerate.utils.fsdp_utils import save_fsdp_model
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -65,6 +66,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
     )
+    PartialState(cpu=True)  # which accelerate's log wants
     mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("fsdp",))
     model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16)
     for layer in model.model.layers:

@@ -157,6 +157,49 @@ def test_steps_that_are_not_complete_are_left_out(run: Path) -> None:
         assert opened.steps == [1, 4, 5]
 
 
+LAYOUTS = {
+    "DeepSpeed, 16-bit": ("global_step{}", "pytorch_model.bin", ["mp_rank_00_model_states.pt"]),
+    "OpenRLHF": ("global_step{}_hf", "pytorch_model.bin", []),
+    "transformers": ("checkpoint-{}", "pytorch_model.bin", ["optimizer.pt", "scheduler.pt", "training_args.bin"]),
+    "accelerate, whole": ("checkpoint_{}", "pytorch_model_fsdp.bin", ["random_states_0.pkl", "sampler.bin"]),
+    "somebody's": ("step_{}", "policy.pt", ["optim.pt", "rng.pt"]),
+    "below a pickle of somebody": ("global_step_{}", "actor/pytorch_model.bin", ["notes.pkl"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "file", "more"), LAYOUTS.values(), ids=LAYOUTS)
+def test_where_pickles_of_models_lie(tmp_path: Path, layout: str, file: str, more: list[str]) -> None:
+    write_checkpoint(tmp_path / "base", at_step(0))
+    for step in (3, 5):
+        path = tmp_path / "run" / layout.format(step) / file
+        path.parent.mkdir(parents=True)
+        torch.save(state_dict(at_step(step)), path)
+        for name in more:
+            torch.save({"x": torch.zeros(3)}, tmp_path / "run" / layout.format(step) / name)
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", exact=True, allow_pickle=True)
+    with relex_codec.open(tmp_path / "x.relex") as opened:
+        assert opened.steps == [3, 5]
+        assert torch.equal(opened.tensor("model.ids", step=5, tier="exact"), state_dict(at_step(5))["model.ids"])
+
+
+@pytest.mark.parametrize("names", [
+    ["global_step10/zero_pp_rank_0_mp_rank_00_model_states.pt", "latest", "zero_to_fp32.py"],
+    ["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"],
+    ["dist_ckpt/.metadata", "dist_ckpt/__0_0.distcp", "dist_ckpt/common.pt"],
+    [".metadata", "__0_0.distcp", "common.pt"],
+    ["policy.pt", "value.pt"],
+])  # fmt: skip
+def test_what_is_refused_though_pickles_are_allowed(tmp_path: Path, names: list[str]) -> None:
+    write_checkpoint(tmp_path / "base", at_step(0))
+    for name in names:
+        path = tmp_path / "run" / "checkpoint-10" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")  # their names are all that is looked at
+    with pytest.raises(CheckpointError, match=r"checkpoint-10 (is a |has pickled files only)") as caught:
+        relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", allow_pickle=True)
+    assert "--allow-pickle" not in str(caught.value)
+
+
 def test_a_base_of_pickles_is_refused(tmp_path: Path) -> None:
     pickled(tmp_path / "base", at_step(0))
     pickled(tmp_path / "run" / "step_1", at_step(1))
