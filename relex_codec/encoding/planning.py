@@ -136,7 +136,7 @@ def plan_run(
     of_adapters = run.checkpoint(main).is_adapter
     if not (of_adapters or any(name in sources for name in own)):
         raise InvalidArgument(f"run and base {base.path} share no tensor: {nothing_in_common(own, base.tensors)}")
-    unmatched = None if of_adapters else unmatched_message(own, sources)
+    unmatched = None if of_adapters else unmatched_message(own, sources, base.tensors)
     planned = _in_order_of(base, planned, sources)
     held = held_together(run.checkpoint(main).tensors)
     numbers = {tensor.key: number for number, tensor in enumerate(planned)}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.left_out import RestOfRun, files_kept, find_left_out
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
