@@ -237,8 +237,8 @@ def test_names_that_are_not_on_the_list_are_neither_stored_nor_read(
     for number, name in enumerate(hostile):
         bad = tmp_path / f"bad-{number}.relex"
         with monkeypatch.context() as patch:
-            patch.setattr(weight_files, "file_allowed", lambda found, name=name: found == name)
-            patch.setattr(pipeline, "file_allowed", lambda found, name=name: found == name)
+            patch.setattr(weight_files, "file_allowed", lambda found, *shards, name=name: found == name)
+            patch.setattr(pipeline, "file_allowed", lambda found, *shards, name=name: found == name)
             relex_codec.encode(run, bad, base=base, quality="raw", embed_base=True)
         with pytest.raises(Corrupt, match=f"'{name}' (is no name of a file|beside other weights than those of an)"):
             relex_codec.open(bad)
