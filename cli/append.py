@@ -14,6 +14,7 @@ from .output import as_json, base_option, print_json, show
 @click.option("--step", type=int, metavar="N", help="The step of the only CHECKPOINT, if its name does not say it.")
 @click.option("-o", "--output", metavar="FILE", help="Write NAME.relex here, path or URL.  [default: replace FILE]")
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Replace the file that -o names if it exists.")
+@click.option("--refit", is_flag=True, help="Fit directions and lines again, over the new steps too.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @as_json
 def command(
@@ -23,14 +24,16 @@ def command(
     step: int | None,
     output: str | None,
     overwrite: bool,
+    refit: bool,
     memory: str,
     as_json: bool,
 ) -> None:
-    """Add later checkpoints to FILE, which must have the exact tier.
+    """Add later checkpoints to FILE.
 
-    CHECKPOINT is the directory of one step, such as run/global_step_410 or hf://org/run@step_410. The exact frames in
-    FILE are copied, directions and lines are fitted again over all steps, and the old checkpoints are not needed. FILE
-    stays whole until the new one replaces it.
+    CHECKPOINT is the directory of one step, such as run/global_step_410 or hf://org/run@step_410, or that of a run, of
+    which the steps that FILE lacks are taken. What is in FILE is copied: directions and lines stay, the new steps get
+    coefficients, and frames if FILE has the exact tier. --refit fits again, over all steps, and needs the exact tier.
+    The old checkpoints are not needed. FILE stays whole until the new one replaces it.
     """
     if overwrite and output is None:
         raise click.UsageError("-f is for the file that -o names; without -o, append replaces FILE")
@@ -39,8 +42,9 @@ def command(
     with relex_codec.open(file) as before:
         steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(
-        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, memory=memory, progress=True
-    )
+        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, refit=refit, memory=memory,
+        progress=True,
+    )  # fmt: skip
     with relex_codec.open(output or file) as after:
         document = after.info()
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import as_json, base_option, force_option, print_json, show
 
 
 @click.command("decode")
@@ -13,6 +13,7 @@ from .output import as_json, base_option, print_json, show
 @click.option(
     "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."
 )
+@force_option
 @base_option
 @click.option(
     "--tier",
@@ -45,6 +46,7 @@ def command(
     file: str,
     step: float,
     output: str,
+    overwrite: bool,
     base: str | None,
     tier: str,
     max_distance: float | None,
@@ -77,7 +79,7 @@ def command(
             raise InvalidArgument(
                 f"{trust.words[0]}; take a nearer step, --max-distance 0.4, or --far to have this one all the same"
             )
-        used = run.save(output, step, tier=tier, along=way, provenance=True, progress=True)
+        used = run.save(output, step, tier=tier, along=way, provenance=True, overwrite=overwrite, progress=True)
         reach = f"observed to {run.observed_steps[-1]}, run to {run.steps[-1]}"
     if step != asked:
         farther = f"step {shown_step(asked)} is farther than {max_distance:g} % from the base"

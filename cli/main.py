@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
-import signal
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from relex_codec._version import __version__
 from relex_codec.errors import RelexError
 
-from .output import show
+from .ending import drop_stdout, ended_by_signals, open_standard_streams, shortage
+from .output import OutputLost, show
 
 COMMANDS = {
     "encode": "Encode a run of checkpoints into one file.",
@@ -68,36 +69,43 @@ def group() -> None:
     reaches. Credentials come from the environment, as each service's own tools take them. Files on their way to a URL
     wait in the temporary directory, which TMPDIR sets.
 
-    A known error prints one line and exits 1; wrong usage exits 2.
+    A known error prints one line and exits 1; wrong usage exits 2. Ctrl-C, SIGTERM and SIGHUP clean up (130, 143, 129);
+    the second of them ends at once.
     """
 
 
 def main() -> None:
     """Run the command line; the entry point."""
-    # A terminated encode cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        code = group.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _fail("interrupted; nothing was written", 130)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except Known as error:
-        _fail(str(error), 1)
-    except BrokenPipeError:  # `relex-codec info ... | head`
-        sys.stderr.close()
-        sys.exit(1)
+    open_standard_streams()
+    with ended_by_signals() as ended:
+        try:
+            code = group.main(standalone_mode=False)
+        except BaseException as error:  # also one that cleaning up after a signal met: a terminal that has gone
+            code = _fail(ended.message, 128 + ended.number) if ended.number else _code_of(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
-    show(f"Error: {line}", err=True)
-    sys.exit(code)
+def _code_of(error: BaseException) -> int:
+    """Print what is to be said of an error, and return the exit code; what nobody expected is raised again."""
+    if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+        return _fail("interrupted; nothing incomplete was left", 130)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, Known):
+        return _fail(str(error), 1)
+    if isinstance(error, BrokenPipeError) or (isinstance(error, OutputLost) and error.errno == errno.EPIPE):
+        drop_stdout()  # `relex-codec info ... | head`
+        return 1
+    if isinstance(error, OutputLost):
+        drop_stdout()
+        return _fail(f"stdout: {error}; all the rest is done", 1)
+    if (message := shortage(error)) is not None:
+        drop_stdout()
+        return _fail(message, 1)
+    raise error
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    _fail("terminated; nothing was written", 128 + number)
+def _fail(message: str, code: int) -> int:
+    show(f"Error: {' '.join(message.split())}", err=True)
+    return code

@@ -15,6 +15,13 @@ base_option = click.option(
     metavar="BASE",
     help="Where the base is: directory, URL, hf://org/name@revision. Default: as the file says.",
 )
+force_option = click.option(
+    "-f",
+    "--force",
+    "overwrite",
+    is_flag=True,
+    help="Go over what is in DIR, as after a kill: files of the same names are replaced, others stay.",
+)
 steps_option = click.option(
     "--steps",
     metavar="LIST",
@@ -28,6 +35,22 @@ def print_json(document: dict[str, Any]) -> None:
     show(json.dumps(document, indent=2, allow_nan=False))
 
 
+class OutputLost(Exception):
+    """What a command had to say cannot be written to stdout; it has done everything else."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror)
+        self.errno = error.errno
+
+
 def show(text: str, *, err: bool = False) -> None:
-    """Print text, which may have words of a file in it, to stdout or stderr: everything that commands print."""
-    click.echo(printable(text), err=err)
+    """Print text, which may have words of a file in it, to stdout or stderr: everything that commands print.
+
+    Raises:
+        OutputLost: stdout does not take it. Where stderr does not, nobody is told, and the command goes on.
+    """
+    try:
+        click.echo(printable(text), err=err)
+    except OSError as error:
+        if not err:
+            raise OutputLost(error) from None

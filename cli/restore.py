@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, exclude_steps_option, print_json, show, steps_option
+from .output import as_json, base_option, exclude_steps_option, force_option, print_json, show, steps_option
 
 
 @click.command("restore")
@@ -12,12 +12,19 @@ from .output import as_json, base_option, exclude_steps_option, print_json, show
 @click.option(
     "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."
 )
+@force_option
 @steps_option
 @exclude_steps_option
 @base_option
 @as_json
 def command(
-    file: str, output: str, steps: str | None, exclude_steps: str | None, base: str | None, as_json: bool
+    file: str,
+    output: str,
+    overwrite: bool,
+    steps: str | None,
+    exclude_steps: str | None,
+    base: str | None,
+    as_json: bool,
 ) -> None:
     """Write the stored steps of FILE as a run, bit for bit: a Hugging Face checkpoint each, in the directory that it
     had (DIR/checkpoint-10), or DIR/global_step_N if FILE does not say.
@@ -29,7 +36,7 @@ def command(
     from relex_codec.run.info import left_out_text
 
     with relex_codec.open(file, base=base) as run:
-        written = run.restore(output, steps=steps, exclude_steps=exclude_steps, progress=True)
+        written = run.restore(output, steps=steps, exclude_steps=exclude_steps, overwrite=overwrite, progress=True)
         document = run.info()
     if as_json:
         print_json({"file": file, "steps": written, "output": output, "left_out": document["left_out"]})

@@ -51,13 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def zoo_run(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Every kind of tensor, seven uneven steps, base in three shards, checkpoints in two."""
+    """Every kind of tensor, seven uneven steps, base and checkpoints in three shards."""
     base, at = zoo()
     steps = [1, 2, 5, 9, 14, 20, 23]
 
     def make(root: Path) -> None:
         write_checkpoint(root / "base", base, shards=3, side=SIDE)
-        write_run(root / "run", steps, at, shards=2)
+        write_run(root / "run", steps, at, shards=3)
 
     return Made(made_once(tmp_path_factory, "zoo", make), steps, base, at)
 

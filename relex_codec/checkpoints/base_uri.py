@@ -13,6 +13,8 @@ import re
 from pathlib import PurePath
 from typing import Final
 
+from relex_codec.core.text import quote
+from relex_codec.errors import InvalidArgument
 from relex_codec.storage.hub.paths import Model, parse_model_url
 from relex_codec.storage.urls import PathLike, is_url, local_path, normalized, without_secrets
 
@@ -26,6 +28,9 @@ def uri_of_base(base: PathLike, file: PathLike) -> str | None:
     Returns:
         None where it cannot: a base on this machine, of a file elsewhere.
 
+    Raises:
+        InvalidArgument: as `checked_uri`.
+
     Example:
         >>> uri_of_base("models/base", "runs/x.relex")
         '../models/base'
@@ -33,7 +38,7 @@ def uri_of_base(base: PathLike, file: PathLike) -> str | None:
         'hf://Qwen/Qwen3-8B@aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
     """
     if is_url(base):
-        return without_secrets(normalized(base))
+        return checked_uri(without_secrets(normalized(base)))
     path = os.path.abspath(local_path(base))
     for place in (path, os.path.realpath(path)):
         if match := _CACHED.fullmatch(PurePath(place).as_posix()):
@@ -48,7 +53,23 @@ def uri_of_base(base: PathLike, file: PathLike) -> str | None:
     except ValueError:  # on another drive
         return None
     found = PurePath(found).as_posix()
-    return found if found.startswith(".") else f"./{found}"
+    return checked_uri(found if found.startswith(".") else f"./{found}")
+
+
+def checked_uri(uri: str) -> str:
+    """Return `uri`, if a file can hold it.
+
+    Raises:
+        InvalidArgument: it is no UTF-8: Linux takes any bytes as names of files.
+    """
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(
+            f"a file cannot refer to its base as {quote(uri)}, which is no UTF-8: rename it, or say something else "
+            "with --base-uri ('' for nothing)"
+        ) from None
+    return uri
 
 
 def place_of_base(uri: str, file: PathLike) -> str:

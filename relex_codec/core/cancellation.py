@@ -8,12 +8,15 @@ waits with `wait_for`, which raises `Cancelled` when the scope that its thread r
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
+
+from .forks import new_condition
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -136,7 +139,8 @@ class KeyedLock:
 
     def __init__(self) -> None:
         self._held: set[Hashable] = set()
-        self._changed = threading.Condition()
+        self._process = os.getpid()
+        self._changed = new_condition()
 
     @contextmanager
     def hold(self, keys: Collection[Hashable]) -> Iterator[None]:
@@ -146,6 +150,8 @@ class KeyedLock:
             Cancelled: as `wait_for`.
         """
         with self._changed:
+            if os.getpid() != self._process:  # forked: those who held them are threads of another process
+                self._held, self._process = set(), os.getpid()
             while not self._changed.wait_for(lambda: self._held.isdisjoint(keys), POLL_SECONDS):
                 check_cancelled()  # the thread that holds them may wait for a network for as long as it likes
             self._held.update(keys)

@@ -110,6 +110,21 @@ def directory_allowed(path: str) -> bool:
     return all(_SEGMENT.fullmatch(part) and _writable_anywhere(part) for part in parts)
 
 
+def looks_like_weights(name: str) -> bool:
+    """Tell whether a loader could take a file of this name for weights, or be led to some by it.
+
+    Example:
+        >>> [looks_like_weights(name) for name in ("model.safetensors", "pytorch_model.bin.index.json", "config.json")]
+        [True, True, False]
+    """
+    return name.lower().endswith((".safetensors", ".gguf", ".h5", ".msgpack", ".index.json", *PICKLES))
+
+
+def completes(path: str) -> bool:
+    """Tell whether a file makes those beside it a checkpoint that loaders take for complete."""
+    return path.rpartition("/")[2] in (CONFIG, INDEX)
+
+
 def shard_allowed(name: str) -> bool:
     """Tell whether a file of weights may be written under this name."""
     return _writable(name) and name.endswith(".safetensors")

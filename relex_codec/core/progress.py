@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -43,6 +44,7 @@ def progress_bar(what: str, total: int, *, unit: str = "B", leave: bool = True, 
         enabled: otherwise nothing is shown at all.
     """
     notebook = "IPython" in sys.modules and _in_notebook()
+    enabled = enabled and (notebook or _open())
     if enabled and not notebook and not sys.stderr.isatty():
         return LogLines(what, total, unit)
     if notebook:
@@ -56,10 +58,15 @@ def progress_bar(what: str, total: int, *, unit: str = "B", leave: bool = True, 
 
 
 def note(message: str) -> None:
-    """Write a line to stderr, above a bar if there is one, without anything that a terminal would obey."""
+    """Write a line to stderr, above a bar if there is one, without anything that a terminal would obey.
+
+    Where nobody can read it any more, the work goes on.
+    """
     from tqdm import tqdm
 
-    tqdm.write(printable(message), file=sys.stderr)
+    if _open():
+        with suppress(OSError):
+            tqdm.write(printable(message), file=sys.stderr)
 
 
 class LogLines:
@@ -115,6 +122,11 @@ class LogLines:
                 sys.stderr.flush()
             except (OSError, ValueError):  # whoever read it has gone, or it was closed
                 return
+
+
+def _open() -> bool:
+    """Tell whether there is a stderr: daemons, and ``2>&-``, have none."""
+    return sys.stderr is not None and not sys.stderr.closed
 
 
 def _in_notebook() -> bool:

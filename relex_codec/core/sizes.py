@@ -52,4 +52,4 @@ def spell_bytes(count: int) -> str:
         if size < 999.5:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:,.4g} TB"
+    return f"{size:.3g} TB" if size < 999.5 else f"{size:,.0f} TB"

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from .cancellation import Cancelled, CancelScope, wait_for
@@ -68,8 +69,9 @@ def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int |
     run = scope.bind(lane)
     helpers: list[Future[None]] = []
     try:
-        for _ in range(workers - 1):
-            helpers.append(_pool.submit(run))
+        with suppress(RuntimeError):  # Python is about to end, or may have no more threads: the caller's is enough
+            for _ in range(workers - 1):
+                helpers.append(_pool.submit(run))
         run()
         wait([helper for helper in helpers if not helper.cancel()])
     except BaseException:  # while it works, or while it waits for the others

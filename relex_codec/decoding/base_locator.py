@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -12,6 +11,7 @@ from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint, TensorInFile
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.filenames import INDEX
+from relex_codec.core.forks import new_lock
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, RelexError
@@ -47,7 +47,7 @@ class BaseLocator:
         self._container, self._given, self._options = container, given, storage_options
         self._reader: BaseReader | None = None
         self._recognised = given is not None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         based = [tensor.number for tensor in container.index.tensors if tensor.in_base]
         self._origins = {number: i for i, number in enumerate(based)}
         """Places of tensors among those that `_expected` returns."""

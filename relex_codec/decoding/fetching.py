@@ -5,13 +5,13 @@ Local files are read when their bytes are asked for: nothing is won by asking ea
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from relex_codec.core.forks import new_lock
 from relex_codec.format.constants import PIECE
 from relex_codec.format.reader import FileReader
 from relex_codec.storage.prefetch import PlannedRange, PrefetchingSource, prefetching, ranges_to_fetch
@@ -31,7 +31,7 @@ class Fetcher:
     def __init__(self, container: FileReader, base: BaseLocator) -> None:
         self._container, self._base = container, base
         self._under_way: Counter[Hashable] = Counter()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def ahead(self, plan: ReadPlan) -> AbstractContextManager[Any]:
         """Return a context in which what is planned, and asked for in about this order, is read ahead.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relex_codec.core.dtypes import F32, Bits, bits_dtype
+from relex_codec.core.forks import new_lock
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
@@ -52,7 +52,7 @@ class TensorDecoder:
         self.fetcher = Fetcher(container, base)
         self.origins = OriginReader(container, base)
         self._exact: ExactTier | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._scratch = ScratchPool()
 
     @property

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from relex_codec.core.filenames import SINGLE
-from relex_codec.storage.local_writer import AtomicDirectory
+from relex_codec.storage.local_directory import AtomicDirectory
 
 from . import task
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from relex_codec.storage.local_writer import AtomicDirectory
+from relex_codec.storage.local_directory import AtomicDirectory
 
 from . import task
 

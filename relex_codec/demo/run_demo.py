@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from relex_codec.core.filenames import SINGLE
 from relex_codec.core.progress import progress_bar
 from relex_codec.errors import InvalidArgument
+from relex_codec.storage.leftovers import ScratchDirectory
 
 BASE = Path(__file__).parent / "base"
 STEPS = 60
@@ -81,8 +81,8 @@ def run_demo(directory: Path | None = None, steps: int = STEPS, progress: bool =
         raise InvalidArgument(f"cannot fit a line to {steps} training step, expected at least 2")
     _require_transformers()
     if directory is None:
-        with tempfile.TemporaryDirectory(prefix="relex-demo-") as temporary:
-            return _run(Path(temporary), steps, progress, keep=False)
+        with ScratchDirectory() as temporary:
+            return _run(Path(temporary.path), steps, progress, keep=False)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InvalidArgument(f"{directory} is not an empty directory; choose another place for the demonstration")
     try:

@@ -1,22 +1,27 @@
-"""Appending further checkpoints to a file with the exact tier: the old ones are not needed, the file restores them."""
+"""Appending further checkpoints to a file: what the user asked for; the work is in later_steps.py.
+
+With ``refit`` the whole run is encoded again (pipeline.py), of which the file restores the old steps itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Final
-
-from threadpoolctl import threadpool_limits
+from typing import TYPE_CHECKING, Final
 
 from relex_codec.checkpoints.base_uri import carried_over
-from relex_codec.checkpoints.checkpoint import TensorInfo
-from relex_codec.checkpoints.discovery import find_checkpoints, path_of_step
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
+from relex_codec.checkpoints.discovery import find_checkpoints, find_run, path_of_step
 from relex_codec.checkpoints.name_matching import compatible
+from relex_codec.checkpoints.naming import PLACEHOLDER
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.blas import single_threaded_blas
+from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
-from relex_codec.errors import BaseMismatch, InvalidArgument
+from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.writer import FileWriter
@@ -27,11 +32,17 @@ from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries
 from .encode import new_segment, report_not_finite, report_notes
+from .known_steps import check_unchanged, split
+from .later_steps import StepAppender, has_all_targets
 from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .planning import plan_append
 from .quality import Quality
 from .surroundings import appended_surroundings
+
+if TYPE_CHECKING:
+    from relex_codec.exact.tier_writer import SegmentJob
+    from relex_codec.format.index import Index
 
 MICRO: Final = "micro"
 
@@ -44,23 +55,31 @@ def append(
     step: int | None = None,
     output: PathLike | None = None,
     overwrite: bool = False,
+    refit: bool = False,
     memory: str | int = DEFAULT_MEMORY,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
-    """Add further steps to a file with the exact tier, as a new segment.
+    """Add further steps to a file.
 
-    The exact frames that are there are copied. Directions and lines are fitted again, with the file's quality: over all
-    steps if the file's were, else over the same observed steps. The old checkpoints are not needed, as the file itself
-    restores them.
+    What is there is copied. Directions and lines stay as they are, and so do the observed steps; the new steps get
+    coefficients by projection on the stored directions. In a file with the exact tier they become a new segment, coded
+    from a stored step. So it costs what the new steps cost, however many there are already.
+
+    With `refit`, directions and lines are fitted again, with the file's quality: over all steps if the file's were,
+    else over the same observed steps. That needs the exact tier, from which the old steps are restored. The old
+    checkpoints are never needed. Steps that have other tensors, dtypes or names than those before make it refit.
 
     Args:
         file: ``.relex`` file, path or fsspec URL; it stays whole until the new one replaces it.
-        checkpoints: directories of later steps, such as ``run/global_step_410`` or ``hf://org/run@step_410``.
+        checkpoints: directories of later steps, such as ``run/global_step_410`` or ``hf://org/run@step_410``, or the
+            one of a run. Steps that the file has already are left out, with a note of how many these were; if the file
+            has the exact tier, the last of them is compared with what it has.
         base: the base, if it is not where the file says.
         step: the number of the only checkpoint, if its name does not say it.
         output: where to write the new file instead of replacing `file`: ``NAME.relex``.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
+        refit: fit directions and lines again.
         memory: budget in bytes or as ``4GB``.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
@@ -69,9 +88,10 @@ def append(
         The size of the new file in bytes.
 
     Raises:
-        InvalidArgument: the file has no exact tier, a step is not later than its last, the output exists or cannot be
-            written, or another process appends to the file or has replaced it when the new one is complete.
-        CheckpointError: a checkpoint cannot be read, or has tensors of other shapes than the file.
+        InvalidArgument: no step is later than the file's last, `refit` without the exact tier, the output exists or
+            cannot be written, or another process appends to the file or has replaced it when the new one is complete.
+        CheckpointError: a checkpoint cannot be read, has tensors of other shapes than the file, or other tensors where
+            that has no exact tier, or is another one than the file has of its step.
         BaseMismatch: the base is not the one that the file was made from.
 
     Example:
@@ -88,7 +108,7 @@ def append(
     else:
         condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
         writer = FileWriter(output, storage_options, condition)
-    found = find_checkpoints(checkpoints, storage_options, step=step)
+    found = _find(checkpoints, storage_options, step)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
     with (
@@ -98,33 +118,101 @@ def append(
         if in_place:
             writer.only_replace(run.container.source.version)
         index = run.container.index
-        if not index.has_exact:
+        if refit and not index.has_exact:
             raise InvalidArgument(
-                f"{run.path} has no exact tier, so its old steps cannot be restored: encode the whole run again, "
-                "with --exact if it shall grow"
+                f"{run.path} has no exact tier, so its old steps cannot be restored and fitted again: append without "
+                "--refit, or encode the whole run again"
             )
-        further = open_series(found, storage_options, alike=False)
-        series = AppendedSeries(run.decoder, further)
-        series.check()
+        known, new = split(found, index)
+        if known:
+            _look_at_known(run, known, storage_options)
+        further = open_series(new, storage_options, alike=False)
+        further.check()
         report_notes(further)
-        _check_base(run)
-        observed = index.manifest.observed
-        if observed == len(index.steps):
-            observed = len(series.steps)
-        rank = max((len(tensor.directions) for tensor in index.tensors), default=1) or 1
-        with threadpool_limits(1, "blas"), writer:
+        directories = [path_of_step(path) for _, path in new]
+        differ = not refit and index.has_exact and not _is_like_the_last(index, further)
+        uri = carried_over(index.manifest.base_uri, file, file if output is None else output)
+        with single_threaded_blas(), writer:
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
-            plan = plan_append(series, index, observed)
-            frames = partial(new_segment, writer, len(series.steps) - len(index.steps), run.decoder.exact)
-            embed = index.manifest.embedded
-            job = RunEncoder(plan, writer, observed, _quality(run), rank, embed, budget, True, frames)
-            uri = carried_over(index.manifest.base_uri, file, file if output is None else output)
-            more = [path_of_step(path) for _, path in found]
-            size = job.write(appended_surroundings(plan, run, job.embed_file, uri, more), progress)
-            report_not_finite(job)
-            return size
+            old = run.decoder.exact if index.has_frames else None
+            frames = partial(new_segment, writer, len(new), old)
+            if refit or differ:
+                return _refit(run, further, writer, budget, frames, uri, directories, progress, asked=refit)
+            return StepAppender(run, further, writer, budget, frames).write(uri, directories, progress)
+
+
+def _find(checkpoints: Sequence[PathLike], storage_options: Options, step: int | None) -> list[tuple[int, str]]:
+    """Find single checkpoints, or those of the only directory that is given if it is that of a run."""
+    if len(checkpoints) != 1 or step is not None:
+        return find_checkpoints(checkpoints, storage_options, step=step)
+    if PLACEHOLDER in os.fspath(checkpoints[0]):
+        return find_run(checkpoints[0], storage_options)
+    try:
+        return find_checkpoints(checkpoints, storage_options)
+    except CheckpointError as error:
+        try:
+            return find_run(checkpoints[0], storage_options)
+        except RelexError:
+            raise error from None
+
+
+def _look_at_known(run: RunReader, known: list[tuple[int, str]], storage_options: Options) -> None:
+    """Compare the last checkpoint of a step that the file has, and say how many there are."""
+    step = known[-1][0]
+    what = f"step {step} is" if len(known) == 1 else f"{len(known)} steps, {known[0][0]} to {step}, are"
+    if run.container.index.has_exact:
+        check_unchanged(run.decoder, step, open_series([known[-1]], storage_options).checkpoint(0))
+        note(f"left out: {what} in {run.path} already; step {step} is the same there")
+    else:
+        note(f"left out: {what} in {run.path} already; their weights were not compared, as it has no exact tier")
+
+
+def _refit(
+    run: RunReader,
+    further: CheckpointSeries,
+    writer: FileWriter,
+    budget: int,
+    frames: Callable[[], SegmentJob],
+    uri: str | None,
+    directories: Sequence[str | None],
+    progress: bool,
+    *,
+    asked: bool,
+) -> int:
+    """Encode the file's steps and further ones again; return the size of the file."""
+    index = run.container.index
+    series = AppendedSeries(run.decoder, further)
+    _check_base(run)
+    observed = index.manifest.observed
+    if observed == len(index.steps):
+        observed = len(series.steps)
+    rank = max((len(tensor.directions) for tensor in index.tensors), default=1) or 1
+    plan = plan_append(series, index, observed)
+    if not asked:
+        note("further steps have other tensors than lines were fitted on: directions and lines are fitted again")
+    embed = index.manifest.embedded
+    job = RunEncoder(plan, writer, observed, _quality(run), rank, embed, budget, True, frames)
+    keys = [tensor.planned.key for tensor in plan.tensors]
+    around = appended_surroundings(keys, run, further, job.embed_file, uri, directories, copied=False)
+    size = job.write(around, progress)
+    report_not_finite(job)
+    return size
+
+
+def _is_like_the_last(index: Index, further: CheckpointSeries) -> bool:
+    """Tell whether further steps have the tensors that lines were fitted on, and the last step."""
+    last = index.layout_of(len(index.steps))
+    expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in index.layout.tensors}
+    return (
+        last.tensors == index.layout.tensors
+        and has_all_targets(index)
+        and all(
+            {name: (info.dtype, info.shape) for name, info in further.checkpoint(i).tensors.items()} == expected
+            for i in range(len(further.steps))
+        )
+    )
 
 
 def _check_base(run: RunReader) -> None:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from threadpoolctl import threadpool_limits
-
 from relex_codec.checkpoints.base_model import open_base
-from relex_codec.checkpoints.base_uri import uri_of_base
+from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run, path_in_run
 from relex_codec.checkpoints.left_out import files_kept, find_left_out
 from relex_codec.checkpoints.name_matching import RenameRule
 from relex_codec.checkpoints.series import open_series
+from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
@@ -115,6 +114,7 @@ def encode(
     condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
     writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
+    uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
     base_reader = open_base(reference, storage_options)
     found = find_run(
         run,
@@ -129,7 +129,7 @@ def encode(
     series = open_series(found, storage_options, base=base_reader, chosen=True, alike=False)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
-    with threadpool_limits(1, "blas"), writer:
+    with single_threaded_blas(), writer:
         series.check()
         plan = plan_run(series, base_reader, observed, exact=exact, rules=rules)
         matched = MatchedBase(plan, base_reader.path)
@@ -143,7 +143,6 @@ def encode(
         left_out = _left_out(run, found, series, storage_options)
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
-        uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
         directories = directory_names((path_in_run(run, path) for _, path in found), series.steps)
         around = surroundings(plan, base_reader, job.embed_file, embed_base, exact, uri, directories, left_out)
         size = job.write(around, progress)

@@ -5,7 +5,6 @@ What there is to do is planned in planning.py; what happens to one tensor is in 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
-from relex_codec.core.cancellation import POLL_SECONDS, check_cancelled
-from relex_codec.core.dtypes import ITEMSIZE, Bits
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import cpu_count, ordered_map
@@ -34,7 +32,7 @@ from .quality import Quality
 from .surroundings import Surroundings
 from .tables import EncodedTensor, tables_of
 from .tensor_history import SMALLEST_SLICE, Room, room_for
-from .tensor_steps import TensorSteps
+from .turns import OrderedPieces, Turns
 from .unit import TensorTask, Workplace, encode_tensor
 
 if TYPE_CHECKING:
@@ -164,7 +162,7 @@ class RunEncoder:
                 self._segment = self.new_segment()
             return self._segment.tensor(task.plan.number, task.info.name, task.info.dtype)
 
-        return OrderedPieces(turn, turns, begin, task.run)
+        return OrderedPieces(turn, turns, begin, task.run.as_in_file)
 
     def _put(self, tensor: EncodedTensor) -> None:
         """Write the spans of a tensor."""
@@ -223,62 +221,3 @@ def _of_codes(info: TensorInfo, codes: str) -> str:
         f"tensor {quote(info.name)} ({what}, {info.dtype}) changes: a line through codes, or through scales of codes, "
         "means nothing; keep the run with --exact, or encode weights in BF16, F16 or F32"
     )
-
-
-class Turns:
-    """Lets tensors that are worked on at the same time do something in their order."""
-
-    def __init__(self) -> None:
-        self._ended: set[int] = set()
-        self._next = 0
-        self._changed = threading.Condition()
-
-    def wait(self, number: int) -> None:
-        """Wait until all before `number` have ended their turns.
-
-        Raises:
-            Cancelled: the scope of this thread is cancelled, as when one of them has failed.
-        """
-        with self._changed:
-            while not self._changed.wait_for(lambda: self._next >= number, POLL_SECONDS):
-                check_cancelled()
-
-    def end(self, number: int) -> None:
-        """End the turn of `number`, if it has not ended yet."""
-        with self._changed:
-            if number >= self._next:
-                self._ended.add(number)
-            while self._next in self._ended:
-                self._ended.remove(self._next)
-                self._next += 1
-            self._changed.notify_all()
-
-
-class OrderedPieces:
-    """The pieces of a tensor on their way to the exact tier, which takes tensors in the order of the file.
-
-    Args:
-        number: of the tensor.
-        begin: begins the tensor there, when it is its turn.
-        series: the tensor at every step.
-    """
-
-    def __init__(self, number: int, turns: Turns, begin: Callable[[], TensorJob], series: TensorSteps) -> None:
-        self._number, self._turns, self._begin, self._series = number, turns, begin, series
-        self._job: TensorJob | None = None
-
-    def add(self, piece: int, origin: Bits, bits: Bits) -> None:
-        """Take the next piece; see `exact.tier_writer.TensorJob.add`."""
-        self._begun().add(piece, origin, self._series.as_in_file(piece * f.PIECE, origin, bits))
-
-    def end(self) -> int:
-        """Let the next tensor begin; return the ``segment`` field of this one's record."""
-        segment = self._begun().segment
-        self._turns.end(self._number)
-        return segment
-
-    def _begun(self) -> TensorJob:
-        if self._job is None:
-            self._turns.wait(self._number)
-            self._job = self._begin()
-        return self._job

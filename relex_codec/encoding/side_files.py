@@ -89,16 +89,20 @@ class StoredFile:
     Attributes:
         digest: of its content; None for a document that is whatever the base has under its name.
         span: where the file has it; None: it is in the base only.
+        kept: what the manifest says of it, if it stays where it was.
     """
 
     name: str
     length: int
     digest: bytes | None
     span: PendingSpan | None
+    kept: FileEntry | None = None
 
     @property
     def entry(self) -> FileEntry:
         """What the manifest says of it; after all chunks are closed."""
+        if self.kept is not None:
+            return self.kept
         known = None if self.digest is None else self.digest.hex()
         return FileEntry(self.name, self.length, known, *((None, None) if self.span is None else self.span.resolved()))
 
@@ -127,6 +131,12 @@ class FileStore:
         if (name, known) not in self._numbers:
             self._put(StoredFile(name, length, known, None))
         return self._numbers[name, known]
+
+    def keep(self, entry: FileEntry) -> int:
+        """Return the number of a file that another one has, and that stays where it is."""
+        known = None if entry.digest is None else bytes.fromhex(entry.digest)
+        self._put(StoredFile(entry.name, entry.length, known, None, entry))
+        return self._numbers[entry.name, known]
 
     def _put(self, file: StoredFile) -> None:
         self._numbers[file.name, file.digest] = len(self.files)

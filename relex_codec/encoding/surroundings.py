@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.core.left_out import LeftOut
 from relex_codec.decoding.stored_pieces import embedded_file
 from relex_codec.format.packed_span import PendingSpan
@@ -13,6 +13,7 @@ from relex_codec.run.run_reader import RunReader
 
 from .layouts import Layouts, directory_names
 from .planning import RunPlan
+from .run_plan import Key
 from .side_files import BaseFiles, FileStore, StoredFile, files_of_step
 
 
@@ -71,47 +72,53 @@ def surroundings(
 
 
 def appended_surroundings(
-    plan: RunPlan,
+    tensors: Sequence[Key],
     run: RunReader,
+    further: CheckpointSeries,
     store: Callable[[bytes], PendingSpan],
     base_uri: str | None,
-    more: Sequence[str | None],
+    directories: Sequence[str | None],
+    *,
+    copied: bool,
 ) -> Surroundings:
     """Collect what a file says beside its tensors when steps are appended.
 
-    Files that further steps lack are those of the last step before.
+    Files that further steps lack are those of the last step before. Without the exact tier, all are what they were.
 
     Args:
+        tensors: of the new file; those that it had come first.
         run: the file.
-        more: what the directories of further steps are called.
+        further: later steps.
+        directories: of those.
+        copied: whether all chunks of the file are copied as they are.
     """
     index = run.container.index
     manifest = index.manifest
     files = FileStore(store)
     numbers: list[int] = []
     for number, entry in enumerate(manifest.files):
-        if entry.stored:
+        if entry.stored and not copied:
             numbers.append(files.add(entry.name, b"".join(embedded_file(run.container, number))))
         else:
-            known = None if entry.digest is None else bytes.fromhex(entry.digest)
-            numbers.append(files.refer(entry.name, entry.length, known))
-    layouts = Layouts([tensor.planned.key for tensor in plan.tensors])
+            numbers.append(files.keep(entry))
+    layouts = Layouts(tensors)
     for step in manifest.steps:
         layout = manifest.layouts[step.layout]
         layouts.add_known(layout, sorted(numbers[file] for file in layout.files))
     last = {files.files[number].name: number for number in layouts.layouts[layouts.steps[-1]].files}
-    for i in range(len(manifest.steps), len(plan.run.steps)):
-        checkpoint = plan.run.checkpoint(i)
+    for i in range(len(further.steps)):
+        if not manifest.exact:
+            layouts.steps.append(layouts.steps[-1])
+            continue
+        checkpoint = further.checkpoint(i)
         found = files_of_step(checkpoint, files.add, last, last.__getitem__)
         layouts.add(checkpoint.shards, checkpoint.indexed, checkpoint.tensors, found)
         last = {files.files[number].name: number for number in found}
-    called = [step.directory for step in manifest.steps]
-    directories = directory_names([*called, *more], plan.run.steps)
-    if not any(directories):  # those of the file stay what they are
-        directories = directory_names([*called, *(None for _ in more)], plan.run.steps)
-    return Surroundings(
-        base_uri, manifest.base_shards, layouts, directories, files.files, manifest.left_out
-    )  # fmt: skip
+    called, steps = [step.directory for step in manifest.steps], [*map(int, index.steps), *further.steps]
+    names = directory_names([*called, *directories], steps)
+    if not any(names):  # those of the file stay what they are
+        names = directory_names([*called, *(None for _ in directories)], steps)
+    return Surroundings(base_uri, manifest.base_shards, layouts, names, files.files, manifest.left_out)
 
 
 def _elements(plan: RunPlan) -> dict[str, int]:

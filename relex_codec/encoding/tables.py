@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,8 @@ class EncodedTensor:
         target: see `kind`.
         norm: the 1-norm of its origin; NaN where not known.
         not_finite: numbers of the steps, from 0 on, at which it has weights that are not finite.
+        squares: float64 [T], of one that moves, the squared norm of its delta at each step; None where not known.
+        misses: float64 [2, T], the squared error of tiers ``track`` and ``line`` there.
     """
 
     entry: TensorEntry
@@ -67,6 +69,23 @@ class EncodedTensor:
     target: int | None = None
     norm: float = math.nan
     not_finite: Sequence[int] = ()
+    squares: F64 | None = None
+    misses: F64 | None = None
+
+
+def errors_of(tensors: Iterable[EncodedTensor], steps: int) -> npt.NDArray[np.float32]:
+    """Return the relative errors of tiers ``track`` and ``line`` at each step, over all tensors that move.
+
+    NaN where one of them does not know its own, or where none has moved.
+    """
+    misses, squares = np.zeros((2, steps)), np.zeros(steps)
+    for tensor in tensors:
+        if tensor.kind == f.MOVING:
+            misses += np.nan if tensor.misses is None else tensor.misses
+            squares += np.nan if tensor.squares is None else tensor.squares
+    with np.errstate(invalid="ignore", divide="ignore"):
+        errors = np.sqrt(misses / squares)
+    return np.where(np.isfinite(errors), errors, np.nan).astype(np.float32)
 
 
 def tables_of(
@@ -75,7 +94,7 @@ def tables_of(
     """Join the records of all tensors, whose chunks have been written.
 
     Args:
-        errors: of the tiers at each step, as of `Tables`; None where nobody knows them.
+        errors: of the tiers at each step, as of `Tables`; None: those of the tensors.
     """
     records = np.zeros(len(tensors), f.TENSOR_RECORD)
     rows: list[Any] = []
@@ -95,7 +114,7 @@ def tables_of(
             row["chunk"], row["offset"] = direction.remainder.place.resolved()
             rows.append(row)
             coefficients.append(direction.coefficients)
-    unknown, norms = unknown_figures(len(tensors), len(rows), len(steps))
+    _, norms = unknown_figures(len(tensors), len(rows), len(steps))
     norms[: len(tensors)] = [tensor.norm for tensor in tensors]
     norms[len(tensors) :] = [direction.norm for tensor in tensors for direction in tensor.directions]
     return Tables(
@@ -105,7 +124,7 @@ def tables_of(
         directions=np.concatenate(rows) if rows else np.zeros(0, f.DIRECTION_RECORD),
         digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST),
         coefficients=np.array(coefficients, np.float64).reshape(-1, len(steps)),
-        errors=unknown if errors is None else errors,
+        errors=errors_of(tensors, len(steps)) if errors is None else errors,
         norms=norms,
     )
 

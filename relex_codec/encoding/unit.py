@@ -28,6 +28,7 @@ from .full_check import FullCheck
 from .origin import Origin, as_dtype
 from .planning import TensorPlan
 from .quality import Quality
+from .step_errors import squared_errors
 from .stored_direction import StoredDirection
 from .tables import EncodedDirection, EncodedTensor, direction_record
 from .tensor_history import PieceTaker, Room, TensorHistory, Vectors
@@ -176,6 +177,9 @@ def _with_line(tensor: EncodedTensor, task: TensorTask, place: Workplace, frames
         with np.errstate(over="ignore", invalid="ignore"):  # weights near the largest float32
             sample = _sampled(unit, starts, read_again=whole is not None)
             stored = _search(task, fitted.coefficients[:, last], vectors, sample, whole)
+            tensor.squares = np.diagonal(gram).copy()
+            tensor.misses = squared_errors(unit, vectors, stored, fitted, tensor.squares)
+            tensor.misses[:, ~usable] = np.nan  # there is nothing to be near to
         for j, one in enumerate(stored):
             factors, remainder = _packed(task, place, vectors, j, one)
             record = direction_record(fitted, j, one)

@@ -106,8 +106,22 @@ class TensorJob:
         """
         job = self._job
         left = bits[job.left - 1] if job.left and self._before else origin  # earlier segments do not have it
-        new = bits[job.first :]
-        part = PartInfo(self._number, piece, self._dtype, len(origin))
+        self.add_later(piece, left, bits[job.first :])
+
+    @property
+    def left(self) -> int:
+        """Number of the step at the left end of the segment; 0 is the origin."""
+        return self._job.left
+
+    def add_later(self, piece: int, left: Bits, new: Bits) -> None:
+        """Take the next piece of a run whose first steps are in earlier segments.
+
+        Args:
+            left: its elements at the left end, in the tensor's dtype.
+            new: at the steps of the segment: [n, elements].
+        """
+        job = self._job
+        part = PartInfo(self._number, piece, self._dtype, len(left))
         if not any((row != left).any() for row in new):
             digest = part_digest(left)
             if self._moved:

@@ -74,9 +74,8 @@ class Index:
 
     def layout_number(self, number: int) -> StepLayout:
         """Return a layout by its number in the manifest."""
-        if number not in self._layouts:
-            self._layouts[number] = StepLayout(self.manifest, number, self.tensors)
-        return self._layouts[number]
+        found = self._layouts.get(number)
+        return found or self._layouts.setdefault(number, StepLayout(self.manifest, number, self.tensors))
 
     def layout_of(self, stored: int) -> StepLayout:
         """Return the layout of stored step number `stored`, counted from 1."""

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import Bytes
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
@@ -39,6 +40,7 @@ class FileReader:
 
     Attributes:
         index: the checked tables.
+        identity: a digest of the root, which has checksums of all tables, which have those of everything else.
 
     Raises:
         Truncated, Corrupt, Unsupported: see `relex_codec.errors`.
@@ -104,6 +106,7 @@ class FileReader:
         if zlib.crc32(head[:start]) != int(root["header_crc"]):
             raise Corrupt(f"{source.path}: the checksum of the header does not match its bytes")
         self._check_version(metadata, int(root["version"]))
+        self.identity = digest(root.tobytes() + rows.tobytes()).hex()
 
         metadata, entries = safetensors_header.parse(head[WORD:start], source.size, error=Corrupt, where=source.path)
         if "producer" not in metadata:

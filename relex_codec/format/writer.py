@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from relex_codec._version import __version__
 from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.condition import ANYTHING, Condition
+from relex_codec.storage.explain import write_error
 from relex_codec.storage.outputs import output_file
 from relex_codec.storage.stores.base import ObjectVersion
 from relex_codec.storage.urls import Options, PathLike
@@ -94,6 +96,11 @@ class ChunkWriter:
                 shutil.copyfileobj(data, self.scratch, COPY)
             span.data = None
         return place
+
+    def put_stored(self, row: ChunkRow, stored: bytes) -> None:
+        """Write a chunk of another file as it is; its spans are those of that file."""
+        self.records.append(row)
+        self.scratch.write(stored)
 
     def close(self, first: int) -> None:
         """Write the shared chunks that are still open; `first` is the number of this entry's first chunk."""
@@ -174,8 +181,12 @@ class FileWriter:
 
     def __enter__(self) -> FileWriter:
         self._stack.enter_context(self._file)
-        self.directory = self._file.scratch
-        self.directions, self.base = ChunkWriter(self.scratch()), ChunkWriter(self.scratch())
+        try:
+            self.directory = self._file.scratch
+            self.directions, self.base = ChunkWriter(self.scratch()), ChunkWriter(self.scratch())
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(
@@ -202,8 +213,15 @@ class FileWriter:
             first += len(chunks.records)
 
     def scratch(self) -> IO[bytes]:
-        """Return a further scratch file, which lives as long as the writer."""
-        return self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))
+        """Return a further scratch file, which lives as long as the writer.
+
+        Raises:
+            InvalidArgument: it cannot be made.
+        """
+        try:
+            return self._stack.enter_context(tempfile.TemporaryFile(dir=self.directory))
+        except OSError as e:
+            raise write_error(self._file.path, e) from None
 
     def finish(self, tables: Tables, frames: FrameEntries | None = None) -> int:
         """Lay out the file and return its size in bytes; `close_chunks` comes first.

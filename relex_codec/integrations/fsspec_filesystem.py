@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
@@ -18,6 +17,7 @@ from fsspec.callbacks import NoOpCallback
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
+from relex_codec.core.forks import new_lock
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
@@ -125,7 +125,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
             )
         self.url, self._options = unchained(os.fspath(fo), target_protocol, target_options)
         self.base, self.tier = base, tier
-        self._opening = threading.Lock()
+        self._opening = new_lock()
         self._files: StepFiles | None = self._open_run()
 
     @classmethod

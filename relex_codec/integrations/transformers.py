@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.format.step_layout import StepLayout
 from relex_codec.run.export import check_room, stored_bytes
 from relex_codec.run.run_reader import RunReader
+from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def load_tokenizer(
 @contextmanager
 def side_files(reader: RunReader, layout: StepLayout) -> Iterator[str]:
     """Write the files of a layout that are no weights to a temporary directory, and give its path."""
-    with tempfile.TemporaryDirectory(prefix="relex-") as folder:
+    with ScratchDirectory() as scratch:
+        folder = scratch.path
         size = stored_bytes(layout)
         check_room(folder, folder, "the files beside the weights have", size, "set TMPDIR to a place with more room")
         for name, content in reader.side_files(layout).read_all():

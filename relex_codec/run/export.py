@@ -58,6 +58,11 @@ def shards_of(layout: StepLayout) -> list[Shard]:
     return found
 
 
+def weight_files(layout: StepLayout, shards: Sequence[Shard]) -> list[str]:
+    """Return the names of a step's files that loaders read weights from, or find them by."""
+    return [*(shard.name for shard in shards), *([INDEX] if layout.indexed else [])]
+
+
 def index_file(shards: Sequence[Shard]) -> bytes:
     """Return the content of the index, which says which file has which tensor."""
     place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
@@ -125,6 +130,7 @@ def export(
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
     notes: Mapping[str, bytes] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write one step to the directory `output`, tensor by tensor.
 
@@ -137,12 +143,14 @@ def export(
         on_bytes: called with the bytes of each tensor when it is written.
         storage_options: for fsspec, if `output` is a URL.
         notes: further files by name, written after the weights.
+        overwrite: replace files of the same names, as `Run.save`.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
     """
     shards = shards_of(layout)
-    with output_directory(output, storage_options) as directory:
+    replaced = weight_files(layout, shards) if overwrite else None
+    with output_directory(output, storage_options, replaced=replaced) as directory:
         sizes = [stored_bytes(layout), *(shard.size for shard in shards)]
         if is_url(output):  # one file after another waits here
             hint = "set TMPDIR to a place with more room"

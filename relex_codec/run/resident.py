@@ -76,6 +76,12 @@ class Resident:
         self._prepared: dict[tuple[str, ...], Decode] = {}
         self.nbytes = sum(held.nbytes for held in held_once.values())
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InvalidArgument(
+            f"{self!r} cannot be pickled or copied, it holds {self.nbytes:,} bytes there: pickle the Run, and call "
+            "resident() where it is needed"
+        )
+
     def __repr__(self) -> str:
         return f"Resident({self._container.source.path!r}, {len(self._held)} tensors on {self.device})"
 

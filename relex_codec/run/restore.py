@@ -20,11 +20,12 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.step_layout import StepLayout
-from relex_codec.storage.local_writer import AtomicDirectory, create_file, flush_directory, write_at
+from relex_codec.storage.local_directory import AtomicDirectory
+from relex_codec.storage.local_writer import create_file, flush_directory, write_at
 from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
-from .export import Shard, check_room, completing_last, nbytes, other_files, shards_of, stored_bytes
+from .export import Shard, check_room, completing_last, nbytes, other_files, shards_of, stored_bytes, weight_files
 
 ROOM: Final = 0.8
 """Share of the free room in the temporary directory that files on their way to a URL may take."""
@@ -68,6 +69,7 @@ def restore(
     steps: Sequence[int],
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
+    overwrite: bool = False,
 ) -> None:
     """Write stored steps to the directory `output`, a checkpoint each; a local one appears when all are complete.
 
@@ -78,6 +80,7 @@ def restore(
     Args:
         on_bytes: called with how many bytes of weights have been written since the last call.
         storage_options: for fsspec, if `output` is a URL.
+        overwrite: replace files of the same names, as `Run.restore`.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
@@ -92,11 +95,18 @@ def restore(
         folder = STEP_FOLDER.format(step) if directory is None else directory
         groups.setdefault(index.layout_of(numbers[step]), {})[numbers[step]] = folder
     lots = [Group(layout, shards_of(layout), folders) for layout, folders in groups.items()]
+    names = [
+        f"{folder}/{name}"
+        for lot in lots
+        for folder in lot.folders.values()
+        for name in weight_files(lot.layout, lot.shards)
+    ]
+    replaced = names if overwrite else None
     if is_url(output):
-        with UploadedDirectory(output, storage_options) as uploaded:
+        with UploadedDirectory(output, storage_options, replaced=replaced) as uploaded:
             _restore_to_url(decoder, uploaded, lots, on_bytes)
     else:
-        with AtomicDirectory(output) as directory_here:
+        with AtomicDirectory(output, replaced=replaced) as directory_here:
             _restore_to_disk(decoder, directory_here, lots, on_bytes)
 
 

@@ -197,6 +197,7 @@ class Run(PicturedRun):
         tier: str = "auto",
         along: str = "line",
         provenance: bool = False,
+        overwrite: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> str:
@@ -213,6 +214,8 @@ class Run(PicturedRun):
                 needs the exact tier and goes on from the last observed step as training went since the middle one
                 (`relex_codec.run.fitted.Secant`).
             provenance: write ``relex.json`` as well: which file and tier the step is of, and how far to believe it.
+            overwrite: go over what is in `output`: files of the same names are replaced, others stay, and further
+                weights beside them are refused.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -233,7 +236,7 @@ class Run(PicturedRun):
             notes[NOTE] = as_bytes(note(self._reader.container, at.step, chosen, along, *told))
         layout = layout_at(decoder.container.index, at)
         with self._bar("decode", [layout], progress) as bar:
-            export(decoder, output, layout, weights, bar.update, options, notes)
+            export(decoder, output, layout, weights, bar.update, options, notes, overwrite)
         return chosen
 
     def restore(
@@ -242,6 +245,7 @@ class Run(PicturedRun):
         *,
         steps: str | None = None,
         exclude_steps: str | None = None,
+        overwrite: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
@@ -258,6 +262,7 @@ class Run(PicturedRun):
             steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
+            overwrite: as `save`, for the directory of each step; other steps stay.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -276,7 +281,7 @@ class Run(PicturedRun):
         layouts = [index.layout_of(self.steps.index(step) + 1) for step in chosen]
         with self._bar("restore", layouts, progress) as bar:
             options = self._options if storage_options is None else storage_options
-            restore(decoder, output, chosen, bar.update, options)
+            restore(decoder, output, chosen, bar.update, options, overwrite)
         return chosen
 
     # -- checking ----------------------------------------------------------------------------------------------------

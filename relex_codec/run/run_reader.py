@@ -5,12 +5,14 @@ Nothing here is part of the public interface.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.core.dtypes import Bits
+from relex_codec.core.forks import new_lock
 from relex_codec.core.indexing import TensorIndex
 from relex_codec.core.text import quote
 from relex_codec.decoding.base_locator import BaseLocator
@@ -24,8 +26,8 @@ from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.kernels.dispatch import device_kernel, is_host
 from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.open import open_source
-from relex_codec.storage.source import closed_on_error
-from relex_codec.storage.urls import Options, PathLike, options_for
+from relex_codec.storage.source import LocalSource, Source, closed_on_error
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, options_for
 
 from .side_files import SideFiles
 
@@ -45,23 +47,77 @@ def checked_device(device: Any) -> Any:
     return device
 
 
+class _Opened(NamedTuple):
+    """What one process has opened."""
+
+    process: int
+    container: FileReader
+    decoder: TensorDecoder
+
+
+_OPENING: Final = new_lock()
+
+
+def _absolute(path: PathLike) -> PathLike:
+    """Return a path that means the same in a process that works in another directory."""
+    if is_url(path):
+        return path
+    with suppress(OSError):  # the working directory was removed
+        return os.path.abspath(local_path(path))
+    return path
+
+
 class RunReader:
     """An opened ``.relex`` file; arguments and errors of opening it are those of `relex_codec.open`.
 
+    A copy in another process, forked or unpickled, opens the file for itself when it first needs it, and refuses it if
+    it is another one by then.
+
     Attributes:
         path: for messages.
-        container: the file's checked tables, which answer also when it is closed.
         closed: whether it has been closed.
     """
 
     def __init__(self, path: PathLike, *, base: PathLike | None = None, storage_options: Options = None) -> None:
         refuse_offline(path, InvalidArgument)
-        self._source = open_source(path, options_for(path, storage_options))
-        with closed_on_error(self._source):
-            self.container = FileReader(self._source)
-        self.path = self._source.path
-        self._decoder = TensorDecoder(self.container, BaseLocator(self.container, base, storage_options))
+        self._place, self._base_place = _absolute(path), None if base is None else _absolute(base)
+        self._options = storage_options
         self.closed = False
+        self._opened: _Opened | None = self._open(open_source(path, options_for(path, storage_options)), base)
+        self.path = self._opened.container.source.path
+        self._identity = self._opened.container.identity
+
+    def _open(self, source: Source, base: PathLike | None) -> _Opened:
+        with closed_on_error(source):
+            container = FileReader(source)
+        decoder = TensorDecoder(container, BaseLocator(container, base, self._options))
+        return _Opened(os.getpid(), container, decoder)
+
+    def _here(self) -> _Opened:
+        """Return what this process has opened, after doing so if that is necessary."""
+        found = self._opened
+        if found is not None and found.process == os.getpid():
+            return found
+        with _OPENING:
+            found = self._opened
+            if found is None or found.process != os.getpid():
+                source = found.container.source if found is not None else None
+                if not isinstance(source, LocalSource):  # which is read without locks or connections
+                    source = open_source(self._place, options_for(self._place, self._options))
+                found = self._open(source, self._base_place)
+                if found.container.identity != self._identity:
+                    source.close()
+                    raise InvalidArgument(
+                        f"{self.path} is another file than the one that was opened before this process was started; "
+                        "open it here"
+                    )
+                self._opened = found
+            return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.closed:
+            raise InvalidArgument(f"{self.path} is closed; open it again before it goes to another process")
+        return {**self.__dict__, "_opened": None}
 
     def __enter__(self) -> RunReader:
         return self
@@ -72,7 +128,8 @@ class RunReader:
     def close(self) -> None:
         """Release the file; reading it afterwards is an error, closing it again is none."""
         self.closed = True
-        self._source.close()
+        if self._opened is not None:
+            self._opened.container.source.close()
 
     def check_open(self) -> None:
         """Refuse to go on with a file that was closed, even where what is read next would still be in memory.
@@ -84,10 +141,15 @@ class RunReader:
             raise InvalidArgument(f"{self.path} is closed; open it again to read it")
 
     @property
+    def container(self) -> FileReader:
+        """The file's checked tables, which answer also when it is closed."""
+        return self._here().container
+
+    @property
     def decoder(self) -> TensorDecoder:
         """Reads tensors as bits; refused when the file is closed."""
         self.check_open()
-        return self._decoder
+        return self._here().decoder
 
     @property
     def base(self) -> BaseLocator:
@@ -97,7 +159,7 @@ class RunReader:
     @property
     def base_embedded(self) -> bool:
         """Whether the base is what the file embeds: the caller named no other."""
-        return self._decoder.base.is_embedded
+        return self._here().decoder.base.is_embedded
 
     def base_reader(self) -> BaseReader:
         """Return what reads the base and checks it, also where the file embeds one."""

@@ -6,7 +6,6 @@ Names and sizes are those of the step's layout, and known without decoding: head
 from __future__ import annotations
 
 import io
-import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -16,6 +15,7 @@ import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import INDEX
+from relex_codec.core.forks import new_lock
 from relex_codec.decoding.tiers import StepTier
 from relex_codec.format.constants import PIECE
 from relex_codec.format.step_layout import StepLayout
@@ -83,7 +83,7 @@ class LayoutFiles:
         self._index = index_file(shards) if layout.indexed else None
         self._sides = reader.side_files(layout)
         self._side_sizes: dict[str, int] | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file by name.
@@ -101,7 +101,9 @@ class LayoutFiles:
             return self.shards[name].size
         if name == INDEX and self._index is not None:
             return len(self._index)
-        return self.side_sizes().get(name)
+        with self._lock:
+            known = self._side_sizes
+        return self._sides.size(name) if known is None else known.get(name)
 
     def side_sizes(self) -> dict[str, int]:
         """Return the bytes of each file that is no weights and no index; errors are those of `sizes`."""
@@ -150,7 +152,7 @@ class StepFiles:
     def __init__(self, reader: RunReader) -> None:
         self.reader = reader
         self._layouts: dict[StepLayout, LayoutFiles] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def at(self, step: float, tier: str) -> LayoutFiles:
         """Return the files that there are at a step.

@@ -12,11 +12,12 @@ import hashlib
 import os
 import re
 import secrets
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from relex_codec.core.forks import new_lock
 
 from .config import StorageConfig
 
@@ -53,7 +54,7 @@ class DiskCache:
     def __init__(self, folder: str, limit: int) -> None:
         self.folder, self.limit = Path(folder), limit
         self._total, self._since = 0, limit
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def load(self, key: str, start: int, end: int) -> bytes | None:
         """Return bytes `start` to `end` of the object and version `key` stands for, or None."""
@@ -142,7 +143,7 @@ def _digest(data: bytes) -> bytes:
 
 
 _CACHES: Final[dict[tuple[str, int], DiskCache]] = {}
-_CACHES_LOCK: Final = threading.Lock()
+_CACHES_LOCK: Final = new_lock()
 
 
 def disk_cache_for(config: StorageConfig) -> DiskCache | None:

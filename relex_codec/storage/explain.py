@@ -28,6 +28,12 @@ _HUB_CLASSES: Final = frozenset({
     "ConnectError", "ConnectTimeout",
 })  # fmt: skip
 """Classes of failures that `explain_hub_failure` says more of than they do themselves."""
+SHORTAGES: Final = {
+    errno.EMFILE: "; allow more open files (`ulimit -n 4096`)",
+    errno.ENFILE: "; the whole machine has too many files open",
+    errno.ENOMEM: "; there is not enough memory",
+}
+"""What is said of what the machine has not enough of."""
 _LOG_IN: Final = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -43,7 +49,7 @@ def message_of(e: BaseException) -> str:
 def read_error(path: str, e: BaseException, error: type[RelexError]) -> RelexError:
     """Return the one-line `error` for a failed read of `path`, with what to do about it.
 
-    Errors of this package stay what they are.
+    Errors of this package stay what they are, and what the machine lacks is no fault of the file: `InvalidArgument`.
     """
     tried = f" ({e})" if isinstance(e, RetriesExhausted) else ""
     if isinstance(e, RetriesExhausted) and e.__cause__ is not None:
@@ -51,6 +57,8 @@ def read_error(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
     if isinstance(e, RelexError):
         return e
     words, code, status = message_of(e), code_of(e), status_of(e)
+    if isinstance(e, OSError) and e.errno in SHORTAGES:  # nothing is wrong with the file
+        return InvalidArgument(f"{path} cannot be read: {words}{SHORTAGES[e.errno]}")
     if code in ("NoSuchBucket", "ContainerNotFound"):
         what = "bucket" if code == "NoSuchBucket" else "container"
         return missing(error, f"{path} cannot be read: there is no such {what}; check its name, and the endpoint")
@@ -90,6 +98,8 @@ def write_error(path: str, e: OSError) -> InvalidArgument:
     hint = ""
     if e.errno == errno.ENOENT:
         hint = "; its directory does not exist, make it first"
+    elif e.errno in SHORTAGES:
+        hint = SHORTAGES[e.errno]
     elif e.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "; free some space or choose another place"
     return InvalidArgument(f"cannot write {path}: {one_line(e)}{hint}; nothing was changed there")

@@ -1,8 +1,9 @@
-"""Local files and directories that appear under their names only when they are complete.
+"""Local files that appear under their names only when they are complete.
 
-Both are written under a temporary name beside the target, flushed to disk and renamed; whatever goes wrong before, an
-interruption by the user included, removes the temporary name and leaves the target as it was. Below a directory that is
-being written, `create_file`, `write_at` and `flush_directory` make files of known size whose bytes come in any order.
+A file is written under a temporary name beside the target (leftovers.py), flushed to disk and renamed; whatever goes
+wrong before, an interruption by the user included, removes the temporary name and leaves the target as it was.
+Directories are in local_directory.py. Below one that is being written, `create_file`, `write_at` and `flush_directory`
+make files of known size whose bytes come in any order.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -21,16 +20,16 @@ from typing import Final
 from relex_codec.core.dtypes import Bits
 from relex_codec.errors import InvalidArgument
 
+from .access import keep_access
 from .condition import Condition, Overtaken
 from .explain import write_error
+from .leftovers import make_file, remove_leftovers
 from .source import local_version
 from .stores.base import ObjectVersion
 from .urls import PathLike, is_url, local_path, without_secrets
 
 TURN: Final = 10.0
 """Seconds to wait for another process that puts a file into the same directory, which takes it microseconds."""
-_NAME_LIMIT: Final = 150
-"""Bytes of the target's name that the temporary name repeats: file systems allow 255 in all."""
 
 
 class AtomicFile:
@@ -52,22 +51,25 @@ class AtomicFile:
 
     def __init__(self, path: PathLike, *, shown: str | None = None, condition: Condition | None = None) -> None:
         self.condition = condition
-        self.path = _target(path)
+        self.path = target_of(path)
         self._shown = shown or os.fspath(path)
         self.scratch = os.path.dirname(self.path)
         """Where there is room for temporary files."""
         self._fd = -1
         self._end = 0
-        self._temporary = _temporary(self.path)
+        self._temporary = ""
 
     def __enter__(self) -> AtomicFile:
         with self.reported():
+            mode = 0o666
             with suppress(FileNotFoundError):
                 if not stat.S_ISREG(os.stat(self.path).st_mode):  # renaming over /dev/null would replace it
                     raise InvalidArgument(f"cannot write {self._shown}: it exists and is not a regular file")
                 if self.condition is not None and self.condition.absent:
                     raise exists_error(self._shown)
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                mode = 0o600  # until it has that of the file that it replaces
+            remove_leftovers(self.scratch)
+            self._temporary, self._fd = make_file(self.path, mode)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
@@ -75,14 +77,14 @@ class AtomicFile:
             if kind is None:
                 with self.reported():
                     os.fsync(self._fd)
-                    self._close()
-                    self._put_into_place()
-                    _sync_directory(os.path.dirname(self.path))
+                    keep_access(self._fd, self.path)
+                    self._put_into_place()  # still locked: it has no other owner until then
+                    sync_directory(os.path.dirname(self.path))
         finally:
-            with suppress(OSError):
-                self._close()
             with suppress(OSError):  # gone, if it was renamed
                 os.unlink(self._temporary)
+            with suppress(OSError):
+                self._close()
 
     def _put_into_place(self) -> None:
         """Give the file its name, if that is still free or still has what may be replaced."""
@@ -95,11 +97,11 @@ class AtomicFile:
                 if not condition.holds_always:
                     condition.check(_version_at(self.path), self._shown)
                 os.replace(self._temporary, self.path)
-            elif not _give_name(self._temporary, self.path):
+            elif not give_name(self._temporary, self.path):
                 # hours of work may be in it
                 root, end = os.path.splitext(self.path)
                 names = (f"{root}-{number}{end}" for number in itertools.count(2))
-                kept = next(name for name in names if _give_name(self._temporary, name))
+                kept = next(name for name in names if give_name(self._temporary, name))
                 raise Overtaken(f"{condition.overtaken(self._shown)}; what was made here is complete, as {kept}")
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -160,67 +162,12 @@ def held_for_appending(path: PathLike) -> Iterator[None]:
             os.close(fd)
 
 
-class AtomicDirectory:
-    """A context manager that writes a local directory; files go to `path`, or through `file`.
-
-    Args:
-        path: the target: absent (directories above it are made) or an empty directory.
+def target_of(path: PathLike) -> str:
+    """Return the absolute path that is written to: links are followed.
 
     Raises:
-        InvalidArgument: the target exists and is not empty, is a URL, or cannot be written.
+        InvalidArgument: it is a URL, empty, or relative to a directory that does not exist any more.
     """
-
-    def __init__(self, path: PathLike) -> None:
-        self.target = _target(path)
-        self.shown = os.fspath(path)
-        self.path = _temporary(self.target)
-        """The temporary directory; files written here appear in the target."""
-
-    def __enter__(self) -> AtomicDirectory:
-        with self.reported():
-            self._refuse_existing()
-            os.makedirs(os.path.dirname(self.target), exist_ok=True)
-            os.mkdir(self.path)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        try:
-            with self.reported():
-                if kind is None:
-                    for path, _, _ in os.walk(self.path):
-                        _sync_directory(path)
-                    self._refuse_existing()  # someone may have filled it in the meantime
-                    os.rename(self.path, self.target)
-                    _sync_directory(os.path.dirname(self.target))
-        finally:
-            shutil.rmtree(self.path, ignore_errors=True)  # gone, if it was renamed
-
-    def file(self, name: str) -> AtomicFile:
-        """Return a file of the directory, which may be in one below it, to be used as a context manager."""
-        path = os.path.join(self.path, name)
-        with self.reported():
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        return AtomicFile(path, shown=os.path.join(self.shown, name))
-
-    def _refuse_existing(self) -> None:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            if os.listdir(self.target):
-                raise InvalidArgument(f"cannot write {self.shown}: it exists and is not empty; choose another place")
-        if os.path.exists(self.target) and not os.path.isdir(self.target):
-            raise InvalidArgument(f"cannot write {self.shown}: it exists and is not a directory")
-        if os.path.ismount(self.target):  # which cannot be renamed over
-            raise InvalidArgument(f"cannot write {self.shown}: it is a mount point; give a directory below it")
-
-    @contextmanager
-    def reported(self) -> Iterator[None]:
-        """Turn an error of the operating system into InvalidArgument that names the target."""
-        try:
-            yield
-        except OSError as e:
-            raise write_error(self.shown, e) from None
-
-
-def _target(path: PathLike) -> str:
     if is_url(path):
         raise InvalidArgument(
             f"cannot write {without_secrets(path)}: output must be a local path; upload it afterwards"
@@ -228,14 +175,13 @@ def _target(path: PathLike) -> str:
     text = local_path(path)
     if not text:
         raise InvalidArgument("cannot write to an empty path")
-    return os.path.realpath(text)
-
-
-def _temporary(target: str) -> str:
-    """Return a name beside `target` that no loader and no search for runs takes for the real thing."""
-    folder, name = os.path.split(target)
-    start = os.fsdecode(os.fsencode(name)[:_NAME_LIMIT])
-    return os.path.join(folder, f".{start}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        return os.path.realpath(text)
+    except FileNotFoundError:
+        raise InvalidArgument(
+            f"cannot write {os.fspath(path)}: the current directory was removed; change to another one, or give a "
+            "whole path"
+        ) from None
 
 
 def exists_error(shown: str) -> InvalidArgument:
@@ -252,7 +198,7 @@ def _version_at(path: str) -> ObjectVersion | None:
         return None
 
 
-def _give_name(temporary: str, name: str) -> bool:
+def give_name(temporary: str, name: str) -> bool:
     """Give a file a name that nobody has; returns whether that went well."""
     try:
         os.link(temporary, name)  # fails where the name is taken, which a rename does not
@@ -287,7 +233,7 @@ def _turn_in(folder: str) -> Iterator[None]:
             os.close(fd)
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
     with suppress(OSError):  # not every file system can; the file's own bytes are on disk in any case
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,25 +1,27 @@
 """Where results go: local paths and fsspec URLs, written alike and under the same promise.
 
-Local ones are written by local_writer.py. For a URL, a file is made in a local temporary directory and then uploaded in
-one piece: object stores show an object when all of it is there, and on other file systems it gets a temporary name and
-is moved. A directory is uploaded file by file, each removed here when it is there, so that no copy of a whole model is
-made; its user writes the file that makes it loadable last. Whatever goes wrong, an interruption by the user included,
-removes again what was uploaded.
+Local ones are written by local_writer.py and local_directory.py. For a URL, a file is made in a local temporary
+directory and then uploaded in one piece: object stores show an object when all of it is there, and on other file
+systems it gets a temporary name and is moved. A directory is uploaded file by file, each removed here when it is there,
+so that no copy of a whole model is made; its user writes the file that makes it loadable last. Whatever goes wrong, an
+interruption by the user included, removes again what was uploaded.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 
+from relex_codec.core.filenames import completes
 from relex_codec.errors import InvalidArgument, RelexError
 
 from .condition import ANYTHING, Condition, Overtaken
 from .explain import write_error
-from .local_writer import AtomicDirectory, AtomicFile, exists_error
+from .leftovers import ScratchDirectory
+from .local_directory import AtomicDirectory, not_empty_error, refuse_other_weights
+from .local_writer import AtomicFile, exists_error
+from .source import closed_on_error
 from .upload import OBJECT_STORES, UploadTarget
 from .urls import Options, PathLike, is_url, local_path
 
@@ -54,13 +56,20 @@ def file_exists(path: PathLike, storage_options: Options = None) -> bool:
     return False
 
 
-def output_directory(path: PathLike, storage_options: Options = None) -> AtomicDirectory | UploadedDirectory:
+def output_directory(
+    path: PathLike, storage_options: Options = None, *, replaced: Collection[str] | None = None
+) -> AtomicDirectory | UploadedDirectory:
     """Return a directory to be written, as a context manager; arguments and errors are those of `output_file`.
 
     Locally it appears when it is complete. At a URL its files appear one by one, so write the one that makes it a
     checkpoint last.
+
+    Args:
+        replaced: as `AtomicDirectory`.
     """
-    return UploadedDirectory(path, storage_options) if is_url(path) else AtomicDirectory(path)
+    if is_url(path):
+        return UploadedDirectory(path, storage_options, replaced=replaced)
+    return AtomicDirectory(path, replaced=replaced)
 
 
 class UploadedFile:
@@ -82,6 +91,7 @@ class UploadedFile:
         self._target = UploadTarget(url, storage_options)
         self.path = self._target.shown
         self.scratch = ""
+        self._folder = ScratchDirectory()
         self._file: AtomicFile
 
     def __enter__(self) -> UploadedFile:
@@ -97,26 +107,27 @@ class UploadedFile:
         if kind == "file" and self.condition.absent:
             raise exists_error(self.path)
         target.check(folder)
-        self.scratch = tempfile.mkdtemp(prefix="relex-")
-        self._local = os.path.join(self.scratch, name)
-        self._file = AtomicFile(self._local, shown=f"{self.path} by way of {self.scratch}").__enter__()
+        self._name = name
+        with local_errors(f"{self.path} by way of the temporary directory"), closed_on_error(self._folder):
+            self.scratch = self._folder.path
+            shown = f"{self.path} by way of {self.scratch}"
+            self._file = AtomicFile(os.path.join(self.scratch, name), shown=shown).__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        keep = False
         try:
             self._file.__exit__(kind, *exc)
             if kind is None:
                 try:
-                    self._target.upload([(self._local, self._target.name)], condition=self.condition)
+                    local = os.path.join(self.scratch, self._name)
+                    self._target.upload([(local, self._target.name)], condition=self.condition)
                 except RelexError as e:
                     if isinstance(e, Overtaken) and not self.condition.absent:
                         raise  # made of a file that is no longer there
-                    keep = True
-                    raise InvalidArgument(f"{e}; the file itself is complete: upload {self._local}") from None
+                    kept = os.path.join(self._folder.keep(), self._name)
+                    raise InvalidArgument(f"{e}; the file itself is complete: upload {kept}") from None
         finally:
-            if not keep:
-                shutil.rmtree(self.scratch, ignore_errors=True)
+            self._folder.__exit__(None, None, None)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append `data`, all of it, and return its length."""
@@ -132,13 +143,22 @@ class UploadedDirectory:
 
     Unlike a local directory, the files appear one by one: the one that makes the others a checkpoint goes last.
 
+    Args:
+        url, storage_options: as `output_directory`.
+        replaced: as `AtomicDirectory`. Before anything is replaced, what makes old files a checkpoint goes: no mixture
+            of old and new is taken for one, however this ends.
+
     Raises:
-        InvalidArgument: the target exists and is not empty, or cannot be written.
+        InvalidArgument: as `AtomicDirectory`.
     """
 
-    def __init__(self, url: PathLike, storage_options: Options = None) -> None:
+    def __init__(
+        self, url: PathLike, storage_options: Options = None, *, replaced: Collection[str] | None = None
+    ) -> None:
         self._target = UploadTarget(url, storage_options)
         self.shown = self._target.shown
+        self._replaced = replaced
+        self._folder = ScratchDirectory()
         self.path = ""
         """A local directory for temporary files."""
         self._uploaded: list[str] = []
@@ -148,24 +168,48 @@ class UploadedDirectory:
     def __enter__(self) -> UploadedDirectory:
         target = self._target
         kind = target.exists()
-        if kind is not None:
-            what = "not empty; choose another place" if kind == "directory" else "not a directory"
-            raise InvalidArgument(f"cannot write {self.shown}: it exists and is {what}")
+        if kind == "file":
+            raise InvalidArgument(f"cannot write {self.shown}: it exists and is not a directory")
+        if kind == "directory" and self._replaced is None:
+            raise not_empty_error(self.shown)
+        try:
+            self._prepare(kind == "directory")
+        except BaseException:
+            target.remove([], self._made)
+            raise
+        return self
+
+    def _prepare(self, exists: bool) -> None:
+        target = self._target
         if target.moves_into_place:
             with target.reported():
                 if not target.filesystem.isdir(target.name):
                     self._made.add(target.name)
                     target.filesystem.makedirs(target.name, exist_ok=True)
         target.check(target.name)
-        self.path = tempfile.mkdtemp(prefix="relex-")
-        return self
+        if exists and self._replaced is not None:
+            self._prepare_replacing(self._replaced)
+        with local_errors(f"{self.shown} by way of the temporary directory"), closed_on_error(self._folder):
+            self.path = self._folder.path
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
             if kind is not None:
                 self._target.remove(self._uploaded, self._made)
         finally:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._folder.__exit__(None, None, None)
+
+    def _prepare_replacing(self, names: Collection[str]) -> None:
+        found = self._target.files_below()
+
+        def listed(folder: str) -> list[str]:
+            parts = (name.rpartition("/") for name in found)
+            return [name for place, _, name in parts if place == folder]
+
+        refuse_other_weights(self.shown, names, listed)
+        for name in filter(completes, set(found) & set(names)):
+            with self._target.reported():
+                self._target.remove_file(f"{self._target.name}/{name}")
 
     def file(self, name: str) -> _PartOfDirectory:
         """Return a file of the directory, to be used as a context manager; it is uploaded on leaving."""
@@ -174,21 +218,36 @@ class UploadedDirectory:
     def upload(self, files: Iterable[tuple[str, str]], *, keep: bool = False) -> None:
         """Upload local files, ``(path, name below the target)`` each; unless they are kept, remove them here."""
         jobs = [(path, f"{self._target.name}/{name}") for path, name in files]
-        self._uploaded += [name for _, name in jobs]
+        if self._replaced is None:  # what is there under these names can only be what was begun here
+            self._uploaded += [name for _, name in jobs]
         if self._target.moves_into_place:
             for folder in {name.rpartition("/")[0] for _, name in jobs} - self._made - {self._target.name}:
-                self._made.add(folder)
                 with self._target.reported():
                     self._target.filesystem.makedirs(folder, exist_ok=True)
-        self._target.upload(jobs, (lambda _: None) if keep else os.unlink)
+                while folder not in self._made and folder != self._target.name:  # and those that it lies in
+                    self._made.add(folder)
+                    folder = folder.rpartition("/")[0]
 
-    @contextmanager
-    def local(self) -> Iterator[None]:
+        def there(path: str, name: str) -> None:
+            if self._replaced is not None:
+                self._uploaded.append(name)
+            if not keep:
+                os.unlink(path)
+
+        self._target.upload(jobs, there)
+
+    def local(self) -> AbstractContextManager[None]:
         """Turn an error of the operating system about the temporary files into InvalidArgument."""
-        try:
-            yield
-        except OSError as e:
-            raise write_error(f"{self.shown} by way of {self.path}", e) from None
+        return local_errors(f"{self.shown} by way of {self.path}")
+
+
+@contextmanager
+def local_errors(shown: str) -> Iterator[None]:
+    """Turn an error of the operating system about a temporary file into InvalidArgument that names the target."""
+    try:
+        yield
+    except OSError as e:
+        raise write_error(shown, e) from None
 
 
 class _PartOfDirectory(AtomicFile):

@@ -8,7 +8,7 @@ wrong at the price of requests; the bytes are the same.
 
 from __future__ import annotations
 
-import threading
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any, Final, NamedTuple
 
 from relex_codec.core.cancellation import Cancelled, CancelScope, check_cancelled, wait_for
+from relex_codec.core.forks import new_lock
 
 from .coalesce import LONGEST_READ, Range, plan_blocks
 from .remote import CONCURRENT_REQUESTS, RemoteSource
@@ -55,7 +56,7 @@ class PrefetchingSource(Source):
     def __init__(self, inner: RemoteSource) -> None:
         self.inner, self.path, self.size, self.version = inner, inner.path, inner.size, inner.version
         self._running: tuple[Prefetcher, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._copy: LocalSource | None = None
         self._spoiled: tuple[Range, ...] = ()
         """Ranges that are wrong in the copy."""
@@ -170,7 +171,8 @@ class Prefetcher:
     ) -> None:
         self._limit = limit
         self._held = self._next = 0
-        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._lock = new_lock()
         self._scope, self._ended = CancelScope(), False
         by_source: dict[PrefetchingSource, list[int]] = {}
         for i, range_ in enumerate(planned):
@@ -215,6 +217,8 @@ class Prefetcher:
 
         None also where another thread has ended prefetching meanwhile: then the reader fetches for itself.
         """
+        if os.getpid() != self._process:  # which has the threads
+            return None
         with self._lock:
             found = None if self._ended else self._find(source, start, end)
             if found is None:
@@ -268,7 +272,12 @@ class Prefetcher:
         if block.data is None:
             self._held += block.end - block.start
             fetch = self._scope.bind(block.source.inner.fetch)
-            block.data = self._pool.submit(fetch, block.start, block.end)
+            try:
+                block.data = self._pool.submit(fetch, block.start, block.end)
+            except RuntimeError as error:  # Python is about to end, or may have no more threads
+                self._ended = True
+                block.data = Future()
+                block.data.set_exception(error)
         return block.data
 
     def _pump(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -50,6 +51,7 @@ class RemoteSource(Source):
         self.path = shown
         self._error = error
         self._closed = False
+        self._process = os.getpid()
         self._config = config or StorageConfig()
         self._store = store_for(filesystem, path, self._config)
         self._key = (shown, path, self._store.identity)
@@ -88,6 +90,11 @@ class RemoteSource(Source):
     def _check_open(self) -> None:
         if self._closed:
             raise self._error(f"{self.path} is closed")
+        if os.getpid() != self._process:  # connections, and the thread that answers them, are those of the parent
+            raise self._error(
+                f"{self.path} was opened before this process was forked; open it again here, or start processes with "
+                "spawn"
+            )
 
     def read_cached(self, start: int, end: int) -> bytes:
         data = self._find_cached(start, end)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
 
+from relex_codec.core.forks import new_lock
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError, Truncated
 
 from .coalesce import Range
@@ -145,6 +146,7 @@ class LocalSource(Source):
             self._identity = _identity(status)
             self.version = local_version(status)
             self._keep_open = keep_open
+            self._lock, self._reading, self._closed = new_lock(), 0, False
             # Closed when nobody refers to the source any more, as file objects are.
             self._finalizer = weakref.finalize(self, os.close, fd) if keep_open else lambda: None
             if keep_open:
@@ -164,8 +166,11 @@ class LocalSource(Source):
             self._fill(fd, start, out)
 
     def close(self) -> None:
-        self._held = None
-        self._finalizer()
+        with self._lock:
+            self._held, self._closed = None, True
+            idle = not self._reading
+        if idle:  # else the last that reads does it: another file may get the number as soon as it is free
+            self._finalizer()
 
     def _open(self) -> int:
         try:
@@ -177,10 +182,20 @@ class LocalSource(Source):
     def _descriptor(self) -> Iterator[int]:
         """Give a descriptor to read from; the file must be unchanged before and after."""
         if self._keep_open:
-            if self._held is None:
-                raise self._error(f"{self.path} is closed")
-            yield self._held
-            self._check_identity(self._held)
+            with self._lock:
+                if self._held is None:
+                    raise self._error(f"{self.path} is closed")
+                held = self._held
+                self._reading += 1
+            try:
+                yield held
+                self._check_identity(held)
+            finally:
+                with self._lock:
+                    self._reading -= 1
+                    last = self._closed and not self._reading
+                if last:
+                    self._finalizer()
             return
         fd = self._open()
         try:

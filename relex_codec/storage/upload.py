@@ -37,6 +37,8 @@ PARTS_AT_A_TIME: Final = 10
 """Parts, of 4 MiB, that adlfs may have under way; by itself it has 128."""
 UPLOADS: Final = 4
 """Files that are uploaded at the same time; of those that are uploaded in several parts at a time, one."""
+_TEMPORARY: Final = ".relex.tmp-"
+"""How temporary names begin."""
 COMPARED: Final = 64 << 10
 """Bytes at either end of a file that tell whether an object is the one that was sent."""
 GRACE: Final = 20.0
@@ -85,7 +87,7 @@ class UploadTarget:
         with self.reported():
             self.filesystem.pipe_file(name, b"")
         with suppress(Exception):  # some may add files, but not remove them
-            self._remove(name)
+            self.remove_file(name)
 
     def exists(self) -> str | None:
         """Return ``file`` or ``directory`` if there is something; an empty directory is nothing."""
@@ -97,6 +99,7 @@ class UploadTarget:
                     return None
                 raise
         names = {str(entry["name"]).strip("/"): entry["type"] for entry in found}
+        names = {name: kind for name, kind in names.items() if not _is_temporary(name)}  # of who was killed
         kind = names.pop(self.name.strip("/"), None)  # ls of a file is the file; stores have markers of directories
         return "directory" if names else "file" if kind == "file" and not self._is_marker() else None
 
@@ -112,14 +115,14 @@ class UploadTarget:
     def upload(
         self,
         files: Iterable[tuple[str, str]],
-        on_file: Callable[[str], Any] = lambda _: None,
+        on_file: Callable[[str, str], Any] = lambda *_: None,
         condition: Condition = ANYTHING,
     ) -> None:
         """Upload local files, ``(path, name)`` each, several at a time.
 
         Args:
             files: the name is one on the filesystem.
-            on_file: called with the path when the file is there, from one of several threads.
+            on_file: called with path and name when the file is there, from one of several threads.
             condition: what may be replaced under each name.
 
         Raises:
@@ -137,7 +140,7 @@ class UploadTarget:
                     if job is None:
                         return
                     self._upload(*job, condition)
-                    on_file(job[0])
+                    on_file(*job)
             except BaseException as error:
                 failures.append(error)
                 self._cancelled.set()
@@ -163,12 +166,20 @@ class UploadTarget:
         if failures:
             raise failures[0]
 
+    def files_below(self) -> list[str]:
+        """Return the files below, each as it is called from here; `exists` says that there are some."""
+        root = self.name.strip("/") + "/"
+        with self.reported():
+            self.filesystem.invalidate_cache(self.name)
+            found = [str(name).strip("/") for name in self.filesystem.find(self.name)]
+        return [name.removeprefix(root) for name in found if name.startswith(root) and not _is_temporary(name)]
+
     def remove(self, names: Iterable[str], folders: Iterable[str]) -> None:
         """Remove files as far as that is possible, and directories, deepest first."""
 
         def one(name: str) -> None:
             with suppress(Exception):
-                self._remove(name)
+                self.remove_file(name)
 
         parallel_map(one, names, IO_THREADS)
         for folder in sorted(folders, key=len, reverse=True):
@@ -214,7 +225,7 @@ class UploadTarget:
                 with suppress(Exception):
                     # what is under the name itself is the old file, and stays, until the new one has arrived
                     if first != name or (arrived and self.filesystem.info(name)["size"] != size):
-                        self._remove(first)
+                        self.remove_file(first)
                 raise
 
     def _put(self, path: str, name: str, filesystem: Any = None, **conditions: Any) -> None:
@@ -297,13 +308,14 @@ class UploadTarget:
         except Exception:
             if not self.filesystem.exists(name):
                 raise
-            self._remove(name)  # some do not move over a file
+            self.remove_file(name)  # some do not move over a file
             try:
                 self._with_retries(lambda: self.filesystem.mv(first, name))
             except Exception as e:
                 raise _Stranded(f"cannot write {self.shown}: {message_of(e)}; all of it is there, as {first}") from None
 
-    def _remove(self, name: str) -> None:
+    def remove_file(self, name: str) -> None:
+        """Remove a file; raises what the filesystem does."""
         try:
             self.filesystem.rm_file(name)
         except NotImplementedError:
@@ -316,7 +328,11 @@ class UploadTarget:
 
 def _temporary(folder: str) -> str:
     """Return a name that nothing takes for a checkpoint or a file of weights."""
-    return f"{folder}/.relex.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{folder}/{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _is_temporary(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(_TEMPORARY)
 
 
 def put_options(filesystem: Any, size: int) -> dict[str, int]:

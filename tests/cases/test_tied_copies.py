@@ -112,7 +112,7 @@ def test_what_is_no_copy_any_more_is_refused_by_append(tmp_path: Path) -> None:
     encoded(tmp_path, "--exact")
     done = cli("append", tmp_path / "r.relex", tmp_path / "more/global_step_5")
     assert done.returncode == 1
-    assert "'lm_head.weight' is a copy of 'model.embed_tokens.weight'" in done.stderr
+    assert "'lm_head.weight' and 'model.embed_tokens.weight' are one" in done.stderr
     assert "encode the whole run again" in done.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from types import SimpleNamespace
@@ -81,8 +82,7 @@ def test_an_interruption_goes_before_a_failure() -> None:
             parallel_map(work, range(2), 2)
 
 
-def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[int] = []
+def test_where_no_more_threads_can_be_started_those_that_run_do_all(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, left = threads._pool, [1]
 
     def submit(run: Any) -> Any:
@@ -92,11 +92,24 @@ def test_threads_that_cannot_be_started_leave_nothing_running(monkeypatch: pytes
         return pool.submit(run)
 
     monkeypatch.setattr(threads, "_pool", SimpleNamespace(submit=submit))
-    with pytest.raises(RuntimeError, match="can't start"):
-        parallel_map(lambda x: (begun.append(x), time.sleep(0.1)), range(100), 4)
-    count = len(begun)
-    time.sleep(0.3)
-    assert count == len(begun) < 3
+    assert parallel_map(lambda x: -x, range(100), 4) == [-x for x in range(100)]
+    assert not left
+
+
+def test_reading_while_python_ends() -> None:
+    """Threads of the caller that go on reading get no new threads any more, and need none."""
+    code = """
+        import threading, time
+        from relex_codec.core.threads import parallel_map
+        parallel_map(str, range(9), 4)
+        def go_on():
+            threading.main_thread().join()
+            time.sleep(0.1)
+            print(parallel_map(str, range(4), 4))
+        threading.Thread(target=go_on).start()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ELSEWHERE)
+    assert (done.stdout, done.stderr) == ("['0', '1', '2', '3']\n", "")
 
 
 FORK = """

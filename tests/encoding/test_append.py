@@ -128,7 +128,7 @@ def test_the_old_checkpoints_are_not_needed(made: Path, tmp_path: Path) -> None:
 def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: Path) -> None:
     file, whole = tmp_path / "run.relex", tmp_path / "whole.relex"
     relex_codec.encode(made / "run", file, base=made / "base", steps="2:12", exact=True)
-    relex_codec.append(file, paths(made, *STEPS[6:]))
+    relex_codec.append(file, paths(made, *STEPS[6:]), refit=True)
     relex_codec.encode(made / "run", whole, base=made / "base", exact=True)
     with relex_codec.open(file) as one, relex_codec.open(whole) as other:
         assert one.observed_steps == other.observed_steps == STEPS
@@ -143,10 +143,11 @@ def test_lossy_tiers_equal_those_of_encoding_all_at_once(made: Path, tmp_path: P
                     )
 
 
-def test_observed_steps_stay_what_they_were(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refit", [False, True])
+def test_observed_steps_stay_what_they_were(made: Path, tmp_path: Path, refit: bool) -> None:
     file = tmp_path / "run.relex"
     relex_codec.encode(made / "run", file, base=made / "base", quality="raw", steps="2:12", observe=8, exact=True)
-    relex_codec.append(file, paths(made, 14))
+    relex_codec.append(file, paths(made, 14), refit=refit)
     with relex_codec.open(file) as run:
         assert run.observed_steps == [2, 4, 6, 8]
     check(file, STEPS[:7])
@@ -162,7 +163,7 @@ def test_quality_stays(made: Path, tmp_path: Path, quality: Any) -> None:
     )
     with relex_codec.open(file) as run:
         before = run._reader.container.index
-    relex_codec.append(file, paths(made, 14))
+    relex_codec.append(file, paths(made, 14), refit=True)
     with relex_codec.open(file) as run:
         after = run._reader.container.index
     assert (after.manifest.quality, after.manifest.growth) == (before.manifest.quality, before.manifest.growth)
@@ -172,22 +173,24 @@ def test_quality_stays(made: Path, tmp_path: Path, quality: Any) -> None:
         assert after.directions["rank"].max() == 3
 
 
-def test_embedded_base_stays(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refit", [False, True])
+def test_embedded_base_stays(made: Path, tmp_path: Path, refit: bool) -> None:
     file = tmp_path / "run.relex"
     base = shutil.copytree(made / "base", tmp_path / "base")
     relex_codec.encode(made / "run", file, base=base, quality="raw", steps="2:12", embed_base=True, exact=True)
     shutil.rmtree(base)
-    relex_codec.append(file, paths(made, 14, 16))
+    relex_codec.append(file, paths(made, 14, 16), refit=refit)
     check(file, STEPS[:8])
     with relex_codec.open(file) as run:
         run.save(tmp_path / "out", 0)
     assert (tmp_path / "out" / "config.json").read_bytes() == (made / "base" / "config.json").read_bytes()
 
 
-def test_small_memory(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refit", [False, True])
+def test_small_memory(made: Path, tmp_path: Path, refit: bool) -> None:
     """Tensors whose steps are not held are restored piece by piece; the bits are the same."""
     file = copy(made, tmp_path)
-    relex_codec.append(file, paths(made, 14), memory="64MB")
+    relex_codec.append(file, paths(made, 14), memory="64MB", refit=refit)
     check(file, STEPS[:7])
 
 
@@ -211,8 +214,9 @@ def test_a_step_by_its_number(made: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_appended(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     before = file.read_bytes()
-    with pytest.raises(InvalidArgument, match="step 12 cannot be appended"):
-        relex_codec.append(file, paths(made, 14, 12))
+    write_checkpoint(tmp_path / "early" / "step_11", tensors(11))
+    with pytest.raises(InvalidArgument, match=r"step 11 cannot be appended to .*, whose last step is 12"):
+        relex_codec.append(file, [tmp_path / "early" / "step_11", *paths(made, 14)])
     with pytest.raises(InvalidArgument, match="both step 14"):
         relex_codec.append(file, paths(made, 14, 14))
     with pytest.raises(InvalidArgument, match="no checkpoints"):
@@ -225,11 +229,11 @@ def test_what_cannot_be_appended(made: Path, tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-def test_a_file_without_the_exact_tier(made: Path, tmp_path: Path) -> None:
+def test_only_the_exact_tier_can_be_fitted_again(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.relex"
     relex_codec.encode(made / "run", file, base=made / "base", quality="raw", steps="2:12")
-    with pytest.raises(InvalidArgument, match=r"no exact tier.*--exact"):
-        relex_codec.append(file, paths(made, 14))
+    with pytest.raises(InvalidArgument, match=r"no exact tier.*without --refit"):
+        relex_codec.append(file, paths(made, 14), refit=True)
 
 
 def test_a_wrong_base(made: Path, tmp_path: Path) -> None:
@@ -248,7 +252,9 @@ def test_a_base_that_has_more(made: Path, tmp_path: Path) -> None:
     file = copy(made, tmp_path)
     write_checkpoint(tmp_path / "more", {**tensors(0), "extra": tensors(2)["extra"]})
     with pytest.raises(BaseMismatch, match="'extra'"):
-        relex_codec.append(file, paths(made, 14), base=tmp_path / "more")
+        relex_codec.append(file, paths(made, 14), base=tmp_path / "more", refit=True)
+    relex_codec.append(file, paths(made, 14), base=tmp_path / "more")  # of which nothing but what there was is read
+    check(file, STEPS[:7])
 
 
 def test_a_full_disk(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +291,7 @@ def test_interrupted(made: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(code), "append", str(file), str(paths(made, 14)[0])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.strip().splitlines()[-1] == "Error: interrupted; nothing was written"
+    assert done.stderr.strip().splitlines()[-1] == "Error: interrupted; nothing incomplete was left"
     assert file.read_bytes() == before
     assert os.listdir(tmp_path) == ["run.relex"]
 

@@ -75,8 +75,7 @@ def test_the_manifest_says_what_the_run_and_the_base_are(zoo_run: Made, zoo_file
     assert manifest["base"] == {"uri": str(zoo_run.base_path), "embedded": False, "shards": shards}
     assert manifest["quality"] == {"name": "default", "growth": 0.05}
     (layout,) = manifest["layouts"]
-    own = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    assert layout["shards"] == own and layout["indexed"] is True and manifest["layout"] == 0
+    assert layout["shards"] == shards and layout["indexed"] is True and manifest["layout"] == 0
     assert manifest["steps"] == [[f"global_step_{step}", 0] for step in zoo_run.steps] and manifest["left_out"] == []
     contents = {name: (zoo_run.base_path / name).read_bytes() for name in sorted(SIDE)}
     assert sorted(manifest["files"]) == [
@@ -93,7 +92,7 @@ def test_the_manifest_says_what_the_run_and_the_base_are(zoo_run: Made, zoo_file
         for name in read_safetensors(zoo_run.base_path / shard)[0]:
             if name in by_name:
                 assert by_name[name][2] in ([by_name[name][2] and by_name[name][2][0], [i]], None)
-    for i, shard in enumerate(own):
+    for i, shard in enumerate(shards):
         for name in read_safetensors(zoo_run.run / "global_step_9" / shard)[0]:
             assert places[name] == i
 
@@ -361,7 +360,7 @@ def test_a_base_in_one_file_without_directory(zoo_run: Made, tmp_path: Path) -> 
     file = File(tmp_path / "x.relex")
     assert file.manifest["base"]["uri"] == "./base/model.safetensors"
     assert file.manifest["base"]["shards"] == ["model.safetensors"]
-    own = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    own = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     assert file.manifest["layouts"][0]["shards"] == own and file.manifest["layouts"][0]["indexed"] is True
 
 

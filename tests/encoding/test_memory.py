@@ -16,7 +16,7 @@ import pytest
 
 from support.checkpoints import safetensors_bytes
 from support.commands import ELSEWHERE
-from support.tensors import WIDTH, bf16
+from support.tensors import WIDTH, bf16, f32
 
 BUDGET = 64 * 10**6
 SEARCH = 80 * 10**6
@@ -26,7 +26,10 @@ SHAPES = {"a": (2000, 1000), "b": (1000, 1000)}
 SCRIPT = """
 import sys
 import relex_codec
-relex_codec.encode(sys.argv[1], sys.argv[3], base=sys.argv[2], memory="64MB", quality=sys.argv[4], overwrite=True)
+run, base, output, quality, memory, exact = sys.argv[1:]
+relex_codec.encode(
+    run, output, base=base, memory=memory, quality=quality, exact=exact == "exact", overwrite=True, allow_any_base=True
+)
 # not ru_maxrss, which begins with the resident size of the process that started this one
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -67,10 +70,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def peak(folder: Path, quality: str) -> int:
+def peak(folder: Path, quality: str, memory: int = BUDGET, exact: str = "no") -> int:
     """Resident peak in bytes of a process that encodes the run."""
+    paths = [folder / name for name in ("run", "base", "x.relex")]
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder / "run", folder / "base", folder / "x.relex", quality],
+        [sys.executable, "-c", SCRIPT, *paths, quality, str(memory), exact],
         cwd=ELSEWHERE, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -104,3 +108,34 @@ def test_neither_model_nor_steps_raise_the_peak(runs: dict[str, Path], baseline:
 @pytest.mark.slow
 def test_the_search_adds_a_constant(runs: dict[str, Path], baseline: int) -> None:
     assert peak(runs["large"], "default") - baseline < BUDGET + SEARCH
+
+
+EXACT_STEPS = 48
+
+
+@pytest.fixture(scope="module", params=["BF16", "F32"])
+def restless(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A run in which most weights change at every step, and a budget: what --exact holds of it is more than that.
+
+    Pieces of all steps, words and symbols: about 27 bytes a weight and step, which is 470 MB of 360,000 weights.
+    """
+    folder = tmp_path_factory.mktemp(f"restless-{request.param}")
+    make = {"BF16": bf16, "F32": f32}[request.param]
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((600, 300), np.float32) * 0.02 for name in ("a", "b")}
+    for step in range(EXACT_STEPS + 1):
+        there = folder / ("run" if step else "base") / (f"global_step_{step}" if step else "")
+        there.mkdir(parents=True)
+        content = safetensors_bytes({name: make(value) for name, value in weights.items()})
+        (there / "model.safetensors").write_bytes(content)
+        for value in weights.values():
+            value += rng.standard_normal(value.shape, np.float32) * 3e-4
+    widest = 3 * (EXACT_STEPS + 1) * WIDTH[request.param] * 600 * 300
+    return folder, max(BUDGET, widest + 10**6)
+
+
+@pytest.mark.slow
+def test_exact_holds_the_budget(restless: tuple[Path, int], runs: dict[str, Path]) -> None:
+    folder, budget = restless
+    baseline = min(peak(runs["tiny"], "raw", budget, "exact") for _ in range(2))  # the first one may compile
+    assert peak(folder, "raw", budget, "exact") - baseline < 1.1 * budget

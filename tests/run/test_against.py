@@ -222,8 +222,8 @@ def test_documents_may_differ_and_are_then_left_out(made: Path, run: Path, tmp_p
     shutil.copytree(made / "base", tmp_path / "base")
     for folder in (tmp_path / "base", run / "checkpoint-2", run / "checkpoint-4"):
         (folder / "README.md").write_text("a model")
-    (run / "checkpoint-4" / "README.md").write_text("a run")
     relex_codec.encode(run, tmp_path / "x.relex", base=tmp_path / "base", exact=True)
+    (run / "checkpoint-4" / "README.md").write_text("a run")
     found = compare(tmp_path / "x.relex", run)
     assert found.ok and found.rest.rows == [LeftOut("README.md", 1, 5)]
 

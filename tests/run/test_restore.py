@@ -305,7 +305,7 @@ def test_an_interrupted_restore_leaves_nothing(grown: Made, tmp_path: Path, sent
         worker.send_signal(sent)
         assert worker.wait(30) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[sent]
         if sent is not signal.SIGKILL:
-            assert "nothing was written" in worker.stderr.read()
+            assert "nothing incomplete was left" in worker.stderr.read()
             assert os.listdir(tmp_path) == []
         assert not (tmp_path / "out").exists()
         assert all(name.startswith(".out.tmp-") for name in os.listdir(tmp_path))  # which no search for runs takes

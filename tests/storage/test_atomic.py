@@ -10,7 +10,8 @@ import pytest
 
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage import local_writer
-from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
+from relex_codec.storage.local_directory import AtomicDirectory
+from relex_codec.storage.local_writer import AtomicFile
 
 DATA = bytes(range(256)) * 1000
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.local_writer import AtomicDirectory, AtomicFile
+from relex_codec.storage.local_directory import AtomicDirectory
+from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.outputs import UploadedDirectory, UploadedFile, output_directory, output_file
 from relex_codec.storage.upload import PART, UploadTarget, put_options
 from relex_codec.storage.urls import options_for

@@ -19,6 +19,7 @@ import pytest
 import relex_codec
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError, InvalidArgument
+from relex_codec.storage.outputs import output_directory
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import ELSEWHERE, cli, cli_process, failed
 from support.faulty import Faulty, waiting
@@ -351,7 +352,7 @@ def test_an_interrupted_upload_is_never_taken_for_complete(
         worker.send_signal(sent)
         assert worker.wait(30) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[sent]
         if sent is not signal.SIGKILL:
-            assert worker.communicate()[1].endswith("nothing was written\n")
+            assert worker.communicate()[1].endswith("nothing incomplete was left\n")
             assert names(store, "out") == []
             assert waiting(scratch) == []
             return
@@ -364,7 +365,12 @@ def test_an_interrupted_upload_is_never_taken_for_complete(
     with pytest.raises(CheckpointError, match=r"shard .* is missing"):
         open_checkpoint(folder, store.options)
     store.proxy.latency = 0
-    failed(cli(command, made / "run.relex", *step, "-o", store.url("out")), "not empty")
+    failed(cli(command, made / "run.relex", *step, "-o", store.url("out")), "not empty", "-f")
+    assert [os.path.exists(f"/proc/{name.split('-')[1]}") for name in waiting(scratch)] == [False]  # of the one killed
+    done = cli(command, made / "run.relex", *step, "-o", store.url("out"), "-f")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_checkpoint(folder, store.options).tensors
+    assert waiting(scratch) == []
 
 
 @pytest.mark.parametrize("store", STORES, indirect=True)
@@ -383,7 +389,7 @@ def test_an_interrupted_encode_leaves_what_was_there(made: Path, store: Any, scr
         worker.send_signal(signal.SIGINT)
         assert worker.wait(30) == 130
         # gcsfs may add, as Python ends, that a request of its own was begun and never awaited
-        assert "Error: interrupted; nothing was written\n" in worker.communicate()[1]
+        assert "Error: interrupted; nothing incomplete was left\n" in worker.communicate()[1]
     finally:
         worker.kill()
         worker.communicate()
@@ -429,3 +435,23 @@ def test_the_peak_of_an_upload_is_that_of_its_parts(store: Any, tmp_path: Path) 
         assert store.filesystem.size(root) > 15 * rows * 2000
         store.filesystem.rm(root)
     assert peaks["large"] - peaks["small"] < 220 * 10**6
+
+
+def test_directories_in_a_directory(memory: Any, tmp_path: Path) -> None:
+    """They are made where they are needed, locally and at a URL, and are gone again if anything fails."""
+
+    def write(place: str, *, fail: bool) -> None:
+        with output_directory(place) as directory:
+            with directory.file("a/b/x.txt") as out:
+                out.write(b"x")
+            if fail:
+                raise RuntimeError("enough")
+
+    before = os.listdir(tmp_path)
+    for place in (f"{tmp_path}/out", "memory://out"):
+        with pytest.raises(RuntimeError, match="enough"):
+            write(place, fail=True)
+        assert os.listdir(tmp_path) == before and not memory.exists("/out/a")
+    for place in (f"{tmp_path}/out", "memory://out"):
+        write(place, fail=False)
+    assert (tmp_path / "out" / "a" / "b" / "x.txt").read_bytes() == memory.cat("/out/a/b/x.txt") == b"x"

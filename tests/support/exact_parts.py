@@ -52,7 +52,7 @@ def part_of(bits: Array, dtype: str) -> Part:
     layout, count = layout_of(dtype), len(bits) - 1
     low = lowest_exponent(to_words(bits[0], layout), layout)
     numbers = table_set_numbers(count)
-    encoder, counter = PartEncoder(bits, layout, low), SymbolCounter()
+    encoder, counter = PartEncoder(list(bits), layout, low), SymbolCounter()
     dense = encoder.dense()
     symbols = dict(encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter))
     tables = [fit_tables(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]

@@ -149,3 +149,35 @@ def combine(bits: Bits, kind: int, at: int, origin: F32, weights: F32, strip: F3
             _add_weighted(strip, size, weights[i], w1, w2, w3, total)
         for j in range(size):
             out[begin + j] = np.float32(total[j])
+
+
+@summing
+def _products(one: F32, other: F32) -> tuple[float, float]:
+    inner = square = 0.0
+    for j in range(len(one)):
+        value = np.float64(one[j])
+        inner += value * np.float64(other[j])
+        square += value * value
+    return inner, square
+
+
+@compiled
+def project(bits: Bits, kind: int, origin: F32, values: F32, strip: F32) -> tuple[float, float]:
+    """Return the inner product of the deltas of one step with `values`, and their sum of squares, in float64.
+
+    Args:
+        bits: of the step.
+        kind: of the bits, as in widening.py.
+        origin: float32, of the same elements.
+        values: float32, of a direction.
+        strip: float32 [STRIP] to work in.
+    """
+    inner = square = 0.0
+    for lo in range(0, len(bits), STRIP):
+        hi = min(lo + STRIP, len(bits))
+        part = strip[: hi - lo]
+        widen_less(bits[lo:hi], kind, origin[lo:hi], part)
+        products = _products(part, values[lo:hi])
+        inner += products[0]
+        square += products[1]
+    return inner, square

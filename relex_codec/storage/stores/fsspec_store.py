@@ -9,13 +9,14 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from relex_codec.core.cancellation import run_abandonable
+from relex_codec.core.forks import new_lock
 from relex_codec.storage.config import StorageConfig
 
 from .base import Answer, ObjectStore, ObjectVersion, protocols, text_or_none
 
 _FILE_CACHES: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
 """fsspec's file caches (``simplecache::``) give other threads what has arrived so far of a file: one at a time each."""
-_FILE_CACHES_LOCK: Final = Lock()
+_FILE_CACHES_LOCK: Final = new_lock()
 _RETRYING: Final = frozenset({"hf", "gs", "gcs", "az", "abfs", "abfss", "adl"})
 """Filesystems whose libraries make failed requests again by themselves."""
 _VERSION_KEYS: Final = (
@@ -34,7 +35,7 @@ class FsspecStore(ObjectStore):
         self._hub = "hf" in names
         self._cached = "cache" in " ".join(names)
         with _FILE_CACHES_LOCK:
-            self._lock = _FILE_CACHES.setdefault(filesystem, Lock()) if self._cached else nullcontext()
+            self._lock = _FILE_CACHES.setdefault(filesystem, new_lock()) if self._cached else nullcontext()
         self.retries_internally = retries_by_itself(filesystem)
 
     def get(self, start: int, end: int, version: ObjectVersion | None) -> Answer:
