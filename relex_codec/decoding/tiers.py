@@ -85,15 +85,19 @@ def layout_at(index: Index, step: StepTier) -> StepLayout:
     return index.layout_of(int(np.searchsorted(index.steps, step.step)) + 1)
 
 
+def is_without_line(index: Index, tensor: TensorRecord) -> bool:
+    """Tell whether a tensor is there at stored steps only: floats that are stored step by step."""
+    target = index.target(tensor)
+    return target.kind == f.FRAMED and target.dtype in ALL_FLOATS and target.size > 0
+
+
 def check_reach(index: Index, tensor: TensorRecord, step: StepTier) -> None:
     """Refuse a step at which there is nothing of a tensor: floats that are stored step by step have no line.
 
     Raises:
         InvalidArgument: a linear tier, of a step that is not stored.
     """
-    target = index.target(tensor)
-    held = target.kind != f.FRAMED or target.dtype not in ALL_FLOATS or not target.size
-    if step.tier in LINEAR and not held and step.step not in index.steps:
+    if step.tier in LINEAR and is_without_line(index, tensor) and step.step not in index.steps:
         last = int(index.steps[-1])
         raise InvalidArgument(
             f"tensor {quote(tensor.name)} is stored step by step and has no line, so there is none at step "

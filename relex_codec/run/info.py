@@ -10,7 +10,8 @@ import numpy as np
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.steps import spell_steps
-from relex_codec.core.text import on_one_line
+from relex_codec.core.text import on_one_line, quote
+from relex_codec.decoding.tiers import is_without_line
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.reader import FileReader
@@ -87,6 +88,7 @@ def summary(container: FileReader) -> dict[str, Any]:
         "moving": sum(row["kind"] == "moving" for row in rows),
         "framed": sum(row["kind"] == "framed" for row in rows),
         "tied": sum(row["kind"] == "tied" for row in rows),
+        "without_line": [tensor.name for tensor in index.layout.tensors if is_without_line(index, tensor)],
         "directories": [step.directory for step in manifest.steps],
         "layouts": [_layout(index, number) for number in sorted({step.layout for step in manifest.steps})],
         "left_out": [one._asdict() for one in manifest.left_out],
@@ -189,7 +191,7 @@ def text(document: dict[str, Any], tensors: bool = False, moved: Sequence[float]
         ("base", base),
         ("steps", f"{len(steps)}, from {steps[0]} to {steps[-1]}; observed {len(observed)}, to {observed[-1]}"),
         *([("moved", f"{sparkline(moved, blocks)}  distance from the base over the steps")] if moved else []),
-        ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step"),
+        ("tiers", f"track from {steps[0]} to {steps[-1]}, line for any step{_without_line_text(document)}"),
         *([("exact", _exact_text(document["exact"]))] if document["exact"] else []),
         ("tensors", _tensors_text(document)),
         ("quality", quality),
@@ -231,6 +233,15 @@ def _tensors_text(document: dict[str, Any]) -> str:
     count = document["tied"]
     framed += f", {count} {'is another name' if count == 1 else 'are other names'} of one" if count else ""
     return f"{document['tensors']}, of which {document['moving']} move{framed}; {document['parameters']:,} parameters"
+
+
+def _without_line_text(document: dict[str, Any]) -> str:
+    """Which tensors keep whole steps from being read beyond the stored ones."""
+    names = [quote(name) for name in document["without_line"]]
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f", but for {names[0]}{more}: at stored steps only"
 
 
 def _layouts_text(layouts: list[dict[str, Any]], steps: list[int]) -> str:

@@ -68,6 +68,8 @@ def test_a_tensor_that_is_never_finite_has_no_line(tmp_path: Path) -> None:
     assert f"not finite at any step: tensor '{UP}'" in done.stderr
     for n, state in steps.items():
         assert_same(decoded(tmp_path, n), state)
+    told = cli("info", tmp_path / "r.relex").stdout
+    assert f"line for any step, but for '{UP}': at stored steps only" in told
     refused = cli("decode", tmp_path / "r.relex", "--step", 8, "--far", "-o", tmp_path / "out8")
     failed(refused, f"'{UP}'", "no line")
     with relex_codec.open(tmp_path / "r.relex") as run:
