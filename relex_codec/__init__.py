@@ -27,6 +27,7 @@ from .run.safe_open import safe_open
 if TYPE_CHECKING:
     from .integrations.dcp import RelexStorageReader
     from .integrations.transformers import load_model, load_tokenizer
+    from .recording.recorder import Recorder
     from .run.resident import Resident
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Coefficients",
     "Corrupt",
     "InvalidArgument",
+    "Recorder",
     "RelexError",
     "RelexStorageReader",
     "Resident",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "Recorder": "recording.recorder",
     "RelexStorageReader": "integrations.dcp",
     "Resident": "run.resident",
     "load_model": "integrations.transformers",

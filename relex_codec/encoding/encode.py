@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,16 @@ from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run
+from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
+from relex_codec.core.steps import select_steps
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
+from relex_codec.journal.reader import is_journal, open_journal
+from relex_codec.journal.series import JournalSeries
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
@@ -54,7 +59,7 @@ def encode(
 
     Args:
         run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like; or one with
-            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``.
+            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``. Or a journal (`Recorder`).
         output: path or fsspec URL of the file, ``NAME.relex``; it appears when it is complete.
         base: the model that training started from: directory, ``.safetensors`` file, URL or ``hf://org/name@revision``,
             whose commit the file then refers to.
@@ -94,17 +99,8 @@ def encode(
     writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     base_reader = open_base(reference, storage_options)
-    found = find_run(
-        run,
-        storage_options,
-        steps=steps,
-        exclude_steps=exclude_steps,
-        skip_incomplete=skip_incomplete,
-        on_skip=_report_skip,
-        base=base_reader,
-    )
-    observed = _observed([step for step, _ in found], observe)
-    series = open_series(found, storage_options, base=base_reader, chosen=True)
+    series = _open_run(run, base_reader, storage_options, steps, exclude_steps, skip_incomplete)
+    observed = _observed(series.steps, observe)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with threadpool_limits(1, "blas"), writer:
@@ -114,6 +110,30 @@ def encode(
         job = RunEncoder(series, base_reader, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         uri = uri_of_base(reference, output) if base_uri is None else without_secrets(base_uri) or None
         return job.write(uri, progress)
+
+
+def _open_run(
+    run: PathLike,
+    base: SafetensorsCheckpoint,
+    storage_options: Options,
+    steps: str | None,
+    exclude_steps: str | None,
+    skip_incomplete: bool,
+) -> CheckpointSeries:
+    """Open the checkpoints of a run, or the steps of a journal."""
+    if is_journal(run):
+        journal = open_journal(run)
+        return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps))
+    found = find_run(
+        run,
+        storage_options,
+        steps=steps,
+        exclude_steps=exclude_steps,
+        skip_incomplete=skip_incomplete,
+        on_skip=_report_skip,
+        base=base,
+    )
+    return open_series(found, storage_options, base=base, chosen=True)
 
 
 def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) -> SegmentJob:
@@ -134,7 +154,7 @@ def report_notes(series: CheckpointSeries, base: TensorReader | None = None) -> 
         note(line)
 
 
-def _observed(steps: list[int], observe: int | None) -> int:
+def _observed(steps: Sequence[int], observe: int | None) -> int:
     if steps[0] < 0 or steps[-1] > f.STEP_LIMIT:
         raise InvalidArgument(f"steps run from {steps[0]} to {steps[-1]}, expected 0 to 2^53")
     if observe is None:

@@ -77,7 +77,7 @@ class AtomicFile:
                     os.fsync(self._fd)
                     self._close()
                     self._put_into_place()
-                    _sync_directory(os.path.dirname(self.path))
+                    sync_directory(os.path.dirname(self.path))
         finally:
             with suppress(OSError):
                 self._close()
@@ -187,10 +187,10 @@ class AtomicDirectory:
         try:
             with self.reported():
                 if kind is None:
-                    _sync_directory(self.path)
+                    sync_directory(self.path)
                     self._refuse_existing()  # someone may have filled it in the meantime
                     os.rename(self.path, self.target)
-                    _sync_directory(os.path.dirname(self.target))
+                    sync_directory(os.path.dirname(self.target))
         finally:
             shutil.rmtree(self.path, ignore_errors=True)  # gone, if it was renamed
 
@@ -283,7 +283,8 @@ def _turn_in(folder: str) -> Iterator[None]:
             os.close(fd)
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the disk, where its file system can."""
     with suppress(OSError):  # not every file system can; the file's own bytes are on disk in any case
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

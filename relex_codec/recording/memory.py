@@ -1,0 +1,150 @@
+"""The previous step in host memory, and what changed since: compared by compiled code, on all processors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Final
+
+import numpy as np
+import torch
+
+from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
+from relex_codec.core.digests import digest
+from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.core.threads import cpu_count, parallel_map
+from relex_codec.core.torch_dtypes import DTYPES
+from relex_codec.format.constants import PIECE
+from relex_codec.journal.boxes import Box
+from relex_codec.journal.difference import encode_difference
+from relex_codec.journal.format import CHUNK, Part
+
+BATCH: Final = 8
+"""Chunks in work for each processor."""
+Read = Callable[[int, int, int], Bits]
+"""Gives elements of a part: its number, the first one, and the one after the last."""
+
+
+class Held:
+    """Elements of the parts of a rank at one step.
+
+    Args:
+        parts: which.
+        pinned: whether a device copies to them.
+    """
+
+    def __init__(self, parts: Sequence[Part], pinned: bool) -> None:
+        self.tensors = [
+            torch.empty(part.box.size, dtype=DTYPES[part.dtype], pin_memory=pinned and part.box.elements > 0)
+            for part in parts
+        ]
+        self.bits = [_bits(tensor, part.dtype) for tensor, part in zip(self.tensors, parts, strict=True)]
+
+    def copy(self, values: Sequence[torch.Tensor]) -> None:
+        """Copy the parts as they are now; those of devices at the same time."""
+        devices = {value.device for value in values if value.is_cuda}
+        with torch.no_grad():
+            for target, value in zip(self.tensors, values, strict=True):
+                target.copy_(value, non_blocking=value.is_cuda)
+        for device in devices:
+            torch.cuda.current_stream(device).synchronize()
+
+    def fill(self, parts: Sequence[Part], reader: TensorReader) -> None:
+        """Read the parts from a step."""
+        tasks = [(number, lo, hi) for number, part in enumerate(parts) for lo, hi in chunks_of(part)]
+        parallel_map(
+            lambda task: read_box(reader, parts[task[0]], task[1], self.bits[task[0]][task[1] : task[2]]), tasks
+        )
+
+
+def _bits(tensor: torch.Tensor, dtype: str) -> Bits:
+    """Return the memory of a tensor as its bits, one-dimensional."""
+    if not tensor.numel():
+        return np.empty(0, bits_dtype(dtype))
+    return tensor.reshape(-1).view(torch.uint8).numpy().view(bits_dtype(dtype))
+
+
+def bits_of_values(value: torch.Tensor, dtype: str) -> Bits:
+    """Return the bits of a tensor in host memory, without a copy where its elements follow each other."""
+    return _bits(value.detach().contiguous(), dtype)
+
+
+def chunks_of(part: Part) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the chunks of a part."""
+    for lo in range(0, part.box.elements, CHUNK):
+        yield lo, min(lo + CHUNK, part.box.elements)
+
+
+def tasks_of(parts: Sequence[Part]) -> list[tuple[int, int, int]]:
+    """Return number of the part, begin and end of each chunk."""
+    return [(number, lo, hi) for number, part in enumerate(parts) for lo, hi in chunks_of(part)]
+
+
+def read_box(reader: TensorReader, part: Part, lo: int, out: Bits) -> None:
+    """Fill `out` with elements of a part from `lo` on."""
+    box = part.box
+    if not out.size:
+        return
+    begin = box.place(lo)
+    if box.is_contiguous:
+        reader.read_into(part.name, begin, out)
+        return
+    places = box.places(lo, lo + out.size)
+    out[:] = reader.read(part.name, begin, int(places[-1]) + 1)[places - begin]
+
+
+class BaseStep(TensorReader):
+    """What the first step is compared with: the base in the run's dtypes, zeros where it has no such tensor."""
+
+    def __init__(self, base: TensorReader, parts: Sequence[Part]) -> None:
+        self.path, self._base = base.path, base
+        self._parts = {part.name: part for part in parts}
+        self.tensors = {part.name: TensorInfo(part.name, part.dtype, part.box.shape) for part in parts}
+
+    def read_into(self, name: str, lo: int, out: Bits) -> None:
+        """Fill `out` with the bits of a tensor from element `lo` on."""
+        part = self._parts[name]
+        if part.base is None:
+            out[:] = 0
+        elif part.base == part.dtype:
+            self._base.read_into(name, lo, out)
+        else:
+            out[:] = from_float32(to_float32(self._base.read(name, lo, lo + out.size), part.base), part.dtype)
+
+
+def digests_of(base: TensorReader, parts: Sequence[Part]) -> bytes:
+    """Return the digests of the pieces of the base that this rank answers for."""
+    tasks = [(part, piece) for part in parts for piece in part.pieces]
+
+    def one(task: tuple[Part, int]) -> bytes:
+        part, piece = task
+        size = Box.whole(part.box.shape).elements
+        return digest(base.read(part.name, piece * PIECE, min((piece + 1) * PIECE, size)))
+
+    return b"".join(parallel_map(one, tasks))
+
+
+def differences(parts: Sequence[Part], previous: Held, read: Read, keep: bool) -> Iterator[Iterator[bytes]]:
+    """Yield, for each part, the blobs that turn the previous step into what is read: to be taken in this order.
+
+    Args:
+        keep: whether the previous step stays as it is; otherwise it becomes what is read.
+    """
+
+    def one(task: tuple[int, int, int]) -> bytes:
+        number, lo, hi = task
+        old, new = previous.bits[number][lo:hi], read(number, lo, hi)
+        blob = encode_difference(old, new, parts[number].dtype)
+        if blob and not keep:
+            old[:] = new
+        return blob
+
+    tasks, batch = tasks_of(parts), BATCH * cpu_count()
+    batches = (parallel_map(one, tasks[at : at + batch]) for at in range(0, len(tasks), batch))
+    blobs = chain.from_iterable(batches)
+    return (islice(blobs, part.chunks) for part in parts)
+
+
+def nbytes(parts: Sequence[Part]) -> int:
+    """Return the bytes of the elements of parts."""
+    return sum(part.box.elements * ITEMSIZE[part.dtype] for part in parts)

@@ -1,0 +1,407 @@
+"""The recorder: each step's weights go in while a run trains, and a journal of exact differences comes out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from relex_codec.checkpoints.base_model import open_base
+from relex_codec.checkpoints.base_uri import uri_of_base
+from relex_codec.checkpoints.checks import check_against_base
+from relex_codec.checkpoints.discovery import find_checkpoints
+from relex_codec.checkpoints.safetensors import open_checkpoint
+from relex_codec.core.dtypes import FLOATS
+from relex_codec.core.progress import note
+from relex_codec.core.text import quote
+from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.format.constants import STEP_LIMIT
+from relex_codec.journal.boxes import Box
+from relex_codec.journal.format import MARKER, Head, Part
+from relex_codec.journal.reader import Journal
+from relex_codec.journal.series import JournalSeries
+from relex_codec.journal.writer import JournalLock, RankWriter, make_journal, next_generation
+from relex_codec.storage.hub.revisions import pinned_to_commit
+from relex_codec.storage.urls import Options, PathLike, without_secrets
+
+from .memory import BaseStep, Held, Read, bits_of_values, differences, digests_of
+from .ranks import Ranks, own_parts
+from .state import Local, Names, check_same, tensors_of
+
+if TYPE_CHECKING:
+    import torch
+
+    State = Mapping[str, torch.Tensor] | torch.nn.Module | PathLike
+
+
+class _Begun(NamedTuple):
+    """Where recording goes on, as all ranks agree.
+
+    Attributes:
+        after: the step that the next one follows; None: the base.
+    """
+
+    folder: str
+    generation: int
+    after: int | None
+    base: str
+
+
+class Recorder:
+    """Records the steps of a run while it trains; a context manager.
+
+    Each step is kept as its exact difference to the one before, in a directory called a journal. A step is committed
+    when all of it is on disk: whenever the process ends, every committed step is whole. `encode` reads a journal as a
+    run of checkpoints; so does `finish`.
+
+    `add` copies the weights to host memory and returns; they are compared and written on a thread, while training goes
+    on. What goes wrong there is raised by the next call, or at the end. Two copies of what this rank holds are in host
+    memory: the step before, and the one in work; with ``background=False``, only the one before.
+
+    In a process group of torch.distributed, all ranks make a recorder of the same path, and each records what it holds
+    (DTensors of FSDP2 and tensor parallelism; a tensor that all ranks have is recorded by the first). Whoever reads the
+    journal need not have as many ranks, or any.
+
+    Args:
+        path: of the journal, a local directory that all ranks see. One that is there already is gone on with.
+        base: the model that training started from: directory, ``.safetensors`` file, URL or
+            ``hf://org/name@revision``. Default: what the journal says.
+        after: go on after the last step up to this one; later ones, which an earlier process recorded, are left behind.
+            Give the step that training resumes from. Default: after the last step.
+        names: where tensors of the state are called otherwise than in the base: a mapping or function from the one name
+            to the other, to None for a tensor that is left out.
+        prefix: before all names in the state (``module.``, ``_orig_mod.``).
+        background: whether `add` returns before the step is written.
+        distributed: False: this process records alone, though it is one of a group.
+        base_uri: where the journal shall say that its base is; empty: nowhere. Default: as `encode` has it.
+        storage_options: for fsspec, if the base is at a URL.
+
+    Attributes:
+        path: of the journal.
+
+    Raises:
+        InvalidArgument: another process records to the journal, or it cannot be written.
+        CheckpointError: the base cannot be read.
+        Corrupt, Truncated: the journal is damaged.
+
+    Example:
+        >>> state = dict(relex_codec.open("run.relex").state_dict(10))
+        >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+        ...     recorder.add(10, state)  # after each step of training
+        ...     recorder.add(20, "ckpts/global_step_20")
+        ...     size = recorder.finish("recorded.relex")
+        >>> relex_codec.open("recorded.relex").steps
+        [10, 20]
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        base: PathLike | None = None,
+        after: int | None = None,
+        names: Names = None,
+        prefix: str = "",
+        background: bool = True,
+        distributed: bool = True,
+        base_uri: str | None = None,
+        storage_options: Options = None,
+    ) -> None:
+        self._names, self._prefix, self._background = names, prefix, background
+        self._options = storage_options
+        self._ranks = Ranks(distributed)
+        self._lock: JournalLock | None = None
+        self._writer: RankWriter | None = None
+        self._failed: RelexError | None = None
+        self._job: Future[None] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._parts: list[Part] = []
+        self._known: set[str] = set()
+        self._previous: Held | None = None
+        self._spare: Held | None = None
+        self._reload = False
+        self._closed = False
+        self._turn = threading.Lock()
+        try:
+            begun = self._ranks.from_first(lambda: self._begin(path, base, after, base_uri))
+            self.path = begun.folder
+            self._generation, self._after = begun.generation, begun.after
+            self._committed = self._accepted = begun.after
+            self._base_path = begun.base
+            self._base = self._ranks.all_or_none(lambda: open_base(begun.base, storage_options))
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, path: PathLike, base: PathLike | None, after: int | None, base_uri: str | None) -> _Begun:
+        """Make or open the journal, on the first rank."""
+        if base is not None:
+            base = pinned_to_commit(base, self._options)
+            open_base(base, self._options)  # before anything is made
+        uri = without_secrets(base_uri) or None if base_uri is not None else None
+        if base is not None and base_uri is None:
+            uri = uri_of_base(base, os.path.join(os.path.abspath(path), MARKER))
+        folder = make_journal(path, uri)
+        self._lock = JournalLock(folder)
+        journal = Journal(folder)
+        place = os.fspath(base) if base is not None else journal.base_place()
+        if place is None:
+            raise InvalidArgument(f"journal {folder} does not say where its base is; pass base")
+        steps = [step for step in journal.numbers if after is None or step <= after]
+        return _Begun(folder, next_generation(folder), steps[-1] if steps else None, place)
+
+    # -- recording ---------------------------------------------------------------------------------------------------
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that is committed on this rank; None: there is none yet."""
+        return self._committed
+
+    def add(self, step: int, state: State) -> None:
+        """Record a step.
+
+        Args:
+            step: later than the last one.
+            state: a state dict, a module, or the directory of a checkpoint, which is read before this returns.
+
+        Raises:
+            InvalidArgument: the step is not later than the last one, or its tensors are not those of the steps before:
+                then it is not recorded, and the journal is as it was. Or a step before could not be written: then that
+                one is not in the journal, the steps before it are, and it may be added again.
+            CheckpointError: a directory cannot be read.
+            BaseMismatch: the base is not the journal's.
+        """
+        self._check_usable()
+        self._wait()
+        if type(step) is not int or not 0 <= step <= STEP_LIMIT:
+            raise InvalidArgument(f"step is {quote(step)}, expected an integer from 0 to 2^53")
+        last = self._committed
+        if last is not None and step <= last:
+            where = "recorded already" if step == last else f"before the last one that was recorded, {last}"
+            raise InvalidArgument(
+                f"step {step} is {where}; to record again from there on, make a Recorder with after={step - 1}"
+            )
+        if isinstance(state, str | os.PathLike):
+            self._add_directory(step, state)
+        else:
+            self._add_state(step, state)
+
+    def flush(self) -> None:
+        """Wait until all steps are committed.
+
+        Raises:
+            InvalidArgument: as `add`: one could not be written.
+        """
+        self._check_usable()
+        self._wait()
+
+    def finish(self, output: PathLike, *, exact: bool = True, **options: Any) -> int:
+        """Write all that the journal has to a ``.relex`` file, and close the recorder; the journal stays.
+
+        In a process group all ranks call it, and the first one writes.
+
+        Args:
+            output: as of `relex_codec.encode`.
+            exact: store every step bit for bit.
+            options: further arguments of `relex_codec.encode`.
+
+        Returns:
+            The size of the file in bytes; 0 on ranks other than the first.
+
+        Raises:
+            InvalidArgument, CheckpointError: as `relex_codec.encode`, or a step could not be written.
+        """
+        from relex_codec.encoding.encode import encode
+
+        self._ranks.all_or_none(self.flush)
+        self.close()
+
+        def write() -> int:
+            chosen = {"base": self._base_path, "storage_options": self._options, **options}
+            return encode(self.path, output, exact=exact, **chosen)
+
+        size = self._ranks.from_first(write)
+        return size if self._ranks.rank == 0 else 0
+
+    def close(self) -> None:
+        """Wait until all steps are committed, and release the journal; closing it again does nothing.
+
+        Raises:
+            InvalidArgument: one could not be written.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._wait()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Recorder:
+        self._check_usable()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except RelexError as own:
+            if error is None:
+                raise
+            note(f"the recorder failed too: {own}")
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise InvalidArgument(f"the recorder of {self.path} is closed; make another one to go on")
+        if self._failed is not None:
+            raise self._failed
+
+    def _release(self) -> None:
+        self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown()
+        if self._writer is not None:
+            self._writer.close()
+        if self._lock is not None:
+            self._lock.close()
+        self._previous = self._spare = None
+
+    def _wait(self) -> None:
+        """Wait for the step in work, and raise what went wrong with it."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        try:
+            job.result()
+        except RelexError as error:
+            if self._ranks.world > 1:  # the others have gone on: this rank has a hole in its steps
+                self._failed = error
+            raise
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def _add_state(self, step: int, state: Any) -> None:
+        found = tensors_of(state, self._names, self._prefix, self._base.tensors)
+        if self._writer is None:
+            self._start(found)
+        check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
+        values = [found[part.name].values for part in self._parts]
+        present = [value for value in values if value is not None]  # all are, as has been checked
+        if not self._background:
+            bits = [bits_of_values(value.cpu(), part.dtype) for value, part in zip(present, self._parts, strict=True)]
+            self._commit(step, lambda number, lo, hi: bits[number][lo:hi])
+            return
+        self._restore()
+        if self._spare is None:
+            self._spare = Held(self._parts, any(value.is_cuda for value in present))
+        self._spare.copy(present)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "relex-recorder")
+        self._job = self._pool.submit(self._commit_spare, step)
+
+    def _add_directory(self, step: int, path: PathLike) -> None:
+        ((_, folder),) = find_checkpoints([path], self._options, step=step)
+        checkpoint = open_checkpoint(folder, self._options)
+        check_against_base(checkpoint, self._base, f"step {step}")
+        found = {
+            name: Local(name, info.dtype, Box.whole(info.shape), _NOWHERE, True)
+            for name, info in checkpoint.tensors.items()
+        }
+        if self._writer is None:
+            self._start(found)
+        check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
+        names = [part.name for part in self._parts]
+        self._commit(step, lambda number, lo, hi: checkpoint.read(names[number], lo, hi))
+
+    def _commit_spare(self, step: int) -> None:
+        """Compare and write the step that was copied; the one before is kept until it is committed."""
+        with self._turn:
+            previous, spare, writer = self._previous, self._spare, self._writer
+            assert previous is not None and spare is not None and writer is not None
+            changed = differences(self._parts, previous, lambda number, lo, hi: spare.bits[number][lo:hi], True)
+            with _told(step):
+                writer.write(step, changed)
+            self._previous, self._spare, self._committed = spare, previous, step
+
+    def _commit(self, step: int, read: Read) -> None:
+        """Compare and write a step that is read bit by bit, and takes the place of the one before at once."""
+        self._restore()
+        previous, writer = self._previous, self._writer
+        assert previous is not None and writer is not None
+        self._reload = True  # until it is committed, what is held is neither step
+        with _told(step):
+            writer.write(step, differences(self._parts, previous, read, False))
+        self._reload, self._committed = False, step
+
+    # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def _start(self, found: dict[str, Local]) -> None:
+        """Decide what this rank records, read the step before, and make the files."""
+        mine = own_parts(found, self._ranks)
+        parts = [self._part(local) for local in mine.values()]
+        shared = self._ranks.gathered(lambda: [part.name for part in parts if part.base is not None])
+        if not any(shared):
+            first, there = next(iter(found)), next(iter(self._base.tensors))
+            raise InvalidArgument(
+                f"the state and base {self._base.path} share no tensor: the state begins with {quote(first)}, the base "
+                f"with {quote(there)}; is it the model that training started from?"
+            )
+        self._writer = self._ranks.all_or_none(lambda: self._files(found, parts))
+
+    def _files(self, found: dict[str, Local], parts: list[Part]) -> RankWriter:
+        head = Head(self._generation, self._ranks.rank, self._ranks.world, self._after, parts)
+        digests = digests_of(self._base, parts) if self._after is None else b""
+        self._parts, self._known = parts, set(found)
+        self._reload = True
+        self._restore()
+        return RankWriter(self.path, head, digests)
+
+    def _part(self, local: Local) -> Part:
+        there = self._base.tensors.get(local.name)
+        if there is None or there.shape != local.box.shape:
+            return Part(local.name, local.dtype, local.box, None)
+        fits = there.dtype == local.dtype or {there.dtype, local.dtype} <= FLOATS
+        return Part(local.name, local.dtype, local.box, there.dtype if fits else None)
+
+    def _restore(self) -> None:
+        """Read the last committed step into memory, where something else is held."""
+        if not self._reload and self._previous is not None:
+            return
+        if self._previous is None:
+            self._previous = Held(self._parts, False)
+        if self._committed is None:
+            self._previous.fill(self._parts, BaseStep(self._base, self._parts))
+        else:
+            journal = Journal(self.path)
+            self._check_continued(journal)
+            series = JournalSeries(journal, self._base, [self._committed])
+            self._previous.fill(self._parts, series.checkpoint(0))
+        self._reload = False
+
+    def _check_continued(self, journal: Journal) -> None:
+        for part in self._parts:
+            info = journal.tensors.get(part.name)
+            if info is None or (info.dtype, info.shape) != (part.dtype, part.box.shape):
+                there = "is not part of it" if info is None else f"is {info.dtype} {list(info.shape)} there"
+                raise InvalidArgument(
+                    f"cannot go on with {self.path}: tensor {quote(part.name)}, {part.dtype} {list(part.box.shape)}, "
+                    f"{there}; record to another place"
+                )
+
+
+@contextmanager
+def _told(step: int) -> Iterator[None]:
+    """Say which step an error is about."""
+    try:
+        yield
+    except RelexError as error:
+        raise type(error)(f"step {step} is not recorded: {error}") from None
+
+
+_NOWHERE: Any = object()
+"""Stands for the values of a tensor that is read from a file."""
