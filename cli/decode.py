@@ -29,10 +29,15 @@ from .output import as_json, base_option, print_json, show
 def command(file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool) -> None:
     """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is.
 
-    A local DIR appears when it is complete; at a URL file after file does, the index (or config.json) last.
+    A local DIR appears when it is complete; at a URL file after file does, the index (or config.json) last. FILE may
+    be a journal, which has the steps that were recorded.
     """
     import relex_codec
+    from relex_codec.journal.reader import is_journal
 
+    if is_journal(file):
+        _decode_journal(file, step, output, base, tier, device, as_json)
+        return
     with relex_codec.open(file, base=base, device=device) as run:
         used = run.save(output, step, tier=tier, progress=True)
         reach = f"observed to {run.observed_steps[-1]}, run to {run.steps[-1]}"
@@ -40,3 +45,19 @@ def command(file: str, step: float, output: str, base: str | None, tier: str, de
         print_json({"file": file, "step": step, "tier": used, "output": output, "device": device})
         return
     show(f"{output}: step {step:g} from tier {used} ({reach})")
+
+
+def _decode_journal(
+    file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool
+) -> None:
+    from relex_codec.errors import InvalidArgument
+    from relex_codec.run import recorded
+
+    if tier not in ("auto", "exact") or device != "cpu":
+        what = f"tier {tier}" if tier not in ("auto", "exact") else f"device {device}"
+        raise InvalidArgument(f"{what} is for .relex files; a journal is decoded exactly, on the CPU: encode it first")
+    steps = recorded.save(file, output, step, base=base, progress=True)
+    if as_json:
+        print_json({"file": file, "step": step, "tier": "exact", "output": output, "device": device})
+        return
+    show(f"{output}: step {step:g}, bit for bit (recorded to {steps[-1]})")

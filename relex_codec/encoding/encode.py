@@ -22,7 +22,6 @@ from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
 from relex_codec.journal.reader import is_journal, open_journal
-from relex_codec.journal.series import JournalSeries
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
@@ -122,6 +121,8 @@ def _open_run(
 ) -> CheckpointSeries:
     """Open the checkpoints of a run, or the steps of a journal."""
     if is_journal(run):
+        from relex_codec.journal.series import JournalSeries  # numba is only needed here
+
         journal = open_journal(run)
         return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps))
     found = find_run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from relex_codec.core.dtypes import ITEMSIZE
@@ -14,7 +14,6 @@ from relex_codec.decoding.stored_pieces import embedded_file
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.index import Index
-from relex_codec.format.manifest import Manifest
 from relex_codec.format.safetensors_header import build
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.outputs import output_directory
@@ -61,7 +60,11 @@ def shards_of(index: Index) -> list[Shard]:
 def index_file(shards: Sequence[Shard]) -> bytes:
     """Return the content of the index, which says which file has which tensor."""
     place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-    total = sum(nbytes(tensor) for shard in shards for tensor in shard.tensors)
+    return index_of(place, sum(nbytes(tensor) for shard in shards for tensor in shard.tensors))
+
+
+def index_of(place: Mapping[str, str], total: int) -> bytes:
+    """Return the content of the index of tensors in these files, of so many bytes."""
     document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -140,13 +143,13 @@ def check_room(place: str, shown: str, what: str, size: int, hint: str) -> None:
 
 
 def completing_last(
-    manifest: Manifest, files: Iterable[tuple[str, Iterable[bytes]]]
+    indexed: bool, files: Iterable[tuple[str, Iterable[bytes]]]
 ) -> Iterator[tuple[str, Iterable[bytes]]]:
     """Yield `other_files`, that one last without which no library loads the weights: the index, or ``config.json``.
 
     At a URL files appear one by one, and what was interrupted must not look complete.
     """
-    last = INDEX if manifest.indexed else CONFIG
+    last = INDEX if indexed else CONFIG
     held = []
     for file in files:
         if file[0] == last:
@@ -176,7 +179,6 @@ def export(
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
     """
-    manifest = decoder.container.index.manifest
     shards = shards_of(decoder.container.index)
     with output_directory(output, storage_options) as directory:
         sizes = [embedded_bytes(decoder), *(shard.size for shard in shards)]
@@ -193,7 +195,7 @@ def export(
                 for tensor, values in zip(shard.tensors, found, strict=False):  # as many as the shard has
                     out.write(values)
                     on_bytes(nbytes(tensor))
-        for name, content in completing_last(manifest, other_files(decoder, shards)):
+        for name, content in completing_last(decoder.container.index.manifest.indexed, other_files(decoder, shards)):
             with directory.file(name) as out:
                 for data in content:
                     out.write(data)

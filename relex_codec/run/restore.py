@@ -86,7 +86,7 @@ def restore(
     shards = shards_of(decoder.container.index)
     numbers = {int(step): number for number, step in enumerate(decoder.container.index.steps, 1)}
     folders = {numbers[step]: FOLDER.format(step) for step in steps}
-    side = completing_last(manifest, other_files(decoder, shards))
+    side = completing_last(manifest.indexed, other_files(decoder, shards))
     if is_url(output):
         with UploadedDirectory(output, storage_options) as uploaded:
             _restore_to_url(decoder, uploaded, shards, folders, side, on_bytes)
