@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, as_dtype, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
@@ -209,11 +209,6 @@ class TensorHistory:
             f"tensor {quote(self.info.name)} of step {bad} has weights that are not finite; a line through them means "
             f"nothing: {leave if len(rows) < len(self.run.steps) else ''}keep the run with --exact"
         )
-
-
-def as_dtype(bits: Bits, have: str, want: str) -> Bits:
-    """Return origin bits of dtype `have` as those of `want`, rounded (FORMAT.md section 8, kind ``same``)."""
-    return bits if have == want else from_float32(to_float32(bits, have), want)
 
 
 def pieces(checkpoint: TensorReader, info: TensorInfo) -> Iterator[Bits]:

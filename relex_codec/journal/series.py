@@ -12,7 +12,7 @@ import numpy.typing as npt
 from relex_codec.checkpoints.base_model import BaseReader
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
-from relex_codec.core.dtypes import Bits, bits_dtype, from_float32, to_float32
+from relex_codec.core.dtypes import Bits, as_dtype, bits_dtype
 from relex_codec.errors import CheckpointError
 
 from .difference import apply_difference
@@ -104,7 +104,7 @@ class JournalSeries(CheckpointSeries):
         if have is None:
             return np.zeros(count, bits_dtype(info.dtype))
         bits = self._base.read(info.name, lo, lo + count)
-        return bits if have == info.dtype else from_float32(to_float32(bits, have), info.dtype)
+        return as_dtype(bits, have, info.dtype)
 
 
 class _Changes(Differences):

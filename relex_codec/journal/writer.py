@@ -73,7 +73,7 @@ class JournalLock:
     """Keeps other recorders away from a journal, until it is closed or the process ends.
 
     Raises:
-        InvalidArgument: another process records to it.
+        InvalidArgument: another recorder writes to it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -110,7 +110,7 @@ def _lock(fd: int, kind: int, folder: str) -> None:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InvalidArgument(
-            f"cannot record to {folder}: another process does; let it end, or record to another place"
+            f"cannot record to {folder}: another recorder does; close it, or record to another place"
         ) from None
     except OSError:  # not every file system has locks: then a later generation still says what it follows
         pass

@@ -11,7 +11,7 @@ import torch
 
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype, from_float32, to_float32
+from relex_codec.core.dtypes import Bits, as_dtype, bits_dtype
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES
 from relex_codec.format.constants import PIECE
@@ -65,8 +65,8 @@ def _bits(tensor: torch.Tensor, dtype: str) -> Bits:
 
 
 def bits_of_values(value: torch.Tensor, dtype: str) -> Bits:
-    """Return the bits of a tensor in host memory, without a copy where its elements follow each other."""
-    return _bits(value.detach().contiguous(), dtype)
+    """Return the bits of a tensor in a dtype and in host memory, without a copy where it is so already."""
+    return _bits(value.detach().to("cpu", DTYPES[dtype]).contiguous(), dtype)
 
 
 def chunks_of(part: Part) -> Iterator[tuple[int, int]]:
@@ -109,7 +109,7 @@ class BaseStep(TensorReader):
         elif part.base == part.dtype:
             self._base.read_into(name, lo, out)
         else:
-            out[:] = from_float32(to_float32(self._base.read(name, lo, lo + out.size), part.base), part.dtype)
+            out[:] = as_dtype(self._base.read(name, lo, lo + out.size), part.base, part.dtype)
 
 
 def digests_of(base: TensorReader, parts: Sequence[Part]) -> bytes:
@@ -143,8 +143,3 @@ def differences(parts: Sequence[Part], previous: Held, read: Read, keep: bool) -
     batches = (parallel_map(one, tasks[at : at + batch]) for at in range(0, len(tasks), batch))
     blobs = chain.from_iterable(batches)
     return (islice(blobs, part.chunks) for part in parts)
-
-
-def nbytes(parts: Sequence[Part]) -> int:
-    """Return the bytes of the elements of parts."""
-    return sum(part.box.elements * ITEMSIZE[part.dtype] for part in parts)

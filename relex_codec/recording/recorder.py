@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import uri_of_base
+from relex_codec.checkpoints.checkpoint import TensorInfo, is_placeholder, placeholder_message
 from relex_codec.checkpoints.checks import check_against_base
 from relex_codec.checkpoints.discovery import find_checkpoints
 from relex_codec.checkpoints.safetensors import open_checkpoint
-from relex_codec.core.dtypes import FLOATS
+from relex_codec.core.dtypes import FLOATS, Bits, as_dtype
 from relex_codec.core.progress import note
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
@@ -75,6 +76,8 @@ class Recorder:
         names: where tensors of the state are called otherwise than in the base: a mapping or function from the one name
             to the other, to None for a tensor that is left out.
         prefix: before all names in the state (``module.``, ``_orig_mod.``).
+        dtype: ``state``: weights are recorded as they are. ``base``: floats are rounded to the dtype that the base has,
+            as trainers do that keep float32 weights and save bfloat16 ones.
         background: whether `add` returns before the step is written.
         distributed: False: this process records alone, though it is one of a group.
         base_uri: where the journal shall say that its base is; empty: nowhere. Default: as `encode` has it.
@@ -84,7 +87,7 @@ class Recorder:
         path: of the journal.
 
     Raises:
-        InvalidArgument: another process records to the journal, or it cannot be written.
+        InvalidArgument: another recorder writes to the journal, or it cannot be written.
         CheckpointError: the base cannot be read.
         Corrupt, Truncated: the journal is damaged.
 
@@ -106,12 +109,16 @@ class Recorder:
         after: int | None = None,
         names: Names = None,
         prefix: str = "",
+        dtype: str = "state",
         background: bool = True,
         distributed: bool = True,
         base_uri: str | None = None,
         storage_options: Options = None,
     ) -> None:
+        if dtype not in ("state", "base"):
+            raise InvalidArgument(f"dtype is {quote(dtype)}, expected state or base")
         self._names, self._prefix, self._background = names, prefix, background
+        self._rounds = dtype == "base"
         self._options = storage_options
         self._ranks = Ranks(distributed)
         self._lock: JournalLock | None = None
@@ -286,14 +293,14 @@ class Recorder:
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def _add_state(self, step: int, state: Any) -> None:
-        found = tensors_of(state, self._names, self._prefix, self._base.tensors)
+        found = self._rounded(tensors_of(state, self._names, self._prefix, self._base.tensors))
         if self._writer is None:
             self._start(found)
         check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
         values = [found[part.name].values for part in self._parts]
         present = [value for value in values if value is not None]  # all are, as has been checked
         if not self._background:
-            bits = [bits_of_values(value.cpu(), part.dtype) for value, part in zip(present, self._parts, strict=True)]
+            bits = [bits_of_values(value, part.dtype) for value, part in zip(present, self._parts, strict=True)]
             self._commit(step, lambda number, lo, hi: bits[number][lo:hi])
             return
         self._restore()
@@ -308,15 +315,34 @@ class Recorder:
         ((_, folder),) = find_checkpoints([path], self._options, step=step)
         checkpoint = open_checkpoint(folder, self._options)
         check_against_base(checkpoint, self._base, f"step {step}")
-        found = {
-            name: Local(name, info.dtype, Box.whole(info.shape), _NOWHERE, True)
-            for name, info in checkpoint.tensors.items()
-        }
+        found = self._rounded(
+            {
+                name: Local(name, info.dtype, Box.whole(info.shape), _NOWHERE, True)
+                for name, info in checkpoint.tensors.items()
+            }
+        )
         if self._writer is None:
             self._start(found)
         check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
-        names = [part.name for part in self._parts]
-        self._commit(step, lambda number, lo, hi: checkpoint.read(names[number], lo, hi))
+        dtypes = [checkpoint.info(part.name).dtype for part in self._parts]
+
+        def read(number: int, lo: int, hi: int) -> Bits:
+            part = self._parts[number]
+            return as_dtype(checkpoint.read(part.name, lo, hi), dtypes[number], part.dtype)
+
+        self._commit(step, read)
+
+    def _rounded(self, found: dict[str, Local]) -> dict[str, Local]:
+        """Return the tensors with the dtypes that are recorded."""
+        for name, local in found.items():
+            there = self._base.tensors.get(name)
+            if there is None:
+                continue
+            if is_placeholder(TensorInfo(name, local.dtype, local.box.shape), there):
+                raise InvalidArgument(placeholder_message(name, "the state"))
+            if self._rounds and {there.dtype, local.dtype} <= FLOATS:
+                found[name] = local._replace(dtype=there.dtype)
+        return found
 
     def _commit_spare(self, step: int) -> None:
         """Compare and write the step that was copied; the one before is kept until it is committed."""

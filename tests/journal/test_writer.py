@@ -132,11 +132,11 @@ def test_a_step_that_cannot_be_written_is_cut_off(
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     folder = make_journal(tmp_path / "j", None)
     lock = JournalLock(folder)
-    with pytest.raises(InvalidArgument, match="another process does"):
+    with pytest.raises(InvalidArgument, match="another recorder does"):
         JournalLock(folder)
     writer = RankWriter(folder, Head(0, 0, 1, None, PARTS))
     lock.close()
-    with pytest.raises(InvalidArgument, match="another process does"):  # a rank of it is still there
+    with pytest.raises(InvalidArgument, match="another recorder does"):  # a rank of it is still there
         JournalLock(folder)
     writer.close()
     JournalLock(folder).close()

@@ -156,7 +156,10 @@ def test_a_base_of_another_dtype(tmp_path: Path) -> None:
         recorder.add(1, state)
     assert same(tmp_path / "j", tmp_path / "base", 1, state)
     assert (tmp_path / "j" / "0000-00000.data").stat().st_size < 100  # nothing but a digest, and an index
-    with pytest.raises(InvalidArgument, match=r"is BF16 \[300, 7\] there"), relex_codec.Recorder(tmp_path / "j") as recorder:
+    with (
+        pytest.raises(InvalidArgument, match=r"is BF16 \[300, 7\] there"),
+        relex_codec.Recorder(tmp_path / "j") as recorder,
+    ):
         recorder.add(2, {"w": values})
 
 
@@ -253,7 +256,7 @@ def test_what_a_recorder_needs(small: Callable[[int], State], tmp_path: Path) ->
         relex_codec.Recorder(tmp_path / "j")
     shutil.rmtree(tmp_path / "j")
     with relex_codec.Recorder(tmp_path / "j", base=tmp_path / "base") as recorder:
-        with pytest.raises(InvalidArgument, match="another process does"):
+        with pytest.raises(InvalidArgument, match="another recorder does"):
             relex_codec.Recorder(tmp_path / "j", base=tmp_path / "base")
         with pytest.raises(InvalidArgument, match="share no tensor"):
             recorder.add(1, {"other": torch.ones(3)})
