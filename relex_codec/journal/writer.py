@@ -59,7 +59,7 @@ def make_journal(path: PathLike, base: str | None) -> str:
         os.makedirs(folder, exist_ok=True)
         if os.path.exists(marker):
             return folder
-        if found := os.listdir(folder):
+        if found := [name for name in os.listdir(folder) if not name.startswith(".")]:  # hidden: left by a kill
             raise InvalidArgument(
                 f"cannot record to {folder}: it is no journal and holds {found[0]}; choose another place"
             )

@@ -143,3 +143,36 @@ def differences(parts: Sequence[Part], previous: Held, read: Read, keep: bool) -
     batches = (parallel_map(one, tasks[at : at + batch]) for at in range(0, len(tasks), batch))
     blobs = chain.from_iterable(batches)
     return (islice(blobs, part.chunks) for part in parts)
+
+
+def different(parts: Sequence[Part], held: Held, read: Read) -> str | None:
+    """Return the name of a tensor of which something else is held than what is read; None: there is none."""
+
+    def differs(task: tuple[int, int, int]) -> bool:
+        number, lo, hi = task
+        return not np.array_equal(held.bits[number][lo:hi], read(number, lo, hi))
+
+    tasks, batch = tasks_of(parts), BATCH * cpu_count()
+    for at in range(0, len(tasks), batch):
+        found = parallel_map(differs, tasks[at : at + batch])
+        if any(found):
+            return parts[tasks[at + found.index(True)][0]].name
+    return None
+
+
+def same_tensors(one: TensorReader, other: TensorReader) -> bool:
+    """Tell whether two checkpoints have the same tensors, bit for bit."""
+    described = [{info.name: (info.dtype, info.shape) for info in reader.tensors.values()} for reader in (one, other)]
+    if described[0] != described[1]:
+        return False
+    tasks = [
+        (info.name, lo, min(lo + CHUNK, info.size))
+        for info in one.tensors.values()
+        for lo in range(0, info.size, CHUNK)
+    ]
+
+    def same(task: tuple[str, int, int]) -> bool:
+        return np.array_equal(one.read(*task), other.read(*task))
+
+    batch = BATCH * cpu_count()
+    return all(all(parallel_map(same, tasks[at : at + batch])) for at in range(0, len(tasks), batch))

@@ -19,17 +19,18 @@ from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.core.dtypes import FLOATS, Bits, as_dtype
 from relex_codec.core.progress import note
 from relex_codec.core.text import quote
-from relex_codec.errors import InvalidArgument, RelexError
+from relex_codec.errors import Corrupt, InvalidArgument, RelexError
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.journal.boxes import Box
-from relex_codec.journal.format import MARKER, Head, Part
-from relex_codec.journal.reader import Journal
+from relex_codec.journal.difference import apply_difference
+from relex_codec.journal.format import CHUNK, MARKER, Head, Part
+from relex_codec.journal.reader import Differences, Journal, Place
 from relex_codec.journal.series import JournalSeries
 from relex_codec.journal.writer import JournalLock, RankWriter, make_journal, next_generation
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .memory import BaseStep, Held, Read, bits_of_values, differences, digests_of
+from .memory import BaseStep, Held, Read, bits_of_values, differences, different, digests_of
 from .ranks import Ranks, own_parts
 from .state import Local, Names, check_same, tensors_of
 
@@ -168,18 +169,20 @@ class Recorder:
         """The last step that is committed on this rank; None: there is none yet."""
         return self._committed
 
-    def add(self, step: int, state: State) -> None:
+    def add(self, step: int, state: State, *, verify: bool = False) -> None:
         """Record a step.
 
         Args:
             step: later than the last one.
             state: a state dict, a module, or the directory of a checkpoint, which is read before this returns.
+            verify: read the step back from the journal, and compare it with the directory, before this returns.
 
         Raises:
             InvalidArgument: the step is not later than the last one, or its tensors are not those of the steps before:
                 then it is not recorded, and the journal is as it was. Or a step before could not be written: then that
                 one is not in the journal, the steps before it are, and it may be added again.
             CheckpointError: a directory cannot be read.
+            Corrupt: what was read back is not what the directory has.
             BaseMismatch: the base is not the journal's.
         """
         self._check_usable()
@@ -193,7 +196,13 @@ class Recorder:
                 f"step {step} is {where}; to record again from there on, make a Recorder with after={step - 1}"
             )
         if isinstance(state, str | os.PathLike):
-            self._add_directory(step, state)
+            if verify and self._ranks.world > 1:
+                raise InvalidArgument(
+                    "verify is for one process; a step of several is whole when all have committed it"
+                )
+            self._add_directory(step, state, verify)
+        elif verify:
+            raise InvalidArgument("verify compares with a directory, and none was given")
         else:
             self._add_state(step, state)
 
@@ -311,7 +320,7 @@ class Recorder:
             self._pool = ThreadPoolExecutor(1, "relex-recorder")
         self._job = self._pool.submit(self._commit_spare, step)
 
-    def _add_directory(self, step: int, path: PathLike) -> None:
+    def _add_directory(self, step: int, path: PathLike, verify: bool) -> None:
         ((_, folder),) = find_checkpoints([path], self._options, step=step)
         checkpoint = open_checkpoint(folder, self._options)
         check_against_base(checkpoint, self._base, f"step {step}")
@@ -330,7 +339,9 @@ class Recorder:
             part = self._parts[number]
             return as_dtype(checkpoint.read(part.name, lo, hi), dtypes[number], part.dtype)
 
-        self._commit(step, read)
+        self._commit(step, read, keep=verify)
+        if verify:
+            self._verify(step, read, folder)
 
     def _rounded(self, found: dict[str, Local]) -> dict[str, Local]:
         """Return the tensors with the dtypes that are recorded."""
@@ -354,15 +365,37 @@ class Recorder:
                 writer.write(step, changed)
             self._previous, self._spare, self._committed = spare, previous, step
 
-    def _commit(self, step: int, read: Read) -> None:
-        """Compare and write a step that is read bit by bit, and takes the place of the one before at once."""
+    def _commit(self, step: int, read: Read, keep: bool = False) -> None:
+        """Compare and write a step that is read bit by bit, and takes the place of the one before at once.
+
+        Args:
+            keep: the one before stays in memory, and the caller does what follows.
+        """
         self._restore()
         previous, writer = self._previous, self._writer
         assert previous is not None and writer is not None
         self._reload = True  # until it is committed, what is held is neither step
         with _told(step):
-            writer.write(step, differences(self._parts, previous, read, False))
-        self._reload, self._committed = False, step
+            writer.write(step, differences(self._parts, previous, read, keep))
+        self._reload, self._committed = keep, step
+
+    def _verify(self, step: int, read: Read, where: str) -> None:
+        """Change the step before to what the journal on disk says, and compare that with what is read again."""
+        previous = self._previous
+        assert previous is not None
+        recorded = Journal(self.path).steps[-1]
+        with Differences(recorded.generation) as changes:
+            for number, part in enumerate(self._parts):
+                place = Place(self._ranks.rank, number, part)
+                for chunk, blob in changes.blobs(place, recorded.number, 0, part.chunks):
+                    row = previous.bits[number][chunk * CHUNK : (chunk + 1) * CHUNK]
+                    apply_difference(blob, row, 0, len(row), part.dtype)
+        if (other := different(self._parts, previous, read)) is not None:
+            raise Corrupt(
+                f"step {step} of {self.path} is not what {where} has: tensor {quote(other)} differs; was that being "
+                "written?"
+            )
+        self._reload = False
 
     # -- beginning ---------------------------------------------------------------------------------------------------
 
