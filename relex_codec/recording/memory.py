@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ import torch
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import Bits, as_dtype, bits_dtype
+from relex_codec.core.text import quote
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES
+from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.journal.boxes import Box
 from relex_codec.journal.difference import encode_difference
@@ -158,6 +160,39 @@ def different(parts: Sequence[Part], held: Held, read: Read) -> str | None:
         if any(found):
             return parts[tasks[at + found.index(True)][0]].name
     return None
+
+
+def patched(parts: Sequence[Part], held: Held, patches: Iterable[Any]) -> dict[int, Bits]:
+    """Return the parts that patches change, by their numbers, as they are afterwards.
+
+    Raises:
+        InvalidArgument: a patch is not one of these parts.
+    """
+    numbers = {part.name: number for number, part in enumerate(parts)}
+    found: dict[int, Bits] = {}
+    for patch in patches:
+        number = numbers.get(patch.name)
+        if number is None:
+            raise InvalidArgument(f"a patch is of tensor {quote(patch.name)}, which is not part of the run")
+        part = parts[number]
+        values, where = patch.values, patch.indices
+        size = part.box.elements if where is None else len(where)
+        if values.dtype != DTYPES[part.dtype] or values.numel() != size:
+            raise InvalidArgument(
+                f"a patch of {quote(part.name)} has {values.numel()} values of {values.dtype}, expected {size} of "
+                f"{DTYPES[part.dtype]}"
+            )
+        bits = bits_of_values(values, part.dtype)
+        if where is None:
+            found[number] = bits
+            continue
+        places = where.detach().cpu().numpy().astype(np.int64)
+        if places.size and not 0 <= int(places.min()) <= int(places.max()) < part.box.elements:
+            raise InvalidArgument(
+                f"a patch of {quote(part.name)} changes what is beyond its {part.box.elements} elements"
+            )
+        found.setdefault(number, held.bits[number].copy())[places] = bits
+    return found
 
 
 def same_tensors(one: TensorReader, other: TensorReader) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,7 +30,7 @@ from relex_codec.journal.writer import JournalLock, RankWriter, make_journal, ne
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .memory import BaseStep, Held, Read, bits_of_values, differences, different, digests_of
+from .memory import BaseStep, Held, Read, bits_of_values, differences, different, digests_of, patched
 from .ranks import Ranks, own_parts
 from .state import Local, Names, check_same, tensors_of
 
@@ -187,14 +187,7 @@ class Recorder:
         """
         self._check_usable()
         self._wait()
-        if type(step) is not int or not 0 <= step <= STEP_LIMIT:
-            raise InvalidArgument(f"step is {quote(step)}, expected an integer from 0 to 2^53")
-        last = self._committed
-        if last is not None and step <= last:
-            where = "recorded already" if step == last else f"before the last one that was recorded, {last}"
-            raise InvalidArgument(
-                f"step {step} is {where}; to record again from there on, make a Recorder with after={step - 1}"
-            )
+        self._check_step(step)
         if isinstance(state, str | os.PathLike):
             if verify and self._ranks.world > 1:
                 raise InvalidArgument(
@@ -205,6 +198,34 @@ class Recorder:
             raise InvalidArgument("verify compares with a directory, and none was given")
         else:
             self._add_state(step, state)
+
+    def patch(self, step: int, patches: Iterable[Any]) -> None:
+        """Record a step that is said by what changed since the last one, as weight syncs of trainers have it.
+
+        Args:
+            step: later than the last one. The first step of a journal is said against the base; then the base's
+                tensors are those of the run.
+            patches: with ``name``, ``values`` (one-dimensional) and ``indices`` (flat, None: ``values`` is the whole
+                tensor) each: vLLM's ``CheckpointWeightPatch``, or what `Run.patches` yields. A tensor may have several.
+
+        Raises:
+            InvalidArgument: as `add`, or a patch is not one of a tensor of the run.
+        """
+        self._check_usable()
+        self._wait()
+        self._check_step(step)
+        if self._ranks.world > 1:
+            raise InvalidArgument("patches are recorded by one process; give it distributed=False")
+        if self._writer is None:
+            infos: Mapping[str, TensorInfo] = self._base.tensors
+            if self._committed is not None:
+                infos = Journal(self.path).tensors
+            self._start(_read_later(infos))
+        self._restore()
+        previous = self._previous
+        assert previous is not None
+        new = patched(self._parts, previous, patches)
+        self._commit(step, lambda number, lo, hi: new.get(number, previous.bits[number])[lo:hi])
 
     def flush(self) -> None:
         """Wait until all steps are committed.
@@ -271,6 +292,16 @@ class Recorder:
                 raise
             note(f"the recorder failed too: {own}")
 
+    def _check_step(self, step: int) -> None:
+        if type(step) is not int or not 0 <= step <= STEP_LIMIT:
+            raise InvalidArgument(f"step is {quote(step)}, expected an integer from 0 to 2^53")
+        last = self._committed
+        if last is not None and step <= last:
+            where = "recorded already" if step == last else f"before the last one that was recorded, {last}"
+            raise InvalidArgument(
+                f"step {step} is {where}; to record again from there on, make a Recorder with after={step - 1}"
+            )
+
     def _check_usable(self) -> None:
         if self._closed:
             raise InvalidArgument(f"the recorder of {self.path} is closed; make another one to go on")
@@ -324,12 +355,7 @@ class Recorder:
         ((_, folder),) = find_checkpoints([path], self._options, step=step)
         checkpoint = open_checkpoint(folder, self._options)
         check_against_base(checkpoint, self._base, f"step {step}")
-        found = self._rounded(
-            {
-                name: Local(name, info.dtype, Box.whole(info.shape), _NOWHERE, True)
-                for name, info in checkpoint.tensors.items()
-            }
-        )
+        found = self._rounded(_read_later(checkpoint.tensors))
         if self._writer is None:
             self._start(found)
         check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
@@ -462,5 +488,7 @@ def _told(step: int) -> Iterator[None]:
         raise type(error)(f"step {step} is not recorded: {error}") from None
 
 
-_NOWHERE: Any = object()
-"""Stands for the values of a tensor that is read from a file."""
+def _read_later(infos: Mapping[str, TensorInfo]) -> dict[str, Local]:
+    """Return tensors that are read from somewhere, whole."""
+    here: Any = object()
+    return {name: Local(name, info.dtype, Box.whole(info.shape), here, True) for name, info in infos.items()}
