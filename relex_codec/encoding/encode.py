@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
@@ -21,7 +23,7 @@ from relex_codec.core.steps import select_steps
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
-from relex_codec.journal.reader import is_journal, open_journal
+from relex_codec.journal.reader import is_delta_stream, is_journal, open_journal
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
@@ -58,7 +60,8 @@ def encode(
 
     Args:
         run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like; or one with
-            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``. Or a journal (`Recorder`).
+            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``. Or a journal (`Recorder`), or
+            slime's disk deltas (``weight_vNNNNNN/``).
         output: path or fsspec URL of the file, ``NAME.relex``; it appears when it is complete.
         base: the model that training started from: directory, ``.safetensors`` file, URL or ``hf://org/name@revision``,
             whose commit the file then refers to.
@@ -98,11 +101,13 @@ def encode(
     writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     base_reader = open_base(reference, storage_options)
-    series = _open_run(run, base_reader, storage_options, steps, exclude_steps, skip_incomplete)
-    observed = _observed(series.steps, observe)
-    # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
-    # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
-    with threadpool_limits(1, "blas"), writer:
+    with ExitStack() as stack:
+        series = _open_run(stack, run, base_reader, storage_options, steps, exclude_steps, skip_incomplete)
+        observed = _observed(series.steps, observe)
+        # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core,
+        # and the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
+        stack.enter_context(threadpool_limits(1, "blas"))
+        stack.enter_context(writer)
         series.check()
         report_notes(series, base_reader)
         frames = partial(new_segment, writer, len(series.steps))
@@ -112,6 +117,7 @@ def encode(
 
 
 def _open_run(
+    stack: ExitStack,
     run: PathLike,
     base: SafetensorsCheckpoint,
     storage_options: Options,
@@ -119,11 +125,17 @@ def _open_run(
     exclude_steps: str | None,
     skip_incomplete: bool,
 ) -> CheckpointSeries:
-    """Open the checkpoints of a run, or the steps of a journal."""
-    if is_journal(run):
+    """Open the checkpoints of a run, or the steps of a journal; deltas become one in the temporary directory."""
+    if is_journal(run) or is_delta_stream(run):
         from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
-        journal = open_journal(run)
+        place: PathLike = run
+        if not is_journal(run):
+            from relex_codec.journal.deltas import record_deltas
+
+            place = stack.enter_context(TemporaryDirectory(prefix="relex-"))
+            record_deltas(run, place, base)
+        journal = open_journal(place)
         return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps))
     found = find_run(
         run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
@@ -42,12 +43,24 @@ from .format import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+DELTA_FOLDER: Final = re.compile(r"weight_v([0-9]{6,15})")
+"""Directory of a version of weights, as slime writes it."""
 ENTRIES: Final = np.dtype([("length", "<u4"), ("crc", "<u4")])
 
 
 def is_journal(path: PathLike) -> bool:
     """Tell whether a path is the directory of a journal: whether its marker file is there."""
     return not is_url(path) and os.path.isfile(os.path.join(local_path(path), MARKER))
+
+
+def is_delta_stream(path: PathLike) -> bool:
+    """Tell whether a path is a local directory of slime's disk deltas (deltas.py)."""
+    if is_url(path):
+        return False
+    try:
+        return any(DELTA_FOLDER.fullmatch(name) for name in os.listdir(local_path(path)))
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

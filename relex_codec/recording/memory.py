@@ -9,15 +9,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
-from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import Bits, as_dtype, bits_dtype
+from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.core.dtypes import Bits, bits_dtype
 from relex_codec.core.text import quote
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES
 from relex_codec.errors import InvalidArgument
-from relex_codec.format.constants import PIECE
-from relex_codec.journal.boxes import Box
 from relex_codec.journal.difference import encode_difference
 from relex_codec.journal.format import CHUNK, Part
 
@@ -93,37 +90,6 @@ def read_box(reader: TensorReader, part: Part, lo: int, out: Bits) -> None:
         return
     places = box.places(lo, lo + out.size)
     out[:] = reader.read(part.name, begin, int(places[-1]) + 1)[places - begin]
-
-
-class BaseStep(TensorReader):
-    """What the first step is compared with: the base in the run's dtypes, zeros where it has no such tensor."""
-
-    def __init__(self, base: TensorReader, parts: Sequence[Part]) -> None:
-        self.path, self._base = base.path, base
-        self._parts = {part.name: part for part in parts}
-        self.tensors = {part.name: TensorInfo(part.name, part.dtype, part.box.shape) for part in parts}
-
-    def read_into(self, name: str, lo: int, out: Bits) -> None:
-        """Fill `out` with the bits of a tensor from element `lo` on."""
-        part = self._parts[name]
-        if part.base is None:
-            out[:] = 0
-        elif part.base == part.dtype:
-            self._base.read_into(name, lo, out)
-        else:
-            out[:] = as_dtype(self._base.read(name, lo, lo + out.size), part.base, part.dtype)
-
-
-def digests_of(base: TensorReader, parts: Sequence[Part]) -> bytes:
-    """Return the digests of the pieces of the base that this rank answers for."""
-    tasks = [(part, piece) for part in parts for piece in part.pieces]
-
-    def one(task: tuple[Part, int]) -> bytes:
-        part, piece = task
-        size = Box.whole(part.box.shape).elements
-        return digest(base.read(part.name, piece * PIECE, min((piece + 1) * PIECE, size)))
-
-    return b"".join(parallel_map(one, tasks))
 
 
 def differences(parts: Sequence[Part], previous: Held, read: Read, keep: bool) -> Iterator[Iterator[bytes]]:

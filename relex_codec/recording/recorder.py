@@ -24,13 +24,14 @@ from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.journal.boxes import Box
 from relex_codec.journal.difference import apply_difference
 from relex_codec.journal.format import CHUNK, MARKER, Head, Part
+from relex_codec.journal.origin import BaseStep, digests_of
 from relex_codec.journal.reader import Differences, Journal, Place
 from relex_codec.journal.series import JournalSeries
 from relex_codec.journal.writer import JournalLock, RankWriter, make_journal, next_generation
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .memory import BaseStep, Held, Read, bits_of_values, differences, different, digests_of, patched
+from .memory import Held, Read, bits_of_values, differences, different, patched
 from .ranks import Ranks, own_parts
 from .state import Local, Names, check_same, tensors_of
 
