@@ -15,9 +15,10 @@ from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.dtypes import Bits, as_dtype, bits_dtype
 from relex_codec.errors import CheckpointError
 
+from .blobs import Differences
 from .difference import apply_difference
 from .format import CHUNK
-from .reader import Differences, Generation, Journal, Place
+from .reader import Generation, Journal, Place
 
 
 class _Target(NamedTuple):

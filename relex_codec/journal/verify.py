@@ -13,9 +13,10 @@ from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.dtypes import bits_dtype
 from relex_codec.core.threads import parallel_map
 
+from .blobs import Differences
 from .difference import apply_difference
 from .format import CHUNK
-from .reader import Differences, Journal, Place
+from .reader import Journal, Place
 
 
 def check_journal(journal: Journal, on_step: Callable[[int], Any] = lambda _: None) -> None:

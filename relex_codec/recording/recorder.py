@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import uri_of_base
@@ -19,39 +18,23 @@ from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.core.dtypes import FLOATS, Bits, as_dtype
 from relex_codec.core.progress import note
 from relex_codec.core.text import quote
-from relex_codec.errors import Corrupt, InvalidArgument, RelexError
+from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.format.constants import STEP_LIMIT
-from relex_codec.journal.boxes import Box
-from relex_codec.journal.difference import apply_difference
-from relex_codec.journal.format import CHUNK, MARKER, Head, Part
-from relex_codec.journal.origin import BaseStep, digests_of
-from relex_codec.journal.reader import Differences, Journal, Place
-from relex_codec.journal.series import JournalSeries
-from relex_codec.journal.writer import JournalLock, RankWriter, make_journal, next_generation
+from relex_codec.journal.format import MARKER
+from relex_codec.journal.reader import Journal
+from relex_codec.journal.writer import JournalLock, make_journal, next_generation
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .memory import Held, Read, bits_of_values, differences, different, patched
-from .ranks import Ranks, own_parts
-from .state import Local, Names, check_same, tensors_of
+from .memory import patched
+from .rank_recorder import Begun, RankRecorder, read_later
+from .ranks import Ranks
+from .state import Local, Names, tensors_of
 
 if TYPE_CHECKING:
     import torch
 
     State = Mapping[str, torch.Tensor] | torch.nn.Module | PathLike
-
-
-class _Begun(NamedTuple):
-    """Where recording goes on, as all ranks agree.
-
-    Attributes:
-        after: the step that the next one follows; None: the base.
-    """
-
-    folder: str
-    generation: int
-    after: int | None
-    base: str
 
 
 class Recorder:
@@ -124,29 +107,21 @@ class Recorder:
         self._options = storage_options
         self._ranks = Ranks(distributed)
         self._lock: JournalLock | None = None
-        self._writer: RankWriter | None = None
+        self._rank: RankRecorder | None = None
         self._failed: RelexError | None = None
         self._job: Future[None] | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._parts: list[Part] = []
-        self._known: set[str] = set()
-        self._previous: Held | None = None
-        self._spare: Held | None = None
-        self._reload = False
         self._closed = False
-        self._turn = threading.Lock()
         try:
             begun = self._ranks.from_first(lambda: self._begin(path, base, after, base_uri))
-            self.path = begun.folder
-            self._generation, self._after = begun.generation, begun.after
-            self._committed = self._accepted = begun.after
-            self._base_path = begun.base
+            self.path, self._base_path = begun.folder, begun.base
             self._base = self._ranks.all_or_none(lambda: open_base(begun.base, storage_options))
+            self._rank = RankRecorder(begun, self._base, self._ranks)
         except BaseException:
             self._release()
             raise
 
-    def _begin(self, path: PathLike, base: PathLike | None, after: int | None, base_uri: str | None) -> _Begun:
+    def _begin(self, path: PathLike, base: PathLike | None, after: int | None, base_uri: str | None) -> Begun:
         """Make or open the journal, on the first rank."""
         if base is not None:
             base = pinned_to_commit(base, self._options)
@@ -161,14 +136,14 @@ class Recorder:
         if place is None:
             raise InvalidArgument(f"journal {folder} does not say where its base is; pass base")
         steps = [step for step in journal.numbers if after is None or step <= after]
-        return _Begun(folder, next_generation(folder), steps[-1] if steps else None, place)
+        return Begun(folder, next_generation(folder), steps[-1] if steps else None, place)
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
     @property
     def last_step(self) -> int | None:
         """The last step that is committed on this rank; None: there is none yet."""
-        return self._committed
+        return self._recording.committed
 
     def add(self, step: int, state: State, *, verify: bool = False) -> None:
         """Record a step.
@@ -217,16 +192,15 @@ class Recorder:
         self._check_step(step)
         if self._ranks.world > 1:
             raise InvalidArgument("patches are recorded by one process; give it distributed=False")
-        if self._writer is None:
+        rank = self._recording
+        if not rank.started:
             infos: Mapping[str, TensorInfo] = self._base.tensors
-            if self._committed is not None:
+            if rank.committed is not None:
                 infos = Journal(self.path).tensors
-            self._start(_read_later(infos))
-        self._restore()
-        previous = self._previous
-        assert previous is not None
-        new = patched(self._parts, previous, patches)
-        self._commit(step, lambda number, lo, hi: new.get(number, previous.bits[number])[lo:hi])
+            rank.start(read_later(infos))
+        previous = rank.previous()
+        new = patched(rank.parts, previous, patches)
+        rank.commit(step, lambda number, lo, hi: new.get(number, previous.bits[number])[lo:hi])
 
     def flush(self) -> None:
         """Wait until all steps are committed.
@@ -296,7 +270,7 @@ class Recorder:
     def _check_step(self, step: int) -> None:
         if type(step) is not int or not 0 <= step <= STEP_LIMIT:
             raise InvalidArgument(f"step is {quote(step)}, expected an integer from 0 to 2^53")
-        last = self._committed
+        last = self._recording.committed
         if last is not None and step <= last:
             where = "recorded already" if step == last else f"before the last one that was recorded, {last}"
             raise InvalidArgument(
@@ -313,62 +287,53 @@ class Recorder:
         self._closed = True
         if self._pool is not None:
             self._pool.shutdown()
-        if self._writer is not None:
-            self._writer.close()
+        if self._rank is not None:
+            self._rank.close()
         if self._lock is not None:
             self._lock.close()
-        self._previous = self._spare = None
 
     def _wait(self) -> None:
         """Wait for the step in work, and raise what went wrong with it."""
         job, self._job = self._job, None
         if job is None:
             return
-        try:
+        with self._all_or_failed():
             job.result()
-        except RelexError as error:
-            if self._ranks.world > 1:  # the others have gone on: this rank has a hole in its steps
-                self._failed = error
-            raise
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def _add_state(self, step: int, state: Any) -> None:
+        rank = self._recording
         found = self._rounded(tensors_of(state, self._names, self._prefix, self._base.tensors))
-        if self._writer is None:
-            self._start(found)
-        check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
-        values = [found[part.name].values for part in self._parts]
-        present = [value for value in values if value is not None]  # all are, as has been checked
+        if not rank.started:
+            rank.start(found)
+        rank.check(found)
         if not self._background:
-            bits = [bits_of_values(value, part.dtype) for value, part in zip(present, self._parts, strict=True)]
-            self._commit(step, lambda number, lo, hi: bits[number][lo:hi])
+            rank.commit_state(step, found)
             return
-        self._restore()
-        if self._spare is None:
-            self._spare = Held(self._parts, any(value.is_cuda for value in present))
-        self._spare.copy(present)
+        rank.copy(found)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "relex-recorder")
-        self._job = self._pool.submit(self._commit_spare, step)
+        self._job = self._pool.submit(rank.commit_copied, step)
 
     def _add_directory(self, step: int, path: PathLike, verify: bool) -> None:
+        rank = self._recording
         ((_, folder),) = find_checkpoints([path], self._options, step=step)
         checkpoint = open_checkpoint(folder, self._options)
         check_against_base(checkpoint, self._base, f"step {step}")
-        found = self._rounded(_read_later(checkpoint.tensors))
-        if self._writer is None:
-            self._start(found)
-        check_same(found, [(part.name, part.dtype, part.box) for part in self._parts], self._known)
-        dtypes = [checkpoint.info(part.name).dtype for part in self._parts]
+        found = self._rounded(read_later(checkpoint.tensors))
+        if not rank.started:
+            rank.start(found)
+        rank.check(found)
+        dtypes = [checkpoint.info(part.name).dtype for part in rank.parts]
 
         def read(number: int, lo: int, hi: int) -> Bits:
-            part = self._parts[number]
+            part = rank.parts[number]
             return as_dtype(checkpoint.read(part.name, lo, hi), dtypes[number], part.dtype)
 
-        self._commit(step, read, keep=verify)
+        rank.commit(step, read, keep=verify)
         if verify:
-            self._verify(step, read, folder)
+            rank.verify(step, read, folder)
 
     def _rounded(self, found: dict[str, Local]) -> dict[str, Local]:
         """Return the tensors with the dtypes that are recorded."""
@@ -382,114 +347,17 @@ class Recorder:
                 found[name] = local._replace(dtype=there.dtype)
         return found
 
-    def _commit_spare(self, step: int) -> None:
-        """Compare and write the step that was copied; the one before is kept until it is committed."""
-        with self._turn:
-            previous, spare, writer = self._previous, self._spare, self._writer
-            assert previous is not None and spare is not None and writer is not None
-            changed = differences(self._parts, previous, lambda number, lo, hi: spare.bits[number][lo:hi], True)
-            with _told(step):
-                writer.write(step, changed)
-            self._previous, self._spare, self._committed = spare, previous, step
+    @property
+    def _recording(self) -> RankRecorder:
+        assert self._rank is not None  # it is only while a recorder is being made
+        return self._rank
 
-    def _commit(self, step: int, read: Read, keep: bool = False) -> None:
-        """Compare and write a step that is read bit by bit, and takes the place of the one before at once.
-
-        Args:
-            keep: the one before stays in memory, and the caller does what follows.
-        """
-        self._restore()
-        previous, writer = self._previous, self._writer
-        assert previous is not None and writer is not None
-        self._reload = True  # until it is committed, what is held is neither step
-        with _told(step):
-            writer.write(step, differences(self._parts, previous, read, keep))
-        self._reload, self._committed = keep, step
-
-    def _verify(self, step: int, read: Read, where: str) -> None:
-        """Change the step before to what the journal on disk says, and compare that with what is read again."""
-        previous = self._previous
-        assert previous is not None
-        recorded = Journal(self.path).steps[-1]
-        with Differences(recorded.generation) as changes:
-            for number, part in enumerate(self._parts):
-                place = Place(self._ranks.rank, number, part)
-                for chunk, blob in changes.blobs(place, recorded.number, 0, part.chunks):
-                    row = previous.bits[number][chunk * CHUNK : (chunk + 1) * CHUNK]
-                    apply_difference(blob, row, 0, len(row), part.dtype)
-        if (other := different(self._parts, previous, read)) is not None:
-            raise Corrupt(
-                f"step {step} of {self.path} is not what {where} has: tensor {quote(other)} differs; was that being "
-                "written?"
-            )
-        self._reload = False
-
-    # -- beginning ---------------------------------------------------------------------------------------------------
-
-    def _start(self, found: dict[str, Local]) -> None:
-        """Decide what this rank records, read the step before, and make the files."""
-        mine = own_parts(found, self._ranks)
-        parts = [self._part(local) for local in mine.values()]
-        shared = self._ranks.gathered(lambda: [part.name for part in parts if part.base is not None])
-        if not any(shared):
-            first, there = next(iter(found)), next(iter(self._base.tensors))
-            raise InvalidArgument(
-                f"the state and base {self._base.path} share no tensor: the state begins with {quote(first)}, the base "
-                f"with {quote(there)}; is it the model that training started from?"
-            )
-        self._writer = self._ranks.all_or_none(lambda: self._files(found, parts))
-
-    def _files(self, found: dict[str, Local], parts: list[Part]) -> RankWriter:
-        head = Head(self._generation, self._ranks.rank, self._ranks.world, self._after, parts)
-        digests = digests_of(self._base, parts) if self._after is None else b""
-        self._parts, self._known = parts, set(found)
-        self._reload = True
-        self._restore()
-        return RankWriter(self.path, head, digests)
-
-    def _part(self, local: Local) -> Part:
-        there = self._base.tensors.get(local.name)
-        if there is None or there.shape != local.box.shape:
-            return Part(local.name, local.dtype, local.box, None)
-        fits = there.dtype == local.dtype or {there.dtype, local.dtype} <= FLOATS
-        return Part(local.name, local.dtype, local.box, there.dtype if fits else None)
-
-    def _restore(self) -> None:
-        """Read the last committed step into memory, where something else is held."""
-        if not self._reload and self._previous is not None:
-            return
-        if self._previous is None:
-            self._previous = Held(self._parts, False)
-        if self._committed is None:
-            self._previous.fill(self._parts, BaseStep(self._base, self._parts))
-        else:
-            journal = Journal(self.path)
-            self._check_continued(journal)
-            series = JournalSeries(journal, self._base, [self._committed])
-            self._previous.fill(self._parts, series.checkpoint(0))
-        self._reload = False
-
-    def _check_continued(self, journal: Journal) -> None:
-        for part in self._parts:
-            info = journal.tensors.get(part.name)
-            if info is None or (info.dtype, info.shape) != (part.dtype, part.box.shape):
-                there = "is not part of it" if info is None else f"is {info.dtype} {list(info.shape)} there"
-                raise InvalidArgument(
-                    f"cannot go on with {self.path}: tensor {quote(part.name)}, {part.dtype} {list(part.box.shape)}, "
-                    f"{there}; record to another place"
-                )
-
-
-@contextmanager
-def _told(step: int) -> Iterator[None]:
-    """Say which step an error is about."""
-    try:
-        yield
-    except RelexError as error:
-        raise type(error)(f"step {step} is not recorded: {error}") from None
-
-
-def _read_later(infos: Mapping[str, TensorInfo]) -> dict[str, Local]:
-    """Return tensors that are read from somewhere, whole."""
-    here: Any = object()
-    return {name: Local(name, info.dtype, Box.whole(info.shape), here, True) for name, info in infos.items()}
+    @contextmanager
+    def _all_or_failed(self) -> Iterator[None]:
+        """Let a rank that has missed a step record no more, since the others may have it."""
+        try:
+            yield
+        except RelexError as error:
+            if self._ranks.world > 1:
+                self._failed = error
+            raise

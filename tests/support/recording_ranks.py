@@ -38,7 +38,7 @@ def train(module: torch.nn.Module, run: str, step: int) -> None:
 
 def held(recorder: relex_codec.Recorder) -> int:
     """How many elements this rank keeps of a step."""
-    return sum(part.box.elements for part in recorder._parts)
+    return sum(part.box.elements for part in recorder._recording.parts)
 
 
 def main(rank: str, ranks: str, store: str, run: str, base: str, journal: str) -> None:
