@@ -7,12 +7,14 @@ from typing import Any, Final
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.jit import compiled
+from relex_codec.core.jit import compiled, lowest_bit
 
 SKIP: Final = 255
 """The byte that skips so many elements, of which none changed."""
 LINE: Final = 8
 """64-bit words that are compared at a time."""
+BLOCK: Final = 2048
+"""64-bit words whose changes are taken before it goes on: 32 kB of both steps."""
 
 
 @compiled
@@ -20,31 +22,37 @@ def find_changes(
     old: Bits, new: Bits, old_words: Any, new_words: Any, is_float: bool, words: Any, positions: Any, changes: Any
 ) -> int:
     """Write position and change of each element that differs; return how many there are."""
-    # One function: arrays handed to another one would be counted as references, at five times the cost. First the words
-    # that differ, without a branch for each, then the elements in them.
-    bits, per_word = 8 * old.itemsize, 8 // old.itemsize
-    lines, last = len(old_words) // LINE, len(old_words)
-    found = 0
-    for line in range(lines):
-        differ = np.uint64(0)
-        for k in range(line * LINE, (line + 1) * LINE):
-            differ |= old_words[k] ^ new_words[k]
-        if differ:
-            for k in range(line * LINE, (line + 1) * LINE):
-                words[found] = k
-                found += old_words[k] != new_words[k]
-    for k in range(lines * LINE, last):
-        words[found] = k
-        found += old_words[k] != new_words[k]
-    count = 0
-    for k in range(found):
-        first = np.int64(words[k]) * per_word
-        for i in range(first, first + per_word):
-            if old[i] != new[i]:
+    # One function: arrays handed to another one would be counted as references, at five times the cost. Of each block,
+    # first the words that differ, without a branch for each, then the elements in them, which are still in the cache.
+    bits, per_word, last = 8 * old.itemsize, 8 // old.itemsize, len(old_words)
+    shift, count = np.uint64(0), 0  # a shift, as dividing would take longer than all else
+    while 1 << int(shift) < bits:
+        shift += np.uint64(1)
+    for block in range(0, last, BLOCK):
+        end, found = min(block + BLOCK, last), 0
+        lines = (end - block) // LINE
+        for line in range(lines):
+            first, differ = block + line * LINE, np.uint64(0)
+            for k in range(LINE):
+                differ |= old_words[first + k] ^ new_words[first + k]
+            if differ:
+                for k in range(first, first + LINE):
+                    words[found] = k
+                    found += old_words[k] != new_words[k]
+        for k in range(block + lines * LINE, end):
+            words[found] = k
+            found += old_words[k] != new_words[k]
+        for k in range(found):
+            first = int(words[k]) * per_word
+            differ = old_words[words[k]] ^ new_words[words[k]]
+            while differ:
+                number = int(lowest_bit(differ) >> shift)
+                i = first + number
                 moved = _ordered(np.uint64(new[i]), bits, is_float) - _ordered(np.uint64(old[i]), bits, is_float)
                 positions[count] = i
                 changes[count] = _zigzag(moved, bits)
                 count += 1
+                differ &= ~(_mask(bits) << np.uint64(number * bits))
     for i in range(last * per_word, len(old)):
         if old[i] != new[i]:
             moved = _ordered(np.uint64(new[i]), bits, is_float) - _ordered(np.uint64(old[i]), bits, is_float)
@@ -73,25 +81,24 @@ def _ordered(word: Any, bits: int, is_float: bool) -> Any:
     """Bits to a number that is in the order of the values; the same number for dtypes without a sign bit."""
     if not is_float:
         return word
-    top = np.uint64(1) << np.uint64(bits - 1)
-    return word ^ (_mask(bits) if word & top else top)
+    top = np.uint64(1) << np.uint64(bits - 1)  # no branch: signs are as good as random
+    return word ^ (top | (_mask(bits - 1) * (word >> np.uint64(bits - 1))))
 
 
 @compiled
 def _unordered(word: Any, bits: int, is_float: bool) -> Any:
+    word &= _mask(bits)
     if not is_float:
-        return word & _mask(bits)
+        return word
     top = np.uint64(1) << np.uint64(bits - 1)
-    return (word & _mask(bits)) ^ (top if word & top else _mask(bits))
+    return word ^ (top | (_mask(bits - 1) * (np.uint64(1) - (word >> np.uint64(bits - 1)))))
 
 
 @compiled
 def _zigzag(moved: Any, bits: int) -> Any:
     """0, -1, 1, -2, ... modulo 2^bits as 0, 1, 2, 3, ..."""
-    moved &= _mask(bits)
-    if moved >> np.uint64(bits - 1):
-        return ((~moved & _mask(bits)) << np.uint64(1)) | np.uint64(1)
-    return moved << np.uint64(1)
+    sign = (moved >> np.uint64(bits - 1)) & np.uint64(1)
+    return ((moved << np.uint64(1)) ^ (np.uint64(0) - sign)) & _mask(bits)
 
 
 @compiled
