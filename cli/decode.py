@@ -63,7 +63,8 @@ def command(
     """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is.
 
     A local DIR appears when it is complete; at a URL file after file does, the index (or config.json) last. Beyond the
-    observed steps, stderr says how far to believe the step; relex.json beside the weights says it too.
+    observed steps, stderr says how far to believe the step; relex.json beside the weights says it too. FILE may be a
+    journal, which has the steps that were recorded.
     """
     if fit is not None and along == "secant":
         raise click.UsageError("--fit is for the line, not for --along secant")
@@ -72,8 +73,12 @@ def command(
         raise click.UsageError("--max-distance is for the line alone")
     import relex_codec
     from relex_codec.errors import InvalidArgument
+    from relex_codec.journal.reader import is_journal
     from relex_codec.trust.horizon import shown_step
 
+    if is_journal(file):
+        _decode_journal(file, step, output, base, tier, device, as_json)
+        return
     with relex_codec.open(file, base=base, device=device) as run:
         asked = step
         if max_distance is not None and not run.observed_steps[0] <= step <= run.observed_steps[-1]:
@@ -99,3 +104,19 @@ def command(
         print_json(document | told | {"trust": None if trust is None else trust.as_dict()})
         return
     show(f"{output}: step {step:g} from tier {used} ({reach})")
+
+
+def _decode_journal(
+    file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool
+) -> None:
+    from relex_codec.errors import InvalidArgument
+    from relex_codec.run import recorded
+
+    if tier not in ("auto", "exact") or device != "cpu":
+        what = f"tier {tier}" if tier not in ("auto", "exact") else f"device {device}"
+        raise InvalidArgument(f"{what} is for .relex files; a journal is decoded exactly, on the CPU: encode it first")
+    steps = recorded.save(file, output, step, base=base, progress=True)
+    if as_json:
+        print_json({"file": file, "step": step, "tier": "exact", "output": output, "device": device})
+        return
+    show(f"{output}: step {step:g}, bit for bit (recorded to {steps[-1]})")

@@ -66,7 +66,7 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     adapters in them or in a directory below (actor/huggingface, policy, ...), or has {step} in it:
     'hf://org/run@step_{step}' is a run of which each branch is a step, and 's3://bucket/{step}/hf' one of directories
     called by their number. Then --steps A:B means all steps in between, and a missing one is refused; without --steps,
-    those that there are are listed.
+    those that there are are listed. RUN may also be a journal, as a Recorder or `relex-codec watch` writes it.
     """
     import relex_codec
     from relex_codec.checkpoints.base_uri import place_of_base

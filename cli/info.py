@@ -19,13 +19,20 @@ from .output import as_json, base_option, print_json, show
 @base_option
 @as_json
 def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None, as_json: bool) -> None:
-    """Show what FILE holds: base, steps, sizes, how straight the run went, and how far its line may be believed."""
+    """Show what FILE holds: base, steps, sizes, how straight the run went, and how far its line may be believed.
+
+    FILE may be a journal.
+    """
     from dataclasses import asdict
 
     import relex_codec
+    from relex_codec.journal.reader import is_journal
     from relex_codec.run.info import fits_text, text
     from relex_codec.run.sparkline import BLOCKS, PLAIN
 
+    if is_journal(file):
+        _of_journal(file, tensors, as_json)
+        return
     with relex_codec.open(file, base=base) as run:
         if trust:
             run.trust(run.observed_steps[-1])
@@ -47,3 +54,13 @@ def _can_show(characters: str) -> bool:
     except (LookupError, UnicodeEncodeError):
         return False
     return True
+
+
+def _of_journal(file: str, tensors: bool, as_json: bool) -> None:
+    from relex_codec.run import recorded
+
+    document = recorded.describe(file)
+    if as_json:
+        print_json(document)
+    else:
+        show(recorded.text(document, tensors))

@@ -28,16 +28,21 @@ def command(
 ) -> int:
     """Read every byte of FILE and check it; with --base check that base as well.
 
-    Where there is an exact tier, and the base is given or in FILE, every step is restored and checked too.
+    Where there is an exact tier, and the base is given or in FILE, every step is restored and checked too. FILE may
+    be a journal.
 
     With --against, every step of FILE is compared with the checkpoint in RUN, bit for bit. What RUN holds and FILE
     does not is listed, and so is what decoding FILE needs: read that before you delete RUN. Exits 1 if anything
     differs, or if RUN has a step that FILE lacks.
     """
     import relex_codec
+    from relex_codec.journal.reader import is_journal
 
     if against is None and (steps is not None or exclude_steps is not None):
         raise click.UsageError("--steps and --exclude-steps choose what is compared, with --against RUN")
+    if is_journal(file):
+        _verify_journal(file, base, as_json)
+        return 0
     with relex_codec.open(file, base=base) as run:
         run.verify()
         if against is not None:
@@ -68,3 +73,18 @@ def command(
         done.append("its steps were not restored, which takes --base")
     show(f"{file}: {'; '.join(done)}")
     return 0
+
+
+def _verify_journal(file: str, base: str | None, as_json: bool) -> None:
+    from relex_codec.run import recorded
+
+    found = recorded.verify(file, base, progress=True)
+    if as_json:
+        print_json({"file": file, "base": base, **found, "ok": True})
+        return
+    done = [f"all {found['steps']} steps in {found['bytes']:,} bytes are as they were written"]
+    if found["unfinished"]:
+        done.append(f"{found['unfinished']:,} bytes are of steps that were not committed")
+    if base is not None:
+        done.append(f"{base} is its base")
+    show(f"{file}: {'; '.join(done)}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .encoding.encode import encode
     from .integrations.dcp import RelexStorageReader
     from .integrations.transformers import load_model, load_tokenizer
+    from .recording.recorder import Recorder
     from .run.resident import Resident
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Coefficients",
     "Corrupt",
     "InvalidArgument",
+    "Recorder",
     "RelexError",
     "RelexStorageReader",
     "Resident",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "Recorder": "recording.recorder",
     "RelexStorageReader": "integrations.dcp",
     "Resident": "run.resident",
     "append": "encoding.append",

@@ -25,6 +25,7 @@ def test_public_names() -> None:
         "Coefficients",
         "Corrupt",
         "InvalidArgument",
+        "Recorder",
         "RelexError",
         "RelexStorageReader",
         "Resident",

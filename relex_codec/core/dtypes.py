@@ -70,4 +70,9 @@ def from_float32(x: F32, dtype: str) -> Bits:
     return bits
 
 
+def as_dtype(bits: Bits, have: str, want: str) -> Bits:
+    """Return bits of dtype `have` as those of `want`, rounded (FORMAT.md section 8, kind ``same``)."""
+    return bits if have == want else from_float32(to_float32(bits, have), want)
+
+
 Bytes = npt.NDArray[np.uint8]

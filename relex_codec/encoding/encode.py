@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from relex_codec.checkpoints.base_model import open_base
@@ -13,14 +15,17 @@ from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run, path_in_run
 from relex_codec.checkpoints.left_out import files_kept, find_left_out
 from relex_codec.checkpoints.name_matching import RenameRule
+from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
+from relex_codec.core.steps import select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
+from relex_codec.journal.reader import is_delta_stream, is_journal, open_journal
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
@@ -68,7 +73,8 @@ def encode(
 
     Args:
         run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like; or one with
-            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``.
+            ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``. Or a journal (`Recorder`), or
+            slime's disk deltas (``weight_vNNNNNN/``).
         output: path or fsspec URL of the file, ``NAME.relex``; it appears when it is complete.
         base: the model that training started from: directory, ``.safetensors`` file, URL or ``hf://org/name@revision``,
             whose commit the file then refers to.
@@ -121,21 +127,15 @@ def encode(
     reference = pinned_to_commit(base, storage_options)
     uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
     base_reader = open_base(reference, storage_options)
-    found = find_run(
-        run,
-        storage_options,
-        steps=steps,
-        exclude_steps=exclude_steps,
-        skip_incomplete=skip_incomplete,
-        on_skip=_report_skip,
-        base=base_reader,
-        allow_pickle=allow_pickle,
-    )
-    observed = _observed([step for step, _ in found], observe)
-    series = open_series(found, storage_options, base=base_reader, chosen=True, alike=False)
-    # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core, and
-    # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
-    with single_threaded_blas(), writer:
+    with ExitStack() as stack:
+        series, found = _open_run(
+            stack, run, base_reader, storage_options, steps, exclude_steps, skip_incomplete, allow_pickle
+        )
+        observed = _observed(series.steps, observe)
+        # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core,
+        # and the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
+        stack.enter_context(single_threaded_blas())
+        stack.enter_context(writer)
         series.check()
         of_adapters = series.checkpoint(observed - 1).is_adapter
         if of_adapters and embed_base:
@@ -150,14 +150,54 @@ def encode(
         report_notes(series, base_reader)
         for line in plan.notes:
             note(line)
-        left_out = _left_out(run, found, series, storage_options)
+        left_out = _left_out(run, found, series, storage_options) if found else []
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
-        directories = directory_names((path_in_run(run, path) for _, path in found), series.steps)
+        places = [path_in_run(run, path) for _, path in found] if found else [None for _ in series.steps]
+        directories = directory_names(places, series.steps)
         around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)
         size = job.write(around, progress)
         report_not_finite(job)
         return size
+
+
+def _open_run(
+    stack: ExitStack,
+    run: PathLike,
+    base: SafetensorsCheckpoint,
+    storage_options: Options,
+    steps: str | None,
+    exclude_steps: str | None,
+    skip_incomplete: bool,
+    allow_pickle: bool,
+) -> tuple[CheckpointSeries, list[tuple[int, str]]]:
+    """Open the checkpoints of a run, or the steps of a journal; deltas become one in the temporary directory.
+
+    Returns:
+        The run, and where its checkpoints are, if it has any.
+    """
+    if is_journal(run) or is_delta_stream(run):
+        from relex_codec.journal.series import JournalSeries  # numba is only needed here
+
+        place: PathLike = run
+        if not is_journal(run):
+            from relex_codec.journal.deltas import record_deltas
+
+            place = stack.enter_context(TemporaryDirectory(prefix="relex-"))
+            record_deltas(run, place, base)
+        journal = open_journal(place)
+        return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps)), []
+    found = find_run(
+        run,
+        storage_options,
+        steps=steps,
+        exclude_steps=exclude_steps,
+        skip_incomplete=skip_incomplete,
+        on_skip=_report_skip,
+        base=base,
+        allow_pickle=allow_pickle,
+    )
+    return open_series(found, storage_options, base=base, chosen=True, alike=False), found
 
 
 def report_not_finite(job: RunEncoder) -> None:
@@ -200,7 +240,7 @@ def _left_out(
     return rest.rows
 
 
-def _observed(steps: list[int], observe: int | None) -> int:
+def _observed(steps: Sequence[int], observe: int | None) -> int:
     if steps[0] < 0 or steps[-1] > f.STEP_LIMIT:
         raise InvalidArgument(f"steps run from {steps[0]} to {steps[-1]}, expected 0 to 2^53")
     if observe is None:

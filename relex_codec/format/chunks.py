@@ -44,13 +44,14 @@ class Stored(NamedTuple):
     data: bytes
 
 
-def compress(raw: Bytes, *, match: bool = False) -> Stored:
+def compress(raw: Bytes, *, match: bool = False, fill: bool = True) -> Stored:
     """Compress one chunk in whichever way is smallest; never larger than storing it.
 
     Args:
         raw: flat uint8, 1 to ``CHUNK_LIMIT`` long.
         match: let zstd look for repetitions. Off for codes and planes of noise, where matching costs up to 30 % of
             the size and decodes several times slower (RATIONALE.md); on for text.
+        fill: whether ``CODEC_FILL`` may be tried, which takes time that recording does not have.
 
     The way ``CODEC_FILL`` codes which bytes differ from the most frequent one, and those bytes, each with a Huffman
     code of its own: a Huffman code spends at least one bit on a byte, so it wastes where one byte is most of a chunk.
@@ -64,14 +65,21 @@ def compress(raw: Bytes, *, match: bool = False) -> Stored:
         True
     """
     options = [Stored(CODEC_STORED, 0, raw.tobytes()), Stored(CODEC_ZSTD, 0, _frame(raw, match))]
+    if fill and not match and (filled := _filled(raw)) is not None:
+        options.append(filled)
+    return min(options, key=lambda option: len(option.data))
+
+
+def _filled(raw: Bytes) -> Stored | None:
+    """Return a chunk with its most frequent byte apart, if there is enough of it."""
     counts = np.bincount(raw, minlength=256)
     fill = int(counts.argmax())
-    if not match and counts[fill] > FILL_FROM * len(raw):
-        others = raw != fill
-        flags = _frame(np.packbits(others, bitorder="little"), match)
-        rest = _frame(raw[others], match) if others.any() else b""
-        options.append(Stored(CODEC_FILL, fill, len(flags).to_bytes(4, "little") + flags + rest))
-    return min(options, key=lambda option: len(option.data))
+    if counts[fill] <= FILL_FROM * len(raw):
+        return None
+    others = raw != fill
+    flags = _frame(np.packbits(others, bitorder="little"), False)
+    rest = _frame(raw[others], False) if others.any() else b""
+    return Stored(CODEC_FILL, fill, len(flags).to_bytes(4, "little") + flags + rest)
 
 
 def _frame(raw: Bytes, match: bool) -> bytes:

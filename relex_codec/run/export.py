@@ -66,7 +66,11 @@ def weight_files(layout: StepLayout, shards: Sequence[Shard]) -> list[str]:
 def index_file(shards: Sequence[Shard]) -> bytes:
     """Return the content of the index, which says which file has which tensor."""
     place = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
-    total = sum(nbytes(tensor) for shard in shards for tensor in shard.tensors)
+    return index_of(place, sum(nbytes(tensor) for shard in shards for tensor in shard.tensors))
+
+
+def index_of(place: Mapping[str, str], total: int) -> bytes:
+    """Return the content of the index of tensors in these files, of so many bytes."""
     document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
     return (json.dumps(document, indent=2) + "\n").encode()
 
@@ -112,7 +116,11 @@ def completing_last(
 
     At a URL files appear one by one, and what was interrupted must not look complete.
     """
-    last = INDEX if layout.indexed else ADAPTER_CONFIG if ADAPTER_CONFIG in layout.files else CONFIG
+    return one_last(INDEX if layout.indexed else ADAPTER_CONFIG if ADAPTER_CONFIG in layout.files else CONFIG, files)
+
+
+def one_last(last: str, files: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[tuple[str, Iterable[bytes]]]:
+    """Yield name and content of files, those of the name `last` after the others."""
     held = []
     for file in files:
         if file[0] == last:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .comparison import Comparison
     from .module_targets import Names
+    from .patches import Patch
     from .resident import Resident
 
 
@@ -117,6 +118,32 @@ class Run(PicturedRun):
     ) -> list[dict[str, torch.Tensor]]:
         """Return all tensors at each of some steps, as `state_dict`; base and codes are read once for all of them."""
         return self._reader.states(slices or {}, steps, tier, self.device)
+
+    def patches(self, before: float, after: float, *, tier: str = "auto") -> Iterator[Patch]:
+        """Yield what changes between two steps: for each tensor that does, positions and values.
+
+        A served model that has the one step gets the other by these alone. Each patch has the fields of vLLM's
+        ``CheckpointWeightPatch``, in their order; its tensors are on the CPU. With tier ``exact``, applied to the bits
+        of the first step, they give those of the second.
+
+        Args:
+            before, after: steps, as of `tensor`.
+            tier: of both, as of `tensor`.
+
+        Raises:
+            InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
+
+        Example:
+            >>> for patch in run.patches(10, 20):
+            ...     print(patch.name, patch.shape, len(patch.values) == len(patch.indices))
+            model.embed_tokens.weight (24, 32) True
+            model.norm.weight (32,) True
+        """
+        from .patches import patches
+
+        reader = self._reader
+        steps = (StepTier(float(step), reader.tier(step, tier)) for step in (before, after))
+        return patches(reader.decoder, *steps)
 
     def resident(self, *, device: Any = None, slices: Mapping[str, TensorIndex] | None = None) -> Resident:
         """Hold base and packed directions on a device, from where any step is decoded without disk or network.

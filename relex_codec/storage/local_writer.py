@@ -234,6 +234,7 @@ def _turn_in(folder: str) -> Iterator[None]:
 
 
 def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the disk, where its file system can."""
     with suppress(OSError):  # not every file system can; the file's own bytes are on disk in any case
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,0 +1,240 @@
+"""What recording costs, and what a journal takes.
+
+usage: python benchmarks/journal.py [--parameters 134217728] [--changed 0.01 0.001] [--repeats 5] [--kills 50]
+
+Weights in bf16, of which a share moves to a neighbouring number at each step. Reports, as the least of the repeats:
+
+- `read_once`: reading the weights once, as 64-bit words in memory, on all cores; - `read_file`: reading them once from
+a checkpoint whose files are in the page cache, as `encode` does; - `copy`: what `Recorder.add` keeps its caller waiting
+for: a copy to host memory; - `compare`: finding what changed, of the whole that `record` takes; - `record`:
+`Recorder.add` and `flush`: copying, comparing, compressing, writing and two `fsync`;
+
+as wall and as processor time of all threads; ratios are of processor times, which other work on the machine disturbs
+less; and the bytes of a step beside gap-coded patches: for each tensor the gaps between changed positions as LEB128 and
+the new values, each compressed by zstd at level 3 (`patches`), or the values' XOR with the old ones (`patches_xor`).
+Then it kills recording and watching, 50 times each (`tests/support/killed.py`). Writes benchmarks/results/journal.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+import zstandard
+from safetensors.torch import save_file
+
+import relex_codec
+from relex_codec.checkpoints.base_model import open_base
+from relex_codec.core.jit import compiled
+from relex_codec.core.threads import parallel_map
+from relex_codec.journal.changes import find_changes
+
+RESULTS = Path(__file__).parent / "results"
+TESTS = Path(__file__).parents[1] / "tests"
+LOCAL = threading.local()
+SIDE = 4096
+CHUNK = 1 << 18
+
+
+@compiled
+def total(words: Any) -> Any:
+    """The sum of 64-bit words."""
+    found = np.uint64(0)
+    for word in words:
+        found += word
+    return found
+
+
+def bits_of(value: torch.Tensor) -> Any:
+    """The bits of a bf16 tensor."""
+    return value.view(torch.int16).numpy().view(np.uint16).reshape(-1)
+
+
+def weights(parameters: int) -> dict[str, torch.Tensor]:
+    """Matrices of 4096 columns, and a norm for each."""
+    generator = torch.Generator().manual_seed(0)
+    rows = min(4096, parameters // SIDE)
+    found = {}
+    for i in range(parameters // (rows * SIDE)):
+        found[f"layers.{i}.proj"] = (torch.randn(rows, SIDE, generator=generator) * 0.02).bfloat16()
+        found[f"layers.{i}.norm"] = torch.ones(SIDE, dtype=torch.bfloat16)
+    return found
+
+
+def moved(state: dict[str, torch.Tensor], share: float, seed: int) -> dict[str, torch.Tensor]:
+    """Some weights, moved to the next number or the one before."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, value in state.items():
+        bits = bits_of(value).copy()
+        places = np.flatnonzero(rng.random(bits.size, np.float32) < share)
+        bits[places] += rng.choice(np.array([1, 0xFFFF], np.uint16), places.size)
+        found[name] = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).reshape(value.shape)
+    return found
+
+
+def least(repeats: int, call: Callable[[int], Any], before: Callable[[], Any] = lambda: None) -> dict[str, float]:
+    """Wall and processor time of the quickest call; what comes before each does not count."""
+    walls, processors = [], []
+    for repeat in range(repeats):
+        before()
+        wall, processor = time.perf_counter(), time.process_time()
+        call(repeat)
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - processor)
+    return {"wall": round(min(walls), 4), "processor": round(min(processors), 4)}
+
+
+def leb128(gaps: Any) -> bytes:
+    """Gaps as LEB128."""
+    out = []
+    while len(gaps):
+        more = gaps >= 128
+        out.append((gaps & 127) | (more << 7))
+        break_at = more.any()
+        if not break_at:
+            break
+        gaps = np.where(more, gaps >> 7, 0)
+    planes = np.stack(out) if out else np.empty((0, 0), np.int64)
+    used = np.zeros(planes.shape, np.bool_)
+    for i in range(len(planes)):
+        used[i] = True if i == 0 else used[i - 1] & (planes[i - 1] >= 128)
+    return bytes(planes.T[used.T].astype(np.uint8).tobytes())
+
+
+def patch_bytes(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Bytes of gap-coded patches with new values, and with the XOR of old and new ones."""
+    plain = xor = 0
+    coder = zstandard.ZstdCompressor(level=3)
+    for name in old:
+        a, b = bits_of(old[name]), bits_of(new[name])
+        places = np.flatnonzero(a != b)
+        where = len(coder.compress(leb128(np.diff(places, prepend=-1) - 1)))
+        plain += where + len(coder.compress(b[places].tobytes()))
+        xor += where + len(coder.compress((a[places] ^ b[places]).tobytes()))
+    return plain, xor
+
+
+def measure(root: Path, parameters: int, share: float, repeats: int) -> dict[str, Any]:
+    """One share of weights that move."""
+    base = weights(parameters)
+    size = sum(value.nbytes for value in base.values())
+    folder = root / f"base-{share}"
+    folder.mkdir()
+    save_file(base, folder / "model.safetensors")
+    arrays = [bits_of(value) for value in base.values()]
+    words = [array.view(np.uint64)[i : i + CHUNK] for array in arrays for i in range(0, array.size // 4, CHUNK)]
+    checkpoint = open_base(folder)
+    infos = checkpoint.tensors.values()
+    tasks = [(info.name, lo, min(lo + CHUNK, info.size)) for info in infos for lo in range(0, info.size, CHUNK)]
+    steps = [base]
+    for repeat in range(repeats + 1):
+        steps.append(moved(steps[-1], share, repeat))
+
+    def compare(repeat: int) -> None:
+        def one(pair: Any) -> int:
+            old, new = pair
+            if not hasattr(LOCAL, "scratch"):
+                LOCAL.scratch = [np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint64)]
+            return find_changes(old, new, old.view(np.uint64), new.view(np.uint64), True, *LOCAL.scratch)
+
+        pairs = [
+            (bits_of(steps[repeat][n])[i : i + CHUNK], bits_of(steps[repeat + 1][n])[i : i + CHUNK])
+            for n in base
+            for i in range(0, base[n].numel(), CHUNK)
+        ]
+        parallel_map(one, pairs)
+
+    row: dict[str, Any] = {"parameters": parameters, "changed": share, "step_bytes": size}
+    row["read_once"] = least(repeats, lambda _: parallel_map(total, words))
+    row["read_file"] = least(repeats, lambda _: parallel_map(lambda task: checkpoint.read(*task).size, tasks))
+    row["compare"] = least(repeats, compare)
+    with relex_codec.Recorder(root / f"j-{share}", base=folder) as recorder:
+        recorder.add(1, steps[1])
+        recorder.flush()
+        row["copy"] = least(repeats, lambda repeat: recorder.add(repeat + 2, steps[repeat + 1]), recorder.flush)
+        recorder.flush()
+    with relex_codec.Recorder(root / f"k-{share}", base=folder) as recorder:
+        recorder.add(1, steps[1])
+        recorder.flush()
+
+        def record(repeat: int) -> None:
+            recorder.add(repeat + 2, steps[repeat + 2])
+            recorder.flush()
+
+        row["record"] = least(repeats, record)
+    from relex_codec.journal.reader import Journal
+
+    recorded = Journal(root / f"k-{share}").steps[-1]
+    commit = recorded.generation.ranks[0].commits[recorded.number]
+    row["journal_bytes"] = commit.end - commit.begin
+    row["patches_bytes"], row["patches_xor_bytes"] = patch_bytes(steps[-2], steps[-1])
+    for name in ("copy", "compare", "record"):
+        row[f"{name}_to_read_once"] = round(row[name]["processor"] / row["read_once"]["processor"], 2)
+        row[f"{name}_to_read_file"] = round(row[name]["processor"] / row["read_file"]["processor"], 2)
+    row["bytes_to_patches"] = round(row["journal_bytes"] / row["patches_bytes"], 3)
+    row["bytes_to_patches_xor"] = round(row["journal_bytes"] / row["patches_xor_bytes"], 3)
+    return row
+
+
+def kills(times: int) -> dict[str, str]:
+    """Kill recording and watching; what it says when nothing was lost."""
+    found = {}
+    for what in ("record", "watch"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-W", "ignore", "-m", "support.killed", what, folder, str(times), "2"]
+            paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**os.environ, "PYTHONPATH": paths}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            found[what] = done.stdout.strip()
+    return found
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=int, default=1 << 27)
+    parser.add_argument("--changed", type=float, nargs="+", default=[0.01, 0.001])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=50)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measure(Path(folder), arguments.parameters, share, arguments.repeats) for share in arguments.changed]
+    document = {
+        "machine": {
+            "processor": next(
+                (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?"
+            ),
+            "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "numba": numba.__version__,
+            "zstandard": zstandard.__version__,
+            "relex-codec": relex_codec.__version__,
+        },
+        "rows": rows,
+        "kills": kills(arguments.kills),
+    }
+    print(json.dumps(document, indent=1))
+    (RESULTS / "journal.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

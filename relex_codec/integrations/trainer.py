@@ -1,0 +1,75 @@
+"""transformers' Trainer, and TRL's, which are Trainers too: every step is recorded as it is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from relex_codec.errors import InvalidArgument
+from relex_codec.recording.recorder import Recorder
+from relex_codec.storage.urls import PathLike
+
+
+class RelexCallback(TrainerCallback):
+    """Records the run of a Trainer as a journal (`relex_codec.Recorder`).
+
+    Training that resumes from a checkpoint goes on with the journal after the last step up to that checkpoint's; steps
+    that were recorded after it are left behind, as they are trained again. Under FSDP2, give the Trainer's other
+    processes the callback too: each rank records its own shards.
+
+    Args:
+        path: of the journal.
+        base: the model that training started from. Default: where the model was loaded from.
+        every: record every so many steps, and the last one.
+        output: a ``.relex`` file to write when training ends; None: the journal is all there is.
+        options: further arguments of `Recorder`.
+
+    Example:
+        trainer = GRPOTrainer(..., callbacks=[RelexCallback("run.journal", base="Qwen/Qwen3-8B")])
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        base: PathLike | None = None,
+        every: int = 1,
+        output: PathLike | None = None,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise InvalidArgument(f"every is {every}, expected at least 1")
+        self._path, self._base, self._every, self._output, self._options = path, base, every, output, options
+        self.recorder: Recorder | None = None
+        """While training."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Make or open the journal."""
+        self._close()
+        base = self._base if self._base is not None else getattr(model, "name_or_path", None) or None
+        self.recorder = Recorder(self._path, base=base, after=int(state.global_step), **self._options)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Record a step."""
+        step = int(state.global_step)
+        if self.recorder is not None and (
+            step % self._every == 0 or step >= state.max_steps or control.should_training_stop
+        ):
+            self.recorder.add(step, model)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the journal on disk at least as far as the checkpoint, from which training may resume."""
+        if self.recorder is not None:
+            self.recorder.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the journal, and write the file if one is wanted."""
+        if self.recorder is not None and self._output is not None:
+            self.recorder.finish(self._output)
+        self._close()
+
+    def _close(self) -> None:
+        recorder, self.recorder = self.recorder, None
+        if recorder is not None:
+            recorder.close()

@@ -1,0 +1,1 @@
+"""Makes the journals beside it; shares no code with the package that is tested on them."""
