@@ -1,6 +1,7 @@
 """relex-codec: one compact file for a whole RLVR training run.
 
 Public names; torch is imported when the first tensor is made, or when a name is asked for that is a class of torch's.
+What encodes is imported when it is first used: half of the time of importing the package was for it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .encoding.append import append
-from .encoding.encode import encode
 from .errors import (
     BaseMismatch,
     CheckpointError,
@@ -25,6 +24,8 @@ from .run.run import Run, open  # noqa: A004 (as in relex_codec.open)
 from .run.safe_open import safe_open
 
 if TYPE_CHECKING:
+    from .encoding.append import append
+    from .encoding.encode import encode
     from .integrations.dcp import RelexStorageReader
     from .integrations.transformers import load_model, load_tokenizer
     from .run.resident import Resident
@@ -53,6 +54,8 @@ __all__ = [
 _LATER = {
     "RelexStorageReader": "integrations.dcp",
     "Resident": "run.resident",
+    "append": "encoding.append",
+    "encode": "encoding.encode",
     "load_model": "integrations.transformers",
     "load_tokenizer": "integrations.transformers",
 }

@@ -216,12 +216,24 @@ def test_tier_exact_is_refused(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_fitting_again_is_refused(made: Made, path: Path, tmp_path: Path) -> None:
+def test_a_further_step_has_what_is_stored_step_by_step(made: Made, path: Path, tmp_path: Path) -> None:
+    """As a new segment, though the file has no exact tier; fitting again would need one."""
     before = path.read_bytes()
     write_checkpoint(tmp_path / "global_step_20", made.at(20))
-    with pytest.raises(InvalidArgument, match="no exact tier"):
+    with pytest.raises(InvalidArgument, match=r"no exact tier.*without --refit"):
         relex_codec.append(path, [tmp_path / "global_step_20"], refit=True)
+    more = tmp_path / "more.relex"
+    relex_codec.append(path, [tmp_path / "global_step_20"], output=more, base=made.base_path)
     assert path.read_bytes() == before
+    with relex_codec.open(more, base=made.base_path) as run:
+        assert run.steps == [*STEPS, 20] and run.observed_steps == STEPS
+        framed = [tensor.name for tensor in run._reader.container.index.tensors if tensor.kind == 2]
+        assert len(framed) == 8
+        for step in run.steps:
+            for name in framed:
+                expected = made.at(step)[name][1].reshape(-1)
+                assert np.array_equal(run._reader.bits(name, step, "track"), expected), (name, step)
+        run.verify()
 
 
 def test_what_a_user_is_told(path: Path) -> None:
