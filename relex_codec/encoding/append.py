@@ -132,7 +132,7 @@ def append(
         further = open_series(new, storage_options, alike=False, names={tensor.name for tensor in index.tensors})
         further.check()
         report_notes(further)
-        directories = [path_of_step(path) for _, path in new]
+        directories = _directories(index, [path for _, path in new])
         differ = not refit and index.has_exact and not _is_like_the_last(index, further)
         uri = carried_over(index.manifest.base_uri, file, file if output is None else output)
         with single_threaded_blas(), writer:
@@ -205,6 +205,14 @@ def _refit(
     size = job.write(around, progress)
     report_not_finite(job)
     return size
+
+
+def _directories(index: Index, paths: Sequence[str]) -> list[str | None]:
+    """Return what the directories of further steps are called: as deep in the run's as those that the file has."""
+    last = index.manifest.steps[-1].directory or ""
+    above = last.removesuffix(path_of_step(last) or last)
+    found = map(path_of_step, paths)
+    return [None if name is None else above + name for name in found]
 
 
 def _is_like_the_last(index: Index, further: CheckpointSeries) -> bool:

@@ -178,7 +178,16 @@ def test_a_base_of_one_file_or_of_another_name(tmp_path: Path, base: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint-{}", "global_step_{}/actor/huggingface", "step_{}", "{}", "epoch_{}", "step_{}/policy/weights"]
+    "name",
+    [
+        "checkpoint-{}",
+        "global_step_{}/actor/huggingface",
+        "step_{}",
+        "{}",
+        "epoch_{}",
+        "step_{}/policy/weights",
+        "weights/step_{}",
+    ],
 )
 def test_restore_gives_directories_their_names(tmp_path: Path, name: str) -> None:
     write(tmp_path / "base", BASE)
@@ -192,7 +201,8 @@ def test_restore_gives_directories_their_names(tmp_path: Path, name: str) -> Non
     done = cli(
         "append",
         tmp_path / "r.relex",
-        write_steps(tmp_path / "more", lambda n: moved(BASE, n), (30,), name) / name.format(30).partition("/")[0],
+        write_steps(tmp_path / "more", lambda n: moved(BASE, n), (30,), name)
+        / (name.format(30) if name.startswith("weights") else name.format(30).partition("/")[0]),
     )
     assert done.returncode == 0, done.stderr
     assert_same(read(restored(tmp_path) / name.format(30)), moved(BASE, 30))
