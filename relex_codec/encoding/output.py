@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from relex_codec.checkpoints.base_uri import place_of_base, uri_of_base
 from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.condition import ABSENT, ANYTHING, Condition
 from relex_codec.storage.hub.paths import parse_model_url
+from relex_codec.storage.leftovers import remove_leftovers
 from relex_codec.storage.outputs import file_exists
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, normalized, without_secrets
 
@@ -33,6 +35,9 @@ def condition_of(output: PathLike, *, overwrite: bool, base: PathLike | None, st
         raise InvalidArgument(f"cannot write {shown}: an output is called NAME{SUFFIX}; give it such a name")
     if overwrite:
         return ANYTHING
+    if not is_url(output):  # also where nothing is written, as the file is there
+        with suppress(OSError):
+            remove_leftovers(os.path.dirname(os.path.realpath(local_path(output))))
     if file_exists(output, storage_options):
         there = _archive_of(output, base, storage_options)
         raise InvalidArgument(f"cannot write {shown}: it exists{there}; -f (in Python overwrite=True) replaces it")

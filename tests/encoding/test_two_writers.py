@@ -19,6 +19,7 @@ import pytest
 
 import relex_codec
 from relex_codec import InvalidArgument
+from relex_codec.storage.leftovers import make_file
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import ELSEWHERE, cli, failed
 from support.tensors import bf16
@@ -161,6 +162,14 @@ def test_a_shorter_run_does_not_replace_an_archive(made: Path, place: Path, tmp_
     failed(cli(*command[:-1], place / "note.relex"), "it exists; -f")
     (place / "link.relex").symlink_to(file)
     failed(cli(*command[:-1], place / "link.relex"), "it exists and holds 2 steps")
+
+
+def test_what_is_left_over_goes_even_where_the_file_is_there(made: Path, place: Path) -> None:
+    """As after a kill between the two names that a complete file has for a moment."""
+    path, fd = make_file(str(place / "run.relex"), 0o600)
+    os.close(fd)
+    failed(cli("encode", "/none", "--base", "/none", "-o", place / "run.relex"), "it exists")
+    assert os.listdir(place) == ["run.relex"] and not os.path.exists(path)
 
 
 def test_names_of_outputs(made: Path, place: Path) -> None:
