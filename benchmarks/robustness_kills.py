@@ -101,9 +101,9 @@ def _one_kill(made: Made, command: Command, right: dict[str, bytes], at: int, af
         wrong = f"{where}: neither the old file nor the new one"
     elif outcome == "in part" and any(right.get(name) != data for name, data in left.items()):
         wrong = f"{where}: a file of the output is not what it should be"
-    elif wrong is None and not (complete and command.name in ("encode", "append", "decode", "restore")):
+    else:
         again, _ = in_fork(lambda: command.work(place))
-        if again:
+        if again and not (complete and again == 1 and command.name != "encode -f"):  # refused: it is there already
             wrong = f"{where}: the same command again ended with {again}"
         elif files_of(place) != right:
             wrong = f"{where}: the same command again wrote something else"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import allow_pickle_option, as_json, base_option, print_json, show
 
 
 @click.command("append")
@@ -16,6 +16,7 @@ from .output import as_json, base_option, print_json, show
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Replace the file that -o names if it exists.")
 @click.option("--refit", is_flag=True, help="Fit directions and lines again, over the new steps too.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@allow_pickle_option
 @as_json
 def command(
     file: str,
@@ -26,6 +27,7 @@ def command(
     overwrite: bool,
     refit: bool,
     memory: str,
+    allow_pickle: bool,
     as_json: bool,
 ) -> None:
     """Add later checkpoints to FILE.
@@ -42,8 +44,8 @@ def command(
     with relex_codec.open(file) as before:
         steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(
-        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, refit=refit, memory=memory,
-        progress=True,
+        file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, refit=refit,
+        allow_pickle=allow_pickle, memory=memory, progress=True,
     )  # fmt: skip
     with relex_codec.open(output or file) as after:
         document = after.info()

@@ -41,6 +41,9 @@ from .output import as_json, base_option, force_option, print_json, show
     help="secant: go on as training went from the middle observed step to the last one; needs the exact tier.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to decode: cpu or cuda; the bits are the same.")
+@click.option(
+    "--merge", is_flag=True, help="Of a run of adapters: write --base with the step's adapter merged into it."
+)
 @as_json
 def command(
     file: str,
@@ -54,6 +57,7 @@ def command(
     fit: str | None,
     along: str | None,
     device: str,
+    merge: bool,
     as_json: bool,
 ) -> None:
     """Write step S of FILE as a Hugging Face checkpoint, laid out as the base is.
@@ -79,7 +83,9 @@ def command(
             raise InvalidArgument(
                 f"{trust.words[0]}; take a nearer step, --max-distance 0.4, or --far to have this one all the same"
             )
-        used = run.save(output, step, tier=tier, along=way, provenance=True, overwrite=overwrite, progress=True)
+        used = run.save(
+            output, step, tier=tier, along=way, provenance=True, merge=merge, overwrite=overwrite, progress=True
+        )
         reach = f"observed to {run.observed_steps[-1]}, run to {run.steps[-1]}"
     if step != asked:
         farther = f"step {shown_step(asked)} is farther than {max_distance:g} % from the base"

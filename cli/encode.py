@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .output import as_json, exclude_steps_option, print_json, show, steps_option
+from .output import allow_pickle_option, as_json, exclude_steps_option, print_json, show, steps_option
 
 
 @click.command("encode")
@@ -57,12 +57,13 @@ from .output import as_json, exclude_steps_option, print_json, show, steps_optio
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
 @click.option("--allow-any-base", is_flag=True, help="Take BASE although the run did not begin there, by its distance.")
 @click.option("--allow-new-tensors", is_flag=True, help="Encode a run most of which is in tensors that BASE lacks.")
+@allow_pickle_option
 @as_json
 def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.
 
-    RUN holds global_step_N/, checkpoint-N/, step_N/, epoch_N/ or the like, as trainers leave them, with safetensors in
-    them or in a directory below (actor/huggingface, policy, ...), or has {step} in it:
+    RUN holds global_step_N/, checkpoint-N/, step_N/, epoch_N/ or the like, as trainers leave them, with safetensors or
+    adapters in them or in a directory below (actor/huggingface, policy, ...), or has {step} in it:
     'hf://org/run@step_{step}' is a run of which each branch is a step, and 's3://bucket/{step}/hf' one of directories
     called by their number. Then --steps A:B means all steps in between, and a missing one is refused; without --steps,
     those that there are are listed.
@@ -79,10 +80,12 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
         print_json(document)
         return
     steps, sizes = document["steps"], document["bytes"]
-    if needs_base(document):
+    of_adapters = all(row["origin"] == "file" for row in document["tensor_rows"])
+    if needs_base(document) or of_adapters:
         given = options["base_uri"] is not None or document["base"] is None  # what the file says is for other places
         base = without_secrets(options["base"]) if given else place_of_base(document["base"], output)
-        show(f"keep the base, no step can be decoded without it: {base}", err=True)
+        why = "the adapters are merged into it" if of_adapters else "no step can be decoded without it"
+        show(f"keep the base, {why}: {base}", err=True)
     count = "1 step" if len(steps) == 1 else f"{len(steps)} steps"
     show(
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "

@@ -27,6 +27,12 @@ steps_option = click.option(
     metavar="LIST",
     help="Only these: A:B (both included), A:B:K (every K-th) or N, or several: 1:4,6,8.  [default: all]",
 )
+allow_pickle_option = click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read .bin, .pt, FSDP shards and torch.distributed checkpoints too. Pickles can run code in what loads them; "
+    "here they are parsed by a list of what is allowed, and nothing in them is run.",
+)
 exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Leave these out.")
 
 

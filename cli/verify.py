@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .output import as_json, base_option, exclude_steps_option, print_json, show, steps_option
+from .output import allow_pickle_option, as_json, base_option, exclude_steps_option, print_json, show, steps_option
 
 
 @click.command("verify")
@@ -15,9 +15,16 @@ from .output import as_json, base_option, exclude_steps_option, print_json, show
 )
 @steps_option
 @exclude_steps_option
+@allow_pickle_option
 @as_json
 def command(
-    file: str, base: str | None, against: str | None, steps: str | None, exclude_steps: str | None, as_json: bool
+    file: str,
+    base: str | None,
+    against: str | None,
+    steps: str | None,
+    exclude_steps: str | None,
+    allow_pickle: bool,
+    as_json: bool,
 ) -> int:
     """Read every byte of FILE and check it; with --base check that base as well.
 
@@ -34,7 +41,9 @@ def command(
     with relex_codec.open(file, base=base) as run:
         run.verify()
         if against is not None:
-            found = run.verify_against(against, steps=steps, exclude_steps=exclude_steps, progress=True)
+            found = run.verify_against(
+                against, steps=steps, exclude_steps=exclude_steps, allow_pickle=allow_pickle, progress=True
+            )
             if as_json:
                 print_json(found.as_document())
             else:

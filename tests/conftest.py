@@ -38,7 +38,18 @@ settings.register_profile("relex", deadline=None, print_blob=True)
 settings.load_profile("relex")
 
 
-SERVERS = {"stores", "nginx_server", "hub", "web", "own_web", "place", "proxied", "replaceable", "reports"}
+SERVERS = {
+    "stores",
+    "nginx_server",
+    "hub",
+    "web",
+    "own_web",
+    "place",
+    "proxied",
+    "replaceable",
+    "reports",
+    "saved_by_ranks",
+}
 """Fixtures that start servers or processes of a group, or have others started."""
 
 

@@ -33,7 +33,7 @@ from typing import Protocol
 import numpy as np
 
 from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.filenames import SINGLE
+from relex_codec.core.filenames import ADAPTER_WEIGHTS, SINGLE
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError
 
@@ -111,6 +111,11 @@ class TensorReader(Protocol):
     absent: Sequence[str] = ()
     notes: Sequence[str] = ()
     may_be_slices: bool = False
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter, which is to be laid on a base and has no tensors in common with that."""
+        return list(self.shards) == [ADAPTER_WEIGHTS]
 
     @abstractmethod
     def read_into(self, name: str, lo: int, out: Bits) -> None:

@@ -20,8 +20,8 @@ from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local
 
 from . import naming, unreadable
 from .checkpoint import TensorReader
-from .files import dangling_links, find_files
-from .step_reader import FoundStep, StepReader, weights_folder
+from .files import dangling_links
+from .step_reader import FoundStep, StepReader, check_found, weights_folder
 from .weight_files import is_weights
 
 SEARCHED: Final = 30
@@ -37,6 +37,7 @@ def find_run(
     skip_incomplete: bool = False,
     on_skip: Callable[[str], None] | None = None,
     base: TensorReader | None = None,
+    allow_pickle: bool = False,
 ) -> list[tuple[int, str]]:
     """Find the checkpoints of a run under one directory.
 
@@ -53,9 +54,12 @@ def find_run(
             run. Headers of all checkpoints are then read here, since a file that ends early counts as incomplete.
         on_skip: called with a message for each checkpoint left out.
         base: what each checkpoint that is opened here is compared with, so that placeholders count as incomplete.
+        allow_pickle: find checkpoints that pickles describe too: of torch.distributed, shards of FSDP, ``.bin`` files.
+            Nothing in them is run (unpickling.py).
 
     Returns:
-        Step and path of each, sorted by step; the path is that of the directory with the weights.
+        Step and path of each, sorted by step; the path is that of the directory with the weights, or of the file that
+        tells of which other kind the checkpoint is (opening.py).
 
     Raises:
         CheckpointError: no checkpoints, several layouts, one step twice, or incomplete checkpoints, all of which are
@@ -63,7 +67,7 @@ def find_run(
         Truncated: the only incomplete checkpoint has a file that ends early.
         InvalidArgument: `steps` and `exclude_steps` leave nothing, or a part of them finds none.
     """
-    reader = StepReader(skip_incomplete, on_skip or (lambda message: None), base)
+    reader = StepReader(skip_incomplete, on_skip or (lambda message: None), base, allow_pickle)
     if naming.PLACEHOLDER in os.fspath(root):
         return _find_numbered(os.fspath(root), storage_options, steps, exclude_steps, reader)
     options = options_for(root, storage_options)
@@ -187,7 +191,11 @@ def _list_numbered(template: str, options: Options, where: str) -> list[naming.S
 
 
 def find_checkpoints(
-    paths: Sequence[PathLike], storage_options: Options = None, *, step: int | None = None
+    paths: Sequence[PathLike],
+    storage_options: Options = None,
+    *,
+    step: int | None = None,
+    allow_pickle: bool = False,
 ) -> list[tuple[int, str]]:
     """Find single checkpoints, each by its own directory, whose name says which step it is.
 
@@ -195,9 +203,10 @@ def find_checkpoints(
         paths: local, or fsspec URLs.
         storage_options: for fsspec, for all URLs, or by protocol.
         step: the number of the only checkpoint, whatever its name.
+        allow_pickle: as of `find_run`.
 
     Returns:
-        Step and path of each, sorted by step; the path is that of the directory with the weights.
+        Step and path of each, as `find_run`.
 
     Raises:
         CheckpointError: a checkpoint is incomplete or cannot be read.
@@ -211,8 +220,8 @@ def find_checkpoints(
     for path in paths:
         options = options_for(path, storage_options)
         refuse_offline(path)
-        folder, items, _ = weights_folder(os.fspath(path), options)
-        find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
+        folder, items, _ = weights_folder(os.fspath(path), options, allow_pickle=allow_pickle)
+        check_found(folder, items, options)
         number = step if step is not None else _step_of(path)
         if number in found:
             raise InvalidArgument(

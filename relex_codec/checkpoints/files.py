@@ -6,14 +6,16 @@ The rules on names are in checkpoints/weight_files.py, and what is said where th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from relex_codec.core.filenames import FOLDERS, INDEX, SINGLE, shard_allowed
 from relex_codec.core.text import quote
-from relex_codec.errors import CheckpointError
+from relex_codec.core.threads import parallel_map
+from relex_codec.errors import CheckpointError, MissingCheckpoint
 from relex_codec.format.safetensors_header import load_object
 from relex_codec.storage.open import Item, list_directory, open_source
+from relex_codec.storage.remote import CONCURRENT_REQUESTS
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
 
 from . import unreadable, weight_files
@@ -200,6 +202,47 @@ def _safe(name: str, where: str) -> str:
     if not shard_allowed(name):
         raise CheckpointError(f"{where} has weights in {quote(name)}; rename it to {SINGLE}")
     return name
+
+
+def read_side_file(side: SideFile, options: Options) -> bytes:
+    """Return the bytes of a file beside the weights.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not as long as its directory said.
+    """
+    with open_source(side.path, options, keep_open=False, error=CheckpointError) as source:
+        if side.size not in (None, source.size):
+            raise CheckpointError(
+                f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
+                "since; open the checkpoint again when nothing writes it"
+            )
+        return source.read(0, source.size)
+
+
+def side_file_sizes(sides: Mapping[str, SideFile], options: Options) -> dict[str, int]:
+    """Return the bytes of files beside the weights by name; those that a listing had are not asked for."""
+
+    def size(side: SideFile) -> int:
+        if side.size is not None:
+            return side.size
+        with open_source(side.path, options, keep_open=False, error=CheckpointError) as source:
+            return source.size
+
+    return dict(zip(sides, parallel_map(size, sides.values(), CONCURRENT_REQUESTS), strict=True))
+
+
+def list_side_files(folder: str, options: Options, shards: Sequence[str] = ()) -> dict[str, SideFile]:
+    """Return the files beside the weights that a directory has, by name; none where there is no such directory.
+
+    Args:
+        shards: the files of weights, as of `filenames.file_allowed`.
+    """
+    try:
+        items = list_directory(folder, options, error=CheckpointError)
+    except MissingCheckpoint:
+        return {}
+    sizes = {item.name: item.size for item in items if not item.is_dir}
+    return {name: SideFile(join_path(folder, name), sizes[name]) for name in weight_files.side_files(sizes, shards)}
 
 
 def read_whole(path: str, options: Options, *, anew: bool = False) -> bytes:

@@ -126,7 +126,7 @@ def match_tensors(run: Tensors, base: Tensors, rules: Sequence[RenameRule] = ())
     return best
 
 
-def unmatched_message(run: Tensors, sources: Sources) -> str | None:
+def unmatched_message(run: Tensors, sources: Sources, base: Tensors) -> str | None:
     """Say which tensors of a run are not in its base, and what share of its bytes they are; None if there are none."""
     rest = [info for name, info in run.items() if name not in sources and info.size]
     if not rest:
@@ -135,10 +135,16 @@ def unmatched_message(run: Tensors, sources: Sources) -> str | None:
     tensors = "1 tensor is" if len(rest) == 1 else f"{len(rest)} of {len(run)} tensors are"
     size = f"{share:.0f} %" if share >= 1 else "less than 1 %"
     largest = max(rest, key=_bytes)
-    hint = "; if the base calls them otherwise, say so with --rename OLD=NEW" if share >= 1 else ""
+    there, hint = base.get(largest.name), ""
+    if there is not None:
+        one, other = f"{largest.dtype} {list(largest.shape)}", f"{there.dtype} {list(there.shape)}"
+        hint = f" ({one}, in the base {other})"
+    ask = share >= 1 and any(info.name not in base for info in rest)
+    rename = "; if the base calls them otherwise, say so with --rename OLD=NEW" if ask else ""
     what = "it is" if len(rest) == 1 else "they are"
     return (
-        f"{tensors} not in the base, {size} of the bytes, the largest {quote(largest.name)}: {what} stored whole{hint}"
+        f"{tensors} not in the base, {size} of the bytes, the largest {quote(largest.name)}{hint}: {what} stored "
+        f"whole{rename}"
     )
 
 

@@ -57,12 +57,16 @@ BELOW: Final = (
     "hf_model",  # trlx
     "hf_converted_checkpoint",  # fms-hf-tuning
     "actor_train",  # ROLL
+    "trainer",  # prime-rl
+    "pytorch_model_fsdp_0",  # accelerate, TRL
     "weights",
     "model",
     "hf",
     "merged",
 )
 """Where the weights of a step may lie below its directory, in order of preference."""
+ADAPTERS_BELOW: Final = ("", "lora_adapter", "actor/lora_adapter", "lora_adapters")
+"""Where an adapter may lie below the directory of a step: in it (TRL, prime-rl), verl, prime-rl with whole weights."""
 MARKERS: Final = ("STABLE", ".complete")
 """Files that trainers put into the directory of a step when it is complete: prime-rl, slime."""
 PLACEHOLDER: Final = "{step}"

@@ -10,6 +10,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from relex_codec.core.filenames import INDEX, SAFE_NAME
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError, Truncated
-from relex_codec.format.safetensors_header import WORD, header_length, parse
+from relex_codec.format.safetensors_header import WORD, Entry, header_length, parse
 from relex_codec.storage.coalesce import FIRST_READ
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.open import list_directory, open_source
@@ -29,7 +31,7 @@ from relex_codec.storage.urls import Options, PathLike, is_url, join_path, witho
 
 from . import unreadable
 from .checkpoint import TensorInfo, TensorReader
-from .files import CheckpointFiles, SideFile, find_files, read_whole
+from .files import CheckpointFiles, SideFile, find_files, read_side_file, read_whole, side_file_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,6 @@ class TensorInFile(TensorInfo):
 
 
 TensorTable = Mapping[str, TensorInFile]
-KnownTables = dict[bytes, TensorTable]
-"""Tables of tensors by the hash of the headers that they were parsed from.
-
-The checkpoints of a run have the same headers byte for byte, as a rule: with one dict for all of them, headers are
-parsed once, and 500 checkpoints share one table in memory.
-"""
 
 
 class SafetensorsCheckpoint(TensorReader):
@@ -121,48 +117,35 @@ class SafetensorsCheckpoint(TensorReader):
         """Drop what is kept of the headers, which may be wrong; tell whether opening it again may help."""
         return forget_all(map(_first_read, self.sources))
 
+    def take_side_files(self, side_files: Mapping[str, SideFile]) -> None:
+        """Let these be the files beside the weights."""
+        self.side_files, self._side_files = list(side_files), side_files
+
     def read_files(self, names: Sequence[str]) -> Iterable[bytes]:
         """Return the bytes of several of `side_files`; remote ones are read at the same time."""
-        return (
-            map(self._read_side, names) if self.is_local else parallel_map(self._read_side, names, CONCURRENT_REQUESTS)
-        )
+        sides = [self._side_files[name] for name in names]
+        read = partial(read_side_file, options=self._options)
+        return map(read, sides) if self.is_local else parallel_map(read, sides, CONCURRENT_REQUESTS)
 
     def file_sizes(self) -> dict[str, int]:
         """Return the bytes of each of `side_files` by name, without reading them."""
-
-        def size(side: SideFile) -> int:
-            if side.size is not None:
-                return side.size
-            with open_source(side.path, self._options, keep_open=False, error=CheckpointError) as source:
-                return source.size
-
-        return dict(
-            zip(self._side_files, parallel_map(size, self._side_files.values(), CONCURRENT_REQUESTS), strict=True)
-        )
-
-    def _read_side(self, name: str) -> bytes:
-        side = self._side_files[name]
-        with open_source(side.path, self._options, keep_open=False, error=CheckpointError) as source:
-            if side.size not in (None, source.size):
-                raise CheckpointError(
-                    f"{source.path} has {source.size} bytes, its directory listed it with {side.size}: it was changed "
-                    "since; open the checkpoint again when nothing writes it"
-                )
-            return source.read(0, source.size)
+        return side_file_sizes(self._side_files, self._options)
 
 
 def open_checkpoint(
     path: PathLike,
     storage_options: Options = None,
     *,
-    known: KnownTables | None = None,
+    known: dict[bytes, Any] | None = None,
     likely: Collection[str] = (),
 ) -> SafetensorsCheckpoint:
     """Open a checkpoint: a directory, or a single ``.safetensors`` file, local or on an fsspec URL.
 
     Args:
         storage_options: for fsspec.
-        known: tables of tensors that are looked at first, and added to.
+        known: tables of tensors by the hash of the headers that they were parsed from, looked at first and added to.
+            The checkpoints of a run have the same headers byte for byte, as a rule: with one dict for all of them,
+            headers are parsed once, and 500 checkpoints share one table in memory.
         likely: names of files that a directory probably has. Remote ones are opened while it is listed, and not used
             if it does not have them: that saves the time of a request.
 
@@ -197,13 +180,13 @@ def open_checkpoint(
 
 
 def _tensor_table(
-    files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str, known: KnownTables | None
+    files: CheckpointFiles, opened: list[tuple[Source, bytes]], where: str, known: dict[bytes, Any] | None
 ) -> TensorTable:
     """Return what the headers say, parsed only if they are not `known`."""
     fingerprint = hashlib.sha256(repr(sorted((files.weight_map or {}).items())).encode())
     for shard, (source, raw) in zip(files.shards, opened, strict=True):
         fingerprint.update(f"\n{shard} {source.size} {len(raw)}\n".encode() + raw)
-    tensors = known.get(fingerprint.digest()) if known is not None else None
+    tensors: TensorTable | None = known.get(fingerprint.digest()) if known is not None else None
     if tensors is None:
         tensors = _parse_headers(files, opened, where)
         if known is not None:
@@ -309,6 +292,16 @@ def _is_sliced(metadata: Mapping[str, str]) -> bool:
         return any(any(tensor.get("saved_offsets", ())) for tensor in described.values())
     except (ValueError, AttributeError, TypeError):  # somebody else's words
         return False
+
+
+def parsed_header(source: Source) -> tuple[dict[str, str], list[Entry]]:
+    """Return what the header of a file says: metadata, and where its tensors lie.
+
+    Raises:
+        CheckpointError: it is damaged.
+        Truncated: the file is shorter than it says.
+    """
+    return parse(_raw_header(source), source.size, error=CheckpointError, where=source.path)
 
 
 def _raw_header(source: Source) -> bytes:

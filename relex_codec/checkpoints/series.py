@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from relex_codec.core.dtypes import Bits
@@ -11,10 +11,11 @@ from relex_codec.errors import CheckpointError, RelexError, Truncated
 from relex_codec.storage.hub.revisions import refuse_offline
 from relex_codec.storage.urls import Options, options_for
 
+from .boxed import Known
 from .broken import broken_steps
 from .checkpoint import CheckpointSeries, TensorInfo, TensorReader, check_same_tensors
 from .checks import check_against_base
-from .safetensors import KnownTables, open_checkpoint
+from .opening import open_reader
 
 TABLES: Final = 8
 """Different tables of tensors that are kept to be shared by steps that have the same."""
@@ -114,6 +115,7 @@ def open_series(
     base: TensorReader | None = None,
     chosen: bool = False,
     alike: bool = True,
+    names: Collection[str] = (),
 ) -> ReaderSeries:
     """Return a run by the steps and paths of its checkpoints, none of which is opened yet.
 
@@ -123,18 +125,20 @@ def open_series(
         threads: how many steps are read at the same time.
         base: each checkpoint is compared with it when it is opened (`checks.check_against_base`).
         chosen, alike: as of `ReaderSeries`.
+        names: what the model's tensors are called, where there is no base that tells.
 
     Raises:
         CheckpointError: there are none.
     """
-    known: KnownTables = {}
+    known: Known = {}
+    names = names or (() if base is None else base.tensors)
 
     def open_step(index: int) -> TensorReader:
         step, path = checkpoints[index]
         options = options_for(path, storage_options)
         refuse_offline(path)
         # of the others, tables that differ from the first one are not kept
-        opened = open_checkpoint(path, options, known=dict(known) if index else known)
+        opened = open_reader(path, options, known=dict(known) if index else known, names=names)
         if base is not None:
             check_against_base(opened, base, f"step {step}")
         return opened

@@ -13,11 +13,21 @@ from relex_codec.storage.open import Item, list_directory
 from relex_codec.storage.urls import Options, join_path, without_secrets
 
 from . import naming, unreadable
+from .boxed import Known
 from .broken import broken_steps
 from .checkpoint import TensorReader
 from .checks import check_against_base
 from .files import dangling_links, find_files, list_tree
-from .safetensors import KnownTables, open_checkpoint
+from .opening import (
+    adapter_file,
+    check_files,
+    lone_pickle,
+    needs_pickle,
+    open_reader,
+    refuse_pickle,
+    telling_file,
+    tells_kind,
+)
 from .series import open_series
 from .weight_files import is_weights
 
@@ -26,7 +36,8 @@ class FoundStep(NamedTuple):
     """A step that was looked at.
 
     Attributes:
-        folder: the directory that holds the weights, or why it cannot be read.
+        folder: the directory that holds the weights, or the file that tells their kind (opening.py); or why it cannot
+            be read.
         marker: the file in the step's own directory that says that it is complete, if there is one.
     """
 
@@ -42,22 +53,26 @@ class StepReader:
         skip: leave out what cannot be read, and read headers to find that out.
         on_skip: called with a message for each that is left out.
         base: what opened checkpoints are compared with.
+        allow_pickle: whether checkpoints are read that pickles describe.
     """
 
-    def __init__(self, skip: bool, on_skip: Callable[[str], None], base: TensorReader | None) -> None:
-        self.skip, self._on_skip, self._base = skip, on_skip, base
-        self._known: KnownTables = {}
+    def __init__(
+        self, skip: bool, on_skip: Callable[[str], None], base: TensorReader | None, allow_pickle: bool = False
+    ) -> None:
+        self.skip, self._on_skip, self._base, self._allow_pickle = skip, on_skip, base, allow_pickle
+        self._known: Known = {}
 
     def look(self, step: int, path: str, options: Options) -> FoundStep:
         """Look whether a checkpoint is there, with all its files; if it is not, return why."""
         try:
-            folder, items, marker = weights_folder(path, options)
+            folder, items, marker = weights_folder(path, options, allow_pickle=self._allow_pickle)
             if self.skip:
-                opened = open_checkpoint(folder, options, known=self._known)
+                names = () if self._base is None else self._base.tensors
+                opened = open_reader(folder, options, known=self._known, names=names)
                 if self._base is not None:
                     check_against_base(opened, self._base, f"step {step}")
             else:
-                find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
+                check_found(folder, items, options)
             return FoundStep(step, folder, marker)
         except (CheckpointError, Truncated) as e:
             return FoundStep(step, e)
@@ -118,12 +133,37 @@ def _parted(found: list[FoundStep]) -> tuple[list[tuple[int, str]], list[tuple[i
     return run, failed
 
 
-def weights_folder(path: str, options: Options) -> tuple[str, list[Item], str | None]:
-    """Return the directory of a step that holds the weights, which may be below it; its listing; the step's marker.
+def check_found(folder: str, items: list[Item], options: Options) -> None:
+    """Check that a checkpoint that `weights_folder` found has all its files.
+
+    Raises:
+        CheckpointError: some are missing, or which ones belong to the model cannot be told.
+    """
+    if not tells_kind(folder):
+        find_files(folder, options, f"checkpoint {without_secrets(folder)}", items)
+    elif items:
+        check_files(folder, [item.name for item in items if not item.is_dir], options)
+
+
+def weights_folder(path: str, options: Options, *, allow_pickle: bool = False) -> tuple[str, list[Item], str | None]:
+    """Return where the weights of a step are, at or below its path; the listing of that; the step's marker.
+
+    Whole safetensors come first, wherever they are; then other kinds of checkpoints.
+
+    Args:
+        path: the directory of a step, or a file of `torch.save`, or the file that tells the kind of a checkpoint.
+        allow_pickle: whether checkpoints are found that pickles describe.
+
+    Returns:
+        A directory, or the file that tells the kind (opening.py).
 
     Raises:
         CheckpointError: there is none; the message says what there is instead.
     """
+    if tells_kind(path):
+        if needs_pickle(path) and not allow_pickle:
+            raise refuse_pickle(path)
+        return path, [], None
     listings = {"": list_directory(path, options, error=CheckpointError)}
 
     def look(below: str) -> list[Item]:
@@ -145,6 +185,17 @@ def weights_folder(path: str, options: Options) -> tuple[str, list[Item], str | 
     where = without_secrets(path)
     if message := unreadable.cache_root(os.path.abspath(where), [item.name for item in own if item.is_dir]):
         raise CheckpointError(f"checkpoint {where} {message}")
+    could_be_read = False
+    searched = [(below, adapter_file) for below in naming.ADAPTERS_BELOW]
+    searched += [(below, tell) for tell in (telling_file, lone_pickle) for below in ("", *naming.BELOW)]
+    for below, tell in searched:
+        items = look(below)
+        name = tell([item.name for item in items if not item.is_dir])
+        if name is not None:
+            told = join_path(join_path(path, below) if below else path, name)
+            if allow_pickle or not needs_pickle(told):
+                return told, items, _marker(own)
+            could_be_read = True
     tree = list_tree(path, options, own)
     if elsewhere := sorted({name.rpartition("/")[0] for name in tree if is_weights(name.rpartition("/")[2])}):
         template = naming.suggest_template([os.path.basename(where)]) or naming.PLACEHOLDER
@@ -152,7 +203,7 @@ def weights_folder(path: str, options: Options) -> tuple[str, list[Item], str | 
             f"checkpoint {where} has weights in {naming.some(elsewhere)}, expected them in it or in one of "
             f"{naming.some(naming.BELOW, 4)}; give the run as '{os.path.dirname(where)}/{template}/{elsewhere[0]}'"
         )
-    raise CheckpointError(f"checkpoint {where} {unreadable.explain(tree, where)}")
+    raise CheckpointError(f"checkpoint {where} {unreadable.explain(tree, where, allow=could_be_read)}")
 
 
 def _marker(items: list[Item]) -> str | None:

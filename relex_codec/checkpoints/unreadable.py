@@ -13,6 +13,11 @@ from relex_codec.core.filenames import INDEX, PICKLES, SINGLE
 
 from .naming import some
 
+ALLOW: Final = (
+    "pass --allow-pickle (allow_pickle=True) to read it as it is: pickles can run code in what loads them, here they "
+    "are parsed by a list of what is allowed, and nothing in them is run"
+)
+"""What is said where a kind of checkpoint is read only if the user allows pickles."""
 SLICES: Final = re.compile(r"shard-[0-9]+-model-.*\.safetensors")
 """Files of one rank of torch.distributed: each holds a part of every tensor."""
 LFS_POINTER: Final = b"version https://git-lfs"
@@ -20,7 +25,7 @@ SHARDING_INFO: Final = "DCP_SHARDING_INFO"
 """Key of a header's metadata that says that tensors may be slices."""
 _STATE: Final = re.compile(
     r"optim|(lr_)?scheduler|scaler|rng|random_states|training_args|trainer_state|data\.pt|.*dataloader|extra_state|common\.pt|"
-    r"sampler|mp_rank|scalar|.*_optim_states|latest"
+    r"sampler|mp_rank|scalar|.*_optim_states|latest|(bf16_)?zero_pp_rank_"
 )
 """Begins of names of pickles that hold what training goes on with, and no weights."""
 _OTHERS: Final = frozenset({"critic", "ref", "reference", "reward", "optimizer", "optim"})
@@ -28,12 +33,13 @@ _OTHERS: Final = frozenset({"critic", "ref", "reference", "reward", "optimizer",
 _CACHE: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)")
 
 
-def explain(paths: Collection[str], at: str) -> str:
+def explain(paths: Collection[str], at: str, *, allow: bool = False) -> str:
     """Say what a directory without weights holds, and what to do about it.
 
     Args:
         paths: what lies in and below it, relative to it; directories end with ``/``.
         at: its path, for commands.
+        allow: whether it would be read if the user allowed pickles, which is said then.
 
     Returns:
         What follows the name of the directory in a message: "has training state only (...)".
@@ -44,12 +50,17 @@ def explain(paths: Collection[str], at: str) -> str:
     own = [path for path in own if not re.match("optimizer_[0-9]", path.rpartition("/")[0].rpartition("/")[2])]
     for tell in _KINDS:
         if (found := tell(own, at)) is not None:
-            return found
+            return f"{found}; or {ALLOW}" if allow else found
     if state := [path for path in files if path.endswith(PICKLES)]:
         return f"has training state only ({some(state, 2)}), expected weights: {SINGLE}, or {INDEX} and its shards"
     top = sorted({path.partition("/")[0] + ("/" if "/" in path else "") for path in paths})
     found = "found " + some((name.rstrip("/") for name in top), 4) if top else "it is empty"
     return f"has no weights: expected {SINGLE}, or {INDEX} and its shards; {found}"
+
+
+def is_training_state(name: str) -> bool:
+    """Tell whether a pickled file holds what training goes on with, going by its name."""
+    return _STATE.match(name) is not None
 
 
 def _adapter(files: list[str], at: str) -> str | None:
@@ -145,7 +156,7 @@ def _distributed(files: list[str], at: str) -> str | None:
 
 
 def _pickles(files: list[str], at: str) -> str | None:
-    found = [path for path in files if path.endswith(PICKLES) and not _STATE.match(_name(path))]
+    found = [path for path in files if path.endswith(PICKLES) and not is_training_state(_name(path))]
     if not found:
         return None
     how = "load it with the library that wrote it and save it with save_pretrained(..., safe_serialization=True)"

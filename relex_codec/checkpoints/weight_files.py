@@ -85,8 +85,13 @@ def weight_map_of(index: object, where: str) -> dict[str, str]:
     return plain
 
 
-def shards_of_index(weight_map: dict[str, str], names: Collection[str], where: str) -> list[str]:
+def shards_of_index(weight_map: dict[str, str], names: Collection[str], where: str, index: str = INDEX) -> list[str]:
     """Return the files that an index names, sorted.
+
+    Args:
+        names: files of the directory.
+        where: what to call it in messages.
+        index: name of the index.
 
     Raises:
         CheckpointError: one is missing.
@@ -94,7 +99,7 @@ def shards_of_index(weight_map: dict[str, str], names: Collection[str], where: s
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if shard not in names]:
         count = f"{len(missing)} of {len(shards)} shards"
-        raise CheckpointError(f"{where} is incomplete: {INDEX} names {missing[0]}, which is missing ({count})")
+        raise CheckpointError(f"{where} is incomplete: {index} names {missing[0]}, which is missing ({count})")
     return shards
 
 

@@ -9,6 +9,8 @@ from typing import Final
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 CONFIG: Final = "config.json"
+PICKLE: Final = "pytorch_model.bin"
+PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 """What makes a directory an adapter: allowed beside `ADAPTER_WEIGHTS` alone, as it leads a loader to another base."""

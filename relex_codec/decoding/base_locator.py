@@ -53,6 +53,11 @@ class BaseLocator:
         """Places of tensors among those that `_expected` returns."""
 
     @property
+    def is_given(self) -> bool:
+        """Whether the caller says where the base is."""
+        return self._given is not None
+
+    @property
     def is_embedded(self) -> bool:
         """Whether the base is what the file embeds: the caller named no other."""
         return self._given is None and self._container.index.manifest.embedded

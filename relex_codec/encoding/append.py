@@ -18,6 +18,7 @@ from relex_codec.checkpoints.name_matching import compatible
 from relex_codec.checkpoints.naming import PLACEHOLDER
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
+from relex_codec.core.filenames import ADAPTER_WEIGHTS
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
@@ -56,6 +57,7 @@ def append(
     output: PathLike | None = None,
     overwrite: bool = False,
     refit: bool = False,
+    allow_pickle: bool = False,
     memory: str | int = DEFAULT_MEMORY,
     progress: bool = False,
     storage_options: Options = None,
@@ -80,6 +82,7 @@ def append(
         output: where to write the new file instead of replacing `file`: ``NAME.relex``.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         refit: fit directions and lines again.
+        allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
@@ -108,7 +111,7 @@ def append(
     else:
         condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
         writer = FileWriter(output, storage_options, condition)
-    found = _find(checkpoints, storage_options, step)
+    found = _find(checkpoints, storage_options, step, allow_pickle)
     if found[-1][0] > STEP_LIMIT:
         raise InvalidArgument(f"step {found[-1][0]} is beyond 2^53")
     with (
@@ -126,7 +129,7 @@ def append(
         known, new = split(found, index)
         if known:
             _look_at_known(run, known, storage_options)
-        further = open_series(new, storage_options, alike=False)
+        further = open_series(new, storage_options, alike=False, names={tensor.name for tensor in index.tensors})
         further.check()
         report_notes(further)
         directories = [path_of_step(path) for _, path in new]
@@ -143,17 +146,19 @@ def append(
             return StepAppender(run, further, writer, budget, frames).write(uri, directories, progress)
 
 
-def _find(checkpoints: Sequence[PathLike], storage_options: Options, step: int | None) -> list[tuple[int, str]]:
+def _find(
+    checkpoints: Sequence[PathLike], storage_options: Options, step: int | None, allow_pickle: bool
+) -> list[tuple[int, str]]:
     """Find single checkpoints, or those of the only directory that is given if it is that of a run."""
     if len(checkpoints) != 1 or step is not None:
-        return find_checkpoints(checkpoints, storage_options, step=step)
+        return find_checkpoints(checkpoints, storage_options, step=step, allow_pickle=allow_pickle)
     if PLACEHOLDER in os.fspath(checkpoints[0]):
-        return find_run(checkpoints[0], storage_options)
+        return find_run(checkpoints[0], storage_options, allow_pickle=allow_pickle)
     try:
-        return find_checkpoints(checkpoints, storage_options)
+        return find_checkpoints(checkpoints, storage_options, allow_pickle=allow_pickle)
     except CheckpointError as error:
         try:
-            return find_run(checkpoints[0], storage_options)
+            return find_run(checkpoints[0], storage_options, allow_pickle=allow_pickle)
         except RelexError:
             raise error from None
 
@@ -163,7 +168,8 @@ def _look_at_known(run: RunReader, known: list[tuple[int, str]], storage_options
     step = known[-1][0]
     what = f"step {step} is" if len(known) == 1 else f"{len(known)} steps, {known[0][0]} to {step}, are"
     if run.container.index.has_exact:
-        check_unchanged(run.decoder, step, open_series([known[-1]], storage_options).checkpoint(0))
+        names = {tensor.name for tensor in run.container.index.tensors}
+        check_unchanged(run.decoder, step, open_series([known[-1]], storage_options, names=names).checkpoint(0))
         note(f"left out: {what} in {run.path} already; step {step} is the same there")
     else:
         note(f"left out: {what} in {run.path} already; their weights were not compared, as it has no exact tier")
@@ -217,6 +223,8 @@ def _is_like_the_last(index: Index, further: CheckpointSeries) -> bool:
 
 def _check_base(run: RunReader) -> None:
     """Refuse a base that has what the file says that it lacked."""
+    if list(run.container.index.layout.shards) == [ADAPTER_WEIGHTS]:
+        return
     if run.base_embedded:
         return
     reader, index = run.base_reader(), run.container.index

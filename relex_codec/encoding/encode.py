@@ -24,6 +24,7 @@ from relex_codec.format.writer import FileWriter
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
+from .adapter_run import NoBase
 from .base_check import check_base, check_new_tensors
 from .layouts import directory_names
 from .matched_base import MatchedBase, started_somewhere
@@ -58,6 +59,7 @@ def encode(
     skip_incomplete: bool = False,
     allow_any_base: bool = False,
     allow_new_tensors: bool = False,
+    allow_pickle: bool = False,
     overwrite: bool = False,
     progress: bool = False,
     storage_options: Options = None,
@@ -89,6 +91,9 @@ def encode(
         allow_any_base: take the base although the first step is ten times farther from it than steps are from each
             other at that pace.
         allow_new_tensors: encode a run most of which is in tensors that the base does not have.
+        allow_pickle: read checkpoints too that pickles describe: directories of torch.distributed.checkpoint, FSDP's
+            ``model_world_size_W_rank_R.pt``, ``pytorch_model.bin``. Pickles can run code in what loads them; here they
+            are parsed by a list of what is allowed, and nothing in them is run.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
@@ -124,6 +129,7 @@ def encode(
         skip_incomplete=skip_incomplete,
         on_skip=_report_skip,
         base=base_reader,
+        allow_pickle=allow_pickle,
     )
     observed = _observed([step for step, _ in found], observe)
     series = open_series(found, storage_options, base=base_reader, chosen=True, alike=False)
@@ -131,9 +137,13 @@ def encode(
     # the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
     with single_threaded_blas(), writer:
         series.check()
-        plan = plan_run(series, base_reader, observed, exact=exact, rules=rules)
+        of_adapters = series.checkpoint(observed - 1).is_adapter
+        if of_adapters and embed_base:
+            raise InvalidArgument("the base of adapters is not embedded: they are decoded without it; keep it")
+        origin: TensorReader = NoBase(base_reader.path) if of_adapters else base_reader
+        plan = plan_run(series, origin, observed, exact=exact, rules=rules)
         matched = MatchedBase(plan, base_reader.path)
-        if not allow_new_tensors:
+        if not (allow_new_tensors or of_adapters):
             check_new_tensors([one.info for one in started_somewhere(plan)], base_reader, matched.tensors)
         if not allow_any_base:
             check_base(series, matched)
@@ -144,7 +154,7 @@ def encode(
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
         directories = directory_names((path_in_run(run, path) for _, path in found), series.steps)
-        around = surroundings(plan, base_reader, job.embed_file, embed_base, exact, uri, directories, left_out)
+        around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)
         size = job.write(around, progress)
         report_not_finite(job)
         return size

@@ -133,9 +133,10 @@ def plan_run(
         check_one_layout(planned, run.steps)
         planned = [tensor for tensor in planned if tensor.main]
     own = {tensor.key.name: tensor.info for tensor in planned if tensor.target is None and tensor.main}
-    if not any(name in sources for name in own):
+    of_adapters = run.checkpoint(main).is_adapter
+    if not (of_adapters or any(name in sources for name in own)):
         raise InvalidArgument(f"run and base {base.path} share no tensor: {nothing_in_common(own, base.tensors)}")
-    unmatched = unmatched_message(own, sources)
+    unmatched = None if of_adapters else unmatched_message(own, sources, base.tensors)
     planned = _in_order_of(base, planned, sources)
     held = held_together(run.checkpoint(main).tensors)
     numbers = {tensor.key: number for number, tensor in enumerate(planned)}

@@ -72,6 +72,13 @@ class PackedSpan:
         return self.size < (PLANES_SHARED_BELOW if self.pool == "planes" and not self.match else SHARED_BELOW)
 
 
+class _Spooled(tempfile.SpooledTemporaryFile[bytes]):
+    """A scratch file that may be dropped unread: where another tensor fails, what waits for its turn is let go of."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def compress_chunk(raw: Bytes, match: bool) -> tuple[ChunkRow, bytes]:
     """Return a chunk as it is stored, and what the table says of it."""
     codec, fill, stored = compress(raw, match=match)
@@ -101,7 +108,7 @@ def pack(
     if size and span.shares:
         span.parts.extend(piece.copy() for piece in pieces)  # they may be views of what is soon used again
     elif size:
-        span.data = tempfile.SpooledTemporaryFile(in_memory, dir=directory)
+        span.data = _Spooled(in_memory, dir=directory)
         for piece in pieces:
             row, stored = compress_chunk(piece, match)
             span.rows.append(row)

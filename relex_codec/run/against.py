@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.left_out import RestOfRun, files_kept, find_left_out
-from relex_codec.checkpoints.safetensors import KnownTables, SafetensorsCheckpoint, open_checkpoint
+from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
+from relex_codec.checkpoints.series import open_series
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import ITEMSIZE, Bits, bits_dtype
 from relex_codec.core.filenames import is_document
@@ -29,7 +31,7 @@ from relex_codec.format import constants as f
 from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.prefetch import PlannedRange, ranges_to_fetch
 from relex_codec.storage.source import Source
-from relex_codec.storage.urls import Options, PathLike, options_for, without_secrets
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .comparison import BaseFile, Comparison, Difference
 from .export import nbytes
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
 
 V = TypeVar("V")
-Numbered = Mapping[int, tuple[int, SafetensorsCheckpoint]]
+Numbered = Mapping[int, tuple[int, TensorReader]]
 """Step and checkpoint, by the number of the stored step."""
 HASHED: Final = 8 << 20
 """Bytes of the base that are hashed at a time."""
@@ -51,6 +53,7 @@ def compare_with_run(
     *,
     steps: str | None = None,
     exclude_steps: str | None = None,
+    allow_pickle: bool = False,
     progress: bool = False,
     storage_options: Options = None,
 ) -> Comparison:
@@ -66,13 +69,16 @@ def compare_with_run(
         raise InvalidArgument(f"{path} {_without_exact(decoder)}")
     unreadable: list[str] = []
     found = find_run(
-        run, storage_options, steps=steps, exclude_steps=exclude_steps, skip_incomplete=True, on_skip=unreadable.append
-    )
+        run, storage_options, steps=steps, exclude_steps=exclude_steps, skip_incomplete=True,
+        on_skip=unreadable.append, allow_pickle=allow_pickle,
+    )  # fmt: skip
     stored = {int(step): number for number, step in enumerate(index.steps, 1)}
     there = {step for step, _ in found}
     chosen = _chosen(stored.keys(), there, steps, exclude_steps)
     both = [(step, place) for step, place in found if step in chosen]
-    readers = _open(both, storage_options)
+    names = {tensor.name for tensor in index.tensors}
+    series = open_series(both, storage_options, alike=False, names=names) if both else None
+    readers = parallel_map(series.checkpoint, range(len(both)), IO_THREADS) if series else []
     numbers = {stored[step]: (step, reader) for (step, _), reader in zip(both, readers, strict=True)}
     in_base = any(tensor.in_base for tensor in index.tensors) or not all(one.stored for one in index.manifest.files)
     needs_base = in_base and not decoder.base.is_embedded
@@ -122,15 +128,6 @@ def _chosen(stored: Collection[int], there: Collection[int], steps: str | None, 
         with suppress(InvalidArgument):  # the run has had the last word: the file may have none of them
             excluded = select_steps(stored, exclude_steps)
     return set(stored) & set(select_steps({*stored, *there}, steps)) - set(excluded)
-
-
-def _open(found: Sequence[tuple[int, str]], storage_options: Options) -> list[SafetensorsCheckpoint]:
-    known: KnownTables = {}
-
-    def open_step(place: str) -> SafetensorsCheckpoint:
-        return open_checkpoint(place, options_for(place, storage_options), known=known)
-
-    return parallel_map(open_step, [place for _, place in found], IO_THREADS)
 
 
 class _Weights:
@@ -237,9 +234,11 @@ class _Weights:
         return self._local.memory[:size]
 
     def _ranges(self, parts: Sequence[PartInfo]) -> Iterator[tuple[Source, int, int]]:
-        """Yield what `_use` will read of the checkpoints, in its order."""
+        """Yield what `_use` will read of checkpoints whose tensors lie each in one piece, in its order."""
         stretches = list(_stretches(parts, [part.elements for part in parts]))
         for number, (_, reader) in self._numbers.items():
+            if not isinstance(reader, SafetensorsCheckpoint):
+                continue
             for target, lo, sizes in stretches:
                 for tensor in self._comparable[number].get(target, ()):
                     yield reader.place_of(tensor.name, lo, sum(sizes))

@@ -198,6 +198,7 @@ class Run(PicturedRun):
         along: str = "line",
         provenance: bool = False,
         overwrite: bool = False,
+        merge: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> str:
@@ -216,6 +217,8 @@ class Run(PicturedRun):
             provenance: write ``relex.json`` as well: which file and tier the step is of, and how far to believe it.
             overwrite: go over what is in `output`: files of the same names are replaced, others stay, and further
                 weights beside them are refused.
+            merge: of a run of adapters, write the base with the step's adapter merged into it; `base` must be given
+                when the file is opened.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -229,6 +232,13 @@ class Run(PicturedRun):
         decoder = self._reader.decoder
         chosen = self.tier(step, tier=tier)
         at, options = StepTier(float(step), chosen), self._options if storage_options is None else storage_options
+        if merge:
+            from .merged_adapter import save_merged
+
+            save_merged(
+                self._reader, output, step, chosen, progress=progress, overwrite=overwrite, storage_options=options
+            )
+            return chosen
         weights = weights_along(decoder, at, along, self.device)
         notes = {}
         if provenance:
@@ -330,6 +340,7 @@ class Run(PicturedRun):
         *,
         steps: str | None = None,
         exclude_steps: str | None = None,
+        allow_pickle: bool = False,
         progress: bool = False,
         storage_options: Options = None,
     ) -> Comparison:
@@ -343,6 +354,7 @@ class Run(PicturedRun):
             steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
+            allow_pickle: read checkpoints that pickles describe, as `relex_codec.encode` does.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `run`. Default: those that the file was opened with.
 
@@ -365,7 +377,8 @@ class Run(PicturedRun):
 
         options = self._options if storage_options is None else storage_options
         return compare_with_run(
-            self._reader.decoder, run, steps=steps, exclude_steps=exclude_steps, progress=progress,
+            self._reader.decoder, run, steps=steps, exclude_steps=exclude_steps,
+            allow_pickle=allow_pickle, progress=progress,
             storage_options=options,
         )  # fmt: skip
 

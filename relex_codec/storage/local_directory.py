@@ -18,7 +18,7 @@ from relex_codec.errors import InvalidArgument
 
 from .access import keep_access
 from .explain import write_error
-from .leftovers import files_below, make_directory, remove_leftovers, remove_tree, temporary_names
+from .leftovers import files_below, make_directory, remove_leftovers, remove_tree, temporary_beside, temporary_names
 from .local_writer import AtomicFile, give_name, sync_directory, target_of
 from .urls import PathLike
 
@@ -134,6 +134,10 @@ class AtomicDirectory:
                 placed.append(name)
             for folder in ("", *folders):
                 sync_directory(os.path.join(self.target, folder))
+            # from here on all of it is there, and nothing is taken back
+            done = temporary_beside(os.path.join(self.target, os.path.basename(self.target)))
+            os.rename(self.path, done)
+            self.path = done
         except BaseException as error:
             for name in reversed(placed):
                 with suppress(OSError):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from relex_codec.checkpoints.discovery import find_run
+from relex_codec.checkpoints.opening import open_reader
 from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.errors import CheckpointError
 from support.checkpoints import safetensors_bytes, write_checkpoint, write_run
@@ -177,16 +178,19 @@ def test_slices_beside_consolidated_weights(tmp_path: Path) -> None:
     assert steps_of(f"{tmp_path}/step_{{step}}/policy/weights/model") == [1, 2]
 
 
-def test_slices_alone_are_named(tmp_path: Path) -> None:
+def test_slices_alone_are_joined(tmp_path: Path) -> None:
     model = tmp_path / "step_1" / "policy" / "weights" / "model"
     model.mkdir(parents=True)
     for rank in (0, 1):
         (model / f"shard-0000{rank + 1}-model-00001-of-00001.safetensors").write_bytes(sliced(1, rank, rows))
+    ((step, path),) = find_run(tmp_path)
+    assert (step, path) == (1, f"{model}/shard-00001-model-00001-of-00001.safetensors")
+    found = open_reader(path)
+    for name, (_, bits) in at_step(1).items():
+        assert np.array_equal(found.read(name), bits.reshape(-1))
     message = rf"has slices of tensors .*DCP_SHARDING_INFO.*consolidate_safetensors_files.* into {model}/consolidated"
     with pytest.raises(CheckpointError, match=message):
-        find_run(tmp_path)
-    with pytest.raises(CheckpointError, match="has slices of tensors"):
-        open_checkpoint(model)
+        open_checkpoint(model)  # as a base, which decoding reads in ranges of its own
 
 
 def test_slices_under_other_names_are_told_by_their_header(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from support.tensors import Tensor, bf16
 
 TRAINER = ["trainer_state.json", "rng_state_0.pth", "scheduler.pt", "training_args.bin", "tokenizer.json"]
 SHARDS = ["model_world_size_2_rank_0.pt", "huggingface/config.json"]
-ADAPTER = ["adapter_model.safetensors", "adapter_config.json"]
 MERGE = "AutoPeftModelForCausalLM as M; M.from_pretrained('{}').merge_and_unload().save_pretrained('RUN/{}/merged')"
 MODEL_MERGER = "python -m verl.model_merger merge --backend {} --local_dir RUN/{} --target_dir RUN/{}/huggingface"
 DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch RUN/{}"
@@ -42,18 +41,16 @@ RUNS: dict[str, tuple[str, list[str], list[str]]] = {
         ["critic/model_world_size_2_rank_0.pt", "data.pt"],
         ["training state only"],
     ),
-    "verl, LoRA": (
-        "global_step_10",
-        [f"actor/{file}" for file in (*SHARDS, *(f"lora_adapter/{name}" for name in ADAPTER))],
-        ["an adapter (actor/lora_adapter/adapter_model.safetensors)",
-         MERGE.format("RUN/global_step_10/actor/lora_adapter", "global_step_10")],
-    ),
-    "TRL, LoRA": (
+    "an adapter without its configuration": (
         "checkpoint-10",
-        [*TRAINER, *ADAPTER, "optimizer.pt"],
-        ["an adapter only (adapter_model.safetensors)", MERGE.format("RUN/checkpoint-10", "checkpoint-10")],
+        [*TRAINER, "adapter_model.safetensors", "optimizer.pt"],
+        ["is incomplete: an adapter without adapter_config.json"],
     ),
-    "prime-rl, LoRA": ("step_10", [*ADAPTER, "STABLE"], ["an adapter only", "merge_and_unload"]),
+    "a pickled adapter": (
+        "checkpoint-10",
+        [*TRAINER, "adapter_model.bin", "adapter_config.json", "optimizer.pt"],
+        ["an adapter only (adapter_model.bin)", MERGE.format("RUN/checkpoint-10", "checkpoint-10")],
+    ),
     "TRL, FSDP": (
         "checkpoint-10",
         [*TRAINER, "pytorch_model_fsdp_0/__0_0.distcp", "pytorch_model_fsdp_0/.metadata", "optimizer_0/__0_0.distcp"],

@@ -178,14 +178,18 @@ def test_what_is_no_rule(text: str) -> None:
 
 def test_what_is_not_in_the_base_is_named_with_its_share() -> None:
     run = infos({"a": (1000,), "b": (2000,), "c": (5,)})
-    assert unmatched_message(run, dict.fromkeys(run, ())) is None
-    message = unmatched_message(run, {"a": (), "c": ()})
+    assert unmatched_message(run, dict.fromkeys(run, ()), {}) is None
+    message = unmatched_message(run, {"a": (), "c": ()}, {})
     assert message is not None
     assert message.startswith("1 tensor is not in the base, 67 % of the bytes, the largest 'b'")
     assert "--rename OLD=NEW" in message
-    message = unmatched_message(run, {"a": (), "b": ()})
+    message = unmatched_message(run, {"a": (), "b": ()}, {})
     assert message is not None
     assert "less than 1 % of the bytes" in message
+    assert "--rename" not in message
+    message = unmatched_message(run, {"a": (), "c": ()}, infos({"b": (1900,)}))
+    assert message is not None
+    assert "the largest 'b' (BF16 [2000], in the base BF16 [1900]): it is stored whole" in message
     assert "--rename" not in message
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
+from relex_codec.decoding.tiers import StepTier
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import ELSEWHERE, cli
 from support.plain import FRAME_ENTRIES, File
@@ -27,9 +28,10 @@ SAME, MOVING, FRAMED = 0, 1, 2
 IN_BASE, STORED = 0, 1
 STEPS = [2, 4, 5, 9, 14]
 PIECE = 1 << 18
-LINELESS = ("codes", "small", "doubles")
-"""Floats: between stored steps there is nothing of them."""
-FRAMED_NAMES = ("counter", "ids", "flags", *LINELESS, "large", "added")
+FRAMED_NAMES = ("counter", "ids", "flags", "codes", "small", "doubles", "large", "added")
+FLOATS = ("codes", "small", "doubles")
+"""Those of numbers that training moves, which have no value between two steps."""
+HELD = tuple(name for name in FRAMED_NAMES if name not in FLOATS)
 
 
 def content() -> tuple[dict[str, Tensor], Callable[[int], dict[str, Tensor]]]:
@@ -107,7 +109,8 @@ def test_what_is_stored(path: Path) -> None:
     assert len(file.entries["relex.data.frames"]) < 4000
 
 
-def test_every_tier_gives_the_last_stored_step_or_says_that_there_is_none(made: Made, path: Path) -> None:
+def test_every_tier_gives_the_last_stored_step(made: Made, path: Path) -> None:
+    """Of floats there is a value at stored steps only: what goes with them may be extrapolated."""
     reads = [(step, step, tier) for step in STEPS for tier in ("auto", "track", "line")]  # stored
     reads += [(3, 2, "auto"), (8.9, 5, "track"), (8.9, 5, "line"), (13.5, 9, "auto")]  # between
     reads += [(1, 2, "auto"), (0.5, 2, "line"), (-4, 2, "line"), (0, 2, "line")]  # before
@@ -115,25 +118,32 @@ def test_every_tier_gives_the_last_stored_step_or_says_that_there_is_none(made: 
     with relex_codec.open(path) as run:
         for step, stored, tier in reads:
             there = made.at(stored)
-            for name in (*FRAMED_NAMES, "frozen_ids", "none", "mask"):
-                if name in LINELESS and step != stored:
+            for name in (*HELD, "frozen_ids", "none", "mask"):
+                same(run, name, step, tier, there[name])
+            for name in FLOATS:
+                if step in STEPS:
+                    same(run, name, step, tier, there[name])
+                else:
                     with pytest.raises(InvalidArgument, match=f"'{name}' is stored step by step and has no line"):
                         run.tensor(name, step, tier=tier)
-                else:
-                    same(run, name, step, tier, there[name])
+        for name in HELD:  # the base lacks `added`, so it is not step 0
+            same(run, name, 0, "auto", made.at(2)[name])
         run.verify()
 
 
 def test_whole_steps_and_parts_of_tensors(made: Made, path: Path, tmp_path: Path) -> None:
     there = made.at(9)
     with relex_codec.open(path) as run:
-        with pytest.raises(InvalidArgument, match="has no line"):
-            run.save(tmp_path / "out", 10)
         assert run.save(tmp_path / "out", 9) == "track"
         for lo, hi in ((PIECE - 3, PIECE + 20), (PIECE + 1, PIECE + 2), (5, 9), (4, 4)):
             found = run.tensor("large", 10, index=slice(lo, hi))
             np.testing.assert_array_equal(bits_of(found), there["large"][1][lo:hi])
-        held = run.resident(slices={"large": slice(PIECE - 3, PIECE + 20)}).state_dict(9)
+        resident = run.resident(slices={"large": slice(PIECE - 3, PIECE + 20)})
+        held = resident.state_dict(9)
+        for whole in (lambda: run.save(tmp_path / "between", 10), lambda: resident.state_dict(10)):
+            with pytest.raises(InvalidArgument, match="'codes' is stored step by step and has no line"):
+                whole()
+        assert not (tmp_path / "between").exists()
     with relex_codec.safe_open(path, "np", step=10) as handle:
         np.testing.assert_array_equal(handle.get_slice("ids")[1], there["ids"][1][1].view(np.int32))
     written = load_file(tmp_path / "out" / "model.safetensors")
@@ -151,12 +161,13 @@ def test_the_reference_decoder_reads_the_same(made: Made, path: Path, reference:
     origin = {name: (dtype, list(bits.shape), bits.tobytes()) for name, (dtype, bits) in made.base.items()}
     for step, stored in ((1, 2), (4, 4), (8.9, 5), (99, 14)):
         for name in FRAMED_NAMES:
-            if name in LINELESS and step != stored:
-                with pytest.raises(reference.InvalidArgument, match="has no line"):
-                    slow.tensor(name, step, "auto", origin.__getitem__)
-            elif name != "large":  # slowly, as the name says
+            if name != "large":  # slowly, as the name says
                 expected = made.at(stored)[name][1].tobytes()
-                assert slow.tensor(name, step, "auto", origin.__getitem__) == expected, (name, step)
+                if name in FLOATS and step not in STEPS:
+                    with pytest.raises(reference.InvalidArgument, match="has no line"):
+                        slow.tensor(name, step, "auto", origin.__getitem__)
+                else:
+                    assert slow.tensor(name, step, "auto", origin.__getitem__) == expected, (name, step)
 
 
 def test_a_base_inside(made: Made, tmp_path: Path) -> None:
@@ -165,8 +176,13 @@ def test_a_base_inside(made: Made, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("relex_codec.decoding.base_locator.open_base", None)
         with relex_codec.open(tmp_path / "x.relex") as run:
-            for name in FRAMED_NAMES:
-                same(run, name, 5 if name in LINELESS else 5.5, "auto", made.at(5)[name])
+            for name in HELD:
+                same(run, name, 5.5, "auto", made.at(5)[name])
+            for name in FLOATS:
+                same(run, name, 5, "auto", made.at(5)[name])
+            entry = run._reader.entry("ids")
+            origin = run._reader.decoder.read(entry, StepTier(0.0, "base"))
+            np.testing.assert_array_equal(origin, made.base["ids"][1].reshape(-1))
             run.verify()
     assert data == (tmp_path / "x.relex").read_bytes()
 
@@ -200,11 +216,11 @@ def test_tier_exact_is_refused(path: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_appending_is_refused(made: Made, path: Path, tmp_path: Path) -> None:
+def test_fitting_again_is_refused(made: Made, path: Path, tmp_path: Path) -> None:
     before = path.read_bytes()
     write_checkpoint(tmp_path / "global_step_20", made.at(20))
     with pytest.raises(InvalidArgument, match="no exact tier"):
-        relex_codec.append(path, [tmp_path / "global_step_20"])
+        relex_codec.append(path, [tmp_path / "global_step_20"], refit=True)
     assert path.read_bytes() == before
 
 
@@ -237,8 +253,11 @@ def test_only_framed_tensors(tmp_path: Path) -> None:
     assert not file.directions and not file.chunks
     with relex_codec.open(tmp_path / "x.relex") as run:
         for step, stored in ((1, 3), (3, 3), (8, 4), (9, 9), (50, 9)):
-            for name in base if step == stored else ["n"]:
-                same(run, name, step, "auto", at(stored)[name])
+            same(run, "n", step, "auto", at(stored)["n"])
+            if step == stored:
+                same(run, "b", step, "auto", at(stored)["b"])
+        for name in base:  # all of it is in the base
+            same(run, name, 0, "auto", base[name])
         run.verify()
 
 

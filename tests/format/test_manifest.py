@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import relex_codec
+from relex_codec.core.digests import digest
 from relex_codec.core.filenames import directory_allowed, file_allowed, is_document
 from relex_codec.core.threads import parallel_map
-from relex_codec.encoding.tables import EncodedTensor, file_entries, plain_layout, tables_of
+from relex_codec.encoding.tables import EncodedTensor, tables_of
 from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import (
@@ -27,6 +28,7 @@ from relex_codec.format.manifest import (
     whole_tensor,
 )
 from relex_codec.format.manifest_parser import parse
+from relex_codec.format.packed_span import pack
 from relex_codec.format.packing import split_planes
 from relex_codec.format.writer import FileWriter, unknown_figures
 from support.checkpoints import write_checkpoint
@@ -153,12 +155,15 @@ def test_a_file_that_the_writer_makes(tmp_path: Path) -> None:
         EncodedTensor(TensorEntry("own", "BF16", (3,), "BF16"), f.SAME, f.STORED),
     ]  # fmt: skip
     with FileWriter(tmp_path / "x.relex") as writer:
-        tensors[3].span = writer.base.add(split_planes(own), own.nbytes)
+        tensors[3].span = pack(split_planes(own), own.nbytes)
+        writer.base.put(tensors[3].span)
         content = np.frombuffer(b"{}", np.uint8)
-        stored = [("config.json", b"{}", writer.base.add([content], 2, match=True)), ("README.md", b"card", None)]
+        span = writer.base.add([content], 2, match=True)
         writer.close_chunks()
-        files = file_entries(stored)
-        layout = plain_layout(tensors, ["model.safetensors"], False, len(files))
+        files = [
+            FileEntry("config.json", 2, digest(b"{}").hex(), *span.resolved()), FileEntry("README.md", 4, None)
+        ]  # fmt: skip
+        layout = Layout(["model.safetensors"], False, [0] * len(tensors), [0, 1])
         steps = [StepEntry("checkpoint-3", 0), StepEntry("checkpoint-7", 0)]
         entries = [tensor.entry for tensor in tensors]
         shards = ["model.safetensors"]

@@ -557,10 +557,10 @@ def test_tensors_of_another_shape_in_one_step(tmp_path: Path) -> None:
     start: Array = np.zeros((4, 4))
     write_checkpoint(tmp_path / "base", {"w": f32(start)})
     write_run(tmp_path / "run", [1, 2, 3], lambda step: {"w": f32(start[: 3 if step == 2 else 4] + step)})
-    with pytest.raises(relex_codec.CheckpointError, match=r"'w' of step 2 is F32 \[3, 4\]"):
+    with pytest.raises(relex_codec.CheckpointError, match=r"'w' of step 2 is \[3, 4\], expected \[4, 4\]"):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")
     write_run(tmp_path / "run", [2], lambda step: {"v": f32(start)})
     with pytest.raises(
-        relex_codec.CheckpointError, match=r"step 2: .* step [12], but not of step [12].*--exclude-steps 2$"
+        relex_codec.CheckpointError, match=r"'w' is part of step 1, but not of step 2; .*--exclude-steps 2, or"
     ):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base")

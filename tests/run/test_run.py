@@ -446,7 +446,7 @@ def test_a_damaged_tensor_leaves_the_module_unchanged(model_file: Any, tmp_path:
         (300, "auto", "line"),
     ],
 )
-def test_save_writes_what_the_base_looks_like(
+def test_save_writes_what_the_step_looks_like(
     zoo_run: Made, zoo_file: Zoo, tmp_path: Path, step: float, tier: str, from_: str
 ) -> None:
     out = tmp_path / "deep" / "out"
@@ -454,15 +454,15 @@ def test_save_writes_what_the_base_looks_like(
         assert run.save(out, step, tier=tier) == from_
         wanted = {name: run._reader.bits(name, step, tier) for name in run}
         entries = {name: run._reader.entry(name) for name in run}
-    assert sorted(os.listdir(out)) == sorted(os.listdir(zoo_run.base_path))
+    original = zoo_run.run / "global_step_23"
+    assert sorted(os.listdir(out)) == sorted({*os.listdir(original), *SIDE})
     for name, content in SIDE.items():
         assert (out / name).read_bytes() == (content if isinstance(content, bytes) else json.dumps(content).encode())
     place, total = {}, 0
     for shard in sorted(out.glob("*.safetensors")):
         tensors, metadata = read_safetensors(shard)
         assert metadata == {"format": "pt"}
-        in_base = [n for n in read_safetensors(zoo_run.base_path / shard.name)[0] if n not in ("unused", "resized")]
-        assert [n for n in tensors if n in in_base] == in_base
+        assert set(tensors) == set(read_safetensors(original / shard.name)[0])
         for name, (dtype, bits) in tensors.items():
             assert (dtype, bits.shape) == (entries[name].dtype, entries[name].shape)
             np.testing.assert_array_equal(bits.reshape(-1), wanted[name], err_msg=name)
@@ -474,12 +474,12 @@ def test_save_writes_what_the_base_looks_like(
     assert index == {"metadata": {"total_size": total}, "weight_map": place}
 
 
-def test_save_of_a_base_without_index(zoo_run: Made, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "base", zoo_run.base)
-    relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=tmp_path / "base", quality="raw", steps="1:2")
+def test_save_of_a_run_without_index(zoo_run: Made, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [1, 2], zoo_run.at)
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=zoo_run.base_path, quality="raw")
     with relex_codec.open(tmp_path / "x.relex") as run:
         run.save(tmp_path / "out", 2)
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([*SIDE, "model.safetensors"])
 
 
 def test_save_refuses_what_is_there(zoo_file: Zoo, tmp_path: Path) -> None:

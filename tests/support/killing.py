@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from relex_codec.errors import RelexError
+
 CALLS: Final = (
     "open", "write", "pwrite", "ftruncate", "fsync", "close", "link", "rename", "replace", "unlink", "mkdir", "rmdir",
     "fchmod", "fchown",
@@ -28,10 +30,11 @@ class Counter:
             number, self.count = self.count, self.count + 1
             if number == self.at and not self.after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            found = function(*arguments, **options)
-            if number == self.at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found
+            try:
+                return function(*arguments, **options)
+            finally:  # also where it fails
+                if number == self.at:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 
@@ -39,7 +42,8 @@ class Counter:
 def in_fork(work: Callable[[], object], at: int = -1, *, after: bool = False) -> tuple[int, int]:
     """Run `work` in a forked process, killed at call number `at`: return its exit code, and how many calls it made.
 
-    Its exit code is -9 where it was killed, 0 where it ended well, 3 where it raised an error, which goes to stderr.
+    Its exit code is -9 where it was killed, 0 where it ended well, 1 where it refused, 3 where it raised another error,
+    which goes to stderr.
     """
     out, into = os.pipe()
     child = os.fork()
@@ -51,6 +55,8 @@ def in_fork(work: Callable[[], object], at: int = -1, *, after: bool = False) ->
             work()
             write(into, counter.count.to_bytes(8, "little"))
             code = 0
+        except RelexError:
+            code = 1
         except BaseException as error:
             sys.stderr.write(f"{type(error).__name__}: {error}\n")
             sys.stderr.flush()
