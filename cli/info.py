@@ -50,7 +50,7 @@ def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None,
 
 def _can_show(characters: str) -> bool:
     try:
-        characters.encode(sys.stdout.encoding or "ascii")
+        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")  # there is no stdout where it is closed
     except (LookupError, UnicodeEncodeError):
         return False
     return True

@@ -1,10 +1,10 @@
 """What a distance says of a step: the band in which lines were best, and the words for it.
 
-What was measured: real GRPO runs of six small models, 43 windows, each
-line scored from its window's end to thirty times it. All windows of a run peak at one distance D (figures.py), whatever
-step that is: at 0.41 % on four runs, at 0.22 to 0.32 % on the two that were trained to break the finding. Beyond
-the peak scores fall, below the base at about twice the step of the peak. Nobody knows what the distance is for a model
-of billions of weights. R^2 and explained variance do not predict it; they are no part of this.
+What was measured: real GRPO runs of six small models, 43 windows, each line scored from its window's end to thirty
+times it. All windows of a run peak at one distance D (figures.py), whatever step that is: at 0.41 % on four runs, at
+0.22 to 0.32 % on the two that were trained to break the finding. Beyond the peak scores fall, below the base at about
+twice the step of the peak. Nobody knows what the distance is for a model of billions of weights. R^2 and explained
+variance do not predict it; they are no part of this.
 """
 
 from __future__ import annotations

@@ -72,6 +72,22 @@ def test_distance_is_what_the_weights_move_by(made: Path, step: float) -> None:
     assert slowly(found.peak_steps[1]) == pytest.approx(0.0049, rel=0.05)
 
 
+def test_norms_that_are_stored_and_norms_that_are_read(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of directions that are not quantised both are the same, and who has to read them says so."""
+    with relex_codec.open(made / "run.relex") as run:
+        stored = run.trust(60)
+        assert run.info()["trust"]["stored"] is True
+        assert run.tensor_info("layers.0.w")["distance"] == pytest.approx(stored.window_distance, rel=0.2)
+    monkeypatch.setattr("relex_codec.run.trusted.stored_norms", lambda container: None)
+    with relex_codec.open(made / "run.relex") as run:
+        assert run.info()["trust"] is None and run.tensor_info("layers.0.w")["distance"] is None
+        read = run.trust(60)
+        assert run.info()["trust"]["stored"] is False
+    assert (stored.stored, read.stored) == (True, False)
+    assert read.distance == pytest.approx(stored.distance, rel=1e-5)
+    assert any("quantised" in word for word in read.words) and not any("quantised" in word for word in stored.words)
+
+
 @pytest.mark.parametrize("options", [{}, {"rank": 2}, {"observe": 9}, {"embed_base": True}])
 def test_runs_of_every_kind_of_tensor(zoo_file: Zoo, options: dict[str, Any]) -> None:
     with relex_codec.open(zoo_file("raw", **options)) as run:
@@ -275,7 +291,6 @@ def test_real_runs_are_as_far_as_was_measured(tmp_path: Path, name: str, window:
         from relex_codec.run.norms import lines_of
 
         peak = step_at(lines_of(run._reader.container.index), run._measured(), TYPICAL)
-    if not found.stored:
-        pytest.skip("this encoder writes no norms; those of quantised directions are up to a fifth smaller")
+    assert found.stored
     assert found.distance == pytest.approx(document["norms"][name][str(window)]["l1_line"], rel=0.01)
     assert peak == pytest.approx(document["peaks"][name][str(window)]["predicted"]["L1"], rel=0.05)
