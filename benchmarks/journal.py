@@ -11,9 +11,9 @@ Weights in bf16, of which a share moves to a neighbouring number at each step. R
 - `record`: `Recorder.add` and `flush`: copying, comparing, compressing, writing and two `fsync`;
 
 as wall and as processor time of all threads; ratios are of processor times, which other work on the machine disturbs
-less; and the bytes of a step beside gap-coded patches: for each tensor the gaps between changed positions as LEB128 and the
-new values, each compressed by zstd at level 3 (`patches`), or the values' XOR with the old ones (`patches_xor`). Then
-it kills recording and watching, 50 times each (`tests/support/killed.py`). Writes benchmarks/results/journal.json.
+less; and the bytes of a step beside gap-coded patches: for each tensor the gaps between changed positions as LEB128 and
+the new values, each compressed by zstd at level 3 (`patches`), or the values' XOR with the old ones (`patches_xor`).
+Then it kills recording and watching, 50 times each (`tests/support/killed.py`). Writes benchmarks/results/journal.json.
 """
 
 from __future__ import annotations
