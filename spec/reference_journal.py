@@ -298,9 +298,11 @@ class Journal:
         if [rank.head["rank"] for rank in ranks] != list(range(world)):
             require(not any(rank.commits for rank in ranks), "a rank without files")
             return []
-        numbers = [step for step, _, _ in min((rank.commits for rank in ranks), key=len)]
-        for rank in ranks:
-            require([step for step, _, _ in rank.commits[: len(numbers)]] == numbers, "ranks that disagree")
+        numbers = []
+        for row in zip(*(rank.commits for rank in ranks), strict=False):
+            if len({step for step, _, _ in row}) > 1:
+                break
+            numbers.append(row[0][0])
         return numbers
 
     @staticmethod

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -195,10 +196,8 @@ class Journal:
             if any(one.commits for one in files):
                 raise Corrupt(f"{where} has the files of {len(ranks)} ranks, expected {heads[0].world}")
             return Generation(number, heads[0].after, files, [], {})
-        steps = [commit.step for commit in min((one.commits for one in files), key=len)]
-        for one in files:
-            if [commit.step for commit in one.commits[: len(steps)]] != steps:
-                raise Corrupt(f"{where}: its ranks have committed other steps")
+        rows = zip(*([commit.step for commit in one.commits] for one in files), strict=False)
+        steps = [row[0] for row in takewhile(lambda row: len(set(row)) == 1, rows)]
         places: dict[str, list[Place]] = {}
         for rank, head in enumerate(heads):
             for place, part in enumerate(head.parts):

@@ -164,16 +164,15 @@ class Recorder:
         self._check_usable()
         self._wait()
         self._check_step(step)
-        if isinstance(state, str | os.PathLike):
-            if verify and self._ranks.world > 1:
-                raise InvalidArgument(
-                    "verify is for one process; a step of several is whole when all have committed it"
-                )
-            self._add_directory(step, state, verify)
-        elif verify:
+        if verify and self._ranks.world > 1:
+            raise InvalidArgument("verify is for one process; a step of several is verified from the journal")
+        if verify and not isinstance(state, str | os.PathLike):
             raise InvalidArgument("verify compares with a directory, and none was given")
-        else:
-            self._add_state(step, state)
+        with self._all_or_failed():
+            if isinstance(state, str | os.PathLike):
+                self._add_directory(step, state, verify)
+            else:
+                self._add_state(step, state)
 
     def patch(self, step: int, patches: Iterable[Any]) -> None:
         """Record a step that is said by what changed since the last one, as weight syncs of trainers have it.

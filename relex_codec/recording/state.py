@@ -150,10 +150,11 @@ def check_same(found: Mapping[str, Local], expected: Iterable[tuple[str, str, Bo
     for name in found:
         if name not in known:
             raise InvalidArgument(f"tensor {quote(name)} is not part of the steps before")
-    for name, dtype, box in expected:
-        local = found.get(name)
-        if local is None:
+    for name in sorted(known):
+        if name not in found:
             raise InvalidArgument(f"tensor {quote(name)} is part of the steps before, but not of this one")
+    for name, dtype, box in expected:
+        local = found[name]
         if (local.dtype, local.box.shape) != (dtype, box.shape):
             raise InvalidArgument(
                 f"tensor {quote(name)} is {local.dtype} {list(local.box.shape)}, "

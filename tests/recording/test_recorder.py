@@ -163,6 +163,23 @@ def test_a_base_of_another_dtype(tmp_path: Path) -> None:
         recorder.add(2, {"w": values})
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_float32_weights_as_trainers_save_them(background: bool, small: Callable[[int], State], tmp_path: Path) -> None:
+    def masters(step: int) -> State:
+        return {name: value.float() * (1 + 1e-3 * step) for name, value in small(step).items()}
+
+    rounded = {step: {name: value.bfloat16() for name, value in masters(step).items()} for step in (1, 2)}
+    at = {name: ("F32", bits_of(value).reshape(value.shape)) for name, value in masters(2).items()}
+    write_checkpoint(tmp_path / "step_2", at)
+    options: dict[str, Any] = {"base": tmp_path / "base", "dtype": "base", "background": background}
+    with relex_codec.Recorder(tmp_path / "j", **options) as recorder:
+        recorder.add(1, masters(1))
+        recorder.add(2, tmp_path / "step_2", verify=True)
+    assert all(same(tmp_path / "j", tmp_path / "base", step, state) for step, state in rounded.items())
+    with pytest.raises(InvalidArgument, match="expected state or base"):
+        relex_codec.Recorder(tmp_path / "j", dtype="bfloat16")
+
+
 # ---- The commands ----
 
 
@@ -220,6 +237,8 @@ def test_steps_that_are_added_twice_or_out_of_order(small: Callable[[int], State
         for bad in (-1, 1.5, True, 1 << 54):
             with pytest.raises(InvalidArgument, match="expected an integer"):
                 recorder.add(bad, small(6))  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="compares with a directory"):
+            recorder.add(6, small(6), verify=True)
         recorder.add(6, small(6))
     assert Journal(tmp_path / "j").numbers == [5, 6]
     assert same(tmp_path / "j", tmp_path / "base", 6, small(6))
@@ -237,6 +256,7 @@ def test_tensors_that_change(small: Callable[[int], State], tmp_path: Path) -> N
             ({**state, "w": 3}, "'w', a int"),
             ({**state, "w": state["w"].to("meta")}, "meta device"),
             ({**state, "w": state["w"].to_sparse()}, "not supported"),
+            ({**state, "w": torch.empty(0, dtype=torch.bfloat16)}, "ZeRO-3 saved placeholders"),
             ({}, "no tensors"),
             (3, "cannot record a int"),
         ]

@@ -124,3 +124,10 @@ def test_encoding_it_is_encoding_the_checkpoints(place: Path, reports: list[dict
 
 def test_a_second_recorder_is_refused_on_every_rank(reports: list[dict[str, Any]]) -> None:
     assert all("another recorder does" in report["second"] for report in reports)
+
+
+def test_a_rank_that_misses_a_step_records_no_more(place: Path, reports: list[dict[str, Any]]) -> None:
+    first, second = reports[1]["missed"]
+    assert first == second and "is part of the steps before" in first
+    assert Journal(place / "j").numbers[-1] == 6  # rank 0 has step 7, and it is no step of the journal
+    assert [len(rank.commits) for rank in Journal(place / "j").generations[-1].ranks] == [2, 1]
