@@ -194,7 +194,7 @@ def kills(times: int) -> dict[str, str]:
     found = {}
     for what in ("record", "watch"):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-W", "ignore", "-m", "support.killed", what, folder, str(times), "2"]
+            command = [sys.executable, "-W", "ignore", "-m", "support.killed", what, folder, str(times), "2", "2.0"]
             paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
             environment = {**os.environ, "PYTHONPATH": paths}
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

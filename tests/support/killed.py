@@ -1,7 +1,7 @@
 """Recording and watching, killed at random moments, and what must be there afterwards.
 
-usage: python -m support.killed record|watch FOLDER TIMES SEED. Each process that is killed is a copy of this one, which
-has everything loaded: so kills come in the middle of the work, not of imports.
+usage: python -m support.killed record|watch FOLDER TIMES SEED [SECONDS]. Each process that is killed is a copy of this
+one, which has everything loaded: so kills come in the middle of the work, not of imports.
 """
 
 from __future__ import annotations
@@ -101,8 +101,11 @@ def check(root: Path) -> None:
             assert (row == weights(step)[name][1].reshape(-1)).all(), (step, name)
 
 
-def main(what: str, folder: str, times: str, seed: str) -> None:
-    """Kill so many times; after each, no committed step is lost, and nothing is deleted that is not archived."""
+def main(what: str, folder: str, times: str, seed: str, seconds: str = "0.6") -> None:
+    """Kill so many times, after up to so many seconds each.
+
+    Then no committed step is lost, and nothing is deleted that is not archived.
+    """
     torch.set_num_threads(1)
     root, chances = Path(folder), random.Random(int(seed))
     write_checkpoint(root / "base", weights(0))
@@ -114,7 +117,7 @@ def main(what: str, folder: str, times: str, seed: str) -> None:
     lost = 0
     for time_ in range(int(times)):
         if what == "record":
-            killed_at_random(record, root, chances.random() * 0.6)
+            killed_at_random(record, root, chances.random() * float(seconds))
             said = [int(line) for line in (root / "said").read_text().split()]
             found = numbers(root)
             assert found == list(range(1, len(found) + 1)), found
@@ -122,7 +125,7 @@ def main(what: str, folder: str, times: str, seed: str) -> None:
             lost += Journal(root / "j").unfinished > 0 if is_journal(root / "j") else 0
         else:
             train(root, 3 * (time_ + 1))
-            killed_at_random(watch, root, chances.random() * 0.6)
+            killed_at_random(watch, root, chances.random() * float(seconds))
             found = numbers(root)
             for step in range(1, 3 * (time_ + 1) + 1):
                 there = len(list((root / "run" / f"checkpoint-{step}").glob("*.safetensors"))) == 2
