@@ -7,7 +7,7 @@ most weights of BF16 to a neighbour, so nearly all changes are 1 or -1, and take
 from __future__ import annotations
 
 import threading
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,10 +20,8 @@ from .changes import (
     SKIP,
     apply_dense,
     apply_sparse,
-    find_changes,
+    describe_changes,
     most_frequent,
-    skips_of,
-    split_changes,
     split_dense,
 )
 from .format import ABSENT, BLOB_HEAD, CHUNK, FLOAT_WORDS, STREAM_HEAD
@@ -43,6 +41,7 @@ class _Scratch(threading.local):
         self.changes = np.empty(CHUNK, np.uint64)
         self.skips = np.empty(CHUNK + CHUNK // SKIP + 1, np.uint8)
         self.planes = np.empty((8, CHUNK), np.uint8)
+        self.most = np.empty(9, np.int64)
 
 
 _scratch = _Scratch()
@@ -67,32 +66,32 @@ def encode_difference(old: Bits, new: Bits, dtype: str) -> bytes:
     """
     width, scratch, is_float = ITEMSIZE[dtype], _scratch, dtype in FLOAT_WORDS
     words = len(old) * width // 8
-    count = find_changes(
-        old, new, old[: words * 8 // width].view(np.uint64), new[: words * 8 // width].view(np.uint64),
-        is_float, scratch.words, scratch.positions, scratch.changes,
+    count, length, top = describe_changes(
+        old, new, old[: words * 8 // width].view(np.uint64), new[: words * 8 // width].view(np.uint64), is_float,
+        scratch.words, scratch.positions, scratch.changes, scratch.skips, scratch.planes, scratch.most,
     )  # fmt: skip
     if not count:
         return b""
-    length = skips_of(scratch.positions[:count], scratch.skips)
-    top = split_changes(scratch.changes[:count], scratch.planes, width)
-    blob = _blob(count, scratch.skips[:length], scratch.planes[:, :count], top, width)
+    blob = _blob(count, scratch.skips[:length], scratch.planes[:, :count], top, width, scratch.most)
     if count * DENSE_FROM < len(old):
         return blob
     top = split_dense(scratch.positions[:count], scratch.changes[:count], scratch.planes, len(old), width)
-    dense = _blob(0, None, scratch.planes[:, : len(old)], top, width)
+    for plane in range(top):
+        scratch.most[1 + plane] = most_frequent(scratch.planes[plane, : len(old)])
+    dense = _blob(0, None, scratch.planes[:, : len(old)], top, width, scratch.most)
     return min(blob, dense, key=len)
 
 
-def _blob(count: int, skips: Bytes | None, planes: Bytes, top: int, width: int) -> bytes:
-    """Return a blob; planes from `top` on are zero."""
+def _blob(count: int, skips: Bytes | None, planes: Bytes, top: int, width: int, most: Any) -> bytes:
+    """Return a blob; planes from `top` on are zero. `most`: how often the most frequent byte of each stream occurs."""
     head = BLOB_HEAD.pack(count, 0 if skips is None else len(skips))
-    streams = [] if skips is None else [_stream(skips)]
-    streams += [_stream(planes[plane]) if plane < top else STREAM_HEAD.pack(ABSENT, 0, 0, 0) for plane in range(width)]
-    return b"".join([head, *streams])
+    streams = [] if skips is None else [_stream(skips, most[0])]
+    streams += [_stream(planes[plane], most[1 + plane]) for plane in range(top)]
+    return b"".join([head, *streams, *[STREAM_HEAD.pack(ABSENT, 0, 0, 0)] * (width - top)])
 
 
-def _stream(raw: Bytes) -> bytes:
-    stored = compress(raw, fill=most_frequent(raw) > FILL_FROM * len(raw))
+def _stream(raw: Bytes, most: int) -> bytes:
+    stored = compress(raw, fill=bool(most > FILL_FROM * len(raw)))
     length = len(stored.data)
     return STREAM_HEAD.pack(stored.codec, stored.fill, length & 0xFF, length >> 8) + stored.data
 
