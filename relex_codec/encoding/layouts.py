@@ -67,18 +67,23 @@ def directory_names(paths: Iterable[str | None], steps: Sequence[int]) -> list[s
         paths: from the directory of the run on; None where nobody knows.
         steps: their numbers.
 
+    Returns:
+        None for a step whose directory is called ``global_step_N``, as those are that have no name.
+
     Example:
         >>> directory_names(["checkpoint-5", "checkpoint-10"], [5, 10])
         ['checkpoint-5', 'checkpoint-10']
         >>> directory_names(["a/é-5", "a/é-10"], [5, 10])
         [None, None]
+        >>> directory_names(["global_step_1", "best"], [1, 2])
+        [None, 'best']
     """
     names = [path if path is not None and directory_allowed(path) else None for path in paths]
     called = [(name or STEP_FOLDER.format(step)).lower() for name, step in zip(names, steps, strict=True)]
     above = {"/".join(name.split("/")[:i]) for name in called for i in range(1, name.count("/") + 1)}
     if len(set(called)) < len(called) or above & set(called):
         return [None] * len(names)
-    return names
+    return [None if name == STEP_FOLDER.format(step) else name for name, step in zip(names, steps, strict=True)]
 
 
 def step_entries(directories: Sequence[str | None], layouts: Sequence[int]) -> list[StepEntry]:

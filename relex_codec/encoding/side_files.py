@@ -194,6 +194,7 @@ def files_of_step(
         number: takes one of these, where the step lacks it.
     """
     mine = [name for name in step.side_files if file_allowed(name, step.shards)]
-    found = [own(name, content) for name, content in zip(mine, step.read_files(mine), strict=True)]
-    found += [number(name) for name in files_from_base(mine, names)]
-    return sorted(found)
+    contents = dict(zip(mine, step.read_files(mine), strict=True))
+    # in the order of their names, so that what a step has of the base's makes no difference to the file
+    both = sorted([*mine, *files_from_base(mine, names)])
+    return sorted(own(name, contents[name]) if name in contents else number(name) for name in both)

@@ -81,10 +81,12 @@ class AtomicFile:
                     self._put_into_place()  # still locked: it has no other owner until then
                     sync_directory(os.path.dirname(self.path))
         finally:
-            with suppress(OSError):  # gone, if it was renamed
-                os.unlink(self._temporary)
-            with suppress(OSError):
-                self._close()
+            try:
+                with suppress(OSError):  # gone, if it was renamed
+                    os.unlink(self._temporary)
+            finally:
+                with suppress(OSError):
+                    self._close()
 
     def _put_into_place(self) -> None:
         """Give the file its name, if that is still free or still has what may be replaced."""

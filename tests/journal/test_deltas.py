@@ -78,7 +78,7 @@ def test_a_stream_is_its_checkpoints(place: Path) -> None:
         write_delta(place / "deltas", version, states[version - 1], states[version], encoding)
     write_checkpoint(place / "deltas" / "weight_v000003", states[3], shards=2)
     (place / "deltas" / "latest").write_text("weight_v000005")
-    write_run(place / "run", range(1, 6), lambda step: states[step])
+    write_run(place / "run", range(1, 6), lambda step: states[step], shards=2)  # as the base is
     for name in ("deltas", "run"):
         relex_codec.encode(place / name, place / f"{name}.relex", base=place / "base", exact=True, base_uri="")
     assert (place / "deltas.relex").read_bytes() == (place / "run.relex").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,8 +20,9 @@ import relex_codec.journal.writer as writer_module
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.verify import check_journal
-from support.checkpoints import write_checkpoint, write_run
+from support.checkpoints import safetensors_bytes, write_checkpoint, write_run
 from support.commands import cli, failed
+from support.plain import read_safetensors
 from support.runs import Made
 from support.tensors import Tensor, bf16, bits_of
 
@@ -86,13 +88,26 @@ def recorded(zoo_run: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_encoding_a_journal_is_encoding_its_checkpoints(
     exact: bool, recorded: Path, zoo_run: Made, tmp_path: Path
 ) -> None:
-    for name, run in (("a", recorded), ("b", zoo_run.run)):
+    """A journal has weights only: it is as checkpoints in the base's shards and without files of their own."""
+    shards = {path.name: read_safetensors(path)[0] for path in sorted(zoo_run.base_path.glob("*.safetensors"))}
+    in_base, last = {name for shard in shards.values() for name in shard}, max(shards)
+    for step in zoo_run.steps:
+        folder = tmp_path / f"run/global_step_{step}"
+        folder.mkdir(parents=True)
+        at = zoo_run.at(step)
+        places = {}
+        for file, shard in shards.items():
+            mine = {name: at[name] for name in at if name in shard or (name not in in_base and file == last)}
+            (folder / file).write_bytes(safetensors_bytes(mine))
+            places |= dict.fromkeys(mine, file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    checkpoints = tmp_path / "run/global_step_{step}"
+    for name, run in (("a", recorded), ("b", checkpoints)):
         relex_codec.encode(run, tmp_path / f"{name}.relex", base=zoo_run.base_path, exact=exact, base_uri="base")
     assert (tmp_path / "a.relex").read_bytes() == (tmp_path / "b.relex").read_bytes()
-    for name, run in (("c", recorded), ("d", zoo_run.run)):
-        relex_codec.encode(
-            run, tmp_path / f"{name}.relex", base=zoo_run.base_path, base_uri="base", steps="2:20", exclude_steps="9"
-        )
+    chosen: dict[str, dict[str, Any]] = {"c": {"steps": "2:20", "exclude_steps": "9"}, "d": {"steps": "2,5,14,20"}}
+    for name, run in (("c", recorded), ("d", checkpoints)):
+        relex_codec.encode(run, tmp_path / f"{name}.relex", base=zoo_run.base_path, base_uri="base", **chosen[name])
     assert (tmp_path / "c.relex").read_bytes() == (tmp_path / "d.relex").read_bytes()
 
 
