@@ -21,6 +21,7 @@ from relex_codec.storage.urls import Options, PathLike, join_path, options_for
 
 from . import naming
 from .checkpoint import TensorReader
+from .opening import directory_of
 
 LONGEST: Final = 200
 """Characters of a name."""
@@ -142,7 +143,7 @@ def find_left_out(
     Raises:
         CheckpointError: a directory cannot be listed.
     """
-    places = [_place(os.fspath(run), path) for _, path in found]
+    places = [_place(os.fspath(run), directory_of(path)) for _, path in found]
     roots: dict[str, list[StepFolder]] = {}
     for index, ((step, _), (root, below)) in enumerate(zip(found, places, strict=True)):
         top = _top(step, below) if naming.PLACEHOLDER not in os.fspath(run) else ""

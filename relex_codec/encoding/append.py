@@ -16,6 +16,7 @@ from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.checkpoints.discovery import find_checkpoints, find_run, path_of_step
 from relex_codec.checkpoints.name_matching import compatible
 from relex_codec.checkpoints.naming import PLACEHOLDER
+from relex_codec.checkpoints.opening import directory_of
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.filenames import ADAPTER_WEIGHTS
@@ -211,7 +212,7 @@ def _directories(index: Index, paths: Sequence[str]) -> list[str | None]:
     """Return what the directories of further steps are called: as deep in the run's as those that the file has."""
     last = index.manifest.steps[-1].directory or ""
     above = last.removesuffix(path_of_step(last) or last)
-    found = map(path_of_step, paths)
+    found = (path_of_step(directory_of(path)) for path in paths)
     return [None if name is None else above + name for name in found]
 
 
