@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,10 @@ class JournalSeries(CheckpointSeries):
         base: what was opened as its base; whatever is read of it is checked against the journal's digests.
         steps: numbers of steps, increasing; all of them are in the journal.
 
+    Attributes:
+        tensors: of each step, laid out in files as the base is: what it lacks is in the last one.
+        shards, indexed: as of the base.
+
     Raises:
         BaseMismatch: the base has not the tensors that the journal begins with.
         CheckpointError: there are no steps.
@@ -69,6 +74,12 @@ class JournalSeries(CheckpointSeries):
         self._indexes = [numbers[step] for step in self.steps]
         self._base = BaseReader(base, journal.expected)
         self._base_dtypes = {tensor.name: tensor.dtype for tensor in journal.expected}
+        self.shards, self.indexed = base.shards, base.indexed
+        last = len(base.shards) - 1
+        self.tensors = {
+            name: replace(info, shard=base.tensors[name].shard if name in base.tensors else last)
+            for name, info in journal.tensors.items()
+        }
 
     def checkpoint(self, index: int) -> JournalStep:
         """Return the checkpoint of ``steps[index]``."""
@@ -138,7 +149,7 @@ class JournalStep(TensorReader):
     def __init__(self, series: JournalSeries, step: int, index: int) -> None:
         self._series, self._index = series, index
         self.path = f"step {step} of {series.journal.path}"
-        self.tensors = series.journal.tensors
+        self.tensors, self.shards, self.indexed = series.tensors, series.shards, series.indexed
 
     def read_into(self, name: str, lo: int, out: Bits) -> None:
         """Fill `out` with the bits of a tensor from element `lo` on; see `TensorReader.read_into`."""

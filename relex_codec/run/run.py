@@ -391,7 +391,7 @@ class Run(PicturedRun):
             ``comparison.sentence()`` says the rest. What differs is returned, not raised.
 
         Raises:
-            InvalidArgument: the file has no exact tier, or `steps` leaves nothing.
+            InvalidArgument: the file has no exact tier, `run` is a journal, or `steps` leaves nothing.
             CheckpointError: there is no run, or no step of it can be read.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.

@@ -22,6 +22,7 @@ from relex_codec.journal.verify import check_journal
 from support.checkpoints import write_checkpoint, write_run
 from support.commands import cli, failed
 from support.runs import Made
+from support.same_runs import assert_same_but_for_names
 from support.tensors import Tensor, bf16, bits_of
 
 State = dict[str, torch.Tensor]
@@ -88,12 +89,16 @@ def test_encoding_a_journal_is_encoding_its_checkpoints(
 ) -> None:
     for name, run in (("a", recorded), ("b", zoo_run.run)):
         relex_codec.encode(run, tmp_path / f"{name}.relex", base=zoo_run.base_path, exact=exact, base_uri="base")
-    assert (tmp_path / "a.relex").read_bytes() == (tmp_path / "b.relex").read_bytes()
+    assert_same_but_for_names(tmp_path / "a.relex", tmp_path / "b.relex", zoo_run.base_path)
     for name, run in (("c", recorded), ("d", zoo_run.run)):
         relex_codec.encode(
             run, tmp_path / f"{name}.relex", base=zoo_run.base_path, base_uri="base", steps="2:20", exclude_steps="9"
         )
-    assert (tmp_path / "c.relex").read_bytes() == (tmp_path / "d.relex").read_bytes()
+    assert_same_but_for_names(tmp_path / "c.relex", tmp_path / "d.relex", zoo_run.base_path)
+    with relex_codec.open(tmp_path / "a.relex") as file:  # nobody knows how the steps lay: they lie as the base does
+        layout = file._reader.container.index.layout_of(1)
+        assert set(layout.shards) == {path.name for path in Path(zoo_run.base_path).glob("*.safetensors")}
+        assert layout.indexed
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -202,6 +207,18 @@ def test_the_commands_read_a_journal(recorded: Path, zoo_run: Made, tmp_path: Pa
     failed(
         cli("decode", recorded, "--step", 9, "--tier", "line", "-o", tmp_path / "c"), "tier line is for .relex files"
     )
+    for option in (["--merge"], ["--max-distance", 0.4], ["--fit", "log"], ["--along", "secant"]):
+        failed(cli("decode", recorded, "--step", 9, "-o", tmp_path / "c", *option), f"{option[0]}", "for .relex files")
+    weights = sorted((tmp_path / "a").glob("*.safetensors"))
+    kept = weights[0].read_bytes()
+    weights[0].write_bytes(b"x")
+    failed(cli("decode", recorded, "--step", 9, "-o", tmp_path / "a"), "is not empty")
+    assert weights[0].read_bytes() == b"x"
+    assert cli("decode", recorded, "--step", 9, "-o", tmp_path / "a", "-f").returncode == 0
+    assert weights[0].read_bytes() == kept
+    failed(cli("verify", recorded, "--against", zoo_run.run), "--against is for .relex files")
+    failed(cli("verify", tmp_path / "x.relex", "--against", recorded), "is a journal, expected checkpoints")
+    failed(cli("append", tmp_path / "x.relex", recorded), "is a journal, expected checkpoints")
 
 
 def test_another_base_is_refused(recorded: Path, zoo_run: Made, tmp_path: Path) -> None:
