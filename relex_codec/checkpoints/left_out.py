@@ -56,8 +56,9 @@ class RestOfRun(NamedTuple):
 
 
 def files_kept(checkpoint: TensorReader) -> set[str]:
-    """Return the names of the files of a checkpoint that decoding gives back."""
-    return {*checkpoint.shards, *checkpoint.side_files, *([INDEX] if checkpoint.indexed else [])}
+    """Return the names of the files of a checkpoint that decoding gives back, or all of whose content it does."""
+    files = {*checkpoint.shards, *checkpoint.side_files, *([INDEX] if checkpoint.indexed else [])}
+    return files | set(checkpoint.read_whole)
 
 
 def group_files(files: Iterable[ListedFile], steps: Sequence[StepFolder]) -> list[LeftOut]:
