@@ -77,7 +77,10 @@ def command(
     from relex_codec.trust.horizon import shown_step
 
     if is_journal(file):
-        _decode_journal(file, step, output, base, tier, device, as_json)
+        if merge or max_distance is not None or way != "line":
+            option = "--merge" if merge else "--max-distance" if max_distance is not None else "--fit and --along"
+            raise InvalidArgument(f"{option} is for .relex files; a journal is decoded exactly: encode it first")
+        _decode_journal(file, step, output, base, tier, device, overwrite, as_json)
         return
     with relex_codec.open(file, base=base, device=device) as run:
         asked = step
@@ -107,7 +110,7 @@ def command(
 
 
 def _decode_journal(
-    file: str, step: float, output: str, base: str | None, tier: str, device: str, as_json: bool
+    file: str, step: float, output: str, base: str | None, tier: str, device: str, overwrite: bool, as_json: bool
 ) -> None:
     from relex_codec.errors import InvalidArgument
     from relex_codec.run import recorded
@@ -115,7 +118,7 @@ def _decode_journal(
     if tier not in ("auto", "exact") or device != "cpu":
         what = f"tier {tier}" if tier not in ("auto", "exact") else f"device {device}"
         raise InvalidArgument(f"{what} is for .relex files; a journal is decoded exactly, on the CPU: encode it first")
-    steps = recorded.save(file, output, step, base=base, progress=True)
+    steps = recorded.save(file, output, step, base=base, overwrite=overwrite, progress=True)
     if as_json:
         print_json({"file": file, "step": step, "tier": "exact", "output": output, "device": device})
         return

@@ -36,11 +36,16 @@ def command(
     differs, or if RUN has a step that FILE lacks.
     """
     import relex_codec
+    from relex_codec.errors import InvalidArgument
     from relex_codec.journal.reader import is_journal
 
     if against is None and (steps is not None or exclude_steps is not None):
         raise click.UsageError("--steps and --exclude-steps choose what is compared, with --against RUN")
     if is_journal(file):
+        if against is not None:
+            raise InvalidArgument(
+                f"--against is for .relex files, {file} is a journal: encode it with --exact, and compare that"
+            )
         _verify_journal(file, base, as_json)
         return 0
     with relex_codec.open(file, base=base) as run:

@@ -115,6 +115,8 @@ class BoxedCheckpoint(TensorReader):
         self.tensors, self._boxes = table
         self.sources = sources
         self.side_files = list(side_files or ())
+        if not notes:  # nothing in its files was left out
+            self.read_whole = [source.path.rpartition("/")[2] for source in sources]
         self._open_archive, self._copies = open_archive, copies or {}
         self._side_files, self._options = side_files or {}, storage_options
         self._places: dict[tuple[str, int], Place] = {}

@@ -100,6 +100,7 @@ class TensorReader(Protocol):
         absent: names that its index lists and no file has. That is fatal only where such a tensor is needed
             (`checks.check_against_base`): an index may go on listing a tied ``lm_head.weight``.
         notes: what there is that is not read, one line each, for whoever encodes it.
+        read_whole: names of files of another kind than safetensors that hold these tensors and nothing else.
         may_be_slices: whether its files say of themselves that their tensors may be slices of the model's.
     """
 
@@ -110,6 +111,7 @@ class TensorReader(Protocol):
     side_files: Sequence[str] = ()
     absent: Sequence[str] = ()
     notes: Sequence[str] = ()
+    read_whole: Sequence[str] = ()
     may_be_slices: bool = False
 
     @property

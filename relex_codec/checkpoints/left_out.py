@@ -21,6 +21,7 @@ from relex_codec.storage.urls import Options, PathLike, join_path, options_for
 
 from . import naming
 from .checkpoint import TensorReader
+from .opening import directory_of
 
 LONGEST: Final = 200
 """Characters of a name."""
@@ -55,8 +56,9 @@ class RestOfRun(NamedTuple):
 
 
 def files_kept(checkpoint: TensorReader) -> set[str]:
-    """Return the names of the files of a checkpoint that decoding gives back."""
-    return {*checkpoint.shards, *checkpoint.side_files, *([INDEX] if checkpoint.indexed else [])}
+    """Return the names of the files of a checkpoint that decoding gives back, or all of whose content it does."""
+    files = {*checkpoint.shards, *checkpoint.side_files, *([INDEX] if checkpoint.indexed else [])}
+    return files | set(checkpoint.read_whole)
 
 
 def group_files(files: Iterable[ListedFile], steps: Sequence[StepFolder]) -> list[LeftOut]:
@@ -142,7 +144,7 @@ def find_left_out(
     Raises:
         CheckpointError: a directory cannot be listed.
     """
-    places = [_place(os.fspath(run), path) for _, path in found]
+    places = [_place(os.fspath(run), directory_of(path)) for _, path in found]
     roots: dict[str, list[StepFolder]] = {}
     for index, ((step, _), (root, below)) in enumerate(zip(found, places, strict=True)):
         top = _top(step, below) if naming.PLACEHOLDER not in os.fspath(run) else ""

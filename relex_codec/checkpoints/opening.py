@@ -75,6 +75,16 @@ def tells_kind(path: str) -> bool:
     return name in (METADATA, PICKLE_INDEX, ADAPTER_WEIGHTS) or name.endswith(PICKLES) or _is_slice(path)
 
 
+def directory_of(path: str) -> str:
+    """Return the directory of a checkpoint by the path that it is known by.
+
+    Example:
+        >>> directory_of("run/checkpoint-10/adapter_model.safetensors"), directory_of("run/checkpoint-10")
+        ('run/checkpoint-10', 'run/checkpoint-10')
+    """
+    return path.rpartition("/")[0] if tells_kind(path) else path
+
+
 def needs_pickle(path: str) -> bool:
     """Tell whether reading the checkpoint that a path is of reads pickles."""
     return tells_kind(path) and not path.endswith(".safetensors")

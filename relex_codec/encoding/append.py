@@ -15,7 +15,8 @@ from relex_codec.checkpoints.base_uri import carried_over
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.checkpoints.discovery import find_checkpoints, find_run, path_of_step
 from relex_codec.checkpoints.name_matching import compatible
-from relex_codec.checkpoints.naming import PLACEHOLDER
+from relex_codec.checkpoints.naming import PLACEHOLDER, step_names
+from relex_codec.checkpoints.opening import directory_of
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.filenames import ADAPTER_WEIGHTS
@@ -26,6 +27,7 @@ from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, R
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
 from relex_codec.format.writer import FileWriter
+from relex_codec.journal.reader import is_journal
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
@@ -150,6 +152,9 @@ def _find(
     checkpoints: Sequence[PathLike], storage_options: Options, step: int | None, allow_pickle: bool
 ) -> list[tuple[int, str]]:
     """Find single checkpoints, or those of the only directory that is given if it is that of a run."""
+    for path in checkpoints:
+        if is_journal(path):
+            raise InvalidArgument(f"{os.fspath(path)} is a journal, expected checkpoints: encode all of it again")
     if len(checkpoints) != 1 or step is not None:
         return find_checkpoints(checkpoints, storage_options, step=step, allow_pickle=allow_pickle)
     if PLACEHOLDER in os.fspath(checkpoints[0]):
@@ -160,7 +165,10 @@ def _find(
         try:
             return find_run(checkpoints[0], storage_options, allow_pickle=allow_pickle)
         except RelexError:
-            raise error from None
+            name = os.fspath(checkpoints[0]).rstrip("/").rpartition("/")[2]
+            if any(step_names([name])):
+                raise error from None
+            raise
 
 
 def _look_at_known(run: RunReader, known: list[tuple[int, str]], storage_options: Options) -> None:
@@ -211,7 +219,7 @@ def _directories(index: Index, paths: Sequence[str]) -> list[str | None]:
     """Return what the directories of further steps are called: as deep in the run's as those that the file has."""
     last = index.manifest.steps[-1].directory or ""
     above = last.removesuffix(path_of_step(last) or last)
-    found = map(path_of_step, paths)
+    found = (path_of_step(directory_of(path)) for path in paths)
     return [None if name is None else above + name for name in found]
 
 

@@ -15,6 +15,7 @@ from relex_codec.checkpoints.checks import notes_on
 from relex_codec.checkpoints.discovery import find_run, path_in_run
 from relex_codec.checkpoints.left_out import files_kept, find_left_out
 from relex_codec.checkpoints.name_matching import RenameRule
+from relex_codec.checkpoints.opening import directory_of
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
@@ -153,7 +154,7 @@ def encode(
         left_out = _left_out(run, found, series, storage_options) if found else []
         frames = partial(new_segment, writer, len(series.steps))
         job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
-        places = [path_in_run(run, path) for _, path in found] if found else [None for _ in series.steps]
+        places = [path_in_run(run, directory_of(path)) for _, path in found] if found else [None for _ in series.steps]
         directories = directory_names(places, series.steps)
         around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)
         size = job.write(around, progress)

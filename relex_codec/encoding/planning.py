@@ -126,6 +126,7 @@ def plan_run(
         CheckpointError: steps differ in what the file cannot have.
     """
     main = observed - 1
+    _check_one_kind(run)
     planned = plan_tensors(tables_of(run), run.steps, main)
     sources = _sources(planned, base, rules)
     planned = tie(planned, find_copies(run, planned, base, sources))
@@ -152,6 +153,18 @@ def plan_run(
         origin = Origin.in_base(base, ranges) if ranges else Origin.in_run(series, tensor.key.name)
         plans.append(_plan(len(plans), tensor, series, origin, ranges, held, planned))
     return RunPlan(run, plans, main, [unmatched] if unmatched else [])
+
+
+def _check_one_kind(run: CheckpointSeries) -> None:
+    """Refuse adapters among whole weights: neither has tensors of the other, so no line goes through both."""
+    kinds: dict[bool, int] = {}
+    for i, step in enumerate(run.steps):
+        kinds.setdefault(run.checkpoint(i).is_adapter, step)
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"step {kinds[True]} is an adapter, step {kinds[False]} whole weights: encode them apart, each kind into a "
+            "file of its own"
+        )
 
 
 def _sources(planned: Sequence[PlannedTensor], base: TensorReader, rules: Sequence[RenameRule]) -> Sources:
@@ -201,9 +214,11 @@ def plan_append(run: AppendedSeries, index: Index, observed: int) -> RunPlan:
         observed: how many steps are fitted.
 
     Raises:
-        CheckpointError: further steps are not equal in what the file has as copies, or have tensors of other shapes.
+        CheckpointError: further steps are not equal in what the file has as copies, have tensors of other shapes, or
+            are adapters where the file has whole weights, or the other way round.
     """
     main = observed - 1
+    _check_one_kind(run)
     found = plan_tensors(tables_of(run), run.steps, main)
     records = {Key(record.name, record.dtype): record for record in index.tensors}
     copies = _copies_in_file(index)

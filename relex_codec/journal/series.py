@@ -57,7 +57,8 @@ class JournalSeries(CheckpointSeries):
         steps: numbers of steps, increasing; all of them are in the journal.
 
     Attributes:
-        tensors, shards, indexed: of every step. A journal has weights only: they are laid out as those of the base.
+        tensors: of each step, laid out in files as the base is: what it lacks is in the last one.
+        shards, indexed: as of the base.
 
     Raises:
         BaseMismatch: the base has not the tensors that the journal begins with.
@@ -73,10 +74,12 @@ class JournalSeries(CheckpointSeries):
         self._indexes = [numbers[step] for step in self.steps]
         self._base = BaseReader(base, journal.expected)
         self._base_dtypes = {tensor.name: tensor.dtype for tensor in journal.expected}
-        last = max(0, len(base.shards) - 1)
-        shards = {name: base.tensors[name].shard if name in base.tensors else last for name in journal.tensors}
-        self.tensors = {name: replace(info, shard=shards[name]) for name, info in journal.tensors.items()}
         self.shards, self.indexed = base.shards, base.indexed
+        last = len(base.shards) - 1
+        self.tensors = {
+            name: replace(info, shard=base.tensors[name].shard if name in base.tensors else last)
+            for name, info in journal.tensors.items()
+        }
 
     def checkpoint(self, index: int) -> JournalStep:
         """Return the checkpoint of ``steps[index]``."""

@@ -29,6 +29,7 @@ from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.format import constants as f
 from relex_codec.format.tensor_record import TensorRecord
+from relex_codec.journal.reader import is_journal
 from relex_codec.storage.prefetch import PlannedRange, ranges_to_fetch
 from relex_codec.storage.source import Source
 from relex_codec.storage.urls import Options, PathLike, without_secrets
@@ -67,6 +68,10 @@ def compare_with_run(
     path, index = decoder.container.source.path, decoder.container.index
     if not index.has_exact:
         raise InvalidArgument(f"{path} {_without_exact(decoder)}")
+    if is_journal(run):
+        raise InvalidArgument(
+            f"{without_secrets(run)} is a journal, expected checkpoints: verify checks a journal by itself"
+        )
     unreadable: list[str] = []
     found = find_run(
         run, storage_options, steps=steps, exclude_steps=exclude_steps, skip_incomplete=True,

@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
-from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE, bits_dtype
 from relex_codec.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, file_allowed
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.torch_dtypes import as_tensor, bytes_of
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.errors import BaseMismatch, InvalidArgument, Unsupported
 from relex_codec.format.safetensors_header import build
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike
 
+from .export import Weights
 from .run_reader import RunReader
 
 _IGNORED: Final = frozenset({
@@ -230,37 +233,45 @@ class MergedAdapter:
 def save_merged(
     reader: RunReader,
     output: PathLike,
-    step: float,
-    tier: str,
+    at: StepTier,
+    weights: Weights,
+    notes: Mapping[str, bytes],
     *,
     overwrite: bool = False,
     progress: bool = False,
     storage_options: Options = None,
 ) -> None:
-    """Write a step of a run of adapters as whole weights; arguments are those of `Run.save`.
+    """Write a step of a run of adapters as whole weights; arguments not named here are those of `Run.save`.
+
+    Args:
+        at: the step.
+        weights: gives those of the adapter.
+        notes: further files by name.
 
     Raises:
         InvalidArgument: the file is none of adapters, the caller named no base, or `output` cannot be written.
         Unsupported, BaseMismatch: as `MergedAdapter`.
     """
-    layout = reader.layout(step, tier)
+    layout = reader.layout(at.step, at.tier)
     if list(layout.shards) != [ADAPTER_WEIGHTS] or ADAPTER_CONFIG not in layout.files:
         raise InvalidArgument(f"{reader.path} is no run of adapters: its steps are whole weights as they are")
     if not reader.base.is_given:
         raise InvalidArgument(
             f"{reader.path} holds adapters, and nothing to recognise their base by; to merge them, pass --base"
         )
-    tensors = {one.name: TensorInfo(one.name, one.dtype, one.shape) for one in layout.tensors}
+    records = {one.name: one for one in layout.tensors}
+    tensors = {name: TensorInfo(name, one.dtype, one.shape) for name, one in records.items()}
     config = reader.side_files(layout).read(ADAPTER_CONFIG)
 
     def read(name: str) -> torch.Tensor:
-        (found,) = reader.tensors({name: ...}, [step], tier, "cpu")
-        return found[name]
+        (found,) = weights([records[name]])
+        info = tensors[name]
+        return as_tensor(np.frombuffer(found, bits_dtype(info.dtype)), info.dtype, info.shape)
 
     base = reader.base_reader().checkpoint
-    merged = MergedAdapter(base, tensors, read, config, f"step {step:g} of {reader.path}")
+    merged = MergedAdapter(base, tensors, read, config, f"step {at.step:g} of {reader.path}")
     with progress_bar("merge", sum(map(_nbytes, base.tensors.values())), enabled=progress) as bar:
-        export_merged(merged, output, bar.update, storage_options, overwrite)
+        export_merged(merged, output, bar.update, storage_options, overwrite, notes)
 
 
 def export_merged(
@@ -269,6 +280,7 @@ def export_merged(
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
     overwrite: bool = False,
+    notes: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write whole weights to the directory `output`, laid out as the base is, with the base's other files.
 
@@ -278,6 +290,7 @@ def export_merged(
         on_bytes: called with the bytes of each tensor when it is written.
         storage_options: for fsspec, if `output` is a URL.
         overwrite: replace files of the same names, as `Run.save`.
+        notes: further files by name, written after the weights.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written.
@@ -293,7 +306,7 @@ def export_merged(
                 for info in infos:
                     out.write(bytes_of(merged.tensor(info.name)))
                     on_bytes(_nbytes(info))
-        for name, content in _beside(base, names):
+        for name, content in (*(notes or {}).items(), *_beside(base, names)):
             with directory.file(name) as out:
                 out.write(content)
 

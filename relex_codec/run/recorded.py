@@ -120,6 +120,7 @@ def save(
     step: float,
     *,
     base: PathLike | None = None,
+    overwrite: bool = False,
     progress: bool = False,
     storage_options: Options = None,
 ) -> list[int]:
@@ -128,6 +129,7 @@ def save(
     Args:
         output: the directory, path or URL; it must not exist or be empty.
         base: if it is not where the journal says.
+        overwrite: replace files of the same names, as `Run.save`.
 
     Returns:
         The steps of the journal.
@@ -150,7 +152,8 @@ def save(
     reader = JournalSeries(journal, opened, [int(step)]).checkpoint(0)
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
     with progress_bar("decode", total, enabled=progress) as bar:
-        _write(reader, {tensor.name for tensor in journal.expected}, opened, output, bar.update, storage_options)
+        begins = {tensor.name for tensor in journal.expected}
+        _write(reader, begins, opened, output, bar.update, storage_options, overwrite)
     return journal.numbers
 
 
@@ -168,6 +171,7 @@ def _write(
     output: PathLike,
     on_bytes: Callable[[int], Any],
     options: Options,
+    overwrite: bool,
 ) -> None:
     known = [reader.tensors[name] for name in base.tensors if name in begins]
     rest = [info for name, info in reader.tensors.items() if name not in begins]
@@ -177,7 +181,8 @@ def _write(
         files[base.shards[there.shard if there else -1]].append(info)
     heads = {name: _head(infos) for name, infos in files.items() if infos}
     sizes = [len(head) + sum(map(_nbytes, files[name])) for name, head in heads.items()]
-    with output_directory(output, options) as directory:
+    replaced = [*heads, *([INDEX] if base.indexed else [])] if overwrite else None
+    with output_directory(output, options, replaced=replaced) as directory:
         place = directory.path if is_url(output) else os.path.dirname(directory.path)
         what, size = ("a file of it has", max(sizes)) if is_url(output) else ("the step has", sum(sizes))
         check_room(place, directory.shown, what, size, "choose a place with more room, or set TMPDIR to one for a URL")

@@ -259,18 +259,19 @@ class Run(PicturedRun):
         decoder = self._reader.decoder
         chosen = self.tier(step, tier=tier)
         at, options = StepTier(float(step), chosen), self._options if storage_options is None else storage_options
-        if merge:
-            from .merged_adapter import save_merged
-
-            save_merged(
-                self._reader, output, step, chosen, progress=progress, overwrite=overwrite, storage_options=options
-            )
-            return chosen
         weights = weights_along(decoder, at, along, self.device)
         notes = {}
         if provenance:
             told = self._about(at.step, chosen, along)
             notes[NOTE] = as_bytes(note(self._reader.container, at.step, chosen, along, *told))
+        if merge:
+            from .merged_adapter import save_merged
+
+            save_merged(
+                self._reader, output, at, weights, notes, progress=progress, overwrite=overwrite,
+                storage_options=options,
+            )  # fmt: skip
+            return chosen
         layout = layout_at(decoder.container.index, at)
         with self._bar("decode", [layout], progress) as bar:
             export(decoder, output, layout, weights, bar.update, options, notes, overwrite)
@@ -390,7 +391,7 @@ class Run(PicturedRun):
             ``comparison.sentence()`` says the rest. What differs is returned, not raised.
 
         Raises:
-            InvalidArgument: the file has no exact tier, or `steps` leaves nothing.
+            InvalidArgument: the file has no exact tier, `run` is a journal, or `steps` leaves nothing.
             CheckpointError: there is no run, or no step of it can be read.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.

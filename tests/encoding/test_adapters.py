@@ -94,7 +94,7 @@ def test_a_run_of_adapters_comes_back(tmp_path: Path, memory: Any, layout: str, 
     (tmp_path / "base").rename(tmp_path / "gone")  # which nothing of this needs
     with relex_codec.open(file) as opened:
         opened.save(tmp_path / "exact", 3)
-    folder = tmp_path / "again" / "global_step_3"
+    folder = tmp_path / "again" / layout.format(3)
     files = ["adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"]
     for place in (folder, tmp_path / "exact", tmp_path / "beyond", tmp_path / "between"):
         assert sorted(path.name for path in place.iterdir()) == files
@@ -104,6 +104,31 @@ def test_a_run_of_adapters_comes_back(tmp_path: Path, memory: Any, layout: str, 
     with relex_codec.open(tmp_path / "y.relex") as opened:
         assert torch.equal(opened.tensor("base_model.model.model.q.lora_B.weight", step=2, tier="exact"),
                            as_torch(at_step(2)["base_model.model.model.q.lora_B.weight"]))  # fmt: skip
+
+
+def test_what_a_run_of_adapters_holds_besides(tmp_path: Path) -> None:
+    write_adapters(tmp_path)
+    file = tmp_path / "x.relex"
+    relex_codec.encode(tmp_path / "run", file, base=tmp_path / "base", exact=True)
+    with relex_codec.open(file) as opened:
+        found = opened.verify_against(tmp_path / "run")
+        assert [row["what"] for row in opened.info()["left_out"]] == ["optimizer.pt", "training_args.bin"]
+    assert found.ok and [row.what for row in found.rest.rows] == ["optimizer.pt", "training_args.bin"]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_whole_weights_are_not_appended_to_adapters_nor_the_other_way_round(tmp_path: Path, exact: bool) -> None:
+    write_adapters(tmp_path)
+    write_checkpoint(tmp_path / "whole" / "checkpoint-4", BASE)
+    adapters, whole = tmp_path / "adapters.relex", tmp_path / "whole.relex"
+    relex_codec.encode(tmp_path / "run", adapters, base=tmp_path / "base", exact=exact)
+    relex_codec.encode(tmp_path / "whole", whole, base=tmp_path / "base", exact=exact)
+    write_adapter(tmp_path / "run" / "checkpoint-5", at_step(5))
+    for file, further in ((adapters, "whole/checkpoint-4"), (whole, "run/checkpoint-5")):
+        before = file.read_bytes()
+        with pytest.raises(CheckpointError, match="is an adapter" if exact else "is part of .*, but not of"):
+            relex_codec.append(file, [tmp_path / further])
+        assert file.read_bytes() == before
 
 
 def test_lines_go_through_adapters(tmp_path: Path) -> None:
@@ -127,9 +152,9 @@ def test_configurations_that_change_are_kept(tmp_path: Path) -> None:
         opened.restore(tmp_path / "again")
     for step in (1, 2, 3, 4):
         for name in ("adapter_config.json", *(["README.md"] if step == 2 else [])):
-            here, there = (tmp_path / place / name for place in (f"run/checkpoint-{step}", f"again/global_step_{step}"))
+            here, there = (tmp_path / place / name for place in (f"run/checkpoint-{step}", f"again/checkpoint-{step}"))
             assert here.read_bytes() == there.read_bytes()
-        assert (tmp_path / f"again/global_step_{step}/README.md").exists() == (step == 2)
+        assert (tmp_path / f"again/checkpoint-{step}/README.md").exists() == (step == 2)
     relex_codec.encode(tmp_path / "run", tmp_path / "line.relex", base=tmp_path / "base")
     with relex_codec.open(tmp_path / "line.relex") as opened:
         opened.save(tmp_path / "decoded", 1)
@@ -161,8 +186,9 @@ def test_what_is_no_run_of_adapters(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step 2: .*an adapter without adapter_config\.json"):
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", **options)
     write_checkpoint(tmp_path / "run" / "checkpoint-2", BASE)
-    with pytest.raises(CheckpointError, match="is part of step"):
-        relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", **options)
+    for exact in (False, True):
+        with pytest.raises(CheckpointError, match="step 1 is an adapter, step 2 whole weights: encode them apart"):
+            relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", exact=exact, **options)
 
 
 # ---- merging ----
@@ -218,12 +244,28 @@ def test_merging_from_the_command_line(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in merged(2, 4.0).items())
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(BASE)
+    assert json.loads((tmp_path / "out" / "relex.json").read_text())["tier"] == "exact"
     whole = write_checkpoint(tmp_path / "w" / "step_1", BASE).parent
     relex_codec.encode(whole, tmp_path / "whole.relex", base=tmp_path / "base")
     done = cli(
         "decode", tmp_path / "whole.relex", "--step", 1, "--merge", "-o", tmp_path / "o", "--base", whole / "step_1"
     )
     failed(done, "is no run of adapters")
+
+
+@pytest.mark.parametrize("along", ["line", "poly:2", "secant"])
+def test_merging_follows_what_adapters_follow(tmp_path: Path, along: str) -> None:
+    write_adapters(tmp_path, steps=(1, 2, 3, 4))
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", exact=True, quality="raw")
+    with relex_codec.open(tmp_path / "x.relex", base=tmp_path / "base") as opened:
+        opened.save(tmp_path / "adapter", 9, along=along)
+        opened.save(tmp_path / "out", 9, along=along, merge=True)
+        with pytest.raises(InvalidArgument, match="the secant begins at the last observed step"):
+            opened.save(tmp_path / "near", 4, along="secant", merge=True)
+    found, adapter = load(tmp_path / "out"), load(tmp_path / "adapter")
+    a, b = (adapter[f"base_model.model.model.q.lora_{part}.weight"] for part in "AB")
+    expected = (state_dict(BASE)["model.q.weight"].float() + (b @ a) * 4.0).bfloat16()
+    assert torch.equal(found["model.q.weight"], expected)
 
 
 def merge_one(root: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -217,6 +217,18 @@ def test_the_commands_read_a_journal(recorded: Path, zoo_run: Made, tmp_path: Pa
     failed(
         cli("decode", recorded, "--step", 9, "--tier", "line", "-o", tmp_path / "c"), "tier line is for .relex files"
     )
+    for option in (["--merge"], ["--max-distance", 0.4], ["--fit", "log"], ["--along", "secant"]):
+        failed(cli("decode", recorded, "--step", 9, "-o", tmp_path / "c", *option), f"{option[0]}", "for .relex files")
+    weights = sorted((tmp_path / "a").glob("*.safetensors"))
+    kept = weights[0].read_bytes()
+    weights[0].write_bytes(b"x")
+    failed(cli("decode", recorded, "--step", 9, "-o", tmp_path / "a"), "is not empty")
+    assert weights[0].read_bytes() == b"x"
+    assert cli("decode", recorded, "--step", 9, "-o", tmp_path / "a", "-f").returncode == 0
+    assert weights[0].read_bytes() == kept
+    failed(cli("verify", recorded, "--against", zoo_run.run), "--against is for .relex files")
+    failed(cli("verify", tmp_path / "x.relex", "--against", recorded), "is a journal, expected checkpoints")
+    failed(cli("append", tmp_path / "x.relex", recorded), "is a journal, expected checkpoints")
 
 
 def test_another_base_is_refused(recorded: Path, zoo_run: Made, tmp_path: Path) -> None:
