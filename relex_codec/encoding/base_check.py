@@ -195,7 +195,8 @@ def _distances(place: Place, steps: Mapping[int, int], found: Sequence[F32]) -> 
     Args:
         steps: by their place in the run; only between neighbours there are gaps.
     """
-    rows = np.array(found, np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        rows = np.array(found, np.float64)
     base, *weights = rows[:, np.isfinite(rows).all(axis=0)]
     by_index = dict(zip(steps, weights, strict=True))
     gaps = [

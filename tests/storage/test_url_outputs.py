@@ -46,9 +46,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     write_checkpoint(root / "base", tensors(0), shards=3, side=SIDE)
     write_checkpoint(root / "single", tensors(0), side=SIDE)
-    write_run(root / "run", STEPS, tensors)
+    write_run(root / "run", STEPS, tensors, shards=3)
     relex_codec.encode(root / "run", root / "run.relex", base=root / "base", quality="raw", exact=True, steps="10:30")
-    relex_codec.encode(root / "run", root / "single.relex", base=root / "single", quality="raw", exact=True)
+    write_run(root / "one", STEPS, tensors)
+    relex_codec.encode(root / "one", root / "single.relex", base=root / "single", quality="raw", exact=True)
     return root
 
 

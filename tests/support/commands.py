@@ -59,7 +59,7 @@ def failed(done: Done, *words: str) -> None:
     """Check that a command failed with one line that has these words."""
     assert done.returncode == 1, done
     assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
+    lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("not in the file: ")]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("Error: ")
     assert all(word in lines[0] for word in words), lines[0]
