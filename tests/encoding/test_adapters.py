@@ -245,6 +245,9 @@ def test_merging_from_the_command_line(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(BASE)
     assert json.loads((tmp_path / "out" / "relex.json").read_text())["tier"] == "exact"
+    over = cli(*decode, "-o", tmp_path / "sharded", "--base", tmp_path / "sharded", "-f")
+    failed(over, "the base is there")
+    assert all(torch.equal(load(tmp_path / "sharded")[name], tensor) for name, tensor in state_dict(BASE).items())
     whole = write_checkpoint(tmp_path / "w" / "step_1", BASE).parent
     relex_codec.encode(whole, tmp_path / "whole.relex", base=tmp_path / "base")
     done = cli(
