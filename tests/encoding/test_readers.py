@@ -94,7 +94,7 @@ def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, e
         plan = plan_run(series, base, 4, exact=exact)
         encoder = RunEncoder(plan, writer, 4, Quality.parse(), 1, embed, BUDGET, exact, frames)
         directories = [f"global_step_{step}" for step in STEPS]
-        around = surroundings(plan, base, encoder.embed_file, embed, exact, "base", directories)
+        around = surroundings(plan, base, encoder.embed_file, embed, exact, "base", directories, [])
         encoder.write(around, progress=False)
     assert (tmp_path / "memory.relex").read_bytes() == (tmp_path / "disk.relex").read_bytes()
 

@@ -16,6 +16,7 @@ from relex_codec import CheckpointError
 from support.checkpoints import write_checkpoint
 from support.commands import cli, failed
 from support.filesystems import upload
+from support.same_runs import assert_same_but_for_names
 from support.tensors import Tensor, bf16
 from support.torch_files import state_dict
 
@@ -109,7 +110,12 @@ def test_the_file_is_the_same_whatever_the_kind(tmp_path: Path, write: Callable[
         relex_codec.encode(
             tmp_path / kind.__name__, tmp_path / f"{kind.__name__}.relex", allow_pickle=True, **options  # type: ignore[arg-type]
         )  # fmt: skip
-    assert (tmp_path / "whole.relex").read_bytes() == (tmp_path / f"{write.__name__}.relex").read_bytes()
+    assert_same_but_for_names(tmp_path / "whole.relex", tmp_path / f"{write.__name__}.relex", tmp_path / "base")
+    with relex_codec.open(tmp_path / f"{write.__name__}.relex", base=tmp_path / "base") as opened:
+        opened.restore(tmp_path / "again")
+    found = [path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.safetensors")]
+    places = {path.parent.relative_to(tmp_path / write.__name__) for path in (tmp_path / write.__name__).rglob("*.*")}
+    assert len(found) == 2 and all(path.parent in places for path in found)  # where the checkpoints were
 
 
 def test_pickles_are_read_only_if_that_is_allowed(run: Path) -> None:
