@@ -36,6 +36,7 @@ from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .comparison import BaseFile, Comparison, Difference
 from .export import nbytes
+from .own_base import needed_base
 from .side_files import SideFiles
 
 if TYPE_CHECKING:
@@ -85,9 +86,7 @@ def compare_with_run(
     series = open_series(both, storage_options, alike=False, names=names) if both else None
     readers = parallel_map(series.checkpoint, range(len(both)), IO_THREADS) if series else []
     numbers = {stored[step]: (step, reader) for (step, _), reader in zip(both, readers, strict=True)}
-    in_base = any(tensor.in_base for tensor in index.tensors) or not all(one.stored for one in index.manifest.files)
-    needs_base = in_base and not decoder.base.is_embedded
-    base = decoder.base.reader().checkpoint if needs_base else None
+    base = needed_base(decoder)
     weights = _Weights(decoder, numbers)
     sources = base.sources if base else []
     total = weights.bytes + sum(source.size for source in sources)

@@ -18,6 +18,7 @@ from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
+from .own_base import needed_base, refuse_own_base
 from .side_files import SideFiles
 
 Weights = Callable[[Sequence[TensorRecord]], Iterator[memoryview]]
@@ -158,6 +159,8 @@ def export(
     """
     shards = shards_of(layout)
     replaced = weight_files(layout, shards) if overwrite else None
+    if replaced is not None:
+        refuse_own_base(output, replaced, needed_base(decoder))
     with output_directory(output, storage_options, replaced=replaced) as directory:
         sizes = [stored_bytes(layout), *(shard.size for shard in shards)]
         if is_url(output):  # one file after another waits here

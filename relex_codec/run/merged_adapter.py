@@ -30,6 +30,7 @@ from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike
 
 from .export import Weights
+from .own_base import refuse_own_base
 from .run_reader import RunReader
 
 _IGNORED: Final = frozenset({
@@ -269,6 +270,8 @@ def save_merged(
         return as_tensor(np.frombuffer(found, bits_dtype(info.dtype)), info.dtype, info.shape)
 
     base = reader.base_reader().checkpoint
+    if overwrite:
+        refuse_own_base(output, base.shards, base)
     merged = MergedAdapter(base, tensors, read, config, f"step {at.step:g} of {reader.path}")
     with progress_bar("merge", sum(map(_nbytes, base.tensors.values())), enabled=progress) as bar:
         export_merged(merged, output, bar.update, storage_options, overwrite, notes)

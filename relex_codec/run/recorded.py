@@ -25,6 +25,7 @@ from relex_codec.storage.outputs import output_directory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
 from .export import check_room, index_of, one_last
+from .own_base import refuse_own_base
 
 AHEAD: Final = 4
 """Pieces of a tensor in work for each processor."""
@@ -182,6 +183,8 @@ def _write(
     heads = {name: _head(infos) for name, infos in files.items() if infos}
     sizes = [len(head) + sum(map(_nbytes, files[name])) for name, head in heads.items()]
     replaced = [*heads, *([INDEX] if base.indexed else [])] if overwrite else None
+    if replaced is not None:
+        refuse_own_base(output, replaced, base)
     with output_directory(output, options, replaced=replaced) as directory:
         place = directory.path if is_url(output) else os.path.dirname(directory.path)
         what, size = ("a file of it has", max(sizes)) if is_url(output) else ("the step has", sum(sizes))

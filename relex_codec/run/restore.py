@@ -26,6 +26,7 @@ from relex_codec.storage.outputs import UploadedDirectory
 from relex_codec.storage.urls import Options, PathLike, is_url
 
 from .export import Shard, check_room, completing_last, nbytes, other_files, shards_of, stored_bytes, weight_files
+from .own_base import needed_base, refuse_own_base
 
 ROOM: Final = 0.8
 """Share of the free room in the temporary directory that files on their way to a URL may take."""
@@ -102,6 +103,8 @@ def restore(
         for name in weight_files(lot.layout, lot.shards)
     ]
     replaced = names if overwrite else None
+    if replaced is not None:
+        refuse_own_base(output, replaced, needed_base(decoder))
     if is_url(output):
         with UploadedDirectory(output, storage_options, replaced=replaced) as uploaded:
             _restore_to_url(decoder, uploaded, lots, on_bytes)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from relex_codec.core.filenames import ADAPTER_WEIGHTS
 from relex_codec.decoding.tiers import as_step
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.urls import is_url
@@ -22,6 +23,11 @@ from .fitted import FittedDecoder, Secant
 from .norms import lines_of, read_norms, stored_norms, tensor_distance
 from .provenance import file_digest, remarks
 from .sparkline import movement
+
+OF_ADAPTERS: Final = (
+    "how far a line of adapters may be believed is not known: lines were measured on whole weights, from which "
+    "adapters begin at nothing"
+)
 
 
 class TrustedRun(DescribedRun):
@@ -42,7 +48,7 @@ class TrustedRun(DescribedRun):
         document, norms = super().info(), self._known()
         observed, scores = self.observed_steps, self.scores()
         told = None
-        if norms is not None:
+        if norms is not None and not self._of_adapters:
             lines, last = lines_of(self._reader.container.index), observed[-1]
             told = judge(lines, norms, last, (observed[0], last), self._band(norms)).as_dict()
         document |= {"digest": self._file_digest(), "trust": told, "scores": None if scores is None else asdict(scores)}
@@ -132,7 +138,10 @@ class TrustedRun(DescribedRun):
             raise InvalidArgument(f"step is {number}, expected a finite number")
         self._reader.check_open()
         observed = self.observed_steps
-        lines, norms = lines_of(self._reader.container.index), self._measured()
+        lines = lines_of(self._reader.container.index)
+        if self._of_adapters:
+            return replace(judge(lines, None, number, (observed[0], observed[-1])), words=(OF_ADAPTERS,))
+        norms = self._measured()
         return judge(lines, norms, number, (observed[0], observed[-1]), self._band(norms))
 
     def _about(self, step: float, tier: str, along: str) -> tuple[Trust | None, list[str]]:
@@ -146,7 +155,7 @@ class TrustedRun(DescribedRun):
         words = remarks(container, step, tier)
         if tier != "line" or 0 <= step <= self.observed_steps[-1]:
             return None, words
-        found = self.trust(step) if along == "line" else self._trust_along(step, along)
+        found = self.trust(step) if along == "line" or self._of_adapters else self._trust_along(step, along)
         return found, [*words, *found.words]
 
     def _trust_along(self, step: float, along: str) -> Trust:
@@ -178,6 +187,8 @@ class TrustedRun(DescribedRun):
         if not max_distance > 0:
             raise InvalidArgument(f"the largest distance is {max_distance}, expected a number above 0")
         self._reader.check_open()
+        if self._of_adapters:
+            raise InvalidArgument(f"{self.path} holds adapters: {OF_ADAPTERS}; choose a step")
         lines = lines_of(self._reader.container.index)
         return within(lines, self._measured(), as_step(step), self.observed_steps[-1], max_distance)
 
@@ -200,6 +211,10 @@ class TrustedRun(DescribedRun):
         except OSError as error:
             raise InvalidArgument(f"cannot read {os.fspath(beside)}: {error.strerror}") from None
         return parse_scores(text, os.fspath(beside))
+
+    @property
+    def _of_adapters(self) -> bool:
+        return list(self._reader.container.index.layout.shards) == [ADAPTER_WEIGHTS]
 
     def _measured(self) -> Norms:
         found = self._known()

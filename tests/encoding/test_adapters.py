@@ -140,6 +140,20 @@ def test_lines_go_through_adapters(tmp_path: Path) -> None:
     assert torch.allclose(found, as_torch(at_step(10)[name]), rtol=1e-3, atol=1e-3)
 
 
+def test_lines_of_adapters_are_not_judged_by_the_distances_of_whole_weights(tmp_path: Path) -> None:
+    write_adapters(tmp_path)
+    relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", base=tmp_path / "base", exact=True)
+    with relex_codec.open(tmp_path / "x.relex") as opened:
+        assert opened.trust(40).level == "unknown" and opened.info()["trust"] is None
+    decode = ("decode", tmp_path / "x.relex", "--step", 40)
+    for number, more in enumerate(([], ["--fit", "poly:1"], ["--along", "secant"])):
+        done = cli(*decode, "-o", tmp_path / f"{number}", *more)
+        assert done.returncode == 0 and "of adapters may be believed is not known" in done.stderr, done
+    failed(cli(*decode, "-o", tmp_path / "no", "--max-distance", 0.4), "holds adapters", "choose a step")
+    shown = cli("info", tmp_path / "x.relex")
+    assert shown.returncode == 0 and "own size" not in shown.stdout
+
+
 def test_configurations_that_change_are_kept(tmp_path: Path) -> None:
     write_adapters(tmp_path)
     (tmp_path / "run" / "checkpoint-2" / "README.md").write_text("a card")
@@ -245,6 +259,9 @@ def test_merging_from_the_command_line(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(BASE)
     assert json.loads((tmp_path / "out" / "relex.json").read_text())["tier"] == "exact"
+    over = cli(*decode, "-o", tmp_path / "sharded", "--base", tmp_path / "sharded", "-f")
+    failed(over, "the base is there")
+    assert all(torch.equal(load(tmp_path / "sharded")[name], tensor) for name, tensor in state_dict(BASE).items())
     whole = write_checkpoint(tmp_path / "w" / "step_1", BASE).parent
     relex_codec.encode(whole, tmp_path / "whole.relex", base=tmp_path / "base")
     done = cli(

@@ -111,6 +111,11 @@ def test_the_file_is_the_same_whatever_the_kind(tmp_path: Path, write: Callable[
             tmp_path / kind.__name__, tmp_path / f"{kind.__name__}.relex", allow_pickle=True, **options  # type: ignore[arg-type]
         )  # fmt: skip
     assert_same_but_for_names(tmp_path / "whole.relex", tmp_path / f"{write.__name__}.relex", tmp_path / "base")
+    with relex_codec.open(tmp_path / f"{write.__name__}.relex", base=tmp_path / "base") as opened:
+        opened.restore(tmp_path / "again")
+    found = [path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*.safetensors")]
+    places = {path.parent.relative_to(tmp_path / write.__name__) for path in (tmp_path / write.__name__).rglob("*.*")}
+    assert len(found) == 2 and all(path.parent in places for path in found)  # where the checkpoints were
 
 
 def test_pickles_are_read_only_if_that_is_allowed(run: Path) -> None:

@@ -226,6 +226,8 @@ def test_the_commands_read_a_journal(recorded: Path, zoo_run: Made, tmp_path: Pa
     assert weights[0].read_bytes() == b"x"
     assert cli("decode", recorded, "--step", 9, "-o", tmp_path / "a", "-f").returncode == 0
     assert weights[0].read_bytes() == kept
+    over = ["-o", zoo_run.base_path, "--base", zoo_run.base_path, "-f"]
+    failed(cli("decode", recorded, "--step", 9, *over), "the base is there")
     failed(cli("verify", recorded, "--against", zoo_run.run), "--against is for .relex files")
     failed(cli("verify", tmp_path / "x.relex", "--against", recorded), "is a journal, expected checkpoints")
     failed(cli("append", tmp_path / "x.relex", recorded), "is a journal, expected checkpoints")

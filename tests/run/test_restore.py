@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -321,8 +320,8 @@ def test_an_interrupted_restore_leaves_nothing(grown: Made, tmp_path: Path, sent
 def test_from_the_command_line(grown: Made, zoo_file: Zoo, tmp_path: Path) -> None:
     file = grown.root / "x.relex"
     done = cli_process("restore", file, "-o", tmp_path / "out", "--steps", "4:20:8")
-    assert done.returncode == 0  # the bar vanishes where there is no terminal
-    assert re.fullmatch(r"not in \S+x.relex, so not there either: checkpoints of other steps \([^)]*\)\n", done.stderr)
+    assert done.returncode == 0
+    assert "restore" not in done.stderr  # the bar vanishes where there is no terminal
     assert done.stdout == f"{tmp_path / 'out'}: 3 steps, 4 to 20, bit for bit\n"
     check(tmp_path / "out", grown, [4, 12, 20])
     shutil.move(grown.base_path, tmp_path / "base")
@@ -331,9 +330,15 @@ def test_from_the_command_line(grown: Made, zoo_file: Zoo, tmp_path: Path) -> No
         done = cli("restore", file, "-o", tmp_path / "two", "--steps", "6", "--base", tmp_path / "base", "--json")
     finally:
         shutil.move(tmp_path / "base", grown.base_path)
-    told = json.loads(done.stdout)
-    assert told.pop("left_out")
-    assert told == {"file": str(file), "steps": [6], "output": str(tmp_path / "two")}
+    document = json.loads(done.stdout)
+    (row,) = document["left_out"]  # as it was when the run was encoded
+    assert row["what"] == "checkpoints of other steps"
+    assert document == {
+        "file": str(file),
+        "steps": [6],
+        "output": str(tmp_path / "two"),
+        "left_out": [row],
+    }
     check(tmp_path / "two", grown, [6])
     failed(cli("restore", file, "-o", tmp_path / "out"), "not empty")
     failed(cli("restore", file, "-o", tmp_path / "x", "--steps", "99"), "leaves nothing")
@@ -345,9 +350,9 @@ def test_from_the_command_line(grown: Made, zoo_file: Zoo, tmp_path: Path) -> No
 def test_decode_takes_the_exact_tier(grown: Made, tmp_path: Path) -> None:
     file = grown.root / "x.relex"
     cases = [(30, "auto", "exact"), (30, "exact", "exact"), (30, "track", "track"), (0, "auto", "base")]
-    for number, (step, tier, used) in enumerate([*cases, (31, "auto", "track")]):
+    for number, (step, tier, used) in enumerate([*cases, (23, "auto", "track"), (31, "auto", "line")]):
         out = tmp_path / str(number) / "global_step_30"
-        done = cli("decode", file, "--step", step, "--tier", tier, "--far", "-o", out, "--json")
+        done = cli("decode", file, "--step", step, "--tier", tier, "-o", out, "--json", "--far")
         assert json.loads(done.stdout)["tier"] == used, done.stderr
         if used == "exact":
             check(out.parent, grown, [30])
