@@ -63,7 +63,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         self._reader = RunReader(filename, base=base, storage_options=storage_options)
         self._step, self._tier = step, tier
         with closed_on_error(self._reader):
-            self._layout = self._reader.layout(step, tier)  # and whether the tier reaches the step
+            self._keys()  # the tier reaches the step, or is refused now
 
     def __enter__(self) -> safe_open:
         return self
@@ -75,11 +75,14 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
 
     def keys(self) -> list[str]:
         """Names of the tensors, sorted, as safetensors gives them."""
-        return sorted(self._reader.keys(self._layout))
+        return sorted(self._keys())
+
+    def _keys(self) -> list[str]:
+        return self._reader.keys(self._reader.layout(self._step, self._tier))
 
     def offset_keys(self) -> list[str]:
         """Names of the tensors in the order of the file."""
-        return self._reader.keys(self._layout)
+        return self._keys()
 
     def metadata(self) -> dict[str, str]:
         """What the decoded checkpoint's ``__metadata__`` is."""

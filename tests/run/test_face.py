@@ -193,6 +193,7 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "compare_with_run": lambda run, out: run.compare_with_run(run),
     "fits": lambda run, out: run.fits(),
     "plot": lambda run, out: run.plot(),
+    "patches": lambda run, out: list(run.patches(1, 9)),
     "trust": lambda run, out: run.trust(30),
     "step_within": lambda run, out: run.step_within(30, max_distance=0.1),
 }

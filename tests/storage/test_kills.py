@@ -90,4 +90,4 @@ def test_a_kill_at_each_call(what: str, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLS), what, str(tmp_path / "place")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ELSEWHERE, env=environment)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 10
+    assert int(done.stdout) >= 10
