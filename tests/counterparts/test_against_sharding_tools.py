@@ -33,7 +33,7 @@ def restored(run: Path, to: Path) -> dict[int, Path]:
     relex_codec.encode(run, to / "x.relex", base=checks.BASE, exact=True, allow_pickle=True)
     with relex_codec.open(to / "x.relex") as opened:
         steps = opened.restore(to / "steps")
-    return {step: next((to / "steps").glob(f"*{step}")) for step in steps}
+    return {step: next(path for path in (to / "steps").rglob(f"*{step}") if path.is_dir()) for step in steps}
 
 
 def weights_below(folder: Path) -> Path:

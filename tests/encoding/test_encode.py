@@ -76,7 +76,7 @@ def test_the_manifest_says_what_the_run_and_the_base_are(zoo_run: Made, zoo_file
     assert manifest["quality"] == {"name": "default", "growth": 0.05}
     (layout,) = manifest["layouts"]
     assert layout["shards"] == shards and layout["indexed"] is True and manifest["layout"] == 0
-    assert manifest["steps"] == [[f"global_step_{step}", 0] for step in zoo_run.steps] and manifest["left_out"] == []
+    assert manifest["steps"] == [[None, 0] for _ in zoo_run.steps] and manifest["left_out"] == []
     contents = {name: (zoo_run.base_path / name).read_bytes() for name in sorted(SIDE)}
     assert sorted(manifest["files"]) == [
         [name, len(data), hashlib.sha256(data).hexdigest()[:32], None, None] for name, data in contents.items()
