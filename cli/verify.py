@@ -41,6 +41,8 @@ def command(
 
     if against is None and (steps is not None or exclude_steps is not None):
         raise click.UsageError("--steps and --exclude-steps choose what is compared, with --against RUN")
+    if against is None and allow_pickle:
+        raise click.UsageError("--allow-pickle is for what is compared, with --against RUN")
     if is_journal(file):
         if against is not None:
             raise InvalidArgument(

@@ -15,12 +15,11 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, to_float32
+from relex_codec.checkpoints.name_matching import compatible
+from relex_codec.core.dtypes import F32, FLOATS, ITEMSIZE, as_dtype, to_float32
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.errors import InvalidArgument
-
-from .origin import as_dtype
 
 FARTHER: Final = 10.0
 """How many times farther than steps explain a base may be."""
@@ -159,7 +158,7 @@ def is_of_base(info: TensorInfo, there: Mapping[str, TensorInfo]) -> bool:
     origin = there.get(info.name)
     if origin is None or origin.shape != info.shape:
         return False
-    return origin.dtype == info.dtype or {origin.dtype, info.dtype} <= FLOATS
+    return compatible(origin, info)
 
 
 def _as_codes(info: TensorInfo, there: Mapping[str, TensorInfo]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from relex_codec.checkpoints.base_model import open_base
@@ -28,6 +27,7 @@ from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
 from relex_codec.journal.reader import is_delta_stream, is_journal, open_journal
 from relex_codec.storage.hub.revisions import pinned_to_commit
+from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .adapter_run import NoBase
@@ -184,7 +184,7 @@ def _open_run(
         if not is_journal(run):
             from relex_codec.journal.deltas import record_deltas
 
-            place = stack.enter_context(TemporaryDirectory(prefix="relex-"))
+            place = stack.enter_context(ScratchDirectory()).path
             record_deltas(run, place, base)
         journal = open_journal(place)
         return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps)), []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
-from relex_codec.core.dtypes import Bits, from_float32, to_float32
+from relex_codec.core.dtypes import Bits
 from relex_codec.format.constants import PIECE
 from relex_codec.format.manifest import BaseRange
 
@@ -69,8 +69,3 @@ def read_sources(base: TensorReader, sources: Sequence[BaseRange], lo: int, hi: 
         if begin >= hi:
             break
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def as_dtype(bits: Bits, have: str, want: str) -> Bits:
-    """Return bits of dtype `have` as those of `want`, rounded (FORMAT.md section 8, kind ``same``)."""
-    return bits if have == want else from_float32(to_float32(bits, have), want)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
-from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.core.dtypes import ITEMSIZE, as_dtype
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import cpu_count, ordered_map
@@ -26,7 +26,6 @@ from relex_codec.format.writer import FileWriter
 from .arena import Arena
 from .delta_sums import forget_working_arrays
 from .layouts import step_entries
-from .origin import as_dtype
 from .planning import CopyPlan, RunPlan, TensorPlan
 from .quality import Quality
 from .surroundings import Surroundings

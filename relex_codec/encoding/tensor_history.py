@@ -18,7 +18,7 @@ import numpy as np
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.core.cancellation import check_cancelled
 from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, bits_dtype
+from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, as_dtype, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import ordered_map
@@ -28,7 +28,7 @@ from relex_codec.format.constants import PIECE
 from .arena import Region, bytes_of
 from .delta_sums import WIDE_STRIP, GramSums, directions, magnitude, widened, working_array
 from .fit import F64, Fit
-from .origin import Origin, as_dtype
+from .origin import Origin
 
 R = TypeVar("R")
 

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, TensorReader
-from relex_codec.core.dtypes import Bits, bits_dtype
+from relex_codec.core.dtypes import Bits, as_dtype, bits_dtype
 from relex_codec.core.threads import IO_THREADS, parallel_map
 
-from .origin import as_dtype
 from .run_plan import PlannedTensor
 
 if TYPE_CHECKING:

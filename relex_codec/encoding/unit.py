@@ -14,7 +14,7 @@ import numpy as np
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import F32, ITEMSIZE, to_float32
+from relex_codec.core.dtypes import F32, ITEMSIZE, as_dtype, to_float32
 from relex_codec.format import constants as f
 from relex_codec.format.packed_span import PackedSpan, pack
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
@@ -25,7 +25,7 @@ from .direction_search import DirectionSearch, sample_starts
 from .excerpt import LIMIT
 from .fit import F64
 from .full_check import FullCheck
-from .origin import Origin, as_dtype
+from .origin import Origin
 from .planning import TensorPlan
 from .quality import Quality
 from .step_errors import squared_errors

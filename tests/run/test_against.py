@@ -277,3 +277,9 @@ def test_steps_are_for_a_comparison(made: Path) -> None:
 def test_a_damaged_file_or_another_base_is_an_error(made: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "other", weights(1))
     failed(cli("verify", made / "x.relex", "--against", made / "run", "--base", tmp_path / "other"), "does not match")
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    for option in (("--allow-pickle",), ("--steps", "1")):
+        done = cli("verify", tmp_path / "x.relex", *option)
+        assert done.returncode == 2 and "--against" in done.stderr
