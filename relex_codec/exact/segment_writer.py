@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,11 @@ LOT: Final = 16 << 20
 """Bytes of frames that are coded together, at most."""
 TABLES_LEVEL: Final = 9
 """zstd level of the blobs of tables."""
+
+
+BLOB: Final = np.dtype([("length", "<u8"), ("crc", "<u4")])
+"""What is known of a blob when it has been written."""
+Blobs = npt.NDArray[np.void]
 
 
 def group_limit(steps: int) -> int:
@@ -60,24 +65,20 @@ class _Group:
     dense: int | None = None
 
 
-class SegmentWriter:
-    """Codes the parts of one segment into a scratch file.
+class GroupCoder:
+    """Codes the parts of a segment group by group: parts of one group, then `close`, then those of the next one.
 
     Args:
-        scratch: opens a file, in which blobs are kept until their order is known; and another one for symbols.
+        scratch: opens a file for symbols that are too many for memory.
         count: steps of the segment.
     """
 
     def __init__(self, scratch: Callable[[], IO[bytes]], count: int) -> None:
-        self.scratch, self.count, self.limit = scratch(), count, group_limit(count)
-        self._log = SymbolLog(scratch)
-        self.table_sets = table_set_numbers(count)
-        self._blocks = [0, *frame_order(count)]
+        self.count, self.table_sets = count, table_set_numbers(count)
+        self.blocks = [0, *frame_order(count)]
         """Steps of the blocks in the order of the file; 0 stands for the block of tables."""
-        self._grouping = Grouping(self.limit)
+        self._log = SymbolLog(scratch)
         self._group = _Group()
-        self._blobs: list[list[tuple[int, int]]] = []
-        """(length, CRC) of every blob of each group, in the order of the blocks."""
 
     def add(self, info: PartInfo, bits: Sequence[Bits]) -> None:
         """Code a part.
@@ -85,7 +86,7 @@ class SegmentWriter:
         Args:
             bits: its elements at the left end and at each step: n + 1 rows.
         """
-        group = self._next(info)
+        group = self._group
         layout = layout_of(info.dtype)
         if group.low is None:
             group.low = lowest_exponent(to_words(bits[0], layout), layout)
@@ -100,50 +101,14 @@ class SegmentWriter:
 
     def add_still(self, info: PartInfo, digest: bytes) -> None:
         """Code a part that is the same at the left end and at every step, and has this digest."""
-        self._next(info).parts.append(_Part(info, digest))
+        self._group.parts.append(_Part(info, digest))
 
-    def finish(self) -> None:
-        """Close the last group."""
-        if self._group.parts:
-            self._close()
+    def close(self, write: Callable[[bytes], object]) -> Blobs:
+        """Fit the tables of the group that its parts make, and write its blobs, one for each block, in that order.
 
-    @property
-    def groups(self) -> int:
-        """Number of groups; after `finish`."""
-        return len(self._blobs)
-
-    def blocks(self) -> Iterator[tuple[int, int, Iterator[bytes]]]:
-        """Yield (step, length, data) of each block, in the order of the file; step 0 stands for the tables."""
-        begins = np.concatenate([[0], np.cumsum([sum(n for n, _ in blobs) for blobs in self._blobs])]).astype(np.int64)
-        offsets = [
-            np.concatenate([[0], np.cumsum([n for n, _ in blobs])]).astype(np.int64) + begin
-            for begin, blobs in zip(begins, self._blobs, strict=False)
-        ]
-        for number, step in enumerate(self._blocks):
-            index = np.zeros(len(self._blobs), f.BLOB_RECORD)
-            lengths = np.array([blobs[number][0] for blobs in self._blobs], np.uint64)
-            index["end"] = index.nbytes + np.cumsum(lengths)
-            index["crc"] = [blobs[number][1] for blobs in self._blobs]
-            places = [(int(at[number]), blobs[number][0]) for at, blobs in zip(offsets, self._blobs, strict=True)]
-            yield step, index.nbytes + int(lengths.sum()), self._data(index.tobytes(), places)
-
-    def _data(self, index: bytes, places: list[tuple[int, int]]) -> Iterator[bytes]:
-        yield index
-        for at, length in places:
-            if length:
-                self.scratch.seek(at)
-                yield self.scratch.read(length)
-
-    def _table_set(self, interval: Interval | None) -> int:
-        return self.table_sets[(self.count if interval is None else interval.middle) - 1]
-
-    def _next(self, info: PartInfo) -> _Group:
-        if self._grouping.begins_group(info) and self._group.parts:
-            self._close()
-        return self._group
-
-    def _close(self) -> None:
-        """Fit the tables of a group and write its blobs."""
+        Returns:
+            Their lengths and checksums.
+        """
         group, self._group = self._group, _Group()
         first = self._table_set(None)
         tables = [
@@ -163,20 +128,109 @@ class SegmentWriter:
             digests = b"".join(part.digest(step) for part in group.parts)
             return digests + sizes + b"".join(stream for _, stream in coded)
 
-        written: list[tuple[int, int]] = []
-        self.scratch.seek(0, 2)
-
-        def write(blob: bytes) -> None:
-            written.append((len(blob), zlib.crc32(blob)))
-            self.scratch.write(blob)
-
-        write(zstandard.ZstdCompressor(TABLES_LEVEL).compress(head))
+        blobs: Blobs = np.zeros(len(self.blocks), BLOB)
+        blobs[0] = _written(zstandard.ZstdCompressor(TABLES_LEVEL).compress(head), write)
         most = sum((symbols.bounds() for symbols in moving), np.zeros(self.count + 1, np.int64))
-        for steps in _lots(self._blocks[1:], most):
+        block = 1
+        for steps in _lots(self.blocks[1:], most):
             for blob in parallel_map(frame, steps):
-                write(blob)
-        self._blobs.append(written)
+                blobs[block] = _written(blob, write)
+                block += 1
         self._log.clear()
+        return blobs
+
+    def _table_set(self, interval: Interval | None) -> int:
+        return self.table_sets[(self.count if interval is None else interval.middle) - 1]
+
+
+class SegmentWriter:
+    """Codes the parts of one segment into a scratch file.
+
+    Args:
+        scratch: opens a file, in which blobs are kept until their order is known; and another one for symbols.
+        count: steps of the segment.
+    """
+
+    def __init__(self, scratch: Callable[[], IO[bytes]], count: int) -> None:
+        self.scratch, self.count, self.limit = scratch(), count, group_limit(count)
+        self._coder = GroupCoder(scratch, count)
+        self._grouping = Grouping(self.limit)
+        self._begun = False
+        self.coded: list[CodedGroup] = []
+        """Those that are complete."""
+
+    def add(self, info: PartInfo, bits: Sequence[Bits]) -> None:
+        """Code a part; see `GroupCoder.add`."""
+        self._next(info)
+        self._coder.add(info, bits)
+
+    def add_still(self, info: PartInfo, digest: bytes) -> None:
+        """Code a part that is the same at the left end and at every step, and has this digest."""
+        self._next(info)
+        self._coder.add_still(info, digest)
+
+    def finish(self) -> None:
+        """Close the last group."""
+        if self._begun:
+            self._close()
+
+    def _next(self, info: PartInfo) -> None:
+        if self._grouping.begins_group(info) and self._begun:
+            self._close()
+        self._begun = True
+
+    def _close(self) -> None:
+        at = self.scratch.seek(0, 2)
+        self.coded.append(CodedGroup(self._read, at, self._coder.close(self.scratch.write)))
+        self._begun = False
+
+    def _read(self, at: int, length: int) -> bytes:
+        self.scratch.seek(at)
+        return self.scratch.read(length)
+
+
+class CodedGroup(NamedTuple):
+    """The blobs of a group, one after another.
+
+    Attributes:
+        read: returns bytes of what they are in, by position and length.
+        at: position of the first one.
+        blobs: of each block.
+    """
+
+    read: Callable[[int, int], bytes]
+    at: int
+    blobs: Blobs
+
+
+def blocks_of(groups: Sequence[CodedGroup], count: int) -> Iterator[tuple[int, int, Iterator[bytes]]]:
+    """Yield (step, length, data) of each block of a segment, in the order of the file; step 0 stands for the tables.
+
+    Args:
+        groups: all of the segment, in order.
+        count: its steps.
+    """
+    at = [group.at for group in groups]
+    for number, step in enumerate([0, *frame_order(count)]):
+        index = np.zeros(len(groups), f.BLOB_RECORD)
+        lengths = np.array([group.blobs["length"][number] for group in groups], np.uint64)
+        index["end"] = index.nbytes + np.cumsum(lengths)
+        index["crc"] = [group.blobs["crc"][number] for group in groups]
+        places = [(group.read, begin, int(length)) for group, begin, length in zip(groups, at, lengths, strict=True)]
+        at = [begin + length for _, begin, length in places]
+        yield step, index.nbytes + int(lengths.sum()), _data(index.tobytes(), places)
+
+
+def _data(index: bytes, places: Sequence[tuple[Callable[[int, int], bytes], int, int]]) -> Iterator[bytes]:
+    yield index
+    for read, at, length in places:
+        if length:
+            yield read(at, length)
+
+
+def _written(blob: bytes, write: Callable[[bytes], object]) -> tuple[int, int]:
+    write(blob)
+    return len(blob), zlib.crc32(blob)
 
 
 def _lots(steps: Sequence[int], most: npt.NDArray[np.int64]) -> Iterator[list[int]]:
