@@ -6,7 +6,7 @@ With ``refit`` the whole run is encoded again (pipeline.py), of which the file r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -41,10 +41,10 @@ from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .planning import plan_append
 from .quality import Quality
+from .run_source import OpenHere, OpenRun
 from .surroundings import appended_surroundings
 
 if TYPE_CHECKING:
-    from relex_codec.exact.tier_writer import SegmentJob
     from relex_codec.format.index import Index
 
 MICRO: Final = "micro"
@@ -144,7 +144,7 @@ def append(
             old = run.decoder.exact if index.has_frames else None
             frames = partial(new_segment, writer, len(new), old)
             if refit or differ:
-                return _refit(run, further, writer, budget, frames, uri, directories, progress, asked=refit)
+                return _refit(run, further, writer, budget, uri, directories, progress, asked=refit)
             return StepAppender(run, further, writer, budget, frames).write(uri, directories, progress)
 
 
@@ -188,7 +188,6 @@ def _refit(
     further: CheckpointSeries,
     writer: FileWriter,
     budget: int,
-    frames: Callable[[], SegmentJob],
     uri: str | None,
     directories: Sequence[str | None],
     progress: bool,
@@ -207,7 +206,9 @@ def _refit(
     if not asked:
         note("further steps have other tensors than lines were fitted on: directions and lines are fitted again")
     embed = index.manifest.embedded
-    job = RunEncoder(plan, writer, observed, _quality(run), rank, embed, budget, True, frames)
+    here = OpenHere(OpenRun(series, None, run, further))
+    old = run.decoder.exact
+    job = RunEncoder(plan, here, writer, observed, _quality(run), rank, embed, budget, True, old)
     keys = [tensor.planned.key for tensor in plan.tensors]
     around = appended_surroundings(keys, run, further, job.embed_file, uri, directories, copied=False)
     size = job.write(around, progress)

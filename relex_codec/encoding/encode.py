@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 from relex_codec.checkpoints.base_model import open_base
@@ -38,6 +37,7 @@ from .output import condition_of
 from .pipeline import RunEncoder
 from .planning import TensorPlan, plan_run
 from .quality import Quality
+from .run_source import OpenHere, OpenRun
 from .surroundings import surroundings
 from .usable_steps import left_out_of_fits
 
@@ -152,8 +152,8 @@ def encode(
         for line in plan.notes:
             note(line)
         left_out = _left_out(run, found, series, storage_options) if found else []
-        frames = partial(new_segment, writer, len(series.steps))
-        job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
+        here = OpenHere(OpenRun(series, origin))
+        job = RunEncoder(plan, here, writer, observed, wanted, rank, embed_base, budget, exact)
         places = [path_in_run(run, directory_of(path)) for _, path in found] if found else [None for _ in series.steps]
         directories = directory_names(places, series.steps)
         around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)

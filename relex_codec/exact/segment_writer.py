@@ -20,13 +20,9 @@ from .bisection import Interval, frame_order
 from .frequency_tables import fit_tables, lay_out, tables_to_bytes
 from .ordered_words import layout_of, to_words
 from .part_coder import PartEncoder, SymbolCounter, lowest_exponent
-from .segments import Grouping, PartInfo, table_set_numbers
+from .segments import Grouping, PartInfo, group_limit, table_set_numbers
 from .symbol_log import PartSymbols, SymbolLog
 
-GROUP_WORDS: Final = 1 << 20
-"""Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""
-GROUP_SYMBOLS: Final = 256 << 20
-"""Groups are smaller where their symbols would be more bytes than this, at a tenth of the words a step."""
 LOT: Final = 16 << 20
 """Bytes of frames that are coded together, at most."""
 TABLES_LEVEL: Final = 9
@@ -36,11 +32,6 @@ TABLES_LEVEL: Final = 9
 BLOB: Final = np.dtype([("length", "<u8"), ("crc", "<u4")])
 """What is known of a blob when it has been written."""
 Blobs = npt.NDArray[np.void]
-
-
-def group_limit(steps: int) -> int:
-    """Return how many words the groups of a segment of so many steps have."""
-    return max(f.PIECE, min(GROUP_WORDS, GROUP_SYMBOLS * 10 // (4 * steps) // f.PIECE * f.PIECE))
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -12,42 +12,12 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FrameEntries
 
-from .bisection import choose_left
-from .segment_writer import CodedGroup, SegmentWriter, blocks_of, group_limit
-from .segments import PartInfo, step_costs, table_set_numbers
+from .segment_writer import CodedGroup, SegmentWriter, blocks_of
+from .segments import PartInfo, SegmentShape, table_set_numbers
 from .tier_reader import ExactTier
 
 COPY: Final = 1 << 22
 """Bytes of earlier segments that are copied at a time."""
-
-
-class SegmentShape(NamedTuple):
-    """Where a new segment stands in the run of a file.
-
-    Attributes:
-        number: of segments before it.
-        first: steps before it.
-        left: number of the step at its left end; 0 is the origin.
-        count: its steps.
-    """
-
-    number: int
-    first: int
-    left: int
-    count: int
-
-    @classmethod
-    def after(cls, old: ExactTier | None, count: int) -> SegmentShape:
-        """Return that of `count` steps after those of a file, or of the first ones."""
-        segments = old.segments if old else []
-        first = segments[-1].first + segments[-1].count if segments else 0
-        ends = [segment.first + segment.count for segment in segments]
-        return cls(len(segments), first, choose_left(ends, step_costs(segments), count), count)
-
-    @property
-    def limit(self) -> int:
-        """Words of a group."""
-        return group_limit(self.count)
 
 
 def assemble(shape: SegmentShape, groups: Sequence[CodedGroup], old: ExactTier | None = None) -> FrameEntries:
@@ -100,7 +70,7 @@ class SegmentJob:
 
     def __init__(self, writer: SegmentWriter, old: ExactTier | None = None) -> None:
         self.writer, self.old = writer, old
-        self.shape = SegmentShape.after(old, writer.count)
+        self.shape = SegmentShape.after(old.segments if old else [], writer.count)
 
     def tensor(self, number: int, name: str, dtype: str) -> TensorJob:
         """Begin a tensor; those that the segment may hold come in the order of the file.
@@ -133,7 +103,9 @@ class TensorJob:
             bits: at all steps of the run, those before the segment included: [T, elements].
         """
         job = self._job
-        left = bits[job.shape.left - 1] if job.shape.left and self._before else origin  # earlier segments do not have it
+        left = (
+            bits[job.shape.left - 1] if job.shape.left and self._before else origin
+        )  # earlier segments do not have it
         self.add_later(piece, left, bits[job.shape.first :])
 
     @property

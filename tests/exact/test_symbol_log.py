@@ -66,7 +66,7 @@ def coded(steps: int, kind: str) -> bytes:
             else:
                 writer.add(PartInfo(number, 0, kind, 3000), list(rows))
         writer.finish()
-        return b"".join(data for _, _, block in writer.blocks() for data in block)
+        return b"".join(data for _, _, block in segment_writer.blocks_of(writer.coded, steps) for data in block)
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F32"])

@@ -1,0 +1,92 @@
+"""Having units done by an engine, and finding their results again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from relex_codec.format.manifest import TensorEntry
+
+from .engines.protocol import Engine, Unit
+from .tables import EncodedTensor
+from .unit_files import OpenFiles, UnitFile
+from .unit_results import get_groups, get_tensor
+
+if TYPE_CHECKING:
+    from relex_codec.exact.segment_writer import CodedGroup
+
+
+class Done(NamedTuple):
+    """A unit that is done.
+
+    Attributes:
+        number: its place among all.
+        path: of its result.
+    """
+
+    number: int
+    unit: Unit
+    path: str
+
+
+def run_units(engine: Engine, units: Iterable[Unit]) -> Iterator[Done]:
+    """Have units done; yields them as they are.
+
+    Where some fail, the first of them, in the order of the units, is what is raised.
+    """
+    waiting = deque(enumerate(units))
+    under_way: dict[str, tuple[int, Unit]] = {}
+    failed: tuple[int, BaseException] | None = None
+    while under_way or (waiting and failed is None):
+        while waiting and failed is None and len(under_way) < engine.ahead:
+            number, unit = waiting.popleft()
+            under_way[unit.key] = number, unit
+            engine.submit(unit)
+        key, path, error = engine.finished()
+        number, unit = under_way.pop(key)
+        if error is not None:
+            failed = min(failed or (number, error), (number, error), key=lambda one: one[0])
+        elif path is not None and failed is None:
+            yield Done(number, unit, path)
+        if failed is not None and all(number > failed[0] for number, _ in under_way.values()):
+            break
+    if failed is not None:
+        raise failed[1]
+
+
+class Results:
+    """What units have found out.
+
+    Args:
+        files: through which their results are read.
+    """
+
+    def __init__(self, files: OpenFiles) -> None:
+        self._files = files
+        self._tensors: dict[int, tuple[UnitFile, dict[str, Any]]] = {}
+        self._groups: dict[int, tuple[UnitFile, list[dict[str, Any]]]] = {}
+
+    def add(self, done: Done) -> None:
+        """Take the result of a unit."""
+        unit = UnitFile(done.path, self._files)
+        for row in unit.document["tensors"]:
+            self._tensors[row["number"]] = unit, row
+        self._groups[done.number] = unit, unit.document["groups"]
+
+    def tensor(self, number: int, entry: TensorEntry) -> EncodedTensor:
+        """Return a tensor by its number.
+
+        Args:
+            entry: what the manifest says of it.
+        """
+        return get_tensor(*self._tensors[number], entry)
+
+    def groups(self) -> list[CodedGroup]:
+        """Return all groups of frames, in the order of the units."""
+        found: list[CodedGroup] = []
+        for number in sorted(self._groups):
+            unit, rows = self._groups[number]
+            if rows:
+                found += get_groups(unit, rows)
+        return found

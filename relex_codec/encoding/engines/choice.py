@@ -1,0 +1,78 @@
+"""Which engine does the work, as the user chose it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from relex_codec.core.threads import cpu_count
+from relex_codec.errors import InvalidArgument
+
+from .local import LocalEngine
+from .protocol import Engine, Place
+
+UNIT_SHARE: Final = 192 << 20
+"""Bytes of the budget for each unit that is done at the same time."""
+THREAD_SHARE: Final = 32 << 20
+"""Bytes of the budget for each thread: it needs a tenth, but what threads free is not at once another's to use."""
+ENGINES: Final = ("local",)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, as far as an engine has to know.
+
+    Attributes:
+        budget: bytes of memory, in all.
+        units: how many there are.
+        need: returns the bytes that the largest unit needs at least, by the number of its threads.
+        scratch: where scratch files go.
+        weights: returns the bytes of all weights that could be in memory together, in a place.
+    """
+
+    budget: int
+    units: int
+    need: Callable[[int], int]
+    scratch: str
+    weights: Callable[[Place], int]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine.
+
+    Attributes:
+        name: one of `ENGINES`.
+        workers: units at the same time; None: as many as there are processors.
+
+    Raises:
+        InvalidArgument: there is no such engine, or no worker.
+    """
+
+    name: str = "local"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise InvalidArgument(f"engine is {self.name!r}, expected one of {', '.join(ENGINES)}")
+        if self.workers is not None and self.workers < 1:
+            raise InvalidArgument(f"workers is {self.workers}, expected at least 1")
+
+    def start(self, work: Work, directory: str) -> Engine:
+        """Return the engine, as a context manager.
+
+        Args:
+            directory: where results go.
+        """
+        return LocalEngine(local_place(work, self.workers), directory)
+
+
+def local_place(work: Work, workers: int | None = None) -> Place:
+    """Return the memory and the threads that units are done with in this process."""
+    processors = cpu_count()
+    units = max(1, min(workers or processors, work.units, work.budget // UNIT_SHARE, work.budget // work.need(1)))
+    threads = processors // units if units > 1 else processors + 1  # one reads while the others compute
+    threads = max(1, min(threads, work.budget // THREAD_SHARE // units))
+    rough = Place(work.scratch, work.budget, threads, units, expected=0)
+    return Place(work.scratch, work.budget, threads, units, expected=work.weights(rough))
