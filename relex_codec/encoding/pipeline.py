@@ -179,7 +179,7 @@ class RunEncoder:
 
     def _frames(self, results: Results) -> FrameEntries | None:
         groups = results.groups()
-        if not groups and self.old is None:
+        if not (groups or self.exact or self.old is not None):
             return None
         from relex_codec.exact.tier_writer import assemble  # numba is only needed here
 
