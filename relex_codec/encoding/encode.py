@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
@@ -44,10 +44,6 @@ from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunS
 from .surroundings import surroundings
 from .usable_steps import left_out_of_fits
 from .work_dir import Identity, WorkDirectory, identity_of, identity_of_journal
-
-if TYPE_CHECKING:
-    from relex_codec.exact.tier_reader import ExactTier
-    from relex_codec.exact.tier_writer import SegmentJob
 
 
 def encode(
@@ -144,10 +140,14 @@ def encode(
     if keep_work_dir and work_dir is None:
         raise InvalidArgument("there is no work directory to keep: give one")
     part = None if shard is None else Shard.parse(shard)
-    condition = condition_of(
-        output, overwrite=overwrite, base=base, storage_options=storage_options, part=None if part is None else part.name(output)
-    )  # fmt: skip
     target = output if part is None else part.name(output)
+    condition = condition_of(
+        output,
+        overwrite=overwrite,
+        base=base,
+        storage_options=storage_options,
+        part=os.fspath(target) if part is not None else None,
+    )
     writer = FileWriter(target, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
@@ -275,14 +275,6 @@ def report_not_finite(job: RunEncoder) -> None:
     lines = sum(isinstance(tensor, TensorPlan) and not tensor.held for tensor in job.plan.tensors)
     for line in left_out_of_fits(job.not_finite, job.steps, lines):
         note(line)
-
-
-def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) -> SegmentJob:
-    """Begin a segment of `count` steps, after those of `old`."""
-    from relex_codec.exact.segment_writer import SegmentWriter  # numba is only needed here
-    from relex_codec.exact.tier_writer import SegmentJob
-
-    return SegmentJob(SegmentWriter(writer.scratch, count), old)
 
 
 def _report_skip(message: str) -> None:
