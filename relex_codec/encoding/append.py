@@ -34,6 +34,7 @@ from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries
+from .engines.choice import EngineChoice
 from .encode import new_segment, report_not_finite, report_notes
 from .known_steps import check_unchanged, split
 from .later_steps import StepAppender, has_all_targets
@@ -41,7 +42,7 @@ from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .planning import plan_append
 from .quality import Quality
-from .run_source import OpenHere, OpenRun
+from .run_source import AppendedSource, OpenHere, OpenRun, placed
 from .surroundings import appended_surroundings
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def append(
     refit: bool = False,
     allow_pickle: bool = False,
     memory: str | int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -86,6 +89,7 @@ def append(
         refit: fit directions and lines again.
         allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
+        workers, engine: as of `encode`.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
@@ -104,7 +108,7 @@ def append(
         >>> relex_codec.open("run.relex").steps
         [10, 20, 30, 40, 50]
     """
-    budget = parse_memory(memory)
+    budget, choice = parse_memory(memory), EngineChoice(engine, workers)
     in_place = output is None or is_same_file(file, output)
     if in_place and overwrite:
         raise InvalidArgument("overwrite is for another output; without one, append replaces the file that it reads")
@@ -144,7 +148,10 @@ def append(
             old = run.decoder.exact if index.has_frames else None
             frames = partial(new_segment, writer, len(new), old)
             if refit or differ:
-                return _refit(run, further, writer, budget, uri, directories, progress, asked=refit)
+                source = AppendedSource(run, placed(new), storage_options)
+                return _refit(
+                    run, further, source, choice, writer, budget, uri, directories, progress, asked=refit
+                )  # fmt: skip
             return StepAppender(run, further, writer, budget, frames).write(uri, directories, progress)
 
 
@@ -186,6 +193,8 @@ def _look_at_known(run: RunReader, known: list[tuple[int, str]], storage_options
 def _refit(
     run: RunReader,
     further: CheckpointSeries,
+    source: AppendedSource,
+    engine: EngineChoice,
     writer: FileWriter,
     budget: int,
     uri: str | None,
@@ -208,7 +217,9 @@ def _refit(
     embed = index.manifest.embedded
     here = OpenHere(OpenRun(series, None, run, further))
     old = run.decoder.exact
-    job = RunEncoder(plan, here, writer, observed, _quality(run), rank, embed, budget, True, old)
+    job = RunEncoder(
+        plan, source, here, writer, observed, _quality(run), rank, embed, budget, True, old, engine
+    )  # fmt: skip
     keys = [tensor.planned.key for tensor in plan.tensors]
     around = appended_surroundings(keys, run, further, job.embed_file, uri, directories, copied=False)
     size = job.write(around, progress)

@@ -31,13 +31,14 @@ from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .adapter_run import NoBase
 from .base_check import check_base, check_new_tensors
+from .engines.choice import EngineChoice
 from .layouts import directory_names
 from .matched_base import MatchedBase, started_somewhere
 from .output import condition_of
 from .pipeline import RunEncoder
 from .planning import TensorPlan, plan_run
 from .quality import Quality
-from .run_source import OpenHere, OpenRun
+from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunSource, everywhere, placed
 from .surroundings import surroundings
 from .usable_steps import left_out_of_fits
 
@@ -67,6 +68,8 @@ def encode(
     allow_new_tensors: bool = False,
     allow_pickle: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
+    engine: str = "auto",
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -102,6 +105,9 @@ def encode(
             ``model_world_size_W_rank_R.pt``, ``pytorch_model.bin``. Pickles can run code in what loads them; here they
             are parsed by a list of what is allowed, and nothing in them is run.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
+        workers: how many tensors are worked on at the same time; default: one for each processor.
+        engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
+            with its part of `memory`; ``auto``: processes for runs of some gigabytes. The file is the same.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
@@ -120,6 +126,7 @@ def encode(
         [10, 20, 30, 40]
     """
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
+    choice = EngineChoice(engine, workers)
     rules = [RenameRule.parse(text) for text in rename]
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
@@ -152,8 +159,11 @@ def encode(
         for line in plan.notes:
             note(line)
         left_out = _left_out(run, found, series, storage_options) if found else []
+        source = _source(series, found, reference, of_adapters, storage_options)
         here = OpenHere(OpenRun(series, origin))
-        job = RunEncoder(plan, here, writer, observed, wanted, rank, embed_base, budget, exact)
+        job = RunEncoder(
+            plan, source, here, writer, observed, wanted, rank, embed_base, budget, exact, engine=choice
+        )  # fmt: skip
         places = [path_in_run(run, directory_of(path)) for _, path in found] if found else [None for _ in series.steps]
         directories = directory_names(places, series.steps)
         around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)
@@ -199,6 +209,20 @@ def _open_run(
         allow_pickle=allow_pickle,
     )
     return open_series(found, storage_options, base=base, chosen=True, alike=False), found
+
+
+def _source(
+    series: CheckpointSeries,
+    found: Sequence[tuple[int, str]],
+    base: PathLike,
+    of_adapters: bool,
+    storage_options: Options,
+) -> RunSource:
+    """Say where a run is, for other processes."""
+    if found:
+        return CheckpointSource(placed(found), everywhere(base), of_adapters, storage_options)
+    journal = series.journal  # type: ignore[attr-defined]
+    return JournalSource(everywhere(journal.path), everywhere(base), tuple(series.steps), storage_options)
 
 
 def report_not_finite(job: RunEncoder) -> None:

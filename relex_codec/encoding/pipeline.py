@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
@@ -29,7 +30,7 @@ from .layouts import step_entries
 from .moving import moves
 from .planning import CopyPlan, RunPlan, TensorPlan
 from .quality import Quality
-from .run_source import RunSource
+from .run_source import OpenHere, RunSource
 from .surroundings import Surroundings
 from .tables import EncodedTensor, tables_of
 from .unit_files import OpenFiles
@@ -48,6 +49,7 @@ class RunEncoder:
     Attributes:
         plan: what is encoded.
         source: the same run, as units find it.
+        here: the same for units in this process.
         observed: how many steps, from the first, are fitted.
         rank: directions per tensor.
         embed: store the base.
@@ -60,6 +62,7 @@ class RunEncoder:
 
     plan: RunPlan
     source: RunSource
+    here: OpenHere
     writer: FileWriter
     observed: int
     quality: Quality
@@ -104,8 +107,12 @@ class RunEncoder:
         parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
         return self.writer.base.add(parts, len(data), match=True)
 
-    def units(self) -> list[TensorsUnit]:
-        """Return what is to be done; finds out which tensors move."""
+    def units(self, source: RunSource) -> list[TensorsUnit]:
+        """Return what is to be done; finds out which tensors move.
+
+        Args:
+            source: of the run.
+        """
         plans = [plan for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
         self._look_at(plans)
         sizes = [TensorSize(plan.number, plan.info.dtype, plan.info.size, self._framed[plan.number]) for plan in plans]
@@ -116,7 +123,7 @@ class RunEncoder:
             frames = FrameRange(shape, planned.groups) if shape is not None else None
             found.append(
                 TensorsUnit(
-                    self.source, len(self.steps), self._settings, tuple(specs[number] for number in planned.tensors),
+                    source, len(self.steps), self._settings, tuple(specs[number] for number in planned.tensors),
                     frames, tuple(specs[number] for number in planned.extra),
                 )
             )  # fmt: skip
@@ -146,8 +153,10 @@ class RunEncoder:
 
     def _run(self, progress: bool) -> Iterator[Done]:
         """Do all units; yields each that is done."""
-        units = self.units()
-        tasks = [task_of(plan, self._settings) for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
+        plans = [plan for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
+        engine_of = self.engine.of(sum(plan.info.size * ITEMSIZE[plan.info.dtype] for plan in plans) * len(self.steps))
+        units = self.units(self.here if engine_of.is_local else self.source)
+        tasks = [task_of(plan, self._settings) for plan in plans]
         work = Work(
             self.budget, len(units), lambda threads: max(unit.memory(threads) for unit in units), self.writer.directory,
             lambda place: sum(room_of(task, place).size for task in tasks),
@@ -155,7 +164,7 @@ class RunEncoder:
         size = sum(unit.input_bytes for unit in units)
         with (
             progress_bar("encode", size, enabled=progress) as bar,
-            self.engine.start(work, self.writer.working_directory()) as engine,
+            engine_of.start(work, self.writer.working_directory()) as engine,
         ):
             for done in run_units(engine, units):
                 yield done
@@ -179,7 +188,7 @@ class RunEncoder:
 
     def _frames(self, results: Results) -> FrameEntries | None:
         groups = results.groups()
-        if not groups and self.old is None:
+        if not (groups or self.exact or self.old is not None):
             return None
         from relex_codec.exact.tier_writer import assemble  # numba is only needed here
 

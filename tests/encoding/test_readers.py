@@ -91,7 +91,7 @@ def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, e
         base = InMemory(weights(0), SIDE)
         plan = plan_run(series, base, 4, exact=exact)
         here = OpenHere(OpenRun(series, base))
-        encoder = RunEncoder(plan, here, writer, 4, Quality.parse(), 1, embed, BUDGET, exact)
+        encoder = RunEncoder(plan, here, here, writer, 4, Quality.parse(), 1, embed, BUDGET, exact)
         directories = [None for _ in STEPS]  # called global_step_N, as those of the run are
         around = surroundings(plan, base, encoder.embed_file, embed, exact, "base", directories, [])
         encoder.write(around, progress=False)

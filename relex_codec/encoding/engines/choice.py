@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relex_codec.core.threads import cpu_count
@@ -16,7 +16,11 @@ UNIT_SHARE: Final = 192 << 20
 """Bytes of the budget for each unit that is done at the same time."""
 THREAD_SHARE: Final = 32 << 20
 """Bytes of the budget for each thread: it needs a tenth, but what threads free is not at once another's to use."""
-ENGINES: Final = ("local",)
+AUTO, LOCAL, PROCESSES = "auto", "local", "processes"
+ENGINES: Final = (AUTO, LOCAL, PROCESSES)
+PROCESSES_FROM: Final = 2 << 30
+"""Bytes of checkpoints from which several workers are processes where the user does not say: they take seconds to
+start, and then do not wait for each other's Python."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class EngineChoice:
         InvalidArgument: there is no such engine, or no worker.
     """
 
-    name: str = "local"
+    name: str = AUTO
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -59,13 +63,30 @@ class EngineChoice:
         if self.workers is not None and self.workers < 1:
             raise InvalidArgument(f"workers is {self.workers}, expected at least 1")
 
+    def of(self, size: int) -> EngineChoice:
+        """Return it with the engine that is taken for so many bytes of checkpoints, where the user left that open."""
+        if self.name != AUTO:
+            return self
+        many = (self.workers or cpu_count()) > 1 and size >= PROCESSES_FROM
+        return replace(self, name=PROCESSES if many else LOCAL)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether units are done in this process."""
+        return self.name == LOCAL
+
     def start(self, work: Work, directory: str) -> Engine:
         """Return the engine, as a context manager.
 
         Args:
             directory: where results go.
         """
-        return LocalEngine(local_place(work, self.workers), directory)
+        if self.is_local:
+            return LocalEngine(local_place(work, self.workers), directory)
+        from .processes import ProcessEngine
+
+        workers, place = process_places(work, self.workers)
+        return ProcessEngine(place, workers, directory)
 
 
 def local_place(work: Work, workers: int | None = None) -> Place:
@@ -73,6 +94,17 @@ def local_place(work: Work, workers: int | None = None) -> Place:
     processors = cpu_count()
     units = max(1, min(workers or processors, work.units, work.budget // UNIT_SHARE, work.budget // work.need(1)))
     threads = processors // units if units > 1 else processors + 1  # one reads while the others compute
+    if workers is not None:
+        threads = max(1, workers // units)
     threads = max(1, min(threads, work.budget // THREAD_SHARE // units))
     rough = Place(work.scratch, work.budget, threads, units, expected=0)
     return Place(work.scratch, work.budget, threads, units, expected=work.weights(rough))
+
+
+def process_places(work: Work, workers: int | None = None) -> tuple[int, Place]:
+    """Return how many processes there are, and the memory and the threads of each."""
+    processors = cpu_count()
+    count = max(1, min(workers or processors, work.units, work.budget // UNIT_SHARE, work.budget // work.need(1)))
+    budget = work.budget // count
+    threads = max(1, min((processors if workers is None else workers) // count, budget // THREAD_SHARE))
+    return count, Place(work.scratch, budget, threads)
