@@ -70,6 +70,7 @@ def encode(
     overwrite: bool = False,
     workers: int | None = None,
     engine: str = "auto",
+    address: str | None = None,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -107,7 +108,10 @@ def encode(
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         workers: how many tensors are worked on at the same time; default: one for each processor.
         engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
-            with its part of `memory`; ``auto``: processes for runs of some gigabytes. The file is the same.
+            with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or group of small
+            ones; ``auto``: processes for runs of some gigabytes. The file is the same.
+        address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
+            takes. Default: the one that this process is connected to or runs beside, or a new one.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
@@ -126,7 +130,7 @@ def encode(
         [10, 20, 30, 40]
     """
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
-    choice = EngineChoice(engine, workers)
+    choice = EngineChoice(engine, workers, address)
     rules = [RenameRule.parse(text) for text in rename]
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")

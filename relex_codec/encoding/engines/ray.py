@@ -80,9 +80,7 @@ class RayEngine:
         options = self._options
         cpus = None if options.workers is None else options.workers * options.cpus
         self._cluster: Cluster = self._stack.enter_context(connected(options.address, cpus))
-        self._remote = ray.remote(remote_unit()).options(
-            num_cpus=options.cpus, max_retries=RETRIES, retry_exceptions=False, name="relex-codec"
-        )
+        self._remote = ray.remote(remote_unit())
         here = os.path.abspath(os.curdir)
         self._unwanted = None if here in map(os.path.abspath, sys.path) else here
         self._look()
@@ -104,7 +102,9 @@ class RayEngine:
                 f"no node of the Ray cluster has {cpus} processors and {spell_bytes(memory)} for a unit: waiting for "
                 "one; or give less --memory"
             )
-        task = self._remote.options(memory=memory)
+        task = self._remote.options(
+            name=unit.key, num_cpus=cpus, memory=memory, max_retries=RETRIES, retry_exceptions=False
+        )
         reference = task.remote(__version__, self._unwanted, pickle.dumps(unit), self._budget, cpus)
         self._units[reference] = unit.key
 

@@ -111,7 +111,7 @@ def _init(**arguments: Any) -> None:
         InvalidArgument: it fails otherwise.
     """
     try:
-        ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **arguments)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except ConnectionError:
         raise
     except (RuntimeError, ValueError, OSError, TimeoutError) as error:  # other versions of Ray or Python, above all
