@@ -34,8 +34,8 @@ from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries
-from .engines.choice import EngineChoice
 from .encode import new_segment, report_not_finite, report_notes
+from .engines.choice import EngineChoice
 from .known_steps import check_unchanged, split
 from .later_steps import StepAppender, has_all_targets
 from .output import condition_of, is_same_file

@@ -30,12 +30,12 @@ class Done(NamedTuple):
     path: str
 
 
-def run_units(engine: Engine, units: Iterable[Unit]) -> Iterator[Done]:
-    """Have units done; yields them as they are.
+def run_units(engine: Engine, units: Iterable[tuple[int, Unit]]) -> Iterator[Done]:
+    """Have units done, each with its place among all; yields them as they are.
 
     Where some fail, the first of them, in the order of the units, is what is raised.
     """
-    waiting = deque(enumerate(units))
+    waiting = deque(units)
     under_way: dict[str, tuple[int, Unit]] = {}
     failed: tuple[int, BaseException] | None = None
     while under_way or (waiting and failed is None):
@@ -69,10 +69,13 @@ class Results:
 
     def add(self, done: Done) -> None:
         """Take the result of a unit."""
-        unit = UnitFile(done.path, self._files)
+        self.take(done.number, UnitFile(done.path, self._files))
+
+    def take(self, number: int, unit: UnitFile) -> None:
+        """Take the result of a unit, by its place among all."""
         for row in unit.document["tensors"]:
             self._tensors[row["number"]] = unit, row
-        self._groups[done.number] = unit, unit.document["groups"]
+        self._groups[number] = unit, unit.document["groups"]
 
     def tensor(self, number: int, entry: TensorEntry) -> EncodedTensor:
         """Return a tensor by its number.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
@@ -35,12 +36,14 @@ from .engines.choice import EngineChoice
 from .layouts import directory_names
 from .matched_base import MatchedBase, started_somewhere
 from .output import condition_of
+from .parts import Shard, write_part
 from .pipeline import RunEncoder
 from .planning import TensorPlan, plan_run
 from .quality import Quality
 from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunSource, everywhere, placed
 from .surroundings import surroundings
 from .usable_steps import left_out_of_fits
+from .work_dir import Identity, WorkDirectory, identity_of, identity_of_journal
 
 if TYPE_CHECKING:
     from relex_codec.exact.tier_reader import ExactTier
@@ -71,6 +74,9 @@ def encode(
     workers: int | None = None,
     engine: str = "auto",
     address: str | None = None,
+    work_dir: PathLike | None = None,
+    keep_work_dir: bool = False,
+    shard: str | None = None,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -112,11 +118,16 @@ def encode(
             ones; ``auto``: processes for runs of some gigabytes. The file is the same.
         address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
             takes. Default: the one that this process is connected to or runs beside, or a new one.
+        work_dir: directory or URL where what is finished is kept, so that the same call goes on after a kill. What
+            changed in between, of the run or the arguments, is noticed. It is removed when the file is complete.
+        keep_work_dir: leave it there.
+        shard: do one part of the work only, ``I/N`` for part I of N, and write it to ``OUTPUT.part-I-of-N``; `merge`
+            joins them. ``auto`` takes it from a job array of Slurm, or from RANK and WORLD_SIZE.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
     Returns:
-        The size of the file in bytes.
+        The size of the file in bytes; with `shard`, of the part.
 
     Raises:
         CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``), or
@@ -134,8 +145,14 @@ def encode(
     rules = [RenameRule.parse(text) for text in rename]
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
-    condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
-    writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
+    if keep_work_dir and work_dir is None:
+        raise InvalidArgument("there is no work directory to keep: give one")
+    part = None if shard is None else Shard.parse(shard)
+    condition = condition_of(
+        output, overwrite=overwrite, base=base, storage_options=storage_options, part=None if part is None else part.name(output)
+    )  # fmt: skip
+    target = output if part is None else part.name(output)
+    writer = FileWriter(target, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
     base_reader = open_base(reference, storage_options)
@@ -171,7 +188,25 @@ def encode(
         places = [path_in_run(run, directory_of(path)) for _, path in found] if found else [None for _ in series.steps]
         directories = directory_names(places, series.steps)
         around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)
-        size = job.write(around, progress)
+        identity = None
+        if work_dir is not None or part is not None:
+            asked = {
+                "--observe": observe, "--quality": wanted.name, "--factor-rank": factor_rank, "--rank": rank,
+                "--exact": exact, "--embed-base": embed_base, "--base-uri": base_uri, "--rename": sorted(rename),
+            }  # fmt: skip
+            identity = _identity(run, series, found, reference, base_reader, asked, storage_options)
+        work = None
+        if work_dir is not None and identity is not None:
+            mine = identity if part is None else identity.with_option("--shard", f"{part.number}/{part.count}")
+            work = stack.enter_context(WorkDirectory(work_dir, mine, storage_options, keep=keep_work_dir))
+        if part is not None and identity is not None:
+            units = job.units()
+            done = list(job.run(units, progress, work, part))
+            keys = [unit.key for unit in units]
+            return write_part(
+                writer, job.outline(around), identity, everywhere(reference), base_uri is not None, part, keys, done
+            )  # fmt: skip
+        size = job.write(around, progress, work)
         report_not_finite(job)
         return size
 
@@ -227,6 +262,16 @@ def _source(
         return CheckpointSource(placed(found), everywhere(base), of_adapters, storage_options)
     journal = series.journal  # type: ignore[attr-defined]
     return JournalSource(everywhere(journal.path), everywhere(base), tuple(series.steps), storage_options)
+
+
+def _identity(
+    run: PathLike, series: CheckpointSeries, found: Sequence[tuple[int, str]], base: str,
+    base_reader: SafetensorsCheckpoint, options: dict[str, Any], storage_options: Options,
+) -> Identity:  # fmt: skip
+    """Say what results are made of and with."""
+    if found:
+        return identity_of(found, series.checkpoint, base, base_reader, options, storage_options)
+    return identity_of_journal(os.fspath(run), series.steps, base, base_reader, options, storage_options)
 
 
 def report_not_finite(job: RunEncoder) -> None:

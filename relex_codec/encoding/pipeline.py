@@ -10,32 +10,30 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import InvalidArgument
-from relex_codec.format import constants as f
 from relex_codec.format.manifest import Manifest
 from relex_codec.format.packed_span import PendingSpan
-from relex_codec.format.writer import FileWriter, FrameEntries
+from relex_codec.format.writer import FileWriter
 
 from .driver import Done, Results, run_units
 from .engines.choice import EngineChoice, Work
 from .frames import FrameRange
-from .layouts import step_entries
+from .joining import Contents, Outline
 from .moving import moves
+from .parts import Shard
 from .planning import CopyPlan, RunPlan, TensorPlan
 from .quality import Quality
 from .run_source import OpenHere, RunSource
 from .surroundings import Surroundings
-from .tables import EncodedTensor, tables_of
 from .unit_files import OpenFiles
-from .unit_plan import TensorSize, plan_units
+from .unit_plan import TensorSize, plan_units, shard_of
 from .units import Settings, TensorSpec, TensorsUnit, frames_memory, room_of, task_of
+from .work_dir import WorkDirectory
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import SegmentShape
@@ -73,6 +71,7 @@ class RunEncoder:
     old: ExactTier | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
     not_finite: dict[str, list[int]] = field(default_factory=dict, init=False)
+    contents: Contents = field(default_factory=Contents, init=False)
     _framed: dict[int, bool] = field(default_factory=dict, init=False)
     """Whether the new segment holds a tensor, by its number."""
 
@@ -81,43 +80,40 @@ class RunEncoder:
         """The steps of the run."""
         return list(self.plan.run.steps)
 
-    def write(self, around: Surroundings, progress: bool) -> int:
+    def write(self, around: Surroundings, progress: bool, work: WorkDirectory | None = None) -> int:
         """Do everything and return the size of the file."""
         with closing(OpenFiles()) as files:
-            return self._write(around, progress, Results(files))
+            results = Results(files)
+            for done in self.run(self.units(), progress, work):
+                results.add(done)
+            joined = self.outline(around).write(results, self.writer, self.old)
+        self.not_finite = {name: [self.steps[i] for i in found] for name, found in joined.not_finite.items()}
+        return joined.size
 
-    def _write(self, around: Surroundings, progress: bool, results: Results) -> int:
-        for done in self._run(progress):
-            results.add(done)
-        tensors = list(self._joined(results))
-        self.writer.close_chunks()
-        layouts = around.layouts
+    def outline(self, around: Surroundings) -> Outline:
+        """Return what the file says beside what its units find out; after `units`."""
+        tensors = self.plan.tensors
         manifest = Manifest(
-            self.observed, self.exact, around.base_uri, self.embed, list(around.base_shards), self.quality.name,
-            self.quality.growth, [tensor.entry for tensor in tensors], [file.entry for file in around.files],
-            layouts.layouts, layouts.steps[self.observed - 1], step_entries(around.directories, layouts.steps),
-            list(around.left_out),
+            self.observed, self.exact, None, self.embed, [], self.quality.name, self.quality.growth,
+            [plan.entry for plan in tensors], [], [], 0, [],
         )  # fmt: skip
-        tables = tables_of(tensors, np.array(self.steps, np.int64), manifest)
-        return self.writer.finish(tables, self._frames(results))
+        targets = [plan.target if isinstance(plan, CopyPlan) else None for plan in tensors]
+        framed = self.exact or self.old is not None or any(self._framed.values())
+        shape = self._shape if framed else None
+        return Outline.of(manifest, around, self.steps, targets, self.contents, shape)
 
     def embed_file(self, content: bytes) -> PendingSpan:
-        """Store a file that is no weights; returns its span."""
-        data = np.frombuffer(content, np.uint8)
-        parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
-        return self.writer.base.add(parts, len(data), match=True)
+        """Store a file that is no weights; returns what stands for its span."""
+        return self.contents.store(content)
 
-    def units(self, source: RunSource) -> list[TensorsUnit]:
-        """Return what is to be done; finds out which tensors move.
-
-        Args:
-            source: of the run.
-        """
-        plans = [plan for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
+    def units(self) -> list[TensorsUnit]:
+        """Return what is to be done; finds out which tensors move."""
+        plans = self._plans
         self._look_at(plans)
         sizes = [TensorSize(plan.number, plan.info.dtype, plan.info.size, self._framed[plan.number]) for plan in plans]
         shape = self._shape if any(self._framed.values()) else None
         specs = {plan.number: self._spec(plan) for plan in plans}
+        source = self.here if self._engine.is_local else self.source
         found = []
         for planned in plan_units(sizes, len(self.steps), shape.limit if shape else 0):
             frames = FrameRange(shape, planned.groups) if shape is not None else None
@@ -151,48 +147,57 @@ class RunEncoder:
         found = self.old.container.index.find(*plan.planned.key) if self.old is not None else None
         return found.segment if found is not None else 0
 
-    def _run(self, progress: bool) -> Iterator[Done]:
-        """Do all units; yields each that is done."""
-        plans = [plan for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
-        engine_of = self.engine.of(sum(plan.info.size * ITEMSIZE[plan.info.dtype] for plan in plans) * len(self.steps))
-        units = self.units(self.here if engine_of.is_local else self.source)
-        tasks = [task_of(plan, self._settings) for plan in plans]
-        work = Work(
+    @property
+    def _engine(self) -> EngineChoice:
+        """The engine that does the units."""
+        return self.engine.of(sum(_bytes(plan) for plan in self._plans) * len(self.steps))
+
+    @property
+    def _plans(self) -> list[TensorPlan]:
+        return [plan for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
+
+    def run(
+        self,
+        units: Sequence[TensorsUnit],
+        progress: bool,
+        work: WorkDirectory | None = None,
+        shard: Shard | None = None,
+    ) -> Iterator[Done]:
+        """Do units; yields each that is done.
+
+        Args:
+            units: all of them.
+            work: keeps results, and has some.
+            shard: which of the units are done; None: all.
+        """
+        numbered = list(enumerate(units))
+        if shard is not None:
+            mine = set(shard_of([unit.input_bytes for unit in units], shard.number, shard.count))
+            numbered = [(number, unit) for number, unit in numbered if number in mine]
+        kept = work.kept([unit.key for _, unit in numbered]) if work is not None else {}
+        directory = work.path if work is not None else self.writer.working_directory()
+        size = sum(unit.input_bytes for _, unit in numbered)
+        with progress_bar("encode", size, enabled=progress) as bar:
+            for number, unit in numbered:
+                if unit.key in kept:
+                    yield Done(number, unit, kept[unit.key])
+                    bar.update(unit.input_bytes)
+            rest = [(number, unit) for number, unit in numbered if unit.key not in kept]
+            if not rest:
+                return
+            with self._engine.start(self._work([unit for _, unit in rest]), directory) as engine:
+                for done in run_units(engine, rest):
+                    if work is not None:
+                        work.add(done.path)
+                    yield done
+                    bar.update(done.unit.input_bytes)
+
+    def _work(self, units: Sequence[TensorsUnit]) -> Work:
+        tasks = [task_of(plan, self._settings) for plan in self._plans]
+        return Work(
             self.budget, len(units), lambda threads: max(unit.memory(threads) for unit in units), self.writer.directory,
             lambda place: sum(room_of(task, place).size for task in tasks),
         )  # fmt: skip
-        size = sum(unit.input_bytes for unit in units)
-        with (
-            progress_bar("encode", size, enabled=progress) as bar,
-            engine_of.start(work, self.writer.working_directory()) as engine,
-        ):
-            for done in run_units(engine, units):
-                yield done
-                bar.update(done.unit.input_bytes)
-
-    def _joined(self, results: Results) -> Iterator[EncodedTensor]:
-        """Write the spans of all tensors, in the order of the plan."""
-        for plan in self.plan.tensors:
-            if isinstance(plan, CopyPlan):
-                yield EncodedTensor(plan.entry, f.TIED, f.IN_BASE, target=plan.target)
-                continue
-            tensor = results.tensor(plan.number, plan.entry)
-            if tensor.span is not None:
-                self.writer.base.put(tensor.span)
-            for direction in tensor.directions:
-                self.writer.directions.put(direction.factors)
-                self.writer.directions.put(direction.remainder)
-            if tensor.not_finite:
-                self.not_finite[plan.info.name] = [self.steps[i] for i in tensor.not_finite]
-            yield tensor
-
-    def _frames(self, results: Results) -> FrameEntries | None:
-        groups = results.groups()
-        if not (groups or self.exact or self.old is not None):
-            return None
-        from relex_codec.exact.tier_writer import assemble  # numba is only needed here
-
-        return assemble(self._shape, groups, self.old)
 
     def _look_at(self, plans: Sequence[TensorPlan]) -> None:
         """Find out which tensors the segment holds, and refuse at once what would fail after hours.
@@ -225,6 +230,11 @@ class RunEncoder:
                 f"{what} of {len(self.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
                 f"{self.budget // 10**6} MB: raise --memory"
             )
+
+
+def _bytes(plan: TensorPlan) -> int:
+    """Return the bytes of a tensor at one step."""
+    return plan.info.size * ITEMSIZE[plan.info.dtype]
 
 
 def _of_codes(info: TensorInfo, codes: str) -> str:

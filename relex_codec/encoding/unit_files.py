@@ -131,10 +131,13 @@ class UnitFile:
             raise self._damaged("its document does not match its checksum")
         self.document: dict[str, Any] = json.loads(text)
 
-    @property
-    def size(self) -> int:
-        """Bytes of what the document is about."""
-        return self._body
+    def within(self, at: int, length: int) -> UnitFile:
+        """Return the result of a unit that is part of the body.
+
+        Raises:
+            Corrupt: it is none.
+        """
+        return UnitFile(self.path, self._files, self._begin + at, self._begin + at + length)
 
     def check(self) -> None:
         """Compare all bytes with their checksum.

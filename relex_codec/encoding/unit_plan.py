@@ -91,6 +91,22 @@ def plan_units(tensors: Sequence[TensorSize], steps: int, limit: int = 0) -> lis
     return found
 
 
+def shard_of(sizes: Sequence[int], number: int, count: int) -> list[int]:
+    """Return which units are part `number` of `count`, from 1 on: parts have about as many bytes each.
+
+    Example:
+        >>> [shard_of([5, 1, 1, 3, 4], number, 2) for number in (1, 2)]
+        [[0, 1, 2], [4, 3]]
+    """
+    filled = [0] * count
+    found: list[list[int]] = [[] for _ in range(count)]
+    for unit in sorted(range(len(sizes)), key=lambda unit: -sizes[unit]):
+        least = filled.index(min(filled))
+        filled[least] += sizes[unit]
+        found[least].append(unit)
+    return found[number - 1]
+
+
 def _groups(tensors: Sequence[TensorSize], limit: int) -> list[tuple[PartInfo, ...]]:
     """Return the groups of the segment that holds the tensors that are framed."""
     framed = [(tensor.number, tensor.dtype, tensor.elements) for tensor in tensors if tensor.framed]

@@ -236,6 +236,14 @@ class FileWriter:
         except OSError as e:
             raise write_error(self._file.path, e) from None
 
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append bytes to a file that is not laid out by `finish`."""
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self._file.tell()
+
     def finish(self, tables: Tables, frames: FrameEntries | None = None) -> int:
         """Lay out the file and return its size in bytes; `close_chunks` comes first.
 

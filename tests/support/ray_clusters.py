@@ -32,7 +32,7 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         Config.initialize("")  # it looked at them when Ray was imported
         patch.setenv("PYTHONPATH", os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]))
-        config = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_timeout_ms": 2000}
+        config = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20000}  # a busy machine answers late
         cluster = Cluster(
             initialize_head=True,
             head_node_args={
