@@ -63,6 +63,7 @@ def append(
     memory: str | int = DEFAULT_MEMORY,
     workers: int | None = None,
     engine: str = "auto",
+    address: str | None = None,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -88,7 +89,7 @@ def append(
         refit: fit directions and lines again.
         allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
-        workers, engine: as of `encode`.
+        workers, engine, address: as of `encode`.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
@@ -107,7 +108,7 @@ def append(
         >>> relex_codec.open("run.relex").steps
         [10, 20, 30, 40, 50]
     """
-    budget, choice = parse_memory(memory), EngineChoice(engine, workers)
+    budget, choice = parse_memory(memory), EngineChoice(engine, workers, address)
     in_place = output is None or is_same_file(file, output)
     if in_place and overwrite:
         raise InvalidArgument("overwrite is for another output; without one, append replaces the file that it reads")

@@ -69,6 +69,7 @@ def encode(
     overwrite: bool = False,
     workers: int | None = None,
     engine: str = "auto",
+    address: str | None = None,
     work_dir: PathLike | None = None,
     keep_work_dir: bool = False,
     shard: str | None = None,
@@ -109,7 +110,10 @@ def encode(
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         workers: how many tensors are worked on at the same time; default: one for each processor.
         engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
-            with its part of `memory`; ``auto``: processes for runs of some gigabytes. The file is the same.
+            with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or group of small
+            ones; ``auto``: processes for runs of some gigabytes. The file is the same.
+        address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
+            takes. Default: the one that this process is connected to or runs beside, or a new one.
         work_dir: directory or URL where what is finished is kept, so that the same call goes on after a kill. What
             changed in between, of the run or the arguments, is noticed. It is removed when the file is complete.
         keep_work_dir: leave it there.
@@ -133,7 +137,7 @@ def encode(
         [10, 20, 30, 40]
     """
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
-    choice = EngineChoice(engine, workers)
+    choice = EngineChoice(engine, workers, address)
     rules = [RenameRule.parse(text) for text in rename]
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
