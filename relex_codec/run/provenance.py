@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from relex_codec._version import __version__
@@ -53,6 +54,28 @@ def note(
         trust: where it lies beyond the observed steps.
         words: all that was said of it.
     """
+    known = _of_file(container)
+    first, last = known["observed"]
+    return known | {
+        "step": step,
+        "tier": tier,
+        "along": along if tier == "line" else None,
+        "extrapolated": tier != "base" and tier != "exact" and not first <= step <= last,
+        "trust": None if trust is None else trust.as_dict(),
+        "notes": words,
+    }
+
+
+def note_of_restored(container: FileReader, steps: Sequence[int]) -> dict[str, Any]:
+    """Return what ``relex.json`` beside restored steps says.
+
+    Args:
+        steps: that were restored.
+    """
+    return _of_file(container) | {"steps": list(steps), "tier": "exact", "extrapolated": False}
+
+
+def _of_file(container: FileReader) -> dict[str, Any]:
     index = container.index
     steps, observed = [int(one) for one in index.steps], index.manifest.observed
     base = index.manifest.base_uri
@@ -60,14 +83,9 @@ def note(
         "producer": f"relex-codec {__version__}",
         "file": re.split(r"[/\\]", without_secrets(container.source.path))[-1],  # not where somebody keeps it
         "digest": file_digest(container),
-        "step": step,
-        "tier": tier,
-        "along": along if tier == "line" else None,
         "observed": [steps[0], steps[observed - 1]],
         "stored": [steps[0], steps[-1]],
         "base": None if base is None else without_secrets(base),
-        "trust": None if trust is None else trust.as_dict(),
-        "notes": words,
     }
 
 
