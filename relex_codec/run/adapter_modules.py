@@ -1,10 +1,14 @@
 """Which tensors of a file go into an adapter of PEFT, and how: by their names and shapes. Pure functions.
 
-linear      X.lora_A.weight, X.lora_B.weight        matrices [out, in] of linear layers, fused ones too
-transposed  the same, for matrices [in, out]        Conv1D of GPT-2: fan_in_fan_out
-embedding   X.lora_embedding_A, X.lora_embedding_B
-parameter   of a module with parameters of its own   experts [E, out, in]: target_parameters
-whole       the tensor as it is                     norms (modules_to_save), biases of linear layers (bias)
+    linear      X.lora_A.weight, X.lora_B.weight         matrices [out, in] of linear layers, fused ones too
+    transposed  the same, for matrices [in, out]         Conv1D of GPT-2: fan_in_fan_out
+    embedding   X.lora_embedding_A, X.lora_embedding_B
+    parameter   a tensor that no linear layer has        experts [E, out, in]: target_parameters
+    whole       the tensor as it is                      norms, tied embeddings: modules_to_save; biases
+
+Where head and embedding are one tensor, factors of it would be right either while the adapter is in use or when it is
+merged, not both: without ``ensure_weight_tying`` only the embedding has them until it is merged, and with it they are
+merged twice (peft 0.21). Whole they are right in both.
 """
 
 from __future__ import annotations
@@ -23,12 +27,19 @@ EMBEDDING: Final = "embedding"
 PARAMETER: Final = "parameter"
 WHOLE: Final = "whole"
 FACTORED: Final = frozenset({LINEAR, TRANSPOSED, EMBEDDING, PARAMETER})
+HEAD: Final = "lm_head.weight"
 PREFIX: Final = "base_model.model."
 """Before all names in an adapter."""
 _EMBEDDING: Final = re.compile(
     r"(\w*_)?(embed_tokens|embeddings?|embed_in|embed_positions|embd|wte|wpe|shared)(_\w*)?", re.IGNORECASE
 )
 """Names of modules that look rows up."""
+_ROUTERS: Final = frozenset({"router", "gate"})
+"""Names of modules that choose experts; some of them are no linear layers, which shows in nothing that a file has."""
+_POSITIONS: Final = re.compile(r"pos|wpe|type")
+"""In the names of those that have nothing to do with the vocabulary."""
+_KERNEL: Final = 16
+"""Tensors of three dimensions of which one is shorter are kernels of convolutions, not experts."""
 _CONV1D: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 """Types of models whose linear layers hold [in, out]."""
 _CONV1D_MODULES: Final = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
@@ -45,12 +56,14 @@ class Part:
         name: of the tensor in the base, which the adapter is for.
         kind: one of the module's constants.
         flipped: whether the tensor holds [in, out].
+        again: whether the tensor is in the adapter under another name too.
     """
 
     tensor: TensorRecord
     name: str
     kind: str
     flipped: bool = False
+    again: bool = False
 
     @property
     def module(self) -> str:
@@ -108,17 +121,20 @@ def plan_adapter(
             continue
         part = _part(tensor, name, model)
         of_vocabulary = part.kind == EMBEDDING or part.last == "lm_head"
-        if of_vocabulary and tied:
+        if of_vocabulary and tied and not _POSITIONS.search(part.last):
             part = replace(part, kind=WHOLE)
         if of_vocabulary and not embeddings:
             left_out.append((tensor, "embeddings"))
         elif part.kind == WHOLE and not whole:
-            left_out.append((tensor, "tied embeddings" if of_vocabulary else "norms and biases"))
+            others = "norms and biases" if len(tensor.shape) < 2 else "routers, convolutions and the like"
+            left_out.append((tensor, "tied embeddings" if _looks_up(part.module) else others))
         else:
             parts.append(part)
     if whole:
         parts = _that_peft_takes(parts, left_out)
-    return Plan(parts, left_out, tied and any(_looks_up(part.module) for part in parts))
+    embedded = [part for part in parts if part.kind == WHOLE and _looks_up(part.module)]
+    parts += [replace(part, name=HEAD, again=True) for part in embedded]  # PEFT asks for both
+    return Plan(parts, left_out, bool(embedded))
 
 
 def _is_tied(tensors: Sequence[TensorRecord], config: Mapping[str, Any]) -> bool:
@@ -143,12 +159,15 @@ def _name_in_base(tensor: TensorRecord) -> str | None:
 def _part(tensor: TensorRecord, name: str, model: str) -> Part:
     module, _, parameter = name.rpartition(".")
     last, dimensions = module.rpartition(".")[2], len(tensor.shape)
+    if last in _ROUTERS:
+        return Part(tensor, name, WHOLE)
     if parameter == "weight" and dimensions == 2:
         if _looks_up(module):
             return Part(tensor, name, EMBEDDING)
         flipped = model in _CONV1D and last in _CONV1D_MODULES
         return Part(tensor, name, TRANSPOSED if flipped else LINEAR, flipped)
-    if parameter not in ("weight", "bias") and module and dimensions in (2, 3):
+    experts = dimensions == 3 and min(tensor.shape[1:]) >= _KERNEL
+    if module and (experts or (dimensions == 2 and parameter not in ("weight", "bias"))):
         return Part(tensor, name, PARAMETER, dimensions == 3 and model in _EXPERTS_IN_OUT)
     return Part(tensor, name, WHOLE)
 
@@ -235,7 +254,7 @@ def peft_config(
         config: of that model.
     """
     modules = [part for part in plan.parts if part.kind in (LINEAR, TRANSPOSED, EMBEDDING)]
-    whole = [part for part in plan.parts if part.kind == WHOLE]
+    whole = [part for part in plan.parts if part.kind == WHOLE and not part.again]
     biases = [part for part in whole if part.module in {one.module for one in modules}]
     saved = sorted({part.module for part in whole} - {part.module for part in biases})
     parameters = sorted({part.name for part in plan.parts if part.kind == PARAMETER})

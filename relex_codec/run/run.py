@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from .pictured import PicturedRun
 from .restore import choose_steps, numbered_steps
 from .run_reader import RunReader, checked_device
 from .saving import restore_steps, save_adapters_of, save_step
+from .sweep import EVALUATIONS, Steps, Sweep, live_scores, run_sweep, search_between, wanted_steps
 from .verify import check_all, check_exact
 
 if TYPE_CHECKING:
@@ -178,6 +179,43 @@ class Run(PicturedRun):
             Corrupt, Truncated: the file is damaged.
         """
         return iterate(self._reader, numbered_steps(self._reader.decoder, start, stop), self.device)
+
+    def sweep(
+        self,
+        score: Callable[[Any], float],
+        steps: str | Sequence[float],
+        *,
+        model: torch.nn.Module | None = None,
+        tier: str = "auto",
+        search: bool = False,
+        evaluations: int = EVALUATIONS,
+        names: Names = None,
+        prefix: str = "",
+    ) -> Sweep:
+        """Score steps in memory, one after another; `model` is switched from step to step, in place.
+
+        Args:
+            score: a function of the model; without `model`, of ``{name: tensor}``. Higher is better.
+            steps: numbers, or a list such as ``"100:2000:100,2500"``; with an open end (``"100:"``) steps of the run.
+            model: a module with the weights of any step; when this returns it has those that were scored last.
+            tier: as `tensor`.
+            search: find the best step between the least and the greatest of `steps` (`relex_codec.trust.peak_search`).
+            evaluations: how many steps a search scores at most.
+            names, prefix: as `load_into`.
+
+        Returns:
+            The scores. One that is not finite counts as none; several in a row end the sweep.
+
+        Raises:
+            InvalidArgument: `steps` is nothing of this kind; and as `load_into`. What `score` raises comes through.
+        """
+        self._reader.check_open()
+        wanted = wanted_steps(self._reader, steps)
+        chosen = search_between(wanted, evaluations, beyond=False) if search else Steps(wanted)
+        found = Sweep()
+        one = live_scores(self._reader, self.resident, score, model, tier, self.device, names, prefix)
+        run_sweep(chosen, found, one)
+        return found
 
     def load_into(
         self, module: torch.nn.Module, step: float, *, tier: str = "auto", names: Names = None, prefix: str = ""
