@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 @click.argument("file")
 @click.option("--steps", metavar="LIST", help="A:B:K, N, several of them, or A: for stored ones; with --search A:B.")
 @click.option(
-    "--command", "line", required=True, metavar="SHELL", help="Its last number is the score; higher is better."
+    "--command",
+    "line",
+    required=True,
+    metavar="SHELL",
+    help="Run on each; the last number that it prints is the score, higher is better.",
 )
 @click.option("-o", "--output", required=True, metavar="CSV", help="Table to write, and to go on from.")
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Begin anew, and replace what is there.")
-@click.option(
-    "--search", is_flag=True, help="Find the best step, by default around where the line is expected to peak."
-)
+@click.option("--search", is_flag=True, help="Find the best step; default: around where it is expected.")
 @click.option("--evaluations", type=click.IntRange(3), default=9, show_default=True, help="Scores that a search takes.")
 @click.option("--tier", type=click.Choice(["auto", "line", "track", "exact"]), default="auto", help="As of decode.")
 @click.option("--plot", metavar="PICTURE", help="Draw the scores too: NAME.png, .svg or .pdf.")
@@ -52,7 +54,7 @@ def command(
     \b
     relex-codec sweep run.relex --steps 100:2000:100 -o sweep.csv \\
         --command 'python score.py {checkpoint}'
-    relex-codec sweep run.relex --search -o best.csv --command './eval {checkpoint}'
+    relex-codec sweep run.relex --search -o s.csv --command './eval {checkpoint}'
     """
     if steps is None and not search:
         raise click.UsageError("give --steps LIST, or --search")
@@ -99,9 +101,11 @@ def command(
     else:
         show(text)
     if failed:
+        left = wanted.next(found.rows, [row.step for row in failed])
+        stopped = "" if left is None else "; it stopped there"
         raise InvalidArgument(
-            f"{len(failed)} of {len(found.rows)} steps have no score, the first {failed[0].step:g}: {failed[0].problem}; "
-            f"{output} has the others, and the same command tries these again"
+            f"no score of {len(failed)} of {len(found.rows)} steps, the first {failed[0].step:g}: {failed[0].problem}"
+            f"{stopped}; {output} has all others, and the same command tries these again"
         )
 
 
