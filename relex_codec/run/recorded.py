@@ -15,7 +15,7 @@ from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.steps import spell_steps
-from relex_codec.core.text import on_one_line
+from relex_codec.core.text import labelled, on_one_line
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
@@ -64,7 +64,7 @@ def describe(path: PathLike) -> dict[str, Any]:
     }
 
 
-def text(document: dict[str, Any], tensors: bool = False) -> str:
+def text(document: dict[str, Any], tensors: bool = False, columns: int = 0) -> str:
     """Return what ``info`` prints of a journal."""
     steps, sizes = document["steps"], document["bytes"]
     count = f"{len(steps)}, {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"1, {steps[0]}"
@@ -84,8 +84,7 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     if document["left_behind"]:
         left = document["left_behind"]
         lines.append(("left behind", f"{len(left)} steps that were recorded again from an earlier one on"))
-    width = max(len(name) for name, _ in lines)
-    shown = "\n".join(f"{name:<{width}}  {on_one_line(str(value))}" for name, value in lines)
+    shown = labelled([(name, on_one_line(str(value))) for name, value in lines], columns)
     if not tensors:
         return shown
     rows = (
