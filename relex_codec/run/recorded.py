@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from relex_codec.storage.urls import Options, PathLike, is_url
 
 from .export import check_room, index_of, one_last
 from .own_base import refuse_own_base
+from .provenance import NOTE, as_bytes, note_of_recorded
 
 AHEAD: Final = 4
 """Pieces of a tensor in work for each processor."""
@@ -153,7 +154,8 @@ def save(
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
     with progress_bar("decode", total, enabled=progress) as bar:
         begins = {tensor.name for tensor in journal.expected}
-        _write(reader, begins, opened, output, bar.update, storage_options, overwrite)
+        notes = {NOTE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, int(step)))}
+        _write(reader, begins, opened, output, bar.update, storage_options, overwrite, notes)
     return journal.numbers
 
 
@@ -172,6 +174,7 @@ def _write(
     on_bytes: Callable[[int], Any],
     options: Options,
     overwrite: bool,
+    notes: Mapping[str, bytes],
 ) -> None:
     known = [reader.tensors[name] for name in base.tensors if name in begins]
     rest = [info for name, info in reader.tensors.items() if name not in begins]
@@ -195,6 +198,9 @@ def _write(
                     for bits in _pieces(reader, info):
                         out.write(bits.view(np.uint8).data)
                         on_bytes(bits.nbytes)
+        for name, note in notes.items():
+            with directory.file(name) as out:
+                out.write(note)
         for name, content in one_last(INDEX if base.indexed else CONFIG, _others(base, files)):
             with directory.file(name) as out:
                 for data in content:
