@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG
+from relex_codec.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, PROVENANCE
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.torch_dtypes import bytes_of
 from relex_codec.decoding.tensor_decoder import TensorDecoder
@@ -42,7 +42,7 @@ from .adapter_modules import (
 from .base_name import name_of_base
 from .card import adapter_card
 from .directions import is_factored, mixed_directions, stored_factors
-from .provenance import NOTE, as_bytes
+from .provenance import as_bytes
 from .run_reader import RunReader
 from .truncation import Changes, mixed, truncated
 
@@ -177,7 +177,7 @@ def save_adapters(
         written.kept, written.left_out = energies.kept, energies.shares
         for directory, step in zip(directories, steps, strict=True):
             card = adapter_card(notes[step], written, base, settings)
-            rest = {NOTE: as_bytes(dict(notes[step])), README: card.encode()}
+            rest = {PROVENANCE: as_bytes(dict(notes[step])), README: card.encode()}
             rest[ADAPTER_CONFIG] = (json.dumps(settings, indent=2) + "\n").encode()  # which makes it an adapter
             for name, text in rest.items():
                 with directory.file(name) as out:

@@ -12,7 +12,7 @@ from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.dtypes import ITEMSIZE, Bits
-from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
+from relex_codec.core.filenames import CONFIG, INDEX, PROVENANCE, file_allowed
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import labelled, on_one_line
@@ -26,7 +26,7 @@ from relex_codec.storage.urls import Options, PathLike, is_url
 
 from .export import check_room, index_of, one_last
 from .own_base import refuse_own_base
-from .provenance import NOTE, as_bytes, note_of_recorded
+from .provenance import as_bytes, note_of_recorded
 
 AHEAD: Final = 4
 """Pieces of a tensor in work for each processor."""
@@ -154,7 +154,7 @@ def save(
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
     with progress_bar("decode", total, enabled=progress) as bar:
         begins = {tensor.name for tensor in journal.expected}
-        notes = {NOTE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, int(step)))}
+        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, int(step)))}
         _write(reader, begins, opened, output, bar.update, storage_options, overwrite, notes)
     return journal.numbers
 

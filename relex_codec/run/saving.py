@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from relex_codec.core.filenames import PROVENANCE
 from relex_codec.core.progress import Progress, progress_bar
 from relex_codec.decoding.tiers import StepTier, layout_at
 from relex_codec.errors import InvalidArgument
@@ -14,7 +15,7 @@ from relex_codec.storage.urls import Options, PathLike, join_path
 
 from .export import export, nbytes
 from .fitted import weights_along
-from .provenance import NOTE, as_bytes, note, note_of_restored
+from .provenance import as_bytes, note, note_of_restored
 from .restore import choose_steps, restore
 from .run_reader import RunReader
 from .trusted import TrustedRun
@@ -48,7 +49,7 @@ def save_step(
     notes = {}
     if provenance:
         told = run._about(at.step, at.tier, along)
-        notes[NOTE] = as_bytes(note(reader.container, at.step, at.tier, along, *told))
+        notes[PROVENANCE] = as_bytes(note(reader.container, at.step, at.tier, along, *told))
     if merge:
         from .merged_adapter import save_merged
 
@@ -77,7 +78,7 @@ def restore_steps(
     chosen = choose_steps(decoder, steps, exclude_steps)
     index = decoder.container.index
     layouts = [index.layout_of(reader.steps.index(step) + 1) for step in chosen]
-    notes = {NOTE: as_bytes(note_of_restored(reader.container, chosen))} if provenance else {}
+    notes = {PROVENANCE: as_bytes(note_of_restored(reader.container, chosen))} if provenance else {}
     with bar_for("restore", layouts, progress) as bar:
         restore(decoder, output, chosen, bar.update, storage_options, overwrite, notes)
     return chosen
