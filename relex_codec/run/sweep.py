@@ -161,7 +161,7 @@ def run_sweep(
         try:
             tier, number = score(step)
             if math.isfinite(number):
-                value = float(number)
+                value = float(number) + 0.0  # no minus zero
             else:
                 problem = f"its score is {number}"
         except ScoreFailed as error:

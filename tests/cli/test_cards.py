@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,15 @@ def test_words_of_a_file_are_words(tmp_path: Path) -> None:
     evil = "x`](http://e)\n---\nlicense: mit\n<script>|*"
     document |= {"base": evil, "quality": evil, "producer": evil}
     document["scores"] = {"metric": evil, "scores": [{"step": 1.0, "tier": "line", "score": 1.0}]}
-    text = run_card(document, evil)
+    text = run_card(document, "r.relex")
     card = hub.ModelCard(text)
     assert card.data.license is None and card.data.base_model is None
     for line in text.splitlines():
         assert line != "license: mit"
-    body = text.split("```")[0]
-    assert "<script>" not in body.replace("\\<script", "") or "`" in body
-    assert "\n---\n" not in text[4:].split("---\n", 1)[1].split("```")[0]
+    body = text.split("---\n", 2)[2]
+    assert "\n---\n" not in body
+    prose = re.sub("`[^`]*`", "", body.split("```")[0])
+    assert not re.search(r"(?<!\\)(<script|\]\(http://e)", prose)
 
 
 def test_the_card_of_an_adapter(tmp_path: Path) -> None:

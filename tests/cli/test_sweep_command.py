@@ -31,7 +31,8 @@ if what == "sleep":
     time.sleep(120)
 if what == "fail":
     print("out of memory"); sys.exit(3)
-print("nothing to say" if what == "silent" else "score: nan" if what == "nan" else f"score: {-abs(math.log(step / 6)):.6f}")
+score = f"score: {-abs(math.log(step / 6)):.6f}"
+print("nothing to say" if what == "silent" else "score: nan" if what == "nan" else score)
 print("of", folder)
 """
 
@@ -121,18 +122,17 @@ def test_scores_are_kept(place: Path) -> None:
         assert [(one.step, one.tier) for one in scores.scores] == [(2, "line"), (5, "line"), (6, "line"), (9, "line")]
         assert run.trust(7).band_source == "scores"
     assert "nearness" in cli("info", place / "r.relex").stdout
-    shown = cli(*arguments(place, "--steps", "6", "--tier", "line")).stdout
-    assert "0 line" in shown.splitlines()[2 if "stored" in shown.splitlines()[0] else 0]
+    shown = cli(*arguments(place, "--steps", "6", "--tier", "line")).stdout.splitlines()
+    assert shown[0].endswith("stored") and shown[1].endswith("-1.09861 line")
 
 
 def test_refusals(place: Path, tmp_path: Path) -> None:
-    failed(
-        cli("sweep", place / "r.relex", "--steps", "1", "-o", place / "x.csv", "--command", "echo 1"), "{checkpoint}"
-    )
+    without = cli("sweep", place / "r.relex", "--steps", "1", "-o", place / "x.csv", "--command", "echo 1")
+    failed(without, "{checkpoint}")
     failed(cli(*arguments(place, "--steps", "1"), "-o", "s3://b/x.csv"), "on this machine")
     failed(cli(*arguments(place, "--steps", "x")), "not understood")
     failed(cli(*arguments(place, "--steps", "1:", "--search")), "no two ends")
-    failed(cli(*arguments(place, "--steps", "9:2", "--search")), "between two steps")
+    failed(cli(*arguments(place, "--steps", "5:5", "--search")), "between two steps")
     assert cli(*arguments(place)).returncode == 2
     (place / "s.csv").write_text("step,score\n1,2\n")
     failed(cli(*arguments(place, "--steps", "1")), "no table of a sweep")
@@ -174,10 +174,7 @@ def test_interrupted(place: Path, scratch: Path, how: signal.Signals) -> None:
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.1)
     running.send_signal(how)
-    _, said = running.communicate(timeout=60)
     if how == signal.SIGKILL:
-        (left,) = scratch.iterdir()
-        assert (left / "checkpoint").is_dir()
         for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # its command lives on: end it here
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -185,6 +182,10 @@ def test_interrupted(place: Path, scratch: Path, how: signal.Signals) -> None:
                 continue
             if str(place / "score.py").encode() in line:
                 os.kill(pid, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    if how == signal.SIGKILL:
+        (left,) = scratch.iterdir()
+        assert (left / "checkpoint").is_dir()
     else:
         assert running.returncode == 128 + how
         assert "has 1 scores; the same command goes on from there" in said
