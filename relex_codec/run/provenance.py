@@ -72,7 +72,7 @@ def note_of_recorded(path: str, base: str | None, recorded: Sequence[int], step:
         recorded: all its steps.
     """
     span = [recorded[0], recorded[-1]]
-    known = {"producer": f"relex-codec {__version__}", "file": _last_part(path), "digest": None}
+    known: dict[str, Any] = {"producer": f"relex-codec {__version__}", "file": _last_part(path), "digest": None}
     known |= {"observed": span, "stored": span, "base": None if base is None else without_secrets(base)}
     told = {"step": step, "tier": "exact", "along": None, "extrapolated": False, "trust": None, "notes": []}
     return known | told

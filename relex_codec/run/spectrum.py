@@ -50,7 +50,7 @@ def kept_by_rank(reader: RunReader, step: float | None = None, *, progress: bool
                     found = np.cumsum(singular_values(changes, max(RANKS)) ** 2)
                     kept += found[np.minimum(RANKS, len(found)) - 1]
             bar.update()
-    shares = np.minimum(kept / total, 1.0) if total else []
+    shares: list[float] = np.minimum(kept / total, 1.0).tolist() if total else []
     return [{"rank": rank, "kept": float(f"{share:.6g}")} for rank, share in zip(RANKS, shares, strict=False)]
 
 
