@@ -21,9 +21,10 @@ from .boxes import Box, Sizes
 from .checkpoint import TensorInfo
 from .files import list_side_files, read_whole
 from .model_keys import is_of_model, left_out, model_prefix
+from .records import Global, Made, Pairs
 from .torch_archive import open_archive_of_one
 from .torch_values import allowed_of_tensors, dtype_of, sizes_of
-from .unpickling import Global, Made, Pairs, unpickle
+from .unpickling import unpickle
 
 METADATA: Final = ".metadata"
 _ALLOWED: Final[dict[str, frozenset[str]]] = {

@@ -14,7 +14,7 @@ from relex_codec.core.text import quote
 from relex_codec.format.safetensors_header import DIMENSIONS_LIMIT, ELEMENTS_LIMIT
 
 from .boxes import Sizes
-from .unpickling import Global, Made, Pairs
+from .records import Global, Made, Pairs
 
 DTYPES: Final = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",

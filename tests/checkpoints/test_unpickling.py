@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from relex_codec.checkpoints import unpickling
 from relex_codec.checkpoints.dcp import allowed_of_metadata
+from relex_codec.checkpoints.records import Global, Made, Pairs
 from relex_codec.checkpoints.torch_values import allowed_of_shards, allowed_of_tensors
-from relex_codec.checkpoints.unpickling import Global, Made, Pairs, unpickle
+from relex_codec.checkpoints.unpickling import unpickle
 from relex_codec.errors import CheckpointError
 from support.spoiled import mutated
 
