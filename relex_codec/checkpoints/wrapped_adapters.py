@@ -1,9 +1,9 @@
 """Adapters within what ranks save: the tensors of PEFT among those of a model that is wrapped by it, or alone.
 
-Trainers that shard a model with its adapter save what the ranks hold: verl whole models, ``base_layer`` weights and all,
-or with ``save_lora_only`` those of the adapter; TRL under FSDP the adapter alone. The base stood still meanwhile, so the
-adapter is what such a run is, under the names that PEFT's ``save_pretrained`` gives it. What makes it an adapter besides
-is its configuration, which not all trainers write.
+Trainers that shard a model with its adapter save what the ranks hold: verl all of it, ``base_layer`` weights too, or
+with ``save_lora_only`` those of the adapter; TRL under FSDP the adapter alone. The base stood still meanwhile, so the
+adapter is what such a run is, under the names that PEFT's ``save_pretrained`` gives it. What makes it an adapter
+besides is its configuration, which not all trainers write.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def adapter_names(tensors: Iterable[str], where: str) -> dict[str, str]:
         found[_PREFIX + plain.rpartition(_PREFIX)[2]] = name
     if len(adapters) > 1:
         raise CheckpointError(
-            f"{where} has {len(adapters)} adapters ({naming.some(map(str, adapters))}), expected one; save the one that "
-            "is trained by itself"
+            f"{where} has {len(adapters)} adapters ({naming.some(map(str, adapters))}), expected one; save the one "
+            "that is trained by itself"
         )
     return found
 
@@ -105,8 +105,8 @@ def open_wrapped_adapter(reader: BoxedCheckpoint, path: str, options: Options) -
         bias = load_object(raw, error=CheckpointError, where=f"{ADAPTER_CONFIG} of {where}").get("bias", "none")
         if bias != "none":
             raise CheckpointError(
-                f"{where} holds the model wrapped by PEFT, with biases that are trained ({quote(str(bias))}), which its "
-                "weights do not tell from the base's; let the trainer save the adapter"
+                f"{where} holds the model wrapped by PEFT, with biases that are trained ({quote(str(bias))}), which "
+                "its weights do not tell from the base's; let the trainer save the adapter"
             )
     note = f"not read: {rest} tensors of the base, which an adapter leaves as they are" if rest else None
     adapter = reader.renamed(names, [note] if note else [])
@@ -128,7 +128,7 @@ def _config(folder: str, names: Mapping[str, str], options: Options, where: str)
     *_, run = _folders(folder)
     raise CheckpointError(
         f"{where} has an adapter without its {ADAPTER_CONFIG}; write it once into {without_secrets(run)}, with the "
-        "arguments of the run: python -c \"from peft import LoraConfig; LoraConfig(r=..., lora_alpha=..., "
+        'arguments of the run: python -c "from peft import LoraConfig; LoraConfig(r=..., lora_alpha=..., '
         f"target_modules=[...]).save_pretrained('{without_secrets(run)}')\""
     )
 

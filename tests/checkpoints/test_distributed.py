@@ -20,13 +20,15 @@ if not torch.distributed.is_available():
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from relex_codec.checkpoints.boxed import BoxedCheckpoint
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.checkpoints.dcp import open_dcp
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.opening import open_reader, telling_file
-from relex_codec.checkpoints.shards import chunk_of, open_shards
+from relex_codec.checkpoints.shards import box_of_rank, open_shards
+from relex_codec.checkpoints.torch_values import Cut
 from relex_codec.errors import CheckpointError, RelexError, Truncated
 from support import saving_ranks
 from support.checkpoints import safetensors_bytes
@@ -251,11 +253,30 @@ def test_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mesh", "placements"),
+    [
+        ((2, 2), [Shard(0), Shard(1)]), ((2, 3), [Shard(1), Shard(0)]), ((2, 2), [Shard(0), Replicate()]),
+        ((3, 2), [Shard(0), Shard(0)]), ((2, 2), [_StridedShard(0, split_factor=2), Shard(0)]),
+        ((2, 2, 2), [Replicate(), _StridedShard(0, split_factor=2), Shard(0)]),
+        ((2, 2, 2), [_StridedShard(1, split_factor=2), Shard(0), Shard(1)]),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_cut_along_several_dimensions_of_the_mesh(tmp_path: Path, mesh: Any, placements: Any) -> None:
+    """Tensor parallelism below FSDP, and groups of ranks that hold the same."""
+    tensors = {"w": random_bits("BF16", (12, 16)), "v": random_bits("F32", (8, 4, 3))}
+    names = ("a", "b", "c")[: len(mesh)]
+    check(
+        open_shards(located(write_shards(tmp_path, tensors, mesh, names=names, placements=lambda _: placements))),
+        tensors,
+    )
+
+
+@pytest.mark.parametrize(
     ("mesh", "placements", "message"),
     [
-        ((2, 2), [Shard(0), Shard(1)], r"placed as \(Shard\(0\), Shard\(1\)\), expected one shard along the last"),
-        ((2, 2), [Shard(0), Replicate()], r"placed as \(Shard\(0\), Replicate\(\)\)"),
         ((2,), [Partial()], "placed as .*Partial.*, expected Shard or Replicate"),
+        ((2, 2), [_StridedShard(0, split_factor=4), Shard(0)], r"_StridedShard\(0, split_factor=4\) on a mesh of"),
+        ((2, 2), [_StridedShard(0, split_factor=2), Shard(1)], r"_StridedShard\(0, split_factor=2\) on a mesh of"),
     ],
 )
 def test_placements_that_are_refused(tmp_path: Path, mesh: Any, placements: Any, message: str) -> None:
@@ -316,7 +337,7 @@ def test_parts_are_those_of_torch() -> None:
         for ranks in range(1, 6):
             parts = [part.shape[0] for part in torch.chunk(torch.zeros(length, 2), ranks)]
             parts += [0] * (ranks - len(parts))
-            found = [chunk_of((length, 2), 0, rank, ranks) for rank in range(ranks)]
+            found = [box_of_rank((length, 2), [Cut(0, 0)], (ranks,), (rank,)) for rank in range(ranks)]
             assert [box.sizes[0] for box in found] == parts
             assert [box.offsets[0] for box in found] == [min(sum(parts[:rank]), length) for rank in range(ranks)]
 

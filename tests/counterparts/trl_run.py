@@ -2,10 +2,10 @@
 
 usage: python trl_run.py OUTPUT full|lora|rslora|fsdp2|fsdp2-lora [RANK RANKS PORT]
 
-Under FSDP2 there are several ranks over gloo on the CPU. accelerate has all that this takes, but sets FSDP up only where
-it takes the ranks for GPUs: `AcceleratorState` looks for a plugin of FSDP if the type of the ranks is one of
-``MULTI_GPU`` and its kin, among which ``MULTI_CPU`` is not, and else wraps the model with DDP without a word. So the
-ranks are called ``MULTI_GPU`` here, on the device ``cpu``, and everything else is TRL, transformers and accelerate.
+Under FSDP2 there are several ranks over gloo on the CPU. accelerate has all that this takes, but sets FSDP up only
+where it takes the ranks for those of GPUs: `AcceleratorState` looks for a plugin of FSDP if their type is ``MULTI_GPU``
+or one of its kin, among which ``MULTI_CPU`` is not, and else wraps the model with DDP without a word. So the ranks are
+called ``MULTI_GPU`` here, on the device ``cpu``, and everything else is TRL, transformers and accelerate.
 """
 
 from __future__ import annotations
