@@ -491,7 +491,7 @@ def test_ends_of_metadata_that_change_what_was_said_before(tmp_path: Path) -> No
         "has a place that is none": name + b"j" + number.to_bytes(4, "little") + b"K\x00K\x00sub.",
         "damaged": name + b"Nub",
         "is not that of torch": name + b"Nub0N.",
-        "does not say where its tensors lie": name + b"NuNb.",
+        "does not say where its tensors lie": name + b"NubNb.",
     }
     for message, end in ends.items():
         path.write_bytes(raw[:at] + end)
