@@ -65,9 +65,7 @@ def test_it_is_embedded(tmp_path: Path, run: Path, memory: Any, given: str) -> N
 @pytest.mark.parametrize("options", [{}, {"embed_base": True}, {"allow_pickle": True}])
 def test_it_is_refused_where_a_file_would_refer_to_it(tmp_path: Path, run: Path, options: dict[str, bool]) -> None:
     folder = pickled(tmp_path / "base")
-    with pytest.raises(
-        CheckpointError, match=r"is pickled \(pytorch_model\.bin\).*embed it"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"is pickled \(pytorch_model\.bin\).*embed it") as caught:
         relex_codec.encode(run, tmp_path / "x.relex", base=folder, **options)
     assert f"M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')" in str(caught.value)
     assert "\n" not in str(caught.value)
