@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
@@ -15,6 +14,7 @@ from relex_codec.checkpoints.discovery import find_run, path_in_run
 from relex_codec.checkpoints.left_out import files_kept, find_left_out
 from relex_codec.checkpoints.name_matching import RenameRule
 from relex_codec.checkpoints.opening import directory_of
+from relex_codec.checkpoints.pickled_base import open_base_to_encode
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
@@ -96,7 +96,8 @@ def encode(
         rank: number of directions; more than one does not help extrapolation.
         exact: store every step bit for bit as well, whatever tensors and files it has. Without, steps may differ in
             copies of tied weights only.
-        embed_base: store the base losslessly in the file.
+        embed_base: store the base losslessly in the file. One that is pickled (``pytorch_model.bin``) can only be
+            embedded, and with `allow_pickle`.
         base_uri: where the file shall say that its base is; empty: nowhere. Default: the URL of `base`, which is
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
@@ -155,7 +156,7 @@ def encode(
     writer = FileWriter(target, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
-    base_reader = open_base(reference, storage_options)
+    base_reader = open_base_to_encode(reference, storage_options, embed=embed_base, allow_pickle=allow_pickle)
     with ExitStack() as stack:
         series, found = _open_run(
             stack, run, base_reader, storage_options, steps, exclude_steps, skip_incomplete, allow_pickle
@@ -214,7 +215,7 @@ def encode(
 def _open_run(
     stack: ExitStack,
     run: PathLike,
-    base: SafetensorsCheckpoint,
+    base: TensorReader,
     storage_options: Options,
     steps: str | None,
     exclude_steps: str | None,
@@ -227,6 +228,10 @@ def _open_run(
         The run, and where its checkpoints are, if it has any.
     """
     if is_journal(run) or is_delta_stream(run):
+        if not isinstance(base, SafetensorsCheckpoint):
+            raise InvalidArgument(
+                f"{without_secrets(run)} was recorded from a base of safetensors; pass that as --base"
+            )
         from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
         place: PathLike = run
