@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 
 from relex_codec.core.dtypes import Bytes
+from relex_codec.core.machine_code import MachineCode
 from relex_codec.errors import Corrupt
 
 from .constants import CODEC_FILL, CODEC_STORED, CODEC_ZSTD
@@ -24,6 +25,8 @@ FILL_FROM: Final = 0.4
 """Share of the most frequent byte from which coding it apart is tried."""
 WINDOW_LIMIT: Final = 1 << 23
 """What every zstd decoder supports (RFC 8878 recommends 8 MB)."""
+count_flags: Final = MachineCode("relex_codec.format.fill_expand", "count_flags", "Qq")
+expand: Final = MachineCode("relex_codec.format.fill_expand", "expand", "QqBBq")
 
 
 # zstandard's (de)compressor objects are not safe to share between threads.
@@ -109,8 +112,6 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
     if codec == CODEC_ZSTD:
         return _unframe(stored, raw_length)
 
-    from .fill_expand import count_flags, expand  # numba is only needed here
-
     end = 4 + int.from_bytes(stored[:4], "little")
     if len(stored) < end:
         raise Corrupt("the flags of a chunk end early")
@@ -119,12 +120,11 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
         raise Corrupt("the flags of a chunk go on beyond its end")
     words = np.zeros(-(-len(packed) // 8), np.uint64)
     words.view(np.uint8)[: len(packed)] = packed
-    count = count_flags(words)
+    count = count_flags(words.ctypes.data, len(words))
     rest = _unframe(stored[end:], count) if count else np.frombuffer(stored[end:], np.uint8)
-    if len(rest) != count or (rest == fill).any():
-        raise Corrupt(f"a chunk has {count} flags set and {len(rest)} bytes, or one that should have no flag")
     raw = np.full(raw_length, fill, np.uint8)
-    expand(words, rest, raw)
+    if len(rest) != count or expand(words.ctypes.data, len(words), rest.ctypes.data, raw.ctypes.data, fill):
+        raise Corrupt(f"a chunk has {count} flags set and {len(rest)} bytes, or one that should have no flag")
     return raw
 
 
