@@ -93,24 +93,27 @@ def _frame(raw: Bytes, match: bool) -> bytes:
     return frame
 
 
-def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Bytes:
+def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0, out: Bytes | None = None) -> Bytes:
     """Return the raw bytes of a chunk: the inverse of `compress`. Allocates a small multiple of `raw_length` at most.
 
     Args:
         stored: what is stored; anything, as files come from anywhere.
         raw_length: what it must give, at least 1.
         codec, fill: see `Stored`.
+        out: uint8 [raw_length], contiguous: memory to use.
 
     Returns:
-        uint8 [raw_length]; read-only, if it is `stored` itself.
+        uint8 [raw_length]; `out`, if there is one; read-only, if it is `stored` itself.
 
     Raises:
         Corrupt: not zstd frames of exactly the content sizes that `raw_length` calls for.
     """
-    if codec == CODEC_STORED:
-        return np.frombuffer(stored, np.uint8)
-    if codec == CODEC_ZSTD:
-        return _unframe(stored, raw_length)
+    if codec != CODEC_FILL:
+        raw = np.frombuffer(stored, np.uint8) if codec == CODEC_STORED else _unframe(stored, raw_length)
+        if out is None:
+            return raw
+        out[:] = raw
+        return out
 
     end = 4 + int.from_bytes(stored[:4], "little")
     if len(stored) < end:
@@ -122,7 +125,8 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0) -> Byt
     words.view(np.uint8)[: len(packed)] = packed
     count = count_flags(words.ctypes.data, len(words))
     rest = _unframe(stored[end:], count) if count else np.frombuffer(stored[end:], np.uint8)
-    raw = np.full(raw_length, fill, np.uint8)
+    raw = np.empty(raw_length, np.uint8) if out is None else out
+    raw.fill(fill)
     if len(rest) != count or expand(words.ctypes.data, len(words), rest.ctypes.data, raw.ctypes.data, fill):
         raise Corrupt(f"a chunk has {count} flags set and {len(rest)} bytes, or one that should have no flag")
     return raw
