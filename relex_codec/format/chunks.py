@@ -132,6 +132,19 @@ def decompress(stored: bytes, raw_length: int, codec: int, fill: int = 0, out: B
     return raw
 
 
+def content_size(stored: bytes) -> int:
+    """Return the content size that a zstd frame says; -1 if it says none.
+
+    Raises:
+        Corrupt: it is no zstd frame.
+    """
+    try:
+        size = zstandard.get_frame_parameters(stored).content_size
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"a zstd frame cannot be decoded ({error})") from None
+    return -1 if size == zstandard.CONTENTSIZE_UNKNOWN else int(size)
+
+
 def _unframe(stored: bytes, raw_length: int) -> Bytes:
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
