@@ -6,9 +6,10 @@ zstd codes frames (RFC 8878); where matching is off it is used as a Huffman code
 from __future__ import annotations
 
 import threading
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from relex_codec.core.dtypes import Bytes
@@ -27,6 +28,10 @@ WINDOW_LIMIT: Final = 1 << 23
 """What every zstd decoder supports (RFC 8878 recommends 8 MB)."""
 count_flags: Final = MachineCode("relex_codec.format.fill_expand", "count_flags", "Qq")
 expand: Final = MachineCode("relex_codec.format.fill_expand", "expand", "QqBBq")
+count_bytes: Final = MachineCode("relex_codec.format.fill_expand", "count_bytes", "BqQ")
+split: Final = MachineCode("relex_codec.format.fill_expand", "split", "BqqBB")
+COMPILED_FROM: Final = 1 << 15
+"""Bytes of a chunk from which compiled code takes it apart: small files need no compiler."""
 
 
 # zstandard's (de)compressor objects are not safe to share between threads.
@@ -75,14 +80,35 @@ def compress(raw: Bytes, *, match: bool = False, fill: bool = True) -> Stored:
 
 def _filled(raw: Bytes) -> Stored | None:
     """Return a chunk with its most frequent byte apart, if there is enough of it."""
-    counts = np.bincount(raw, minlength=256)
+    counts = _counts(raw)
     fill = int(counts.argmax())
     if counts[fill] <= FILL_FROM * len(raw):
         return None
-    others = raw != fill
-    flags = _frame(np.packbits(others, bitorder="little"), False)
-    rest = _frame(raw[others], False) if others.any() else b""
+    others, bytes_apart = _apart(raw, fill)
+    flags = _frame(others, False)
+    rest = _frame(bytes_apart, False) if len(bytes_apart) else b""
     return Stored(CODEC_FILL, fill, len(flags).to_bytes(4, "little") + flags + rest)
+
+
+def _counts(raw: Bytes) -> npt.NDArray[Any]:
+    """Return how often each byte occurs, [256]."""
+    if len(raw) < COMPILED_FROM:
+        return np.bincount(raw, minlength=256)
+    raw, counts = np.ascontiguousarray(raw), np.zeros(1024, np.uint64)
+    count_bytes(raw.ctypes.data, len(raw), counts.ctypes.data)
+    total: npt.NDArray[Any] = counts.reshape(4, 256).sum(axis=0)
+    return total
+
+
+def _apart(raw: Bytes, fill: int) -> tuple[Bytes, Bytes]:
+    """Return which bytes are not `fill`, a bit for each, and those bytes."""
+    if len(raw) < COMPILED_FROM:
+        others = raw != fill
+        return np.packbits(others, bitorder="little"), raw[others]
+    raw = np.ascontiguousarray(raw)
+    flags, rest = np.empty(-(-len(raw) // 8), np.uint8), np.empty(len(raw) + 1, np.uint8)
+    count = split(raw.ctypes.data, len(raw), fill, flags.ctypes.data, rest.ctypes.data)
+    return flags, rest[:count]
 
 
 def _frame(raw: Bytes, match: bool) -> bytes:

@@ -1,6 +1,6 @@
-"""The compiled loops that put the bytes of a chunk of codec 2 to their places (FORMAT.md section 6).
+"""The compiled loops of chunks of codec 2 (FORMAT.md section 6): their bytes apart, and back to their places.
 
-They are called as `chunks.count_flags` and `chunks.expand`. Arrays come as pointers.
+They are called through `chunks`. Arrays come as pointers.
 """
 
 from __future__ import annotations
@@ -48,3 +48,40 @@ def expand(flags: Any, words: Any, rest: Any, out: Any, fill: Any) -> int:
             word &= word - _ONE
             k += 1
     return found
+
+
+def count_bytes(raw: Any, length: Any, counts: Any) -> int:
+    """Add to `counts`, uint64 [1024], how often each byte occurs in `raw`: at places i, i + 256, ... of it, in all.
+
+    Four places, so that a byte that comes twice in a row does not wait for itself.
+    """
+    for i in range(0, length // 4 * 4, 4):
+        for j in range(4):
+            counts[256 * j + int(raw[i + j])] += _ONE
+    for i in range(length // 4 * 4, length):
+        counts[int(raw[i])] += _ONE
+    return int(length)
+
+
+def split(raw: Any, length: Any, fill: Any, flags: Any, rest: Any) -> int:
+    """Take the bytes apart that are not `fill`: the inverse of `expand`.
+
+    Args:
+        raw: uint8 [length].
+        flags: uint8 [ceil(length / 8)], to be set, a bit for each byte of `raw`, the lowest first.
+        rest: uint8 [length + 1], to be set, with anything after the last.
+
+    Returns:
+        How many there are.
+    """
+    k = 0
+    for i in range(0, length, 8):
+        bits = 0
+        for j in range(min(8, length - i)):
+            byte = raw[i + j]
+            rest[k] = byte
+            if byte != fill:
+                bits |= 1 << j
+                k += 1
+        flags[i // 8] = np.uint8(bits)
+    return k
