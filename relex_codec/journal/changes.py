@@ -13,8 +13,8 @@ SKIP: Final = 255
 """The byte that skips so many elements, of which none changed."""
 GROUP: Final = 64
 """Elements that are compared at a time; each has a bit of a mask."""
-BLOCK: Final = 4096
-"""Elements whose changes are taken before it goes on: of BF16, 8 kB of both steps."""
+BLOCK: Final = 2048
+"""Elements whose changes are taken before it goes on: of BF16, 4 kB of both steps."""
 USUAL: Final = 3
 """Changes of a group that are taken without a branch for each."""
 
