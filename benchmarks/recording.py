@@ -3,10 +3,10 @@
 usage: python benchmarks/recording.py [--blocks 30] [--steps 4] [--threads 1]
 
 The demonstration's training (its base of 1.58 M parameters, float32 weights with AdamW, 64 questions of 8 answers a
-step) three times in one process, from the same seed and so with the same weights: alone, with `Recorder(dtype="base")`,
-and with a bf16 checkpoint each step (`save_file`, without `fsync`). They take turns by blocks of steps, in an order that
-changes from block to block; a block of the recorder ends when its steps are on disk. Reported are medians over the
-blocks of the time of a step, as wall and as processor time of all threads, and of the ratio to the block that trained
+step) three times in one process, from the same seed and so with the same weights: alone, with a `Recorder` that rounds
+to bf16, and with a bf16 checkpoint each step (`save_file`, without `fsync`). They take turns by blocks of steps, in an
+order that changes from block to block; a block of the recorder ends when its steps are on disk. Reported are medians
+over the blocks of the time of a step, as wall and as processor time of all threads, and of the ratio to the block that trained
 alone on the same steps; and bytes. In the end, the weights must be the same bit for bit, and those that the journal has
 the last checkpoint's. Writes benchmarks/results/recording.json.
 """
@@ -88,6 +88,7 @@ def measure(root: Path, blocks: int, steps: int) -> dict[str, Any]:
         "journal": sum(path.stat().st_size for path in (root / "journal").iterdir()),
         "relex_exact": (root / "run.relex").stat().st_size,
     }
+    alone = times["alone"]
     return {
         "steps": last,
         "step_ms": {
@@ -99,7 +100,7 @@ def measure(root: Path, blocks: int, steps: int) -> dict[str, Any]:
         },
         "to_alone": {
             kind: {
-                clock: round(statistics.median(a[i] / b[i] for a, b in zip(times[kind], times["alone"], strict=True)), 4)
+                clock: round(statistics.median(x[i] / y[i] for x, y in zip(times[kind], alone, strict=True)), 4)
                 for i, clock in enumerate(("wall", "processor"))
             }
             for kind in KINDS[1:]
