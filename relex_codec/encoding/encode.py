@@ -25,7 +25,7 @@ from relex_codec.core.steps import select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
-from relex_codec.journal.reader import is_delta_stream, is_journal, open_journal
+from relex_codec.journal.reader import is_delta_stream, is_journal
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import Options, PathLike, without_secrets
@@ -227,20 +227,22 @@ def _open_run(
     Returns:
         The run, and where its checkpoints are, if it has any.
     """
-    if is_journal(run) or is_delta_stream(run):
+    recorded = is_journal(run, storage_options)
+    if recorded or is_delta_stream(run):
         if not isinstance(base, SafetensorsCheckpoint):
             raise InvalidArgument(
                 f"{without_secrets(run)} was recorded from a base of safetensors; pass that as --base"
             )
+        from relex_codec.journal.remote import journal_at
         from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
         place: PathLike = run
-        if not is_journal(run):
+        if not recorded:
             from relex_codec.journal.deltas import record_deltas
 
             place = stack.enter_context(ScratchDirectory()).path
             record_deltas(run, place, base)
-        journal = open_journal(place)
+        journal = stack.enter_context(journal_at(place, storage_options))
         return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps)), []
     found = find_run(
         run,
