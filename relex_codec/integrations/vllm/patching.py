@@ -43,7 +43,7 @@ def _is_packed(layer: torch.nn.Module) -> bool:
 
 
 class Change(NamedTuple):
-    """What of a tensor changes, with the fields of vLLM's ``CheckpointWeightPatch``: as `relex_codec.run.patches.Patch`.
+    """What of a tensor changes, in the fields of vLLM's ``CheckpointWeightPatch`` and of ours.
 
     Attributes:
         indices: None where `values` are all of the tensor.
@@ -59,7 +59,7 @@ class Change(NamedTuple):
 def change(name: str, before: torch.Tensor, after: torch.Tensor) -> Change | None:
     """Return what makes a tensor another one; None if it is that already.
 
-    All of it where more than `FEW` of its elements change, and where one becomes NaN, which to vLLM means that it stays.
+    All of it where more than `FEW` of its elements change, and where one becomes NaN: to vLLM it then stays as it is.
     """
     changed = unequal(before, after).reshape(-1)
     indices = changed.nonzero().reshape(-1)
@@ -71,9 +71,7 @@ def change(name: str, before: torch.Tensor, after: torch.Tensor) -> Change | Non
     return Change(name, tuple(after.shape), after.dtype, values[indices], indices)
 
 
-def changes(
-    before: Iterable[tuple[str, torch.Tensor]], after: Iterable[tuple[str, torch.Tensor]]
-) -> Iterator[Change]:
+def changes(before: Iterable[tuple[str, torch.Tensor]], after: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Change]:
     """Yield what changes between two steps of a run that have the same tensors."""
     for (name, old), (_, new) in zip(before, after, strict=True):
         found = change(name, old, new)

@@ -79,8 +79,8 @@ class Served:
             target = run.reader.container.index.target
             if heads and embeddings and target(heads[0]).number != target(embeddings[0]).number:
                 raise InvalidArgument(
-                    f"{run.reader.path} has {quote(heads[0].name)} of its own at step {request.step:g}, but the model's "
-                    "configuration ties it to the embeddings: start vLLM with "
+                    f"{run.reader.path} has {quote(heads[0].name)} of its own at step {request.step:g}, but the "
+                    "model's configuration ties it to the embeddings: start vLLM with "
                     "--hf-overrides '{\"tie_word_embeddings\": false}'"
                 )
         return run
