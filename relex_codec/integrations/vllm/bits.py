@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -26,5 +26,6 @@ def sha256(tensors: Iterable[torch.Tensor]) -> str:
     """Return the SHA-256 of the bits of tensors, one after another, in hexadecimal."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        bits: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        found.update(bits)
     return found.hexdigest()

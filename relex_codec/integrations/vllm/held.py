@@ -40,7 +40,8 @@ class HeldRun:
 
     def __init__(self, request: Request, model: str) -> None:
         base = model if request.base is None and os.path.isdir(model) else request.base
-        self.reader = RunReader(request.file, base=base, storage_options=request.storage_options)
+        options = None if request.storage_options is None else dict(request.storage_options)
+        self.reader = RunReader(request.file, base=base, storage_options=options)
         self._resident: Resident | None = None
         self._made_for: Needed | None = None
         self._device, self._wants_resident = request.device, request.resident
@@ -86,7 +87,7 @@ class HeldRun:
             zeros = np.zeros(entry.size, bits_dtype(entry.dtype))  # pages that are the same one until written
             whole = as_tensor(zeros, entry.dtype, entry.shape)
             if part is not None:
-                whole[part] = next(parts)  # type: ignore[index]
+                whole[part] = next(parts)
             yield entry.name, whole
 
     def _parts(

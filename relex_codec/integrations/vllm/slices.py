@@ -65,7 +65,7 @@ class _Followed(TorchDispatchMode):
         self.boxes[name] = full if box is None else box if before is None else _around(before, box)
 
 
-def box_of_view(shape: tuple[int, ...], offset: int, size: Iterable[int], stride: Iterable[int]) -> Box | None:
+def box_of_view(shape: tuple[int, ...], offset: Any, size: Iterable[Any], stride: Iterable[Any]) -> Box | None:
     """Return the smallest box of a contiguous tensor that holds a view of it; None if strides do not tell.
 
     Example:
@@ -100,7 +100,8 @@ def find(model: torch.nn.Module, entries: Iterable[TensorRecord]) -> dict[str, T
     """
     entries = list(entries)
     with _Followed() as followed:
-        model.load_weights((one.name, followed.follow(one.name, one.shape, DTYPES[one.dtype])) for one in entries)
+        load: Any = model.load_weights
+        load((one.name, followed.follow(one.name, one.shape, DTYPES[one.dtype])) for one in entries)
     needed: dict[str, TensorIndex | None] = {}
     for entry in entries:
         box = followed.boxes.get(entry.name)
