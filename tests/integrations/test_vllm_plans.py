@@ -149,7 +149,7 @@ def _plain_run(folder: Path) -> tuple[Path, Path]:
 
 
 class _Rank(torch.nn.Module):
-    """Loads as a rank of vLLM's does: rows, columns, both in a fused parameter, a converted copy, and one not at all."""
+    """Loads as a rank of vLLM's does: rows, columns, parts of fused parameters, converted copies, and nothing."""
 
     def __init__(self) -> None:
         super().__init__()

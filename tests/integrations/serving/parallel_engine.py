@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from served_run import PROMPTS, engine
+from served_run import PROMPTS, engine, expected_tokens
 
 import relex_codec
 from relex_codec.integrations.vllm import switch, verify
@@ -29,7 +29,8 @@ def main(folder: Path) -> None:
     for step in (20, 35, 0):
         switch(llm, step)
         answers = llm.generate([{"prompt_token_ids": one} for one in PROMPTS], greedy, use_tqdm=False)
-        print("tokens", step, [list(one.outputs[0].token_ids) for one in answers])
+        found = [list(one.outputs[0].token_ids) for one in answers]
+        assert found == [expected_tokens(folder, step, one) for one in PROMPTS], step
 
 
 if __name__ == "__main__":

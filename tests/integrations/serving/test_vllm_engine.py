@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served_run import PROMPTS, expected_tokens
 
 HERE = Path(__file__).parent
 pytestmark = [
@@ -87,7 +89,7 @@ class Serving:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read() or b"null")
 
-    def tokens(self, prompt: list[int]) -> list[str]:
+    def tokens(self, prompt: list[int]) -> list[int]:
         """What it generates greedily."""
         body = {"model": "model", "prompt": prompt, "max_tokens": 8, "temperature": 0, "logprobs": 0,
                 "return_tokens_as_token_ids": True}  # fmt: skip
@@ -123,24 +125,9 @@ def server(served: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def expected(served: Path) -> Any:
-    """What transformers generates, greedily, from decoded weights in float32."""
-    import torch
-    from transformers import Qwen2ForCausalLM
-
-    import relex_codec
-
-    def tokens(step: float, prompt: list[int]) -> list[int]:
-        model = relex_codec.load_model(
-            served / "run.relex", step, base=served / "base", model_class=Qwen2ForCausalLM, dtype=torch.float32
-        )
-        found = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)
-        return [int(one) for one in found[0][len(prompt) :]]
-
-    return tokens
-
-
-PROMPTS = [[1, 2, 3, 10, 4, 5, 6, 13], [9, 9, 9, 10, 1, 13], [5, 0, 5, 10, 5, 0, 5, 13]]
+def expected(served: Path) -> Callable[[float, list[int]], list[int]]:
+    """What transformers generates at a step after a prompt."""
+    return partial(expected_tokens, served)
 
 
 def test_a_server_that_is_started_once_answers_at_ten_steps(server: Serving, expected: Any) -> None:
