@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from relex_codec.integrations.vllm import switch, verify
 
 def main(folder: Path) -> None:
     """Run the checks."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"{cores[0]}|{cores[-1]}"  # or vLLM wants a NUMA node for each
     from vllm import SamplingParams
 
     llm = engine(folder, 20, tensor_parallel_size=2, dtype="float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,21 @@ def refused(kind: type[BaseException], words: str, call: Any, *args: Any, **opti
     assert "\n" not in str(raised.value)
 
 
-def expected_tokens(folder: Path, step: float, prompt: list[int]) -> list[int]:
-    """Return what transformers generates, greedily, from weights that are decoded and computed with in float32."""
+def expected_tokens(
+    folder: Path, step: float, prompt: list[int], change: Mapping[str, torch.Tensor] | None = None
+) -> list[int]:
+    """Return what transformers generates, greedily, from weights that are decoded and computed with in float32.
+
+    Args:
+        change: what is added to some of them.
+    """
     from transformers import Qwen2ForCausalLM
 
     model = relex_codec.load_model(
         folder / "run.relex", step, base=folder / "base", model_class=Qwen2ForCausalLM, dtype=torch.float32
     )
+    with torch.no_grad():
+        for name, added in (change or {}).items():
+            model.get_parameter(name).add_(added)
     found = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)
     return [int(one) for one in found[0][len(prompt) :]]
