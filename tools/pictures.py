@@ -84,7 +84,8 @@ def picture(steps: int, checkpoint: int, line: int, frames: int) -> str:
         f'<rect class="exact" x="{x:.0f}" y="{y + 34:.0f}" width="10" height="10"/>',
         f'<text class="small" x="{x + 16:.0f}" y="{y + 43:.0f}">every step, bit for bit ({frames / 1e6:.1f} MB)</text>',
         f'<rect class="line" x="{x:.0f}" y="{y + 56:.0f}" width="10" height="10"/>',
-        f'<text class="small" x="{x + 16:.0f}" y="{y + 65:.0f}">the line: any step, roughly ({line / 1e6:.1f} MB)</text>',
+        f'<text class="small" x="{x + 16:.0f}" y="{y + 65:.0f}">'
+        f"the line: any step, roughly ({line / 1e6:.1f} MB)</text>",
         "</svg>",
     ]
     return "\n".join(out) + "\n"

@@ -1,4 +1,4 @@
-"""Lays out the sources of the documentation's site: README, docs/, spec/ and the rest as they stand, and a page of the API.
+"""Lays out the sources of the site: README, docs/, spec/ and the rest as they stand, and a page of the API.
 
 Pages keep their places, so that a link works in the repository and on the site alike. Links to what is no page (code,
 results, vectors) lead to the repository.
