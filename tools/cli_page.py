@@ -20,7 +20,8 @@ HEAD = """\
 
 <!-- made by tools/cli_page.py; change what the commands say instead -->
 
-Each command has `--help`, with what most need, and `--help-all`, which is what stands here. `pip install` puts `relex-codec` on the path; `python -m relex_codec` is the same.
+Each command has `--help`, with what most need, and `--help-all`, which is what stands here. `pip install` puts
+`relex-codec` on the path; `python -m relex_codec` is the same.
 
 """
 
@@ -47,7 +48,6 @@ def section(command: Command, context: click.Context) -> str:
         out += [
             f"{what}:",
             "",
-            "<!-- not run: tests/docs runs it from the command itself -->",
             "```sh",
             line,
             "```",
