@@ -30,7 +30,7 @@ from relex_codec.journal.reader import is_journal
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
-from relex_codec.storage.urls import Options, PathLike
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .appended_series import AppendedSeries
 from .encode import report_not_finite
@@ -64,6 +64,7 @@ def append(
     memory: str | int = DEFAULT_MEMORY,
     workers: int | None = None,
     engine: str = "auto",
+    address: str | None = None,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -89,7 +90,7 @@ def append(
         refit: fit directions and lines again.
         allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
-        workers, engine: as of `encode`.
+        workers, engine, address: as of `encode`.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
@@ -108,7 +109,7 @@ def append(
         >>> relex_codec.open("run.relex").steps
         [10, 20, 30, 40, 50]
     """
-    budget, choice = parse_memory(memory), EngineChoice(engine, workers)
+    budget, choice = parse_memory(memory), EngineChoice(engine, workers, address)
     in_place = output is None or is_same_file(file, output)
     if in_place and overwrite:
         raise InvalidArgument("overwrite is for another output; without one, append replaces the file that it reads")
@@ -158,8 +159,8 @@ def _find(
 ) -> list[tuple[int, str]]:
     """Find single checkpoints, or those of the only directory that is given if it is that of a run."""
     for path in checkpoints:
-        if is_journal(path):
-            raise InvalidArgument(f"{os.fspath(path)} is a journal, expected checkpoints: encode all of it again")
+        if is_journal(path, storage_options):
+            raise InvalidArgument(f"{without_secrets(path)} is a journal, expected checkpoints: encode all of it again")
     if len(checkpoints) != 1 or step is not None:
         return find_checkpoints(checkpoints, storage_options, step=step, allow_pickle=allow_pickle)
     if PLACEHOLDER in os.fspath(checkpoints[0]):

@@ -45,6 +45,7 @@ def encode(
     overwrite: bool = False,
     workers: int | None = None,
     engine: str = "auto",
+    address: str | None = None,
     work_dir: PathLike | None = None,
     keep_work_dir: bool = False,
     shard: str | None = None,
@@ -71,7 +72,8 @@ def encode(
         rank: number of directions; more than one does not help extrapolation.
         exact: store every step bit for bit as well, whatever tensors and files it has. Without, steps may differ in
             copies of tied weights only.
-        embed_base: store the base losslessly in the file.
+        embed_base: store the base losslessly in the file. One that is pickled (``pytorch_model.bin``) can only be
+            embedded, and with `allow_pickle`.
         base_uri: where the file shall say that its base is; empty: nowhere. Default: the URL of `base`, which is
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
@@ -85,7 +87,10 @@ def encode(
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         workers: how many tensors are worked on at the same time; default: one for each processor.
         engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
-            with its part of `memory`; ``auto``: processes for runs of some gigabytes. The file is the same.
+            with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or group of small
+            ones; ``auto``: processes for runs of some gigabytes. The file is the same.
+        address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
+            takes. Default: the one that this process is connected to or runs beside, or a new one.
         work_dir: directory or URL where what is finished is kept, so that the same call goes on after a kill. What
             changed in between, of the run or the arguments, is noticed. It is removed when the file is complete.
         keep_work_dir: leave it there.
@@ -112,7 +117,8 @@ def encode(
         raise InvalidArgument("there is no work directory to keep: give one")
     request = Request(
         run, base, observe, steps, exclude_steps, rename, quality, factor_rank, rank, exact, embed_base, base_uri,
-        memory, skip_incomplete, allow_any_base, allow_new_tensors, allow_pickle, workers, engine, storage_options,
+        memory, skip_incomplete, allow_any_base, allow_new_tensors, allow_pickle, workers, engine, address,
+        storage_options,
     )  # fmt: skip
     part = None if shard is None else Shard.parse(shard)
     target = output if part is None else part.name(output)

@@ -16,8 +16,8 @@ UNIT_SHARE: Final = 192 << 20
 """Bytes of the budget for each unit that is done at the same time."""
 THREAD_SHARE: Final = 32 << 20
 """Bytes of the budget for each thread: it needs a tenth, but what threads free is not at once another's to use."""
-AUTO, LOCAL, PROCESSES = "auto", "local", "processes"
-ENGINES: Final = (AUTO, LOCAL, PROCESSES)
+AUTO, LOCAL, PROCESSES, RAY = "auto", "local", "processes", "ray"
+ENGINES: Final = (AUTO, LOCAL, PROCESSES, RAY)
 PROCESSES_FROM: Final = 2 << 30
 """Bytes of checkpoints from which several workers are processes where the user does not say: they take seconds to
 start, and then do not wait for each other's Python."""
@@ -49,19 +49,23 @@ class EngineChoice:
     Attributes:
         name: one of `ENGINES`.
         workers: units at the same time; None: as many as there are processors.
+        address: of the Ray cluster, as `ray.init` takes it, or ``local``; only for ``ray``.
 
     Raises:
-        InvalidArgument: there is no such engine, or no worker.
+        InvalidArgument: there is no such engine, or no worker, or it is not one that has an address.
     """
 
     name: str = AUTO
     workers: int | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
             raise InvalidArgument(f"engine is {self.name!r}, expected one of {', '.join(ENGINES)}")
         if self.workers is not None and self.workers < 1:
             raise InvalidArgument(f"workers is {self.workers}, expected at least 1")
+        if self.address is not None and self.name != RAY:
+            raise InvalidArgument(f"address is {self.address!r}, which is for the engine {RAY!r}, not {self.name!r}")
 
     def of(self, size: int) -> EngineChoice:
         """Return it with the engine that is taken for so many bytes of checkpoints, where the user left that open."""
@@ -83,6 +87,10 @@ class EngineChoice:
         """
         if self.is_local:
             return LocalEngine(local_place(work, self.workers), directory)
+        if self.name == RAY:
+            from .ray import RayEngine, RayOptions
+
+            return RayEngine(RayOptions(self.address, self.workers), work.budget, directory)
         from .processes import ProcessEngine
 
         workers, place = process_places(work, self.workers)
