@@ -21,8 +21,8 @@ from relex_codec.core.cancellation import POLL_SECONDS, check_cancelled
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import spell_bytes
 from relex_codec.core.text import one_line
-from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.encoding.unit_files import OpenFiles, UnitFile
+from relex_codec.errors import InvalidArgument, RelexError
 
 from .protocol import Finished, Unit, WorkerLost, result_path
 from .ray_cluster import Cluster, connected, ray
@@ -186,8 +186,10 @@ def _lost(key: str, error: Exception) -> RelexError:
     """Return what is said where Ray gives up."""
     if isinstance(error, ray.exceptions.TaskUnschedulableError | ray.exceptions.RuntimeEnvSetupError):
         return InvalidArgument(f"Ray cannot run {key}: {one_line(error)}")
-    advice = "give less --memory, or workers more" if isinstance(error, ray.exceptions.OutOfMemoryError) else (
-        "look at the logs of Ray (`ray logs`) for what happened to it"
+    advice = (
+        "give less --memory, or workers more"
+        if isinstance(error, ray.exceptions.OutOfMemoryError)
+        else ("look at the logs of Ray (`ray logs`) for what happened to it")
     )
     return WorkerLost(
         f"the worker that encoded {key} was lost, {RETRIES + 1} times in a row ({type(error).__name__}: "
@@ -206,7 +208,9 @@ def _raisable(pickled: bytes, trace: str | None) -> BaseException:
     """Return an error of a unit; where it is none of ours, with what the worker was doing."""
     error: BaseException = pickle.loads(pickled)
     if isinstance(error, FileNotFoundError) and isinstance(error, RelexError):
-        words = f"{error} (a worker of the Ray cluster reads the run itself: it needs the same path or URL on every node)"
+        words = (
+            f"{error} (a worker of the Ray cluster reads the run itself: it needs the same path or URL on every node)"
+        )
         return type(error)(words)
     if trace:
         error.__cause__ = RuntimeError(f"on a worker of the Ray cluster:\n{trace}")
