@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def do(engine: RayEngine, *units: Unit) -> dict[str, Finished]:
     return {one.key: one for one in found}
 
 
+def wait_for(units: Sequence[Plain], count: int) -> None:
+    """Wait until so many have begun."""
+    deadline = time.monotonic() + 60
+    while sum(len(unit.begun()) for unit in units) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def error_of(engine: RayEngine, unit: Unit) -> BaseException:
     """What a unit fails with."""
     error = do(engine, unit)[unit.key].error
@@ -178,9 +187,7 @@ def test_an_idle_worker_is_killed_with_its_result_unfetched(
     with made:
         for unit in cluster_units:
             made.submit(unit)
-        deadline = time.monotonic() + 60
-        while sum(len(unit.begun()) for unit in cluster_units) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(cluster_units, 2)
         time.sleep(1)
         for node in nodes:
             for worker in workers_of(node):
@@ -190,9 +197,7 @@ def test_an_idle_worker_is_killed_with_its_result_unfetched(
 
 
 @pytest.mark.parametrize("error", [CheckpointError("the shard is cut off"), InvalidArgument("no such thing")])
-def test_errors_of_the_package_come_back(
-    error: Exception, engine: Callable[..., RayEngine], tmp_path: Path
-) -> None:
+def test_errors_of_the_package_come_back(error: Exception, engine: Callable[..., RayEngine], tmp_path: Path) -> None:
     unit = Fails("f", tmp_path / "log", error=error)
     found = error_of(engine(), unit)
     assert type(found) is type(error) and str(found) == str(error)
@@ -226,12 +231,10 @@ def test_what_is_under_way_ends(engine: Callable[..., RayEngine], cluster: Clust
     """Interrupted: tasks end at once, scratch files are gone, the cluster goes on."""
     units = [Waits(key, tmp_path / "log") for key in "abcdef"]
     made = engine()
-    with pytest.raises(KeyboardInterrupt), made:
+    with suppress(KeyboardInterrupt), made:
         for unit in units:
             made.submit(unit)
-        deadline = time.monotonic() + 60
-        while sum(len(unit.begun()) for unit in units) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(units, 2)
         raise KeyboardInterrupt
     began = [line for unit in units for line in unit.begun()]
     assert len(began) == 2
@@ -250,6 +253,6 @@ def test_so_many_at_a_time(engine: Callable[..., RayEngine]) -> None:
 
 
 def test_no_cluster_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="no Ray cluster at 127.0.0.1:1") as error:
+    with pytest.raises(InvalidArgument, match=r"no Ray cluster at 127\.0\.0\.1:1") as error:
         RayEngine(RayOptions("127.0.0.1:1"), BUDGET, str(tmp_path)).__enter__()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, for tests and benchmarks, and how its nodes and workers are killed."""
+"""A Ray cluster of several nodes on this machine, for tests and benchmarks, and killing its nodes and workers."""
 
 from __future__ import annotations
 

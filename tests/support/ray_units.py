@@ -1,4 +1,4 @@
-"""Units that workers of a Ray cluster do in tests: they fail, die or wait; and what counts how often units are begun."""
+"""Units that workers of a Ray cluster do in tests: they fail, die or wait; and counting how often units are begun."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class Plain:
 class Fails(Plain):
     """Raises an error."""
 
-    error: Exception = ValueError("none given")
+    error: Exception | None = None
 
     def work(self, place: Place) -> None:
+        assert self.error is not None
         raise self.error
 
 

@@ -10,15 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import ray
+
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument
-
-try:
-    import ray
-except ImportError as error:
-    raise InvalidArgument(
-        f"the engine 'ray' needs Ray: pip install 'relex-codec[ray]' ({one_line(error)})"
-    ) from None
 
 LOCAL: Final = "local"
 """The address that stands for a cluster of this machine alone, which ends with the program."""
