@@ -70,7 +70,7 @@ class Killer(threading.Thread):
                 self._kinds["node"] += 1
                 self._cluster.add_node(**NODE)
                 continue
-            busy = [worker for worker in workers_of(node) if worker.name().startswith("ray::tensors")]
+            busy = [worker for worker in workers_of(node) if " ".join(worker.cmdline()).startswith("ray::tensors")]
             if busy:
                 self._chances.choice(busy).kill()
                 self._kinds["worker"] += 1

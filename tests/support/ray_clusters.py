@@ -54,11 +54,12 @@ def raylet_of(node: Any) -> psutil.Process:
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
-    """Processes of a node that do tasks, or could."""
+    """Processes of a node that do tasks, or could; a node ends without its agents, which are not among them."""
     found = []
     for process in raylet_of(node).children():
         try:
-            if process.name().startswith("ray::") or "default_worker.py" in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if (title.startswith("ray::") and "Agent" not in title) or "default_worker.py" in title:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
