@@ -70,14 +70,14 @@ from .output import (
 @click.option(
     "--work-dir",
     metavar="DIR",
-    help="Keep what is finished here, path or URL: after a kill the same command goes on. Removed when FILE is complete.",
+    help="Keep what is finished here, path or URL: after a kill the same command goes on. Removed at the end.",
 )
 @click.option("--keep-work-dir", is_flag=True, help="Leave it there.")
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Do part I of N and write FILE.part-I-of-N, for `relex-codec merge`. auto: as a job array of Slurm says, or RANK "
-    "and WORLD_SIZE.",
+    help="Do part I of N and write FILE.part-I-of-N, for `relex-codec merge`. auto: as a job array of Slurm says, or "
+    "RANK and WORLD_SIZE.",
 )
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
 @click.option("--allow-any-base", is_flag=True, help="Take BASE although the run did not begin there, by its distance.")

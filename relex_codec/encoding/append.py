@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from relex_codec.checkpoints.base_uri import carried_over
@@ -34,13 +33,14 @@ from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike
 
 from .appended_series import AppendedSeries
-from .encode import new_segment, report_not_finite, report_notes
+from .encode import report_not_finite
 from .engines.choice import EngineChoice
 from .known_steps import check_unchanged, split
 from .later_steps import StepAppender, has_all_targets
 from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .planning import plan_append
+from .prepare import report_notes
 from .quality import Quality
 from .run_source import AppendedSource, OpenHere, OpenRun, placed
 from .surroundings import appended_surroundings
@@ -146,14 +146,12 @@ def append(
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
-            old = run.decoder.exact if index.has_frames else None
-            frames = partial(new_segment, writer, len(new), old)
+            source = AppendedSource(run, placed(new), storage_options)
             if refit or differ:
-                source = AppendedSource(run, placed(new), storage_options)
                 return _refit(
                     run, further, source, choice, writer, budget, uri, directories, progress, asked=refit
                 )  # fmt: skip
-            return StepAppender(run, further, writer, budget, frames).write(uri, directories, progress)
+            return StepAppender(run, further, writer, budget, source, choice).write(uri, directories, progress)
 
 
 def _find(

@@ -16,10 +16,12 @@ from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import InvalidArgument
+from relex_codec.format import constants as f
 from relex_codec.format.manifest import Manifest
 from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.writer import FileWriter
 
+from .band_units import BandUnit, FinishUnit
 from .driver import Done, Results, run_units
 from .engines.choice import EngineChoice, Work
 from .frames import FrameRange
@@ -38,6 +40,9 @@ from .work_dir import WorkDirectory
 if TYPE_CHECKING:
     from relex_codec.exact.segments import SegmentShape
     from relex_codec.exact.tier_reader import ExactTier
+
+
+EncodingUnit = TensorsUnit | BandUnit | FinishUnit
 
 
 @dataclass(slots=True)
@@ -106,23 +111,32 @@ class RunEncoder:
         """Store a file that is no weights; returns what stands for its span."""
         return self.contents.store(content)
 
-    def units(self) -> list[TensorsUnit]:
+    def units(self) -> list[EncodingUnit]:
         """Return what is to be done; finds out which tensors move."""
         plans = self._plans
         self._look_at(plans)
-        sizes = [TensorSize(plan.number, plan.info.dtype, plan.info.size, self._framed[plan.number]) for plan in plans]
+        sizes = [
+            TensorSize(plan.number, plan.info.dtype, plan.info.size, self._framed[plan.number], not plan.held)
+            for plan in plans
+        ]
         shape = self._shape if any(self._framed.values()) else None
         specs = {plan.number: self._spec(plan) for plan in plans}
         source = self.here if self._engine.is_local else self.source
-        found = []
-        for planned in plan_units(sizes, len(self.steps), shape.limit if shape else 0):
+        fixed = source, len(self.steps), self._settings
+        found: list[EncodingUnit] = []
+        bands: list[str] = []
+        for planned in plan_units(sizes, len(self.steps), shape.limit if shape else 0, bands=True):
             frames = FrameRange(shape, planned.groups) if shape is not None else None
-            found.append(
-                TensorsUnit(
-                    source, len(self.steps), self._settings, tuple(specs[number] for number in planned.tensors),
-                    frames, tuple(specs[number] for number in planned.extra),
-                )
-            )  # fmt: skip
+            extra = tuple(specs[number] for number in planned.extra)
+            first = specs[planned.tensors[0]]
+            if planned.band is None:
+                found.append(TensorsUnit(*fixed, tuple(specs[one] for one in planned.tensors), frames, extra))
+                continue
+            found.append(BandUnit(*fixed, first, *planned.band, frames, extra))
+            bands.append(found[-1].key)
+            if planned.band[1] * f.PIECE >= first.planned.info.size:
+                found.append(FinishUnit(*fixed, first, tuple(bands)))
+                bands = []
         return found
 
     @property
@@ -158,7 +172,7 @@ class RunEncoder:
 
     def run(
         self,
-        units: Sequence[TensorsUnit],
+        units: Sequence[EncodingUnit],
         progress: bool,
         work: WorkDirectory | None = None,
         shard: Shard | None = None,
@@ -172,8 +186,8 @@ class RunEncoder:
         """
         numbered = list(enumerate(units))
         if shard is not None:
-            mine = set(shard_of([unit.input_bytes for unit in units], shard.number, shard.count))
-            numbered = [(number, unit) for number, unit in numbered if number in mine]
+            mine = jobs_of(units, shard)
+            numbered = [(number, unit) for number, unit in numbered if unit.job in mine]
         kept = work.kept([unit.key for _, unit in numbered]) if work is not None else {}
         directory = work.path if work is not None else self.writer.working_directory()
         size = sum(unit.input_bytes for _, unit in numbered)
@@ -186,13 +200,13 @@ class RunEncoder:
             if not rest:
                 return
             with self._engine.start(self._work([unit for _, unit in rest]), directory) as engine:
-                for done in run_units(engine, rest):
+                for done in run_units(engine, rest, kept):
                     if work is not None:
                         work.add(done.path)
                     yield done
                     bar.update(done.unit.input_bytes)
 
-    def _work(self, units: Sequence[TensorsUnit]) -> Work:
+    def _work(self, units: Sequence[EncodingUnit]) -> Work:
         tasks = [task_of(plan, self._settings) for plan in self._plans]
         return Work(
             self.budget, len(units), lambda threads: max(unit.memory(threads) for unit in units), self.writer.directory,
@@ -230,6 +244,15 @@ class RunEncoder:
                 f"{what} of {len(self.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
                 f"{self.budget // 10**6} MB: raise --memory"
             )
+
+
+def jobs_of(units: Sequence[EncodingUnit], shard: Shard) -> set[str]:
+    """Return the jobs of one part of the work."""
+    sizes: dict[str, int] = {}
+    for unit in units:
+        sizes[unit.job] = sizes.get(unit.job, 0) + unit.input_bytes
+    jobs = list(sizes)
+    return {jobs[place] for place in shard_of(list(sizes.values()), shard.number, shard.count)}
 
 
 def _bytes(plan: TensorPlan) -> int:

@@ -11,29 +11,28 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.core.cancellation import check_cancelled
 from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, as_dtype, bits_dtype
+from relex_codec.core.dtypes import F32, Bits, as_dtype, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import ordered_map
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
-from .arena import Region, bytes_of
-from .delta_sums import WIDE_STRIP, GramSums, directions, magnitude, widened, working_array
+from .arena import Region
+from .delta_sums import GramSums, directions, magnitude, widened, working_array
 from .fit import F64, Fit
+from .gathered import Gathered, Summed
 from .origin import Origin
+from .room import Room
 
 R = TypeVar("R")
-
-SMALLEST_SLICE: Final = WIDE_STRIP
-"""A slice is so many elements, or a multiple of it."""
 
 
 class PieceTaker(Protocol):
@@ -44,49 +43,6 @@ class PieceTaker(Protocol):
 
     def end(self) -> int:
         """Return the ``segment`` field of the tensor's record; after the last piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What memory a tensor is worked on with; results do not depend on it.
-
-    Attributes:
-        size: bytes of its region of the arena.
-        held: whether all steps are in it, and the origin.
-        vectors: whether the directions are in it; else they are in a scratch file.
-        slice: elements that each thread reads at a time where the steps are not held.
-        threads: that work on the tensor.
-    """
-
-    size: int
-    held: bool
-    vectors: bool
-    slice: int
-    threads: int = 1
-
-
-def room_for(info: TensorInfo, origin: str, steps: int, rank: int, budget: int, threads: int, units: int) -> Room:
-    """Plan the memory of a tensor.
-
-    Args:
-        origin: dtype of the origin.
-        steps: of the run.
-        rank: most directions.
-        budget: of all work, in bytes.
-        threads: for each tensor.
-        units: tensors that are worked on at the same time.
-    """
-    width = ITEMSIZE[info.dtype]
-    held = bytes_of((steps, info.size), f"u{width}") + bytes_of((info.size,), f"u{ITEMSIZE[origin]}")
-    fits = held <= budget // 2
-    size = held if fits else 0
-    vectors = bytes_of((min(rank, steps), info.size), np.float32)
-    in_memory = size + vectors <= budget // 8 * 5
-    size += vectors if in_memory else 0
-    most = max(
-        SMALLEST_SLICE, budget // 8 // (units * (threads + 1) * steps * width) // SMALLEST_SLICE * SMALLEST_SLICE
-    )
-    return Room(size, fits, in_memory, min(PIECE, most), threads)
 
 
 class Vectors:
@@ -203,20 +159,54 @@ class TensorHistory:
         """
         steps = len(self.run.steps)
         gram = np.zeros((steps, steps))
-        starts = range(0, self.info.size, PIECE)
-        for start, found in zip(starts, self.spread(self._look_at, 2 if self._pieces else None), strict=True):
+        for _, found in self._read(0, -(-self.info.size // PIECE)):
             gram += found.sums.matrix()
-            self.infinite |= found.sums.infinite
             self.energies.append(found.sums.squares)
-            self.digests.append(found.digest)
             self.norm += found.norm
+            self.infinite |= found.sums.infinite
+            self.digests.append(found.digest)
             self.moved = self.moved or found.moved
-            if self._pieces and found.origin is not None and found.bits is not None:
-                origin = as_dtype(found.origin, self.origin.dtype, self.info.dtype)
-                self._pieces.add(start // PIECE, origin, found.bits)
         if self.infinite.any() and self._pieces is None:
             self._refuse()
         return gram
+
+    def gather(self, first: int, end: int) -> Gathered:
+        """Read pieces `first` to `end` once, and return what is found out about each; `self` stays as it is."""
+        steps = len(self.run.steps)
+        found = Gathered(
+            np.zeros((end - first, steps, steps)), np.zeros((end - first, steps)), np.zeros(steps, bool), [],
+            np.zeros(end - first), False,
+        )  # fmt: skip
+        for number, piece in self._read(first, end):
+            at = number - first
+            found.grams[at], found.squares[at] = piece.sums.matrix(), piece.sums.squares
+            found.infinite |= piece.sums.infinite
+            found.digests.append(piece.digest)
+            found.norms[at] = piece.norm
+            found.moved = found.moved or piece.moved
+        return found
+
+    def adopt(self, sums: Summed) -> F64:
+        """Take what was found out about all pieces in the place of `gram`; returns what that returns.
+
+        Raises:
+            CheckpointError: as `gram`.
+        """
+        self.infinite, self.energies, self.moved = sums.infinite, list(sums.squares), sums.moved
+        self.digests, self.norm = sums.digests, sums.norm
+        if self.infinite.any() and self._pieces is None:
+            self._refuse()
+        return sums.gram
+
+    def _read(self, first: int, end: int) -> Iterator[tuple[int, _Piece]]:
+        """Read pieces, and give them to the `PieceTaker`; yields number and what is found out about each."""
+        starts = range(first * PIECE, min(end * PIECE, self.info.size), PIECE)
+        window = 2 if self._pieces else None
+        for start, found in zip(starts, self.spread(self._look_at, window, starts), strict=True):
+            if self._pieces and found.origin is not None and found.bits is not None:
+                origin = as_dtype(found.origin, self.origin.dtype, self.info.dtype)
+                self._pieces.add(start // PIECE, origin, found.bits)
+            yield start // PIECE, found
 
     def vectors(self, fit: Fit, directory: str) -> tuple[Vectors, F64]:
         """Read the observed steps again, if they are not held.
@@ -246,9 +236,11 @@ class TensorHistory:
         """Return the bits of elements lo .. hi at all steps: [T, hi - lo]."""
         return self.run.read(self.info.name, lo, hi) if self._held is None else self._held[:, lo:hi]
 
-    def spread(self, function: Callable[[int], R], window: int | None = None) -> Iterator[R]:
-        """Yield what `function` returns for the first element of each piece, in order."""
-        starts = range(0, self.info.size, PIECE)
+    def spread(
+        self, function: Callable[[int], R], window: int | None = None, starts: range | None = None
+    ) -> Iterator[R]:
+        """Yield what `function` returns for the first element of each piece, in order; or of those from `starts`."""
+        starts = range(0, self.info.size, PIECE) if starts is None else starts
         return ordered_map(function, starts, min(self._room.threads, len(starts)), window)
 
     def _look_at(self, start: int) -> _Piece:

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.format.constants import PIECE
 
 if TYPE_CHECKING:
     from relex_codec.exact.segments import PartInfo
 
+WHOLE: Final = 2 << 30
+"""Bytes at all steps of a tensor up to which it is one unit, and read once where a worker has the memory; larger ones
+are read in bands, by several workers, and once more when their directions are known."""
 UNITS: Final = 1024
 """About so many units are made of a large run."""
 SMALLEST_UNIT: Final = 8 << 20
@@ -31,12 +35,14 @@ class TensorSize(NamedTuple):
         dtype: of its elements.
         elements: how many.
         framed: whether the new segment of frames holds it.
+        line: whether a line is drawn through it.
     """
 
     number: int
     dtype: str
     elements: int
     framed: bool
+    line: bool = True
 
     def bytes(self, steps: int) -> int:
         """Bytes of it at all steps."""
@@ -49,46 +55,84 @@ class PlannedUnit(NamedTuple):
     Attributes:
         tensors: numbers of its tensors.
         groups: the groups of frames that begin with their parts.
-        extra: numbers of further tensors, parts of which are in the last group.
+        extra: numbers of tensors, parts of which are in the last group though the unit does not have them.
+        band: first and last but one piece of its only tensor, if it has not all of it.
     """
 
     tensors: tuple[int, ...]
     groups: tuple[tuple[PartInfo, ...], ...] = ()
     extra: tuple[int, ...] = ()
+    band: tuple[int, int] | None = None
 
 
-def plan_units(tensors: Sequence[TensorSize], steps: int, limit: int = 0) -> list[PlannedUnit]:
+def plan_units(
+    tensors: Sequence[TensorSize], steps: int, limit: int = 0, *, bands: bool = False
+) -> list[PlannedUnit]:  # fmt: skip
     """Cut the work into units.
 
     Args:
         tensors: in the order of the file.
         steps: of the run.
         limit: words of a group of frames; not used where the segment holds nothing.
+        bands: whether large tensors are cut.
 
     Returns:
-        Units in the order of the file; each tensor is in one of them, and so is each group.
+        Units in the order of the file; each tensor is in one of them, or in bands that follow each other, and each
+        group is in one.
     """
     total = sum(tensor.bytes(steps) for tensor in tensors)
     wanted = min(max(SMALLEST_UNIT, total // UNITS), LARGEST_UNIT)
-    cut: list[list[int]] = []
+    groups = _groups(tensors, limit)
+    begins: dict[int, list[int]] = {}
+    for group in groups:
+        begins.setdefault(group[0].tensor, []).append(group[0].piece)
+    cut: list[PlannedUnit] = []
     size = 0
     for tensor in tensors:
         more = tensor.bytes(steps)
-        if not cut or size + more > wanted:
-            cut.append([])
-            size = 0
-        cut[-1].append(tensor.number)
-        size += more
-    groups = _groups(tensors, limit)
-    owner = {number: place for place, numbers in enumerate(cut) for number in numbers}
+        if bands and tensor.line and more > WHOLE:
+            cuts = _bands(tensor, steps, wanted, begins.get(tensor.number))
+            cut += [PlannedUnit((tensor.number,), band=band) for band in itertools.pairwise(cuts)]
+        elif cut and cut[-1].band is None and size + more <= wanted:
+            cut[-1] = PlannedUnit((*cut[-1].tensors, tensor.number))
+            size += more
+        else:
+            cut.append(PlannedUnit((tensor.number,)))
+            size = more
     owned: list[list[tuple[PartInfo, ...]]] = [[] for _ in cut]
+    at = 0
     for group in groups:
-        owned[owner[group[0].tensor]].append(group)
-    found = []
-    for numbers, mine in zip(cut, owned, strict=True):
-        extra = {part.tensor for part in mine[-1]} - set(numbers) if mine else set()
-        found.append(PlannedUnit(tuple(numbers), tuple(mine), tuple(sorted(extra))))
-    return found
+        while not _has(cut[at], group[0]):
+            at += 1
+        owned[at].append(group)
+    return [_framed(unit, mine) for unit, mine in zip(cut, owned, strict=True)]
+
+
+def _bands(tensor: TensorSize, steps: int, wanted: int, begins: Sequence[int] | None) -> list[int]:
+    """Return the pieces that bands of a tensor begin with, and the number of pieces.
+
+    Args:
+        wanted: bytes of a band.
+        begins: the pieces that groups of frames begin with: nothing is read twice where bands do too.
+    """
+    pieces = -(-tensor.elements // PIECE)
+    each = PIECE * ITEMSIZE[tensor.dtype] * steps
+    cuts = [0]
+    for piece in range(1, pieces) if begins is None else begins:
+        if (piece - cuts[-1]) * each >= wanted:
+            cuts.append(piece)
+    return [*cuts, pieces]
+
+
+def _has(unit: PlannedUnit, part: PartInfo) -> bool:
+    """Tell whether a part is one of a unit's own."""
+    return part.tensor in unit.tensors and (unit.band is None or unit.band[0] <= part.piece < unit.band[1])
+
+
+def _framed(unit: PlannedUnit, groups: Sequence[tuple[PartInfo, ...]]) -> PlannedUnit:
+    """Give a unit its groups."""
+    extra = {part.tensor for part in groups[-1] if not _has(unit, part)} if groups else set()
+    return unit._replace(groups=tuple(groups), extra=tuple(sorted(extra)))
 
 
 def shard_of(sizes: Sequence[int], number: int, count: int) -> list[int]:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE, as_dtype
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import BaseRange
 
+from .arena import bytes_of
 from .delta_sums import forget_working_arrays
 from .engines.protocol import Place
 from .frames import FrameCoder, FrameRange, TensorFrames
 from .origin import Origin
 from .planning import TensorPlan
 from .quality import Quality
+from .room import SMALLEST_SLICE, Room, room_for
 from .run_plan import PlannedTensor
 from .run_source import OpenRun, RunSource, opened
-from .tensor_history import SMALLEST_SLICE, Room, room_for
 from .tensor_steps import TensorSteps
 from .unit import TensorTask, Workplace, encode_tensor
 from .unit_files import UnitWriter
@@ -111,18 +114,27 @@ def frames_memory(dtype: str, elements: int, steps: int) -> int:
     return 3 * (steps + 1) * ITEMSIZE[dtype] * min(elements, f.PIECE)
 
 
-def room_of(task: TensorTask, place: Place) -> Room:
-    """Return the memory that a tensor is worked on with."""
+def room_of(task: TensorTask, place: Place, *, in_bands: bool = False) -> Room:
+    """Return the memory that a tensor is worked on with.
+
+    Args:
+        in_bands: whether it is read in bands, so that nothing of it is held.
+    """
     if task.plan.held:
         return Room(0, False, False, SMALLEST_SLICE, place.threads)
     steps = len(task.run.steps)
-    return room_for(task.info, task.origin.dtype, steps, task.rank, place.budget, place.threads, place.units)
+    room = room_for(task.info, task.origin.dtype, steps, task.rank, place.budget, place.threads, place.units)
+    if not in_bands:
+        return room
+    vectors = bytes_of((min(task.rank, steps), task.info.size), np.float32)
+    fits = vectors <= place.budget // 2
+    return replace(room, held=False, vectors=fits, size=vectors if fits else 0)
 
 
 @contextmanager
-def workplace(task: TensorTask, place: Place) -> Iterator[Workplace]:
+def workplace(task: TensorTask, place: Place, room: Room | None = None) -> Iterator[Workplace]:
     """Hold the memory for a tensor, after waiting for it."""
-    room = room_of(task, place)
+    room = room_of(task, place) if room is None else room
     region = place.arena.take(room.size)
     try:
         yield Workplace(room, region, place.directory, place.budget // place.units)
@@ -149,6 +161,13 @@ class TensorsUnit:
     tensors: tuple[TensorSpec, ...]
     frames: FrameRange | None = None
     extra: tuple[TensorSpec, ...] = ()
+
+    needs: tuple[str, ...] = ()
+
+    @property
+    def job(self) -> str:
+        """Units of one job are done by the same machine."""
+        return self.key
 
     @property
     def key(self) -> str:
@@ -179,7 +198,7 @@ class TensorsUnit:
                 )
             for spec in self.tensors:
                 task = spec.task(run, self.settings)
-                frames = _frames(spec, task, coder, self.frames) if spec.frames else None
+                frames = frames_of(spec, task, coder, self.frames) if spec.frames else None
                 with workplace(task, place) as where:
                     rows.append({"number": spec.number, **put_tensor(out, encode_tensor(task, where, frames))})
             if coder is not None:
@@ -194,7 +213,7 @@ def size_of(spec: TensorSpec) -> int:
     return info.size * ITEMSIZE[info.dtype]
 
 
-def _frames(spec: TensorSpec, task: TensorTask, coder: FrameCoder | None, wanted: FrameRange | None) -> TensorFrames:
+def frames_of(spec: TensorSpec, task: TensorTask, coder: FrameCoder | None, wanted: FrameRange | None) -> TensorFrames:
     shape = wanted.shape if wanted is not None else None
     return TensorFrames(coder, shape, spec.number, task.info.name, spec.segment, spec.before, task.run.as_in_file)
 

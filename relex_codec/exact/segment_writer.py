@@ -1,4 +1,4 @@
-"""Writing a segment: parts come in tensor by tensor, blocks go out frame by frame (EXACT.md section 13)."""
+"""Coding the parts of a segment group by group; its blocks go out frame by frame (EXACT.md section 13)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .bisection import Interval, frame_order
 from .frequency_tables import fit_tables, lay_out, tables_to_bytes
 from .ordered_words import layout_of, to_words
 from .part_coder import PartEncoder, SymbolCounter, lowest_exponent
-from .segments import Grouping, PartInfo, group_limit, table_set_numbers
+from .segments import PartInfo, table_set_numbers
 from .symbol_log import PartSymbols, SymbolLog
 
 LOT: Final = 16 << 20
@@ -132,52 +132,6 @@ class GroupCoder:
 
     def _table_set(self, interval: Interval | None) -> int:
         return self.table_sets[(self.count if interval is None else interval.middle) - 1]
-
-
-class SegmentWriter:
-    """Codes the parts of one segment into a scratch file.
-
-    Args:
-        scratch: opens a file, in which blobs are kept until their order is known; and another one for symbols.
-        count: steps of the segment.
-    """
-
-    def __init__(self, scratch: Callable[[], IO[bytes]], count: int) -> None:
-        self.scratch, self.count, self.limit = scratch(), count, group_limit(count)
-        self._coder = GroupCoder(scratch, count)
-        self._grouping = Grouping(self.limit)
-        self._begun = False
-        self.coded: list[CodedGroup] = []
-        """Those that are complete."""
-
-    def add(self, info: PartInfo, bits: Sequence[Bits]) -> None:
-        """Code a part; see `GroupCoder.add`."""
-        self._next(info)
-        self._coder.add(info, bits)
-
-    def add_still(self, info: PartInfo, digest: bytes) -> None:
-        """Code a part that is the same at the left end and at every step, and has this digest."""
-        self._next(info)
-        self._coder.add_still(info, digest)
-
-    def finish(self) -> None:
-        """Close the last group."""
-        if self._begun:
-            self._close()
-
-    def _next(self, info: PartInfo) -> None:
-        if self._grouping.begins_group(info) and self._begun:
-            self._close()
-        self._begun = True
-
-    def _close(self) -> None:
-        at = self.scratch.seek(0, 2)
-        self.coded.append(CodedGroup(self._read, at, self._coder.close(self.scratch.write)))
-        self._begun = False
-
-    def _read(self, at: int, length: int) -> bytes:
-        self.scratch.seek(at)
-        return self.scratch.read(length)
 
 
 class CodedGroup(NamedTuple):

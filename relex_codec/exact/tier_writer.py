@@ -7,13 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from relex_codec.core.digests import part_digest
-from relex_codec.core.dtypes import Bits
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FrameEntries
 
-from .segment_writer import CodedGroup, SegmentWriter, blocks_of
-from .segments import PartInfo, SegmentShape, table_set_numbers
+from .segment_writer import CodedGroup, blocks_of
+from .segments import SegmentShape, table_set_numbers
 from .tier_reader import ExactTier
 
 COPY: Final = 1 << 22
@@ -58,84 +56,3 @@ def assemble(shape: SegmentShape, groups: Sequence[CodedGroup], old: ExactTier |
             yield from block
 
     return FrameEntries(segments, frames, at, data)
-
-
-class SegmentJob:
-    """One new segment of a run: takes the steps of a tensor piece by piece and finds out which tensors it holds.
-
-    Args:
-        writer: of the new segment.
-        old: the exact tier that the segment is appended to, or None.
-    """
-
-    def __init__(self, writer: SegmentWriter, old: ExactTier | None = None) -> None:
-        self.writer, self.old = writer, old
-        self.shape = SegmentShape.after(old.segments if old else [], writer.count)
-
-    def tensor(self, number: int, name: str, dtype: str) -> TensorJob:
-        """Begin a tensor; those that the segment may hold come in the order of the file.
-
-        Args:
-            number: of the tensor in the file.
-        """
-        found = self.old.container.index.find(name, dtype) if self.old else None
-        return TensorJob(self, number, dtype, found.segment if found else 0)
-
-    def assemble(self) -> FrameEntries:
-        """Close the segment and lay out all of them."""
-        self.writer.finish()
-        return assemble(self.shape, self.writer.coded, self.old)
-
-
-class TensorJob:
-    """The pieces of one tensor in a new segment; those before the first that moves wait, as it may never move."""
-
-    def __init__(self, job: SegmentJob, number: int, dtype: str, held: int) -> None:
-        self._job, self._number, self._dtype, self._before = job, number, dtype, held
-        self._moved = held > 0
-        self._waiting: list[tuple[PartInfo, bytes]] = []
-
-    def add(self, piece: int, origin: Bits, bits: Bits) -> None:
-        """Take the next piece.
-
-        Args:
-            origin: its elements at the origin, in the tensor's dtype.
-            bits: at all steps of the run, those before the segment included: [T, elements].
-        """
-        job = self._job
-        left = (
-            bits[job.shape.left - 1] if job.shape.left and self._before else origin
-        )  # earlier segments do not have it
-        self.add_later(piece, left, bits[job.shape.first :])
-
-    @property
-    def left(self) -> int:
-        """Number of the step at the left end of the segment; 0 is the origin."""
-        return self._job.shape.left
-
-    def add_later(self, piece: int, left: Bits, new: Bits) -> None:
-        """Take the next piece of a run whose first steps are in earlier segments.
-
-        Args:
-            left: its elements at the left end, in the tensor's dtype.
-            new: at the steps of the segment: [n, elements].
-        """
-        job = self._job
-        part = PartInfo(self._number, piece, self._dtype, len(left))
-        if not any((row != left).any() for row in new):
-            digest = part_digest(left)
-            if self._moved:
-                job.writer.add_still(part, digest)
-            else:
-                self._waiting.append((part, digest))
-            return
-        self._moved = True
-        for waiting, digest in self._waiting:
-            job.writer.add_still(waiting, digest)
-        self._waiting.clear()
-        job.writer.add(part, [left, *new])
-
-    @property
-    def segment(self) -> int:
-        """The ``segment`` field of the tensor's record; after the last piece."""
-        return self._before or (self._job.shape.number + 1 if self._moved else 0)
