@@ -158,6 +158,38 @@ def test_a_node_leaves_while_steps_are_appended(
     assert len(small_units()) > 12
 
 
+def test_a_work_directory_goes_on(
+    zoo_run: Made,
+    cluster: Cluster,
+    nodes: list[Any],
+    small_units: Callable[[], dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Results that came before the command was stopped are not made again."""
+    arguments = {"base": zoo_run.base_path, "base_uri": "b", "exact": True}
+    relex_codec.encode(zoo_run.run, tmp_path / "here.relex", engine="local", **arguments)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def encode() -> None:
+        relex_codec.encode(
+            zoo_run.run, tmp_path / "ray.relex", engine="ray", address=cluster.address, work_dir=tmp_path / "work",
+            **arguments,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        at_result(patch, 9, stop)
+        with pytest.raises(KeyboardInterrupt):
+            encode()
+    first = small_units()
+    encode()
+    again = small_units()
+    assert len(first.keys() - again.keys()) == 8
+    assert (tmp_path / "here.relex").read_bytes() == (tmp_path / "ray.relex").read_bytes()
+
+
 def test_a_worker_is_killed(engine: Callable[..., RayEngine], tmp_path: Path) -> None:
     units = [Dies("d", tmp_path / "log", times=2), *(Plain(key, tmp_path / "log") for key in "abc")]
     found = do(engine(), *units)

@@ -28,6 +28,7 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
     paths = [str(Path(__file__).parents[1]), str(Path(relex_codec.__file__).parents[1])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # of 15, which on a busy machine is hardly any time
         patch.setenv("RAY_AUTH_MODE", "token")  # anybody on the network may run code on a cluster without
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         Config.initialize("")  # it looked at them when Ray was imported
