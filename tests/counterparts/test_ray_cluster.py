@@ -284,7 +284,13 @@ def test_so_many_at_a_time(engine: Callable[..., RayEngine]) -> None:
         assert made.ahead == 1
 
 
-def test_no_cluster_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"no Ray cluster at 127\.0\.0\.1:1") as error:
-        RayEngine(RayOptions("127.0.0.1:1"), BUDGET, str(tmp_path)).__enter__()
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_there(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InvalidArgument, match=f"no Ray cluster at {address}: start one") as error:
+        RayEngine(RayOptions(address), BUDGET, str(tmp_path)).__enter__()
     assert "\n" not in str(error.value)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InvalidArgument, match=f"no Ray cluster at {address}, which RAY_ADDRESS says"):
+        RayEngine(RayOptions(), BUDGET, str(tmp_path)).__enter__()
+    assert time.monotonic() - begun < 30
