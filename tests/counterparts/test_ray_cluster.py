@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,6 +17,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'relex-codec[ray]'")
 pytest.importorskip("psutil")
 
+import psutil
 import ray
 
 import relex_codec
@@ -22,6 +26,7 @@ from relex_codec.encoding.engines import ray as ray_engine
 from relex_codec.encoding.engines.protocol import Finished, Unit, WorkerLost
 from relex_codec.encoding.engines.ray import RayEngine, RayOptions
 from relex_codec.errors import CheckpointError, InvalidArgument, MissingCheckpoint
+from support.commands import process
 from support.ray_clusters import NODE, Cluster, cluster_of, lose, workers_of
 from support.ray_units import Counted, Dies, Fails, Plain, Waits
 from support.runs import Made
@@ -277,11 +282,67 @@ def test_what_is_under_way_ends(engine: Callable[..., RayEngine], cluster: Clust
     assert do(engine(), Plain("p", tmp_path / "log"))["p"].error is None
 
 
+def test_what_does_not_hear_is_killed(
+    engine: Callable[..., RayEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scratch files go with the next unit on that node."""
+    monkeypatch.setattr(ray_engine, "GRACE", 1.0)
+    deaf = Waits("a", tmp_path / "log", hears=600.0)
+    begun = time.monotonic()
+    with suppress(KeyboardInterrupt), engine() as made:
+        made.submit(deaf)
+        wait_for([deaf], 1)
+        begun = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - begun < 30
+    number, folder = deaf.begun()[0]
+    psutil.wait_procs([psutil.Process(int(number))] if psutil.pid_exists(int(number)) else [], timeout=20)
+    assert not psutil.pid_exists(int(number))
+    assert do(engine(), Plain("p", tmp_path / "log"))["p"].error is None
+    assert not Path(folder).exists()
+
+
 def test_so_many_at_a_time(engine: Callable[..., RayEngine]) -> None:
     with engine() as made:
         assert made.ahead == ray_engine.SMALLEST_QUEUE
     with engine(workers=1) as made:
         assert made.ahead == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_started_a_cluster_ends(number: signal.Signals, zoo_run: Made, tmp_path: Path) -> None:
+    """As from a terminal, which tells all processes of the command; the cluster ends with it."""
+    (tmp_path / "scratch").mkdir()
+    command = ["encode", zoo_run.run, "-o", tmp_path / "x.relex", "--base", zoo_run.base_path, "--exact"]
+    with subprocess.Popen(
+        process([*command, "--engine", "ray", "--address", "local", "--workers", 1]), stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "TMPDIR": str(tmp_path / "scratch"), "RAY_TMPDIR": "/tmp"},
+    ) as running:  # fmt: skip
+        started = busy_below(running)
+        os.killpg(running.pid, number)
+        _, said = running.communicate(timeout=60)
+    gone, alive = psutil.wait_procs(started, timeout=30)
+    assert gone and not alive
+    assert not (tmp_path / "x.relex").exists()
+    if number == signal.SIGKILL:
+        assert running.returncode == -signal.SIGKILL
+        return
+    assert running.returncode == 128 + number
+    assert said.splitlines()[-1].endswith("; nothing incomplete was left"), said
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"] and not list((tmp_path / "scratch").iterdir())
+
+
+def busy_below(running: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Wait until a worker of a command has a unit; return all processes that the command started."""
+    deadline = time.monotonic() + 90
+    while True:
+        assert running.poll() is None and time.monotonic() < deadline
+        found = psutil.Process(running.pid).children(recursive=True)
+        for one in found:
+            with suppress(psutil.Error):
+                if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::tensors"):
+                    return found
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

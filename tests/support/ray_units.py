@@ -68,12 +68,13 @@ class Dies(Plain):
 
 @dataclass(frozen=True)
 class Waits(Plain):
-    """Takes its time."""
+    """Takes its time; hears that it is cancelled each `hears` seconds."""
 
-    seconds: float = 600.0
+    hears: float = 0.05
 
     def work(self, place: Place) -> None:
-        time.sleep(self.seconds)
+        for _ in range(round(600 / self.hears)):
+            time.sleep(self.hears)
 
 
 @dataclass(frozen=True)
