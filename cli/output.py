@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import click
@@ -56,6 +57,11 @@ exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Lea
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document to stdout."""
     show(json.dumps(document, indent=2, allow_nan=False))
+
+
+def columns() -> int:
+    """Return how wide the screen is; 0 where nobody says, as in a pipe, whose lines are as long as they are."""
+    return shutil.get_terminal_size((0, 0)).columns
 
 
 class OutputLost(Exception):

@@ -13,7 +13,7 @@ install() { # packages, as arguments of pip
 install 'trl==1.16.*' 'peft>=0.21' datasets
 # verl pins versions of packages that its merger does not need: without its dependencies, and then those that it imports
 install --no-deps 'verl==0.9.1'
-install codetiming hydra-core omegaconf tensordict
+install codetiming hydra-core omegaconf orjson pillow tensordict torchdata
 install 'ray[default]>=2.60' psutil
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT

@@ -30,7 +30,7 @@ from relex_codec.journal.reader import is_journal
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
-from relex_codec.storage.urls import Options, PathLike
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .appended_series import AppendedSeries
 from .encode import report_not_finite
@@ -159,8 +159,8 @@ def _find(
 ) -> list[tuple[int, str]]:
     """Find single checkpoints, or those of the only directory that is given if it is that of a run."""
     for path in checkpoints:
-        if is_journal(path):
-            raise InvalidArgument(f"{os.fspath(path)} is a journal, expected checkpoints: encode all of it again")
+        if is_journal(path, storage_options):
+            raise InvalidArgument(f"{without_secrets(path)} is a journal, expected checkpoints: encode all of it again")
     if len(checkpoints) != 1 or step is not None:
         return find_checkpoints(checkpoints, storage_options, step=step, allow_pickle=allow_pickle)
     if PLACEHOLDER in os.fspath(checkpoints[0]):

@@ -72,7 +72,8 @@ def encode(
         rank: number of directions; more than one does not help extrapolation.
         exact: store every step bit for bit as well, whatever tensors and files it has. Without, steps may differ in
             copies of tied weights only.
-        embed_base: store the base losslessly in the file.
+        embed_base: store the base losslessly in the file. One that is pickled (``pytorch_model.bin``) can only be
+            embedded, and with `allow_pickle`.
         base_uri: where the file shall say that its base is; empty: nowhere. Default: the URL of `base`, which is
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.

@@ -18,6 +18,7 @@ from relex_codec.checkpoints.name_matching import (
     unmatched_message,
 )
 from relex_codec.checkpoints.quantized import held_together
+from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format.index import Index
@@ -159,13 +160,13 @@ def plan_run(
 
 def _check_one_kind(run: CheckpointSeries) -> None:
     """Refuse adapters among whole weights: neither has tensors of the other, so no line goes through both."""
-    kinds: dict[bool, int] = {}
-    for i, step in enumerate(run.steps):
-        kinds.setdefault(run.checkpoint(i).is_adapter, step)
-    if len(kinds) > 1:
+    adapters = [step for i, step in enumerate(run.steps) if run.checkpoint(i).is_adapter]
+    if adapters and len(adapters) < len(run.steps):
+        rest = [step for step in run.steps if step not in set(adapters)]
+        kinds = [f"--steps {spell_steps(steps, run.steps)}" for steps in (adapters, rest)]
         raise CheckpointError(
-            f"step {kinds[True]} is an adapter, step {kinds[False]} whole weights: encode them apart, each kind into a "
-            "file of its own"
+            f"step {adapters[0]} is an adapter, step {rest[0]} whole weights: encode them apart, the adapters with "
+            f"{kinds[0]} into one file, the others with {kinds[1]} into another"
         )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
 from relex_codec.checkpoints.checks import notes_on
@@ -15,6 +14,7 @@ from relex_codec.checkpoints.discovery import find_run, path_in_run
 from relex_codec.checkpoints.left_out import files_kept, find_left_out
 from relex_codec.checkpoints.name_matching import RenameRule
 from relex_codec.checkpoints.opening import directory_of
+from relex_codec.checkpoints.pickled_base import open_base_to_encode
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.checkpoints.series import open_series
 from relex_codec.core.blas import single_threaded_blas
@@ -25,7 +25,7 @@ from relex_codec.core.steps import select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
-from relex_codec.journal.reader import is_delta_stream, is_journal, open_journal
+from relex_codec.journal.reader import is_delta_stream, is_journal
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import Options, PathLike, without_secrets
@@ -88,7 +88,7 @@ class Prepared:
     job: RunEncoder
     around: Surroundings
     reference: str
-    base: SafetensorsCheckpoint
+    base: TensorReader
     found: list[tuple[int, str]]
     left_out: list[LeftOut]
 
@@ -125,8 +125,8 @@ def prepare(request: Request, output: PathLike, writer: FileWriter, stack: ExitS
     reference = pinned_to_commit(request.base, options)
     given = request.base_uri
     uri = uri_of_base(reference, output) if given is None else checked_uri(without_secrets(given)) or None
-    base = open_base(reference, options)
-    series, found = _open_run(stack, request, base)
+    base = open_base_to_encode(reference, options, embed=request.embed_base, allow_pickle=request.allow_pickle)
+    series, found, recorded = _open_run(stack, request, base)
     observed = _observed(series.steps, request.observe)
     # Work is spread over threads here, block by block: BLAS's own threads spin when another process holds a core,
     # and the same encode took 11 times as long beside one busy process on two cores (RATIONALE.md).
@@ -147,7 +147,11 @@ def prepare(request: Request, output: PathLike, writer: FileWriter, stack: ExitS
     for line in plan.notes:
         note(line)
     left_out = _left_out(request.run, found, series, options) if found else []
-    source = _source(series, found, reference, of_adapters, options)
+    source: RunSource = CheckpointSource(
+        placed(found), everywhere(reference), of_adapters, request.embed_base and request.allow_pickle, options
+    )  # fmt: skip
+    if recorded is not None:
+        source = replace(recorded, base=everywhere(reference))
     here = OpenHere(OpenRun(series, origin))
     job = RunEncoder(
         plan, source, here, writer, observed, wanted, request.rank, request.embed_base, budget, request.exact,
@@ -162,25 +166,34 @@ def prepare(request: Request, output: PathLike, writer: FileWriter, stack: ExitS
 
 
 def _open_run(
-    stack: ExitStack, request: Request, base: SafetensorsCheckpoint
-) -> tuple[CheckpointSeries, list[tuple[int, str]]]:
+    stack: ExitStack, request: Request, base: TensorReader
+) -> tuple[CheckpointSeries, list[tuple[int, str]], JournalSource | None]:
     """Open the checkpoints of a run, or the steps of a journal; deltas become one in the temporary directory.
 
     Returns:
-        The run, and where its checkpoints are, if it has any.
+        The run, where its checkpoints are, if it has any, and where its journal is, but for the base, if it is one.
     """
     run, options = request.run, request.storage_options
-    if is_journal(run) or is_delta_stream(run):
+    recorded = is_journal(run, options)
+    if recorded or is_delta_stream(run):
+        if not isinstance(base, SafetensorsCheckpoint):
+            raise InvalidArgument(
+                f"{without_secrets(run)} was recorded from a base of safetensors; pass that as --base"
+            )
+        from relex_codec.journal.remote import journal_at
         from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
         place: PathLike = run
-        if not is_journal(run):
+        if not recorded:
             from relex_codec.journal.deltas import record_deltas
 
             place = stack.enter_context(ScratchDirectory()).path
             record_deltas(run, place, base)
-        journal = open_journal(place)
-        return JournalSeries(journal, base, select_steps(journal.numbers, request.steps, request.exclude_steps)), []
+        journal = stack.enter_context(journal_at(place, options))
+        numbers = select_steps(journal.numbers, request.steps, request.exclude_steps)
+        return JournalSeries(journal, base, numbers), [], JournalSource(
+            everywhere(place), "", tuple(numbers), options
+        )  # fmt: skip
     found = find_run(
         run,
         options,
@@ -191,21 +204,7 @@ def _open_run(
         base=base,
         allow_pickle=request.allow_pickle,
     )
-    return open_series(found, options, base=base, chosen=True, alike=False), found
-
-
-def _source(
-    series: CheckpointSeries,
-    found: Sequence[tuple[int, str]],
-    base: PathLike,
-    of_adapters: bool,
-    storage_options: Options,
-) -> RunSource:
-    """Say where a run is, for other processes."""
-    if found:
-        return CheckpointSource(placed(found), everywhere(base), of_adapters, storage_options)
-    journal = series.journal  # type: ignore[attr-defined]
-    return JournalSource(everywhere(journal.path), everywhere(base), tuple(series.steps), storage_options)
+    return open_series(found, options, base=base, chosen=True, alike=False), found, None
 
 
 def _report_skip(message: str) -> None:

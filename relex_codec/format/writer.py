@@ -30,6 +30,7 @@ from relex_codec.storage.urls import Options, PathLike
 from . import constants as f
 from .index import Records
 from .manifest import Manifest
+from .manifest_text import packed
 from .packed_span import ChunkRow, PackedSpan, PendingSpan, compress_chunk
 from .safetensors_header import build
 
@@ -257,7 +258,7 @@ class FileWriter:
             records[name] = [record[field_number] for chunks in writers for record in chunks.records]
         raw = {
             f.STEPS: tables.steps.astype("<i8").tobytes(),
-            f.MANIFEST: tables.manifest.to_bytes(),
+            f.MANIFEST: packed(tables.manifest.to_bytes()),
             f.TENSORS: tables.tensors.tobytes(),
             f.DIRECTIONS: tables.directions.tobytes(),
             f.DIGESTS: tables.digests.tobytes(),
