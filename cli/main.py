@@ -17,6 +17,7 @@ from .output import OutputLost, show
 
 COMMANDS = {
     "encode": "Encode a run of checkpoints into one file.",
+    "merge": "Join the parts of a file that several machines encoded.",
     "watch": "Archive checkpoints while a trainer writes them.",
     "append": "Add further checkpoints to a file with the exact tier.",
     "decode": "Write any step as a Hugging Face checkpoint.",

@@ -34,6 +34,16 @@ allow_pickle_option = click.option(
     help="Read .bin, .pt, FSDP shards and torch.distributed checkpoints too. Pickles can run code in what loads them; "
     "here they are parsed by a list of what is allowed, and nothing in them is run.",
 )
+workers_option = click.option(
+    "--workers", type=int, metavar="N", help="Tensors to work on at the same time.  [default: processors]"
+)
+engine_option = click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="E",
+    help="local (threads), processes, or auto: processes for runs of some gigabytes. The file is the same.",
+)
 exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Leave these out.")
 
 

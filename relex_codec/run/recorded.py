@@ -20,9 +20,10 @@ from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.format.safetensors_header import build
-from relex_codec.journal.reader import Journal, open_journal
+from relex_codec.journal.reader import Journal
+from relex_codec.journal.remote import journal_at
 from relex_codec.storage.outputs import output_directory
-from relex_codec.storage.urls import Options, PathLike, is_url
+from relex_codec.storage.urls import Options, PathLike, is_url, without_secrets
 
 from .export import check_room, index_of, one_last
 from .own_base import refuse_own_base
@@ -32,9 +33,13 @@ AHEAD: Final = 4
 """Pieces of a tensor in work for each processor."""
 
 
-def describe(path: PathLike) -> dict[str, Any]:
+def describe(path: PathLike, storage_options: Options = None) -> dict[str, Any]:
     """Return what ``info --json`` prints of a journal."""
-    journal = open_journal(path)
+    with journal_at(path, storage_options, whole=False) as journal:
+        return {**_described(journal), "path": without_secrets(path) if is_url(path) else journal.path}
+
+
+def _described(journal: Journal) -> dict[str, Any]:
     last = journal.steps[-1].generation
     infos = journal.tensors.values()
     checkpoint = sum(info.size * ITEMSIZE[info.dtype] for info in infos)
@@ -95,7 +100,9 @@ def text(document: dict[str, Any], tensors: bool = False, columns: int = 0) -> s
     return shown + "\n\n" + "\n".join(rows)
 
 
-def verify(path: PathLike, base: PathLike | None = None, *, progress: bool = False) -> dict[str, Any]:
+def verify(
+    path: PathLike, base: PathLike | None = None, *, progress: bool = False, storage_options: Options = None
+) -> dict[str, Any]:
     """Read and check every byte of a journal; with `base`, check that base as well.
 
     Returns:
@@ -107,12 +114,12 @@ def verify(path: PathLike, base: PathLike | None = None, *, progress: bool = Fal
     """
     from relex_codec.journal.verify import check_base, check_journal  # numba is only needed here
 
-    journal = open_journal(path)
-    with progress_bar("verify", len(journal.steps), unit="step", enabled=progress) as bar:
-        check_journal(journal, bar.update)
-    if base is not None:
-        check_base(journal, open_base(base))
-    return {"bytes": journal.size(), "steps": len(journal.steps), "unfinished": journal.unfinished}
+    with journal_at(path, storage_options) as journal:
+        with progress_bar("verify", len(journal.steps), unit="step", enabled=progress) as bar:
+            check_journal(journal, bar.update)
+        if base is not None:
+            check_base(journal, open_base(base, storage_options))
+        return {"bytes": journal.size(), "steps": len(journal.steps), "unfinished": journal.unfinished}
 
 
 def save(
@@ -140,23 +147,37 @@ def save(
         BaseMismatch, CheckpointError: the base is another one, or cannot be read.
         Corrupt, Truncated: the journal is damaged.
     """
+    with journal_at(path, storage_options) as journal:
+        steps = journal.numbers
+        if step not in steps:
+            shown = without_secrets(path) if is_url(path) else journal.path
+            raise InvalidArgument(
+                f"journal {shown} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between and "
+                "beyond, encode it"
+            )
+        _save(
+            journal, int(step), _open_base(journal, base, storage_options), output, overwrite, progress, storage_options
+        )
+        return steps
+
+
+def _save(
+    journal: Journal,
+    step: int,
+    base: SafetensorsCheckpoint,
+    output: PathLike,
+    overwrite: bool,
+    progress: bool,
+    options: Options,
+) -> None:
     from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
-    journal = open_journal(path)
-    if step not in journal.numbers:
-        steps = journal.numbers
-        raise InvalidArgument(
-            f"journal {journal.path} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between and "
-            "beyond, encode it"
-        )
-    opened = _open_base(journal, base, storage_options)
-    reader = JournalSeries(journal, opened, [int(step)]).checkpoint(0)
+    reader = JournalSeries(journal, base, [step]).checkpoint(0)
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
+    begins = {tensor.name for tensor in journal.expected}
     with progress_bar("decode", total, enabled=progress) as bar:
-        begins = {tensor.name for tensor in journal.expected}
-        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, int(step)))}
-        _write(reader, begins, opened, output, bar.update, storage_options, overwrite, notes)
-    return journal.numbers
+        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, step))}
+        _write(reader, begins, base, output, bar.update, options, overwrite, notes)
 
 
 def _open_base(journal: Journal, base: PathLike | None, options: Options) -> SafetensorsCheckpoint:
