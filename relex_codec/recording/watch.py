@@ -27,7 +27,8 @@ from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.series import JournalSeries
 from relex_codec.storage.local_writer import AtomicFile
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path
+from relex_codec.storage.outputs import file_exists
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, without_secrets
 
 from .memory import same_tensors
 from .recorder import Recorder
@@ -49,11 +50,13 @@ class Watched(NamedTuple):
         journal: its path.
         steps: all that it has.
         deleted: steps whose weight files were deleted.
+        left_out: steps that became complete after a later one was archived.
     """
 
     journal: str
     steps: list[int]
     deleted: list[int]
+    left_out: list[int]
 
 
 class Watcher:
@@ -99,6 +102,7 @@ class Watcher:
         self._recorder = Recorder(journal, base=base, storage_options=storage_options)
         self._verified: dict[int, Files] = self._read_notes()
         self._deleted: list[int] = []
+        self._late: set[int] = set()
         self._unsure = set(Journal(self._journal).numbers) - set(self._verified)
         """Steps of the journal that an earlier process may not have verified."""
 
@@ -114,7 +118,8 @@ class Watcher:
                     stop.wait(self._interval)
         finally:
             self._recorder.close()
-        return Watched(self._journal, Journal(self._journal).numbers, self._deleted)
+        self._note_late()
+        return Watched(self._journal, Journal(self._journal).numbers, self._deleted, sorted(self._late))
 
     def look(self) -> bool:
         """Archive the next complete checkpoint, if there is one, and delete what may go; tell whether there was one."""
@@ -128,6 +133,8 @@ class Watcher:
                 raise CheckpointError(f"{folder} changed while it was archived; watch when nothing writes it any more")
             self._note_verified(step, files)
             self._say(f"step {step}: archived and verified ({folder})")
+        else:
+            self._note_late()
         if self._delete:
             self._delete_old()
         return found is not None
@@ -172,6 +179,26 @@ class Watcher:
         except InvalidArgument:  # there is none
             return None
         return None  # it became complete just now
+
+    def _note_late(self) -> None:
+        """Say which steps are complete, and too late for the journal."""
+        numbers = Journal(self._journal).numbers
+        if not numbers or not numbers[-1]:
+            return
+        known = ",".join(map(str, sorted({*numbers, *self._late} - {numbers[-1]})))
+        try:
+            found = find_run(
+                self._directory, steps=f"0:{numbers[-1] - 1}", exclude_steps=known or None, skip_incomplete=True,
+                base=self._base_reader,
+            )  # fmt: skip
+        except (CheckpointError, InvalidArgument, Truncated):  # there is none, or none that is complete
+            return
+        for step, folder in found:
+            self._late.add(step)
+            self._say(
+                f"left out: step {step} ({folder}) was complete only after step {numbers[-1]} was archived; it is not "
+                "in the journal and never deleted; to have it, watch into another journal"
+            )
 
     def _is_marked(self, folder: str) -> bool:
         """Tell whether a file says that the checkpoint is complete, in its directory or one above it."""
@@ -304,36 +331,33 @@ def _unchanged(files: Files) -> bool:
     return all(_stated(path) in ({}, {path: found}) for path, found in files.items())
 
 
-def watch(
-    directory: PathLike,
-    output: PathLike,
-    *,
-    base: PathLike,
-    stop: threading.Event | None = None,
-    storage_options: Options = None,
-    **options: Any,
-) -> Watched:
-    """Watch a run; see `Watcher` for what is done.
+class Target(NamedTuple):
+    """Where a watched run goes.
+
+    Attributes:
+        journal: local path.
+        file: path or URL of the ``.relex`` file that is written in the end; None: there is none.
+    """
+
+    journal: str
+    file: str | None
+
+
+def target_of(output: PathLike, storage_options: Options = None) -> Target:
+    """Return where a watched run goes.
 
     Args:
-        output: the journal, or a file ``NAME.relex``, which is written when `until_step` is archived; its journal is
-            ``NAME.journal`` beside it.
-        stop: set it to end after the step in work.
-        options: of `Watcher`.
+        output: the journal, or a file ``NAME.relex``, whose journal is ``NAME.journal`` beside it; that of a URL is in
+            the current directory.
 
     Raises:
-        RelexError: the journal cannot be written, or the file.
+        InvalidArgument: the file is there already, or cannot be asked for.
     """
-    from relex_codec.encoding.encode import encode
-
     text = os.fspath(output)
-    is_file = text.lower().endswith(".relex")
-    if is_file and (is_url(text) or os.path.exists(text)):
-        what = "a URL" if is_url(text) else "there already"
-        raise InvalidArgument(f"cannot watch into {text}: it is {what}; give a new local file, or a journal")
-    journal = text[: -len(".relex")] + ".journal" if is_file else text
-    stop = stop or threading.Event()
-    found = Watcher(directory, journal, base=base, storage_options=storage_options, **options).run(stop)
-    if is_file and not stop.is_set() and found.steps:
-        encode(journal, output, base=base, exact=True, storage_options=storage_options)
-    return found
+    name = without_secrets(text) if is_url(text) else text
+    if not name.lower().endswith(".relex"):
+        return Target(text, None)
+    if file_exists(output, storage_options):
+        raise InvalidArgument(f"cannot watch into {name}: it is there already; give a new file, or a journal")
+    place = name.rpartition("/")[2] if is_url(text) else text
+    return Target(place[: -len(".relex")] + ".journal", text)
