@@ -50,7 +50,8 @@ def command(
     --delete-verified only weights go: never those of the newest checkpoint, never anything that is not archived.
     Ctrl-C and SIGTERM end after the step in work, a second one at once; the same command goes on.
     """
-    from relex_codec.recording.watch import Watcher, target_of
+    from relex_codec.recording.target import target_of
+    from relex_codec.recording.watch import Watcher
 
     is_file = output.lower().endswith(".relex")
     if is_file and until_step is None:

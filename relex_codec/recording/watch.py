@@ -27,8 +27,7 @@ from relex_codec.errors import CheckpointError, InvalidArgument, Truncated
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.series import JournalSeries
 from relex_codec.storage.local_writer import AtomicFile
-from relex_codec.storage.outputs import file_exists
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path, without_secrets
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path
 
 from .memory import same_tensors
 from .recorder import Recorder
@@ -39,6 +38,8 @@ SETTLED: Final = 5.0
 """Seconds for which the files of a checkpoint must have been at rest, unless a marker says that it is complete."""
 PATIENCE: Final = 60.0
 """Seconds at rest after which an incomplete step is left out, if a later one is complete."""
+LATE_AGAIN: Final = 20
+"""How many times as long as looking for steps that came late it takes until that is done again."""
 Files = dict[str, list[int]]
 """Size and time of change of each file of weights, by its path."""
 
@@ -103,6 +104,7 @@ class Watcher:
         self._verified: dict[int, Files] = self._read_notes()
         self._deleted: list[int] = []
         self._late: set[int] = set()
+        self._next_late = 0.0
         self._unsure = set(Journal(self._journal).numbers) - set(self._verified)
         """Steps of the journal that an earlier process may not have verified."""
 
@@ -133,7 +135,7 @@ class Watcher:
                 raise CheckpointError(f"{folder} changed while it was archived; watch when nothing writes it any more")
             self._note_verified(step, files)
             self._say(f"step {step}: archived and verified ({folder})")
-        else:
+        elif time.monotonic() >= self._next_late:
             self._note_late()
         if self._delete:
             self._delete_old()
@@ -185,20 +187,20 @@ class Watcher:
         numbers = Journal(self._journal).numbers
         if not numbers or not numbers[-1]:
             return
-        known = ",".join(map(str, sorted({*numbers, *self._late} - {numbers[-1]})))
+        begun = time.monotonic()
         try:
-            found = find_run(
-                self._directory, steps=f"0:{numbers[-1] - 1}", exclude_steps=known or None, skip_incomplete=True,
-                base=self._base_reader,
-            )  # fmt: skip
+            found = self._find(f"0:{numbers[-1] - 1}")
         except (CheckpointError, InvalidArgument, Truncated):  # there is none, or none that is complete
-            return
+            found = []
         for step, folder in found:
+            if step in self._late or step in numbers:
+                continue
             self._late.add(step)
             self._say(
                 f"left out: step {step} ({folder}) was complete only after step {numbers[-1]} was archived; it is not "
                 "in the journal and never deleted; to have it, watch into another journal"
             )
+        self._next_late = begun + LATE_AGAIN * (time.monotonic() - begun)
 
     def _is_marked(self, folder: str) -> bool:
         """Tell whether a file says that the checkpoint is complete, in its directory or one above it."""
@@ -329,35 +331,3 @@ def _stated(path: str) -> Files:
 def _unchanged(files: Files) -> bool:
     """Tell whether files are as they were, or gone."""
     return all(_stated(path) in ({}, {path: found}) for path, found in files.items())
-
-
-class Target(NamedTuple):
-    """Where a watched run goes.
-
-    Attributes:
-        journal: local path.
-        file: path or URL of the ``.relex`` file that is written in the end; None: there is none.
-    """
-
-    journal: str
-    file: str | None
-
-
-def target_of(output: PathLike, storage_options: Options = None) -> Target:
-    """Return where a watched run goes.
-
-    Args:
-        output: the journal, or a file ``NAME.relex``, whose journal is ``NAME.journal`` beside it; that of a URL is in
-            the current directory.
-
-    Raises:
-        InvalidArgument: the file is there already, or cannot be asked for.
-    """
-    text = os.fspath(output)
-    name = without_secrets(text) if is_url(text) else text
-    if not name.lower().endswith(".relex"):
-        return Target(text, None)
-    if file_exists(output, storage_options):
-        raise InvalidArgument(f"cannot watch into {name}: it is there already; give a new file, or a journal")
-    place = name.rpartition("/")[2] if is_url(text) else text
-    return Target(place[: -len(".relex")] + ".journal", text)
