@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +12,10 @@ from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.dtypes import ITEMSIZE, Bits
-from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
+from relex_codec.core.filenames import CONFIG, INDEX, PROVENANCE, file_allowed
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.steps import spell_steps
-from relex_codec.core.text import on_one_line
+from relex_codec.core.text import labelled, on_one_line
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
@@ -27,6 +27,7 @@ from relex_codec.storage.urls import Options, PathLike, is_url, without_secrets
 
 from .export import check_room, index_of, one_last
 from .own_base import refuse_own_base
+from .provenance import as_bytes, note_of_recorded
 
 AHEAD: Final = 4
 """Pieces of a tensor in work for each processor."""
@@ -69,7 +70,7 @@ def _described(journal: Journal) -> dict[str, Any]:
     }
 
 
-def text(document: dict[str, Any], tensors: bool = False) -> str:
+def text(document: dict[str, Any], tensors: bool = False, columns: int = 0) -> str:
     """Return what ``info`` prints of a journal."""
     steps, sizes = document["steps"], document["bytes"]
     count = f"{len(steps)}, {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"1, {steps[0]}"
@@ -89,8 +90,7 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     if document["left_behind"]:
         left = document["left_behind"]
         lines.append(("left behind", f"{len(left)} steps that were recorded again from an earlier one on"))
-    width = max(len(name) for name, _ in lines)
-    shown = "\n".join(f"{name:<{width}}  {on_one_line(str(value))}" for name, value in lines)
+    shown = labelled([(name, on_one_line(str(value))) for name, value in lines], columns)
     if not tensors:
         return shown
     rows = (
@@ -176,7 +176,8 @@ def _save(
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
     begins = {tensor.name for tensor in journal.expected}
     with progress_bar("decode", total, enabled=progress) as bar:
-        _write(reader, begins, base, output, bar.update, options, overwrite)
+        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, step))}
+        _write(reader, begins, base, output, bar.update, options, overwrite, notes)
 
 
 def _open_base(journal: Journal, base: PathLike | None, options: Options) -> SafetensorsCheckpoint:
@@ -194,6 +195,7 @@ def _write(
     on_bytes: Callable[[int], Any],
     options: Options,
     overwrite: bool,
+    notes: Mapping[str, bytes],
 ) -> None:
     known = [reader.tensors[name] for name in base.tensors if name in begins]
     rest = [info for name, info in reader.tensors.items() if name not in begins]
@@ -217,6 +219,9 @@ def _write(
                     for bits in _pieces(reader, info):
                         out.write(bits.view(np.uint8).data)
                         on_bytes(bits.nbytes)
+        for name, note in notes.items():
+            with directory.file(name) as out:
+                out.write(note)
         for name, content in one_last(INDEX if base.indexed else CONFIG, _others(base, files)):
             with directory.file(name) as out:
                 for data in content:
