@@ -17,7 +17,11 @@ from .output import as_json, print_json, show
 @click.argument("directory")
 @click.option("--base", required=True, metavar="BASE", help="The model training started from: directory, URL, hf://...")
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="The journal, or NAME.relex (a URL too), written after --until-step."
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="The journal, or NAME.relex (a URL too), written after --until-step.",
 )
 @click.option("--until-step", type=int, metavar="N", help="End when step N is archived.  [default: watch on]")
 @click.option(
@@ -53,17 +57,14 @@ def command(
     from relex_codec.recording.target import target_of
     from relex_codec.recording.watch import Watcher
 
-    is_file = output.lower().endswith(".relex")
-    if is_file and until_step is None:
+    target = target_of(output)
+    if target.file is not None and until_step is None:
         raise click.UsageError(f"{output} is written when the run is at its end: give --until-step, or a journal")
     if also and not options["delete_verified"]:
         raise click.UsageError("--delete-also names what --delete-verified deletes besides weights: give both")
-    target = target_of(output)
+    options |= {"until_step": until_step, "also": also, "say": lambda line: show(line, err=True)}
     with _stopped_by_signals() as stopped:
-        watcher = Watcher(
-            directory, target.journal, until_step=until_step, also=also, say=lambda line: show(line, err=True), **options
-        )
-        found = watcher.run(stopped.event)
+        found = Watcher(directory, target.journal, **options).run(stopped.event)
     reached = until_step is None or any(step >= until_step for step in found.steps)
     if target.file is not None and reached:
         from relex_codec.encoding.encode import encode
