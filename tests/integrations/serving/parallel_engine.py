@@ -22,8 +22,8 @@ def main(folder: Path) -> None:
     with relex_codec.open(folder / "run.relex", base=folder / "base") as run:
         whole = run.resident().nbytes
     switch(llm, 300)
-    for one in llm.collective_rpc("relex_state"):
-        assert one["step"] == 300 and 0.5 * whole <= one["resident_bytes"] < 0.6 * whole, (one, whole)
+    for one in llm.collective_rpc("relex_state"):  # half of the base, and of directions the chunks that a part lies in
+        assert one["step"] == 300 and 0.5 * whole <= one["resident_bytes"] < 0.7 * whole, (one, whole)
     for step in (20, 0, 50, 35):
         found = switch(llm, step)
         assert len(found.digests) == 2 and found.unchecked == ()

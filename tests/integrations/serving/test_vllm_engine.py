@@ -48,9 +48,7 @@ def python(*arguments: str, timeout: float = 300) -> str:
 
 
 # vLLM makes no second engine in one process, so each kind of engine is a program, whose checks are assertions.
-@pytest.mark.parametrize(
-    "program", ["packed_engine", "unpacked_engine", "parallel_engine", "quantized_engine", "adapters_engine"]
-)
+@pytest.mark.parametrize("program", ["packed_engine", "unpacked_engine", "parallel_engine", "adapters_engine"])
 def test_an_engine_has_the_weights_of_each_step(program: str, served: Path) -> None:
     python(f"{program}.py", str(served))
 
