@@ -47,7 +47,7 @@ def switch(
     """Have an engine serve another step.
 
     Requests wait meanwhile. The step is written by the engine's own ``/update_weights`` where it was started with the
-    weight-transfer engine ``relex``, and by ``reload_weights`` otherwise; each worker compares its weights with those of
+    weight-transfer engine ``relex``, else by ``reload_weights``; each worker compares its weights with those of
     the step, bit for bit; and the caches of prefixes and of encoders are emptied. What is not equal after an update is
     loaded once more as a whole.
 
