@@ -58,7 +58,7 @@ def bit_length(value: Int) -> Int:
     while value >= 256:
         value >>= 8
         bits += 8
-    return bits + LENGTHS[value]
+    return bits + np.int64(LENGTHS[value])
 
 
 @inlined

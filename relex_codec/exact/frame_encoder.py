@@ -28,16 +28,16 @@ from .contexts import (
 )
 from .interval_lists import Longs, Ranks
 
-Records = npt.NDArray[np.uint16]
+Codes = npt.NDArray[np.uint16]
 """Symbols with their contexts, see `contexts.record_of`."""
-Raws = npt.NDArray[np.uint32]
-"""Raw bits of numbers."""
+Records = npt.NDArray[np.uint32]
+"""Raw bits of numbers, and codes two by two."""
 
 
 @compiled
 def _record(
-    records: Records,
-    raws: Raws,
+    records: Codes,
+    raws: Records,
     counts: Longs,
     at: int,
     raw_at: int,
@@ -68,8 +68,8 @@ def encode_list(
     length: int,
     shape: Longs,
     counts: Longs,
-    records: Records,
-    raws: Raws,
+    records: Codes,
+    raws: Records,
 ) -> tuple[int, int]:
     """Turn the words of an interval's list into symbols.
 
@@ -122,7 +122,7 @@ def encode_list(
 
 @compiled
 def encode_all(
-    before: Bits, after: Bits, first: int, half: Int, bounds: Longs, counts: Longs, records: Records, raws: Raws
+    before: Bits, after: Bits, first: int, half: Int, bounds: Longs, counts: Longs, records: Codes, raws: Records
 ) -> tuple[int, int]:
     """Turn the words of the first classes of a first frame, up to rank `first`, into symbols; see `encode_list`."""
     at = 0
@@ -146,8 +146,8 @@ def encode_moved(
     half: Int,
     bounds: Longs,
     counts: Longs,
-    records: Records,
-    raws: Raws,
+    records: Codes,
+    raws: Records,
     at: int,
     raw_at: int,
 ) -> tuple[int, int]:

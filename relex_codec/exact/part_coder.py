@@ -19,7 +19,7 @@ from relex_codec.format.packing import to_planes
 
 from .bisection import Interval, whole_segment
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .frame_encoder import Raws, Records, encode_all, encode_list, encode_moved
+from .frame_encoder import Codes, Records, encode_all, encode_list, encode_moved
 from .frequency_tables import Counts
 from .interval_lists import (
     IntervalList,
@@ -73,8 +73,8 @@ class Symbols:
         plain: the stream of coding 1, where that may be the smaller one.
     """
 
-    records: Raws
-    raws: Raws
+    records: Records
+    raws: Records
     dense: int
     plain: bytes | None = None
 
@@ -93,7 +93,7 @@ class Symbols:
         return out[begin:].tobytes()
 
 
-def packed_records(records: Records) -> Raws:
+def packed_records(records: Codes) -> Records:
     """Return a copy of records, two in each uint32: half of the bytes that wait for the tables of a group."""
     both = np.full((len(records) + 1) // 2 * 2, NO_RECORD, np.uint16)
     both[: len(records)] = records
@@ -213,7 +213,7 @@ class PartEncoder:
         return Symbols(packed_records(self._records[:at]), self._raws[:raw_at].copy(), first, plain), moved
 
     def _plain(self, left: int, middle: int, estimate: int) -> bytes | None:
-        """Code the XOR too where that may pay: where its zeros alone take fewer bytes than `estimate`, a bit a symbol."""
+        """Code the XOR too where that may pay: where its zeros alone take less than `estimate`, a bit a symbol."""
         if estimate < 24:
             return None
         size = -(-len(self.bits[left]) // 8)

@@ -191,7 +191,8 @@ class PartDecoder:
         if stream is None:
             return 0, 0
         sizes = decode_frame(
-            listed, interval.near_is_right, *interval.share, self.shape, self.order.bounds, *stream,
+            listed, interval.near_is_right, *interval.share, self.shape, self.order.bounds,
+            stream.tables, stream.states, stream.words, stream.last,
             side, write, low, high, room.middle, room.moved, self.words, self.order.places,
         )  # fmt: skip
         if sizes[0] < 0:
@@ -222,4 +223,5 @@ class PartDecoder:
 
 def _kept(listed: IntervalList, size: int) -> IntervalList:
     """Return a copy of the first words of a list."""
-    return IntervalList(*(array[:size].copy() for array in listed))
+    first = first_of(listed, size)
+    return IntervalList(first.rank.copy(), first.left.copy(), first.right.copy(), first.outer.copy())

@@ -208,12 +208,6 @@ def random_records(count: int, seed: int, spread: float, numbers: float) -> list
     return found
 
 
-@pytest.mark.slow
-@settings(max_examples=60)
-@given(
-    st.one_of(st.integers(1, 6), st.integers(1, 600)), st.integers(0, 2**32), st.sampled_from([0.2, 2, 20, 1000]),
-    st.sampled_from([0, 0.3, 1]),
-)  # fmt: skip
 def test_records_have_every_symbol_in_16_bits() -> None:
     found = {}
     for context in range(CONTEXTS):
@@ -224,6 +218,12 @@ def test_records_have_every_symbol_in_16_bits() -> None:
     assert len(found) == 16 * FIRST_NUMBER + 64 * (CONTEXTS - FIRST_NUMBER) and 0 <= min(found) <= max(found) < 0xFFFF
 
 
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(
+    st.one_of(st.integers(1, 6), st.integers(1, 600)), st.integers(0, 2**32), st.sampled_from([0.2, 2, 20, 1000]),
+    st.sampled_from([0, 0.3, 1]),
+)  # fmt: skip
 def test_one_lane_is_read_as_the_format_says(count: int, seed: int, spread: float, numbers: float) -> None:
     found = random_records(count, seed, spread, numbers)
     check_stream(found, random.Random(seed).randint(0, count))
