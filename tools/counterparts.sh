@@ -12,7 +12,7 @@ install() { # packages, as arguments of pip
 install 'trl==1.16.*' 'peft>=0.21' datasets
 # verl pins versions of packages that its merger does not need: without its dependencies, and then those that it imports
 install --no-deps 'verl==0.9.1'
-install codetiming hydra-core omegaconf ray tensordict
+install codetiming hydra-core omegaconf orjson pillow ray tensordict torchdata
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 .venv-counterparts/bin/pytest -n 0 -rs tests/counterparts "$@" | tee "$said"

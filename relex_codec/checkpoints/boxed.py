@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -143,6 +144,26 @@ class BoxedCheckpoint(TensorReader):
                     f"{self.sources[self._boxes[name][0].storage.file].path} and "
                     f"{self.sources[stored.storage.file].path}, expected the same on all ranks; save it again"
                 )
+
+    def renamed(self, names: Mapping[str, str], notes: Sequence[str] = ()) -> BoxedCheckpoint:
+        """Return a checkpoint of some of the tensors, under other names.
+
+        Args:
+            names: what each is called here, by its new name.
+            notes: added to those of this one.
+        """
+        infos = {new: replace(self.tensors[name], name=new) for new, name in names.items()}
+        boxes = {new: self._boxes[name] for new, name in names.items()}
+        copies = {new: self._copies[name] for new, name in names.items() if name in self._copies}
+        return BoxedCheckpoint(
+            self.path, (infos, boxes), self.sources, open_archive=self._open_archive, copies=copies,
+            side_files=self._side_files, storage_options=self._options, notes=[*self.notes, *notes],
+        )  # fmt: skip
+
+    @property
+    def own_side_files(self) -> Mapping[str, SideFile]:
+        """The files beside the weights, and where they lie."""
+        return self._side_files
 
     def take_side_files(self, side_files: Mapping[str, SideFile]) -> None:
         """Let these be the files beside the weights."""

@@ -6,6 +6,7 @@ the files, which is opened when something is read of it (torch_archive.py).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection
 from typing import Any, Final, NamedTuple
@@ -16,14 +17,15 @@ from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, Truncated
 from relex_codec.storage.urls import Options, join_path, without_secrets
 
-from .boxed import BoxedCheckpoint, Known, Storage, StoredBox, check_boxes, open_sources, shared
+from .boxed import BoxedCheckpoint, Known, Storage, StoredBox, Table, check_boxes, open_sources, shared
 from .boxes import Box, Sizes
 from .checkpoint import TensorInfo
 from .files import list_side_files, read_whole
 from .model_keys import is_of_model, left_out, model_prefix
+from .records import Global, Made, Pairs
 from .torch_archive import open_archive_of_one
 from .torch_values import allowed_of_tensors, dtype_of, sizes_of
-from .unpickling import Global, Made, Pairs, unpickle
+from .unpickling import Beginning, unpickle, unpickle_beginning, unpickle_rest
 
 METADATA: Final = ".metadata"
 _ALLOWED: Final[dict[str, frozenset[str]]] = {
@@ -49,6 +51,49 @@ class _Chunk(NamedTuple):
     transformed: bool
 
 
+class _Plan(NamedTuple):
+    """What metadata come to.
+
+    Attributes:
+        ends: the files by name, and how many bytes each must have.
+        notes: on what is left out.
+    """
+
+    table: Table
+    ends: dict[str, int]
+    notes: list[str]
+
+
+class _Kept(NamedTuple):
+    """The plan of an earlier checkpoint, and how its metadata begin.
+
+    Attributes:
+        length, digest: of the bytes up to where the places of all chunks are told.
+        names: those of the model that it was made with.
+    """
+
+    length: int
+    digest: bytes
+    names: frozenset[str]
+    beginning: Beginning
+    plan: _Plan
+
+
+class _Last:
+    """The plans of the latest checkpoints of a run; several threads replace the list, and each is a whole one."""
+
+    def __init__(self) -> None:
+        self.kept: list[_Kept] = []
+
+
+_LAST: Final = b"plans of distributed checkpoints"
+_KEPT: Final = 4
+_AFTER_PLACES: Final = b"storage_meta"
+"""The attribute that follows on the places of chunks: the path of the checkpoint and an identifier of its own, which
+differ from step to step where nothing else does."""
+_PLACES: Final = frozenset({"state_dict_metadata", "storage_data"})
+
+
 def allowed_of_metadata(name: Global) -> bool:
     """Tell whether a name may occur in metadata."""
     return name.name in _ALLOWED.get(name.module, ()) or (name.module == "torch" and allowed_of_tensors(name))
@@ -70,8 +115,44 @@ def open_dcp(
     """
     folder = path.rpartition("/")[0] or "."
     where = f"checkpoint {without_secrets(folder)}"
-    raw = read_whole(path, options)
-    value, _ = unpickle(raw, f"{METADATA} of {where}", allowed=allowed_of_metadata)
+    plan = _read_plan(read_whole(path, options), names, where, known)
+    sources = open_sources([join_path(folder, file) for file in plan.ends], options)
+    for source, end in zip(sources, plan.ends.values(), strict=True):
+        if source.size < end:
+            raise Truncated(f"{source.path} has {source.size} bytes, {METADATA} says {end}: it is not complete")
+    return BoxedCheckpoint(
+        without_secrets(folder), shared(plan.table, known), sources,
+        open_archive=open_archive_of_one, side_files=list_side_files(_beside(folder), options),
+        storage_options=options, notes=plan.notes,
+    )  # fmt: skip
+
+
+def _read_plan(raw: bytes, names: Collection[str], where: str, known: Known | None) -> _Plan:
+    """Return the plan of a checkpoint, that of an earlier one if only what follows on the places of chunks differs."""
+    what = f"{METADATA} of {where}"
+    last: _Last | None = None if known is None else known.setdefault(_LAST, _Last())
+    for earlier in [] if last is None else last.kept:
+        start = earlier.length
+        if hashlib.blake2b(raw[:start]).digest() == earlier.digest and set(names) == earlier.names:
+            rest = unpickle_rest(raw, what, start, earlier.beginning, allowed=allowed_of_metadata)
+            if rest is not None and _PLACES.isdisjoint(rest.by_name()):
+                return earlier.plan
+    begun = unpickle_beginning(raw, what, allowed=allowed_of_metadata, name=_AFTER_PLACES)
+    rest = unpickle_rest(raw, what, begun[1], begun[0], allowed=allowed_of_metadata) if begun else None
+    if begun is None or rest is None or not _PLACES.isdisjoint(rest.by_name()):
+        value, _ = unpickle(raw, what, allowed=allowed_of_metadata)
+        return _plan(value, names, where)
+    beginning, start = begun
+    plan = _plan(beginning.made, names, where)
+    if last is not None:
+        slim = Beginning(Made(None, ()), beginning.memo)
+        digest = hashlib.blake2b(raw[:start]).digest()
+        last.kept = [_Kept(start, digest, frozenset(names), slim, plan), *last.kept[: _KEPT - 1]]
+    return plan
+
+
+def _plan(value: Any, names: Collection[str], where: str) -> _Plan:
+    """Return what metadata come to: tensors of the model, where their boxes lie, and what is left out."""
     described, chunks = _described(value, where)
     tensors = {key: made for key, made in described.items() if made.name == "TensorStorageMetadata"}
     prefix = model_prefix(tensors, names, where)
@@ -91,16 +172,12 @@ def open_dcp(
             continue
         infos[info.name] = info
         parts[info.name] = [(box, _chunk(chunks, key, box, where)) for box in boxes]
-    files = sorted({chunk.file for found in parts.values() for _, chunk in found})
-    sources = open_sources([join_path(folder, file) for file in files], options)
-    numbers = {file: number for number, file in enumerate(files)}
     ends: dict[str, int] = {}
     for found in parts.values():
         for _, chunk in found:
             ends[chunk.file] = max(ends.get(chunk.file, 0), chunk.begin + chunk.length)
-    for file, source in zip(files, sources, strict=True):
-        if source.size < ends[file]:
-            raise Truncated(f"{source.path} has {source.size} bytes, {METADATA} says {ends[file]}: it is not complete")
+    ends = dict(sorted(ends.items()))
+    numbers = {file: number for number, file in enumerate(ends)}
     stored = {
         name: [
             StoredBox(box, Storage(numbers[chunk.file], chunk.begin, chunk.length, is_archive=True))
@@ -112,11 +189,7 @@ def open_dcp(
     check_boxes(where, table)
     others = [(key, chunk.length) for (key, _), chunk in chunks.items() if key not in tensors]
     notes = [left_out(prefix, skipped, "tensors"), left_out(prefix, others, "values")]
-    return BoxedCheckpoint(
-        without_secrets(folder), shared(table, known), sources,
-        open_archive=open_archive_of_one, side_files=list_side_files(_beside(folder), options),
-        storage_options=options, notes=list(filter(None, notes)),
-    )  # fmt: skip
+    return _Plan(table, ends, list(filter(None, notes)))
 
 
 def _beside(folder: str) -> str:

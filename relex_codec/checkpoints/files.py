@@ -30,10 +30,12 @@ class SideFile(NamedTuple):
 
     Attributes:
         size: in bytes; None where the listing does not say.
+        content: of a file that is made of others, which is nowhere; `path` is then theirs.
     """
 
     path: str
     size: int | None
+    content: bytes | None = None
 
 
 class CheckpointFiles(NamedTuple):
@@ -210,6 +212,8 @@ def read_side_file(side: SideFile, options: Options) -> bytes:
     Raises:
         CheckpointError: it cannot be read, or is not as long as its directory said.
     """
+    if side.content is not None:
+        return side.content
     with open_source(side.path, options, keep_open=False, error=CheckpointError) as source:
         if side.size not in (None, source.size):
             raise CheckpointError(
@@ -243,6 +247,14 @@ def list_side_files(folder: str, options: Options, shards: Sequence[str] = ()) -
         return {}
     sizes = {item.name: item.size for item in items if not item.is_dir}
     return {name: SideFile(join_path(folder, name), sizes[name]) for name in weight_files.side_files(sizes, shards)}
+
+
+def list_names(folder: str, options: Options) -> list[str]:
+    """Return the names of the files of a directory; none where there is no such directory."""
+    try:
+        return [item.name for item in list_directory(folder, options, error=CheckpointError) if not item.is_dir]
+    except MissingCheckpoint:
+        return []
 
 
 def read_whole(path: str, options: Options, *, anew: bool = False) -> bytes:

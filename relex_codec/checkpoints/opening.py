@@ -8,7 +8,7 @@ path says how it is opened, and steps of one run may be of several kinds.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Final
 
 from relex_codec.core.filenames import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLE, PICKLE_INDEX, PICKLES
 from relex_codec.errors import CheckpointError
@@ -17,13 +17,14 @@ from relex_codec.storage.urls import Options, without_secrets
 
 from . import unreadable
 from .adapters import open_adapter
-from .boxed import Known
+from .boxed import BoxedCheckpoint, Known
 from .checkpoint import TensorReader
 from .dcp import METADATA, open_dcp
 from .pickled import check_pickled_index, open_pickled
 from .safetensors import open_checkpoint
 from .shards import RANK_FILE, open_shards, rank_files
 from .slices import open_slices
+from .wrapped_adapters import has_adapter, open_wrapped_adapter
 
 ADAPTER_PICKLE: Final = "adapter_model.bin"
 FSDP_WHOLE: Final = "pytorch_model_fsdp.bin"
@@ -128,15 +129,15 @@ def open_reader(
     path = pinned_to_commit(path, options)
     if _name(path) in (ADAPTER_WEIGHTS, ADAPTER_PICKLE):
         return open_adapter(path, options, known=known)
-    opens: Callable[..., Any] = open_pickled
+    opens: Callable[..., BoxedCheckpoint] = open_pickled
     if _name(path) == METADATA:
         opens = open_dcp
     elif RANK_FILE.fullmatch(_name(path)):
         opens = open_shards
     elif _is_slice(path):
         opens = open_slices
-    reader: TensorReader = opens(path, options, names=names, known=known)
-    return reader
+    reader = opens(path, options, names=names, known=known)
+    return reader if has_adapter(reader.tensors, names) is None else open_wrapped_adapter(reader, path, options)
 
 
 def refuse_pickle(path: str) -> CheckpointError:

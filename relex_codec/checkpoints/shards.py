@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -24,7 +23,7 @@ from .model_keys import is_of_model, left_out, model_prefix
 from .naming import some
 from .pickled import flattened
 from .torch_archive import TorchFile, open_torch_file, whole
-from .torch_values import Placed, Sharded, StoredTensor, tensor_of
+from .torch_values import Cut, Placed, Sharded, StoredTensor, tensor_of
 
 RANK_FILE: Final = re.compile(r"model_world_size_([0-9]{1,6})_rank_([0-9]{1,6})\.pt")
 BESIDE: Final = "huggingface"
@@ -186,50 +185,50 @@ def _of_listed_parts(
 def _of_placed_parts(
     key: str, name: str, parts: list[tuple[TorchFile, Placed]], size: int
 ) -> tuple[TensorInfo, list[StoredBox], list[StoredBox]]:
-    """A DTensor, cut along one dimension of the mesh at most, and alike along the others (HSDP)."""
+    """A DTensor: each rank has the box that its place in the mesh gives; ranks with the same box are alike (HSDP)."""
     first = parts[0][1]
-    shape, dtype, placements = first.shape, first.local.dtype, first.placements
-    if any((part.shape, part.placements, part.mesh) != (shape, placements, first.mesh) for _, part in parts):
-        raise ValueError("is placed in other ways on other ranks; save it again")
-    cut = [axis for axis, dim in enumerate(placements) if dim is not None]
-    if len(cut) > 1 or (cut and cut[0] != len(placements) - 1):
-        shown = [f"Shard({dim})" if dim is not None else "Replicate()" for dim in placements]
-        raise ValueError(
-            f"is placed as ({', '.join(shown)}), expected one shard along the last dimension of the mesh (FSDP, HSDP); "
-            "join it with the trainer's own tools"
-        )
-    mesh = first.mesh or ((size,) if len(placements) == 1 else ())
-    if math.prod(mesh) != size or not mesh or first.ranks not in (None, tuple(range(size))):
-        raise ValueError(
-            f"lies on a mesh of {list(mesh)} in an order of ranks that is not read, {size} ranks are there"
-        )
-    dim = placements[cut[0]] if cut else None
-    if dim is None:
-        found = [_cut(file, key, part.local, Box((0,) * len(shape), shape), dtype) for file, part in parts]
+    shape, dtype = first.shape, first.local.dtype
+    found: list[StoredBox] = []
+    for rank, (file, part) in enumerate(parts):
+        if (part.shape, part.cuts, part.mesh) != (shape, first.cuts, first.mesh):
+            raise ValueError("is placed in other ways on other ranks; save it again")
+        mesh = part.mesh or (size,)
+        at = part.coordinate if part.coordinate is not None else _unravelled(rank, mesh)
+        if len(at) != len(mesh) or not all(i < n for i, n in zip(at, mesh, strict=True)):
+            raise ValueError(f"lies on a mesh of {list(mesh)}, in which rank {rank} has no place; save it again")
+        found.append(_cut(file, key, part.local, box_of_rank(shape, part.cuts, mesh, at), dtype))
+    if not first.cuts:
         return TensorInfo(name, dtype, shape), found[:1], found[1:]
-    if dim >= len(shape):
-        raise ValueError(f"is {list(shape)} and cut along dimension {dim}; save it again")
-    width = mesh[-1]
-    found = [
-        _cut(file, key, part.local, chunk_of(shape, dim, rank % width, width), dtype)
-        for rank, (file, part) in enumerate(parts)
-    ]
-    filled = [stored for stored in found[:width] if stored.box.size]
-    return TensorInfo(name, dtype, shape), filled or found[:1], []
+    different = {stored.box: stored for stored in reversed(found) if stored.box.size}
+    return TensorInfo(name, dtype, shape), sorted(different.values()) or found[:1], []
 
 
-def chunk_of(shape: Sizes, dim: int, rank: int, ranks: int) -> Box:
-    """Return which part of a tensor a rank has: those of `torch.chunk`, the last ones smaller, or empty.
+def _unravelled(rank: int, mesh: Sizes) -> Sizes:
+    """Return where in a mesh a rank is, if its ranks are in their order."""
+    return tuple(rank // stride % n for stride, n in zip(row_major(mesh), mesh, strict=True))
+
+
+def box_of_rank(shape: Sizes, cuts: Sequence[Cut], mesh: Sizes, at: Sizes) -> Box:
+    """Return which part of a tensor a rank has: along each cut one of those of `torch.chunk`, the last ones smaller.
+
+    Raises:
+        ValueError: the tensor has no such dimension.
 
     Example:
-        >>> [chunk_of((5, 8), 0, rank, 4).sizes[0] for rank in range(4)]
-        [2, 2, 1, 0]
+        >>> [box_of_rank((5, 8), [Cut(0, 0)], (4,), (rank,)).sizes for rank in range(4)]
+        [(2, 8), (2, 8), (1, 8), (0, 8)]
+        >>> box_of_rank((8, 8), [Cut(0, 1), Cut(0, 0)], (2, 2), (1, 0)).offsets  # of the first half, the second one
+        (2, 0)
     """
-    length = -(-shape[dim] // ranks)
-    begin = min(rank * length, shape[dim])
-    count = min(length, shape[dim] - begin)
-    offsets = tuple(begin if axis == dim else 0 for axis in range(len(shape)))
-    return Box(offsets, tuple(count if axis == dim else n for axis, n in enumerate(shape)))
+    offsets, sizes = [0] * len(shape), list(shape)
+    for cut in cuts:
+        if cut.dim >= len(shape) or cut.axis >= len(mesh):
+            raise ValueError(f"is {list(shape)} and cut along dimension {cut.dim}; save it again")
+        length = -(-sizes[cut.dim] // mesh[cut.axis])
+        begin = min(at[cut.axis] * length, sizes[cut.dim])
+        offsets[cut.dim] += begin
+        sizes[cut.dim] = min(length, sizes[cut.dim] - begin)
+    return Box(tuple(offsets), tuple(sizes))
 
 
 def _cut(file: TorchFile, key: str, local: StoredTensor, box: Box, dtype: str) -> StoredBox:

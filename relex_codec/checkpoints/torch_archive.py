@@ -19,6 +19,7 @@ from . import unreadable
 from .boxed import Place, Storage, StoredBox
 from .boxes import Box, row_major
 from .checkpoint import TensorInfo
+from .records import Global, Pairs
 from .torch_values import (
     StorageKey,
     StoredTensor,
@@ -28,7 +29,7 @@ from .torch_values import (
     storage_of,
     tensor_of,
 )
-from .unpickling import LIMIT, Global, Pairs, unpickle
+from .unpickling import LIMIT, unpickle
 from .zip_directory import LOCAL_HEADER, TAIL, Member, Read, data_begin, read_directory
 
 HEAD: Final = 4 << 10

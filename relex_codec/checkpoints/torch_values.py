@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from relex_codec.core.text import quote
 from relex_codec.format.safetensors_header import DIMENSIONS_LIMIT, ELEMENTS_LIMIT
 
 from .boxes import Sizes
-from .unpickling import Global, Made, Pairs
+from .records import Global, Made, Pairs
 
 DTYPES: Final = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
@@ -97,22 +97,29 @@ class StoredTensor:
     strides: Sizes
 
 
+class Cut(NamedTuple):
+    """A dimension of a tensor that is cut, and the dimension of the mesh whose ranks have the parts."""
+
+    dim: int
+    axis: int
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A tensor of which this file has a part, as a DTensor.
 
     Attributes:
-        placements: for each dimension of the mesh of ranks, the dimension of the tensor that is cut along it; None: it
-            is the same on all.
-        mesh: lengths of the mesh.
-        ranks: those of the mesh in row-major order; None where the file does not say.
+        cuts: one after another, which dimension of the tensor is cut between the ranks along which dimension of the
+            mesh; along the others it is the same on all.
+        mesh: lengths of the mesh of ranks.
+        coordinate: of the rank in the mesh; None where the file does not say.
     """
 
     shape: Sizes
     local: StoredTensor
-    placements: tuple[int | None, ...]
+    cuts: tuple[Cut, ...]
     mesh: Sizes
-    ranks: tuple[int, ...] | None
+    coordinate: Sizes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,24 +217,45 @@ def _placed(state: Any) -> Placed:
     shape = sizes_of(meta.args[0]) if type(meta) is Made and meta.args else None
     if shape is None or type(mesh) is not Made or type(placements) is not tuple:
         raise ValueError("is a DTensor whose placement is not told")
-    lengths, ranks = _mesh(mesh.attributes(), len(placements))
-    return Placed(shape, local, tuple(map(_placement, placements)), lengths, ranks)
+    lengths, coordinate = _mesh(mesh.attributes(), len(placements))
+    return Placed(shape, local, _cuts(placements, of_spec.get("shard_order"), lengths), lengths, coordinate)
 
 
-def _placement(placement: Any) -> int | None:
-    name = placement.name if type(placement) is Made else ""
-    if name == "Replicate":
-        return None
-    dim = placement.attributes().get("dim") if name == "Shard" else None
-    if name == "Shard" and dim is None and placement.args:
-        dim = placement.args[0]
-    if type(dim) is not int or dim < 0:
-        raise ValueError(f"is a DTensor placed as {_label(placement)}, expected Shard or Replicate")
-    return dim
+def _cuts(placements: tuple[Any, ...], order: Any, mesh: Sizes) -> tuple[Cut, ...]:
+    """Return the cuts of a tensor in their order: that of the mesh, but where placements or the order say otherwise.
+
+    ``_StridedShard`` is a cut of what later dimensions of the mesh have cut before, as FSDP is over tensor parallelism.
+    """
+    found: list[Cut] = []
+    for axis, placement in reversed(list(enumerate(placements))):
+        name = placement.name if type(placement) is Made else ""
+        if name == "Replicate":
+            continue
+        attributes = placement.attributes() if name in ("Shard", "_StridedShard") else {}
+        dim = attributes.get("dim", placement.args[0] if attributes == {} and name and placement.args else None)
+        if name not in ("Shard", "_StridedShard") or type(dim) is not int or dim < 0:
+            raise ValueError(f"is a DTensor placed as {_label(placement)}, expected Shard or Replicate")
+        if name == "Shard":
+            found.insert(0, Cut(dim, axis))
+            continue
+        later = [mesh[cut.axis] for cut in found if cut.dim == dim] if mesh else []
+        if attributes.get("split_factor") != math.prod(later) or not mesh:
+            raise ValueError(
+                f"is a DTensor placed as _StridedShard({dim}, split_factor={quote(attributes.get('split_factor'))}) "
+                f"on a mesh of {list(mesh)}, which is not read; let the trainer save whole tensors"
+            )
+        found.append(Cut(dim, axis))
+    if type(order) is tuple and not any(type(p) is Made and p.name == "_StridedShard" for p in placements):
+        said = [Cut(entry.args[0], axis) for entry in order if type(entry) is Made and len(entry.args) == 2
+                for axis in sizes_of(entry.args[1]) or ()]  # fmt: skip
+        if sorted(said) != sorted(found):
+            raise ValueError("is a DTensor whose placement and order of cuts do not agree; save it again")
+        return tuple(said)
+    return tuple(found)
 
 
-def _mesh(attributes: dict[str, Any], dimensions: int) -> tuple[Sizes, tuple[int, ...] | None]:
-    """Return the lengths of a mesh, () where they are not told, and its ranks."""
+def _mesh(attributes: dict[str, Any], dimensions: int) -> tuple[Sizes, Sizes | None]:
+    """Return the lengths of a mesh, () where they are not told, and where in it the rank is that saved."""
     lengths: Sizes = ()
     layout, tensor = attributes.get("_layout"), attributes.get("mesh")
     if type(layout) is Made:  # torch 2.9 and later
@@ -242,8 +270,7 @@ def _mesh(attributes: dict[str, Any], dimensions: int) -> tuple[Sizes, tuple[int
             lengths = tuple(math.prod(shape) for shape in flat if shape is not None)
     elif (found := _plain_of(tensor)) is not None:
         lengths = found.shape
-    ranks = attributes.get("_flatten_rank_map", attributes.get("_flatten_mesh_list"))
-    return lengths if len(lengths) == dimensions else (), sizes_of(ranks)
+    return lengths if len(lengths) == dimensions else (), sizes_of(attributes.get("_coordinate_on_dim"))
 
 
 def _sharded(state: Any) -> Sharded:

@@ -185,3 +185,24 @@ bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word
 
 lowest_bit = operation(types.uint64, (types.uint64,), _lowest_bit)
 """Position of the lowest bit that is set in a word that is not zero."""
+
+
+def _differing(_: Any, old: Any, new: Any, first: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        many = ir.VectorType(ir.IntType(signature.args[0].dtype.bitwidth), 64)
+
+        def loaded(kind: Any, value: Any) -> Any:
+            place = b.gep(context.make_array(kind)(context, b, value).data, [values[2]])
+            return b.load(b.bitcast(place, many.as_pointer()), align=1)
+
+        one, other = (loaded(signature.args[i], values[i]) for i in (0, 1))
+        return b.bitcast(b.icmp_unsigned("!=", one, other), ir.IntType(64))
+
+    return types.uint64(old, new, types.int64), build
+
+
+differing: Any = numba.extending.intrinsic(_differing)
+"""``differing(old, new, first)``: which of 64 elements of two arrays from `first` on differ, a bit for each.
+
+Both are one-dimensional, contiguous, and of one integer dtype; that the elements are there is not checked.
+"""

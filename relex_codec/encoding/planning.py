@@ -18,6 +18,7 @@ from relex_codec.checkpoints.name_matching import (
     unmatched_message,
 )
 from relex_codec.checkpoints.quantized import held_together
+from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format.index import Index
@@ -43,6 +44,7 @@ class TensorPlan:
         sources: where that is in the base; empty: it is stored in the file.
         held: whether no line may go through it.
         codes: the codes that it belongs to, if it is codes or their scales.
+        record: number of the tensor of a file that it starts from, where that is appended to.
     """
 
     number: int
@@ -52,6 +54,7 @@ class TensorPlan:
     sources: tuple[BaseRange, ...]
     held: bool
     codes: str | None = None
+    record: int | None = None
 
     @property
     def info(self) -> TensorInfo:
@@ -157,13 +160,13 @@ def plan_run(
 
 def _check_one_kind(run: CheckpointSeries) -> None:
     """Refuse adapters among whole weights: neither has tensors of the other, so no line goes through both."""
-    kinds: dict[bool, int] = {}
-    for i, step in enumerate(run.steps):
-        kinds.setdefault(run.checkpoint(i).is_adapter, step)
-    if len(kinds) > 1:
+    adapters = [step for i, step in enumerate(run.steps) if run.checkpoint(i).is_adapter]
+    if adapters and len(adapters) < len(run.steps):
+        rest = [step for step in run.steps if step not in set(adapters)]
+        kinds = [f"--steps {spell_steps(steps, run.steps)}" for steps in (adapters, rest)]
         raise CheckpointError(
-            f"step {kinds[True]} is an adapter, step {kinds[False]} whole weights: encode them apart, each kind into a "
-            "file of its own"
+            f"step {adapters[0]} is an adapter, step {rest[0]} whole weights: encode them apart, the adapters with "
+            f"{kinds[0]} into one file, the others with {kinds[1]} into another"
         )
 
 
@@ -249,7 +252,9 @@ def plan_append(run: AppendedSeries, index: Index, observed: int) -> RunPlan:
         series = TensorSteps(run, tensor, run, records.get(key))
         record = records.get(key) or _like(run, tensor)
         origin = run.origin(record) if record else Origin.in_run(series, key.name)
-        plans.append(_plan(len(plans), tensor, series, origin, record.sources if record else (), held, planned))
+        ranges = record.sources if record else ()
+        number = record.number if record else None
+        plans.append(replace(_plan(len(plans), tensor, series, origin, ranges, held, planned), record=number))
     return RunPlan(run, plans, main, [])
 
 

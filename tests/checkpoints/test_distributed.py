@@ -20,13 +20,18 @@ if not torch.distributed.is_available():
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
+from relex_codec.checkpoints import dcp as dcp_reader
 from relex_codec.checkpoints.boxed import BoxedCheckpoint
 from relex_codec.checkpoints.checkpoint import TensorReader
-from relex_codec.checkpoints.dcp import open_dcp
+from relex_codec.checkpoints.dcp import allowed_of_metadata, open_dcp
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.opening import open_reader, telling_file
-from relex_codec.checkpoints.shards import chunk_of, open_shards
+from relex_codec.checkpoints.pickle_machine import Machine
+from relex_codec.checkpoints.shards import box_of_rank, open_shards
+from relex_codec.checkpoints.torch_values import Cut
+from relex_codec.checkpoints.unpickling import unpickle_beginning
 from relex_codec.errors import CheckpointError, RelexError, Truncated
 from support import saving_ranks
 from support.checkpoints import safetensors_bytes
@@ -251,11 +256,30 @@ def test_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mesh", "placements"),
+    [
+        ((2, 2), [Shard(0), Shard(1)]), ((2, 3), [Shard(1), Shard(0)]), ((2, 2), [Shard(0), Replicate()]),
+        ((3, 2), [Shard(0), Shard(0)]), ((2, 2), [_StridedShard(0, split_factor=2), Shard(0)]),
+        ((2, 2, 2), [Replicate(), _StridedShard(0, split_factor=2), Shard(0)]),
+        ((2, 2, 2), [_StridedShard(1, split_factor=2), Shard(0), Shard(1)]),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_cut_along_several_dimensions_of_the_mesh(tmp_path: Path, mesh: Any, placements: Any) -> None:
+    """Tensor parallelism below FSDP, and groups of ranks that hold the same."""
+    tensors = {"w": random_bits("BF16", (12, 16)), "v": random_bits("F32", (8, 4, 3))}
+    names = ("a", "b", "c")[: len(mesh)]
+    check(
+        open_shards(located(write_shards(tmp_path, tensors, mesh, names=names, placements=lambda _: placements))),
+        tensors,
+    )
+
+
+@pytest.mark.parametrize(
     ("mesh", "placements", "message"),
     [
-        ((2, 2), [Shard(0), Shard(1)], r"placed as \(Shard\(0\), Shard\(1\)\), expected one shard along the last"),
-        ((2, 2), [Shard(0), Replicate()], r"placed as \(Shard\(0\), Replicate\(\)\)"),
         ((2,), [Partial()], "placed as .*Partial.*, expected Shard or Replicate"),
+        ((2, 2), [_StridedShard(0, split_factor=4), Shard(0)], r"_StridedShard\(0, split_factor=4\) on a mesh of"),
+        ((2, 2), [_StridedShard(0, split_factor=2), Shard(1)], r"_StridedShard\(0, split_factor=2\) on a mesh of"),
     ],
 )
 def test_placements_that_are_refused(tmp_path: Path, mesh: Any, placements: Any, message: str) -> None:
@@ -316,7 +340,7 @@ def test_parts_are_those_of_torch() -> None:
         for ranks in range(1, 6):
             parts = [part.shape[0] for part in torch.chunk(torch.zeros(length, 2), ranks)]
             parts += [0] * (ranks - len(parts))
-            found = [chunk_of((length, 2), 0, rank, ranks) for rank in range(ranks)]
+            found = [box_of_rank((length, 2), [Cut(0, 0)], (ranks,), (rank,)) for rank in range(ranks)]
             assert [box.sizes[0] for box in found] == parts
             assert [box.offsets[0] for box in found] == [min(sum(parts[:rank]), length) for rank in range(ranks)]
 
@@ -413,3 +437,137 @@ def test_what_two_ranks_save(saved_by_ranks: Path, kind: str) -> None:
 def test_as_torch_gives_the_bits() -> None:
     for dtype, bits in MODEL.values():
         assert np.array_equal(bits_of(as_torch((dtype, bits))), bits.reshape(-1))
+
+
+# ---- metadata that begin as those of an earlier step ----
+
+
+def saved_steps(root: Path) -> list[Path]:
+    """Three steps whose metadata differ in path and identifier only."""
+    paths = [root / f"step_{step}" for step in (1, 2, 3)]
+    for number, path in enumerate(paths):
+        shifted = {name: (dtype, bits + bits.dtype.type(number)) for name, (dtype, bits) in MODEL.items()}
+        dcp.save({"model": state_dict(shifted)}, checkpoint_id=path, no_dist=True)
+    return paths
+
+
+def test_metadata_are_parsed_once_where_only_their_end_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = saved_steps(tmp_path)
+    parsed: list[str] = []
+    begin = unpickle_beginning
+
+    def counted(data: bytes, where: str, **options: Any) -> Any:
+        parsed.append(where)
+        return begin(data, where, **options)
+
+    monkeypatch.setattr(dcp_reader, "unpickle_beginning", counted)
+    known: dict[bytes, Any] = {}
+    readers = [open_dcp(f"{path}/.metadata", names=MODEL, known=known) for path in paths]
+    assert len(parsed) == 1
+    for number, reader in enumerate(readers):
+        check(reader, {name: (dtype, bits + bits.dtype.type(number)) for name, (dtype, bits) in MODEL.items()})
+    assert readers[0].tensors is readers[2].tensors
+    check(open_dcp(f"{paths[0]}/.metadata", names=[], known=known), {f"model.{name}": MODEL[name] for name in MODEL})
+    assert len(parsed) == 2
+    (paths[2] / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(Truncated, match=r"step_3/__0_0\.distcp has 0 bytes"):
+        open_dcp(f"{paths[2]}/.metadata", names=MODEL, known=known)
+
+
+def test_ends_of_metadata_that_change_what_was_said_before(tmp_path: Path) -> None:
+    """Whatever the end does, the result is that of the whole."""
+    paths = saved_steps(tmp_path)
+    path = paths[1] / ".metadata"
+    raw = path.read_bytes()
+    at = raw.rindex(b"\x8c\x0cstorage_meta")
+    machine = Machine(raw[:at] + b".", 0, allowed_of_metadata, None)
+    machine.run()
+    places = machine.stack[machine.stack.index("storage_data") + 1]
+    number = next(n for n, value in machine.memo.items() if value is places)
+    name = b"\x8c\x0cstorage_meta"
+    ends = {
+        r"names 'os\.system'": name + b"cos\nsystem\nub.",
+        "nothing says where": name + b"N\x8c\x0cstorage_data}ub.",
+        "has a place that is none": name + b"j" + number.to_bytes(4, "little") + b"K\x00K\x00sub.",
+        "damaged": name + b"Nub",
+        "is not that of torch": name + b"Nub0N.",
+        "does not say where its tensors lie": name + b"NubNb.",
+    }
+    for message, end in ends.items():
+        path.write_bytes(raw[:at] + end)
+        known: dict[bytes, Any] = {}
+        check(open_dcp(f"{paths[0]}/.metadata", names=MODEL, known=known), MODEL)
+        for shared in (known, None):
+            with pytest.raises(CheckpointError, match=message):
+                open_dcp(str(path), names=MODEL, known=shared)
+
+
+# ---- adapters within shards ----
+
+WRAPPED = {
+    "base_model.model.model.norm.weight": random_bits("BF16", (5,), 2),
+    "base_model.model.model.q_proj.base_layer.weight": random_bits("BF16", (8, 6), 3),
+    "base_model.model.model.q_proj.lora_A.default.weight": random_bits("BF16", (2, 6), 4),
+    "base_model.model.model.q_proj.lora_B.default.weight": random_bits("BF16", (8, 2), 5),
+    "base_model.model.model.embed.lora_embedding_A.default": random_bits("BF16", (2, 9), 6),
+    "base_model.model.score.original_module.weight": random_bits("BF16", (3, 6), 7),
+    "base_model.model.score.modules_to_save.default.weight": random_bits("BF16", (3, 6), 8),
+}
+ADAPTER = {
+    "base_model.model.model.q_proj.lora_A.weight": WRAPPED["base_model.model.model.q_proj.lora_A.default.weight"],
+    "base_model.model.model.q_proj.lora_B.weight": WRAPPED["base_model.model.model.q_proj.lora_B.default.weight"],
+    "base_model.model.model.embed.lora_embedding_A": WRAPPED["base_model.model.model.embed.lora_embedding_A.default"],
+    "base_model.model.score.weight": WRAPPED["base_model.model.score.modules_to_save.default.weight"],
+}
+BASE_NAMES = ["model.norm.weight", "model.q_proj.weight", "model.embed.weight", "score.weight"]
+
+
+def test_an_adapter_within_a_wrapped_model(tmp_path: Path) -> None:
+    actor = write_shards(tmp_path / "run" / "global_step_1" / "actor", WRAPPED, (2,))
+    (actor / "lora_train_meta.json").write_text('{"r": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM"}')
+    reader = open_reader(located(actor), names=BASE_NAMES)
+    assert reader.is_adapter
+    check(reader, ADAPTER)
+    assert list(reader.notes) == ["not read: 3 tensors of the base, which an adapter leaves as they are"]
+    assert list(reader.side_files) == ["adapter_config.json"]
+    config = json.loads(reader.read_file("adapter_config.json"))
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 4, ["embed", "q_proj"])
+    assert reader.file_sizes() == {"adapter_config.json": len(reader.read_file("adapter_config.json"))}
+    # without the base's tensors, everything is the adapter's
+    alone = {name: value for name, value in WRAPPED.items() if "lora_" in name}
+    only = write_shards(tmp_path / "only" / "global_step_1" / "actor", alone, (2,))
+    (only / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    found = open_reader(located(only), names=BASE_NAMES)
+    check(found, {name: value for name, value in ADAPTER.items() if "lora_" in name})
+    assert found.read_file("adapter_config.json") == b'{"peft_type": "LORA"}'
+
+
+def test_an_adapter_whose_configuration_lies_with_the_run(tmp_path: Path) -> None:
+    step = tmp_path / "run" / "checkpoint-3"
+    dcp.save({"model": state_dict(ADAPTER)}, checkpoint_id=step / "pytorch_model_fsdp_0", no_dist=True)
+    path = located(step / "pytorch_model_fsdp_0")
+    (tmp_path / "adapter_config.json").write_text("{}")  # which is no part of the run
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json; write it once into {tmp_path}/run, with"):
+        open_reader(path, names=BASE_NAMES)
+    (tmp_path / "run" / "adapter_config.json").write_text('{"peft_type": "LORA", "bias": "all"}')
+    reader = open_reader(path, names=BASE_NAMES)
+    check(reader, ADAPTER)
+    assert reader.read_file("adapter_config.json") == b'{"peft_type": "LORA", "bias": "all"}'
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "message"),
+    [
+        ('{"r": 0, "lora_alpha": 4}', {}, "says no rank and alpha above 0"),
+        ('{"r": true, "lora_alpha": 4}', {}, "says no rank and alpha above 0"),
+        ("[]", {}, r"lora_train_meta\.json of checkpoint"),
+        ('{"bias": "all"}', {}, "with biases that are trained"),
+        ('{"r": 2, "lora_alpha": 4}', {"base_model.model.model.q_proj.lora_A.two.weight": (2, 6)}, "has 2 adapters"),
+    ],
+)
+def test_adapters_that_cannot_be_told(tmp_path: Path, config: str, more: dict[str, Any], message: str) -> None:
+    tensors = WRAPPED | {name: random_bits("BF16", shape, 9) for name, shape in more.items()}
+    actor = write_shards(tmp_path / "global_step_1" / "actor", tensors, (2,))
+    (actor / ("adapter_config.json" if "bias" in config else "lora_train_meta.json")).write_text(config)
+    with pytest.raises(CheckpointError, match=message):
+        open_reader(located(actor), names=BASE_NAMES)

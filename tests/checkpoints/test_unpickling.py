@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relex_codec.checkpoints import unpickling
+from relex_codec.checkpoints import pickle_machine, unpickling
 from relex_codec.checkpoints.dcp import allowed_of_metadata
+from relex_codec.checkpoints.records import Global, Made, Pairs
 from relex_codec.checkpoints.torch_values import allowed_of_shards, allowed_of_tensors
-from relex_codec.checkpoints.unpickling import Global, Made, Pairs, unpickle
+from relex_codec.checkpoints.unpickling import unpickle
 from relex_codec.errors import CheckpointError
 from support.spoiled import mutated
 
@@ -161,7 +162,7 @@ def test_sizes_are_compared_with_what_is_there(data: bytes) -> None:
 
 
 def test_containers_and_bytes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpickling, "CONTAINERS", 10)
+    monkeypatch.setattr(pickle_machine, "CONTAINERS", 10)
     assert read(b"]" * 10 + b"0" * 9 + b".") == []
     with pytest.raises(CheckpointError, match="more than 10 containers"):
         read(b"]" * 11)

@@ -38,6 +38,20 @@ def run_all(commands: Sequence[Sequence[object]], folder: Path, timeout: float =
         assert process.returncode == 0, errors[-3000:]
 
 
+def restored(run: Path, to: Path) -> dict[int, Path]:
+    """Encode a run, restore its steps, and return the directory of each."""
+    to.mkdir(exist_ok=True)
+    relex_codec.encode(run, to / "x.relex", base=BASE, exact=True, allow_pickle=True)
+    with relex_codec.open(to / "x.relex", base=BASE) as opened:
+        steps = opened.restore(to / "steps")
+    return {step: next(path for path in (to / "steps").rglob(f"*{step}") if path.is_dir()) for step in steps}
+
+
+def weights_below(folder: Path) -> Path:
+    """Return the directory with the weights of a restored step."""
+    return next(folder.rglob("*.safetensors")).parent
+
+
 def load(folder: Path) -> dict[str, torch.Tensor]:
     """Read the weights of a directory with the safetensors library."""
     from safetensors.torch import load_file

@@ -1,11 +1,11 @@
 """One rank of a group that moves the model of the demonstration step by step, and saves it as trainers do.
 
-usage: python sharded_run.py RANK RANKS FOLDER. Each step is saved as verl, accelerate, prime-rl and NeMo-RL leave it.
+usage: python sharded_run.py RANK RANKS FOLDER. Each step is saved as accelerate, prime-rl and
+NeMo-RL leave it, and as shards.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -35,19 +35,6 @@ def move(parameters: Any, step: int) -> None:
             parameter += change
 
 
-def save_as_verl(folder: Path, state: dict[str, Any], model: Any, rank: int, ranks: int, version: int) -> None:
-    """Save as FSDPCheckpointManager of verl 0.9 does."""
-    from transformers import AutoTokenizer
-
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / f"model_world_size_{ranks}_rank_{rank}.pt")
-    torch.save({"state": {}}, folder / f"optim_world_size_{ranks}_rank_{rank}.pt")
-    if rank == 0:
-        (folder / "fsdp_config.json").write_text(json.dumps({"FSDP_version": version, "world_size": ranks}))
-        model.config.save_pretrained(folder / "huggingface")
-        AutoTokenizer.from_pretrained(BASE).save_pretrained(folder / "huggingface")
-
-
 def main(rank: int, ranks: int, folder: Path) -> None:
     """Save all steps."""
     import torch.distributed as dist
@@ -57,7 +44,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType, fully_shard
+    from torch.distributed.fsdp import ShardedStateDictConfig, StateDictType, fully_shard
     from transformers import AutoModelForCausalLM
 
     warnings.simplefilter("ignore")
@@ -80,7 +67,9 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     accelerator = SimpleNamespace(num_processes=ranks, process_index=rank, wait_for_everyone=dist.barrier)
     for step in STEPS:
         move(model.named_parameters(), step)
-        save_as_verl(folder / f"verl/global_step_{step}/actor", model.state_dict(), model, rank, ranks, 2)
+        shards = folder / f"shards/global_step_{step}/actor"
+        shards.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), shards / f"model_world_size_{ranks}_rank_{rank}.pt")
         save_fsdp_model(plugin, accelerator, model, str(folder / f"accelerate/checkpoint-{step}"))
         weights, of_optimizer = get_state_dict(model, [optimizer])
         app = {"app": {"model": weights, "optimizers": of_optimizer, "progress": {"step": step}}}
@@ -89,15 +78,6 @@ def main(rank: int, ranks: int, folder: Path) -> None:
         writer = HuggingFaceStorageWriter(str(slices), save_distributed=True)
         dcp.save({name: value for name, value in weights.items() if name != "lm_head.weight"},
                  checkpoint_id=slices, storage_writer=writer)  # fmt: skip
-    if ranks > 1:
-        old = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16)
-        for step in STEPS:
-            move(old.named_parameters(), step)
-        wrapped = FullyShardedDataParallel(old, device_id=torch.device("cpu"), device_mesh=mesh)
-        with FullyShardedDataParallel.state_dict_type(
-            wrapped, StateDictType.SHARDED_STATE_DICT, ShardedStateDictConfig(offload_to_cpu=False)
-        ):
-            save_as_verl(folder / "verl-fsdp1/global_step_3/actor", wrapped.state_dict(), old, rank, ranks, 1)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,18 @@ def test_what_is_no_run_of_adapters(tmp_path: Path) -> None:
         relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", **options)
     write_checkpoint(tmp_path / "run" / "checkpoint-2", BASE)
     for exact in (False, True):
-        with pytest.raises(CheckpointError, match="step 1 is an adapter, step 2 whole weights: encode them apart"):
+        with pytest.raises(
+            CheckpointError, match="step 1 is an adapter, step 2 whole weights: encode them apart"
+        ) as caught:
             relex_codec.encode(tmp_path / "run", tmp_path / "x.relex", exact=exact, **options)
+    kinds = re.findall(r"--steps (\S+)", str(caught.value))
+    assert len(kinds) == 2
+    encoded = []
+    for number, steps in enumerate(kinds):
+        relex_codec.encode(tmp_path / "run", tmp_path / f"{number}.relex", exact=True, steps=steps, **options)
+        with relex_codec.open(tmp_path / f"{number}.relex") as opened:
+            encoded += [(step, number) for step in opened.steps]
+    assert [number for _, number in sorted(encoded)] == [0, 1, *[0] * (len(encoded) - 2)]
 
 
 # ---- merging ----

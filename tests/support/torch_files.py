@@ -68,6 +68,7 @@ def write_shards(
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
 
     folder.mkdir(parents=True, exist_ok=True)
     ranks = int(np.prod(mesh))
@@ -82,8 +83,10 @@ def write_shards(
                     continue
                 placed = placements(name) if placements else [*[Replicate()] * (len(mesh) - 1), Shard(0)]
                 local = whole
-                for axis, placement in enumerate(placed):
-                    if isinstance(placement, Shard):
+                strided = [isinstance(placement, _StridedShard) for placement in placed]
+                for axis in sorted(range(len(placed)), key=strided.__getitem__):
+                    placement = placed[axis]
+                    if isinstance(placement, (Shard, _StridedShard)):
                         parts = torch.chunk(local, mesh[axis], placement.dim)
                         at = np.unravel_index(rank, tuple(mesh))[axis]
                         none = local.narrow(placement.dim, 0, 0)
