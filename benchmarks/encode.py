@@ -1,13 +1,14 @@
 """Time and memory of encoding, against RELEX's scripts and against reading the files once.
 
-usage: python benchmarks/encode.py [--parameters 100] [--steps 16] [--small 4] [--work DIR]
+usage: python benchmarks/encode.py [--parameters 100] [--steps 16] [--small 4] [--work DIR] [--draw]
 
 Generated runs (generator.py), in the page cache. Everything is measured in new processes (encode_work.py), after
 imports and after what numba compiles was loaded; each of the three ways runs twice, in both orders, and the mean
 counts. Measured are processor time and wall time of `encode` at default quality against both peers, peak memory at
-several budgets, over that of a process that encodes next to nothing, and, on runs of --small million parameters, the
-cost by the number of steps and by the number of parameters, and of appending one step. Writes
-benchmarks/results/encode.json and encode.md.
+several budgets, over that of a process that encodes next to nothing (with the exact tier for the first half of the
+steps), and, on runs of --small million parameters, the cost by the number of steps and by the number of parameters,
+and of appending one step. Writes benchmarks/results/encode.json, encode.md and encode.png (which needs the extra
+`plot`); --draw makes the last two again of the first.
 """
 
 from __future__ import annotations
@@ -73,9 +74,15 @@ def against_peers(folder: Path) -> dict[str, Any]:
 
 def memory(folder: Path) -> dict[str, Any]:
     """Return peaks by budget, and that of next to nothing."""
+    half = f"1:{max(int(path.name.rsplit('_', 1)[1]) for path in (folder / 'run').iterdir()) // 2}"
     least = work("nothing", folder)["peak"]
     peaks = {budget: work("encode", folder, memory=budget)["peak"] for budget in BUDGETS}
-    return {"least": int(least), "over_least": {budget: int(peak - least) for budget, peak in peaks.items()}}
+    exact = {budget: work("encode", folder, memory=budget, exact=True, steps=half)["peak"] for budget in BUDGETS}
+    return {
+        "least": int(least),
+        "over_least": {budget: int(peak - least) for budget, peak in peaks.items()},
+        "exact_over_least": {budget: int(peak - least) for budget, peak in exact.items()},
+    }
 
 
 def by_size(root: Path, small: int) -> dict[str, Any]:
@@ -111,14 +118,47 @@ def table(result: dict[str, Any]) -> str:
     for kind, name in names.items():
         row = ways[kind]
         lines.append(f"| {name} | {row['processor']:.1f} | {row['wall']:.1f} | {row['peak'] / 1e6:,.0f} |")
-    lines += ["", "| budget | peak over next to nothing, MB |", "| --- | ---: |"]
-    lines += [f"| {budget} | {peak / 1e6:,.0f} |" for budget, peak in result["memory"]["over_least"].items()]
+    lines += ["", "| budget | peak over next to nothing, MB | with `--exact`, MB |", "| --- | ---: | ---: |"]
+    found = result["memory"]
+    for budget, peak in found["over_least"].items():
+        lines.append(f"| {budget} | {peak / 1e6:,.0f} | {found['exact_over_least'][budget] / 1e6:,.0f} |")
     lines += ["", "| steps | `encode`, processor s | `append` of one more, processor s |", "| ---: | ---: | ---: |"]
     for one, other in zip(result["sizes"]["by_steps"], result["sizes"]["append_one_step"], strict=True):
         lines.append(f"| {one['steps']} | {one['processor']:.2f} | {other['processor']:.2f} |")
     lines += ["", "| parameters | `encode`, processor s |", "| ---: | ---: |"]
     lines += [f"| {row['parameters']:,} | {row['processor']:.2f} |" for row in result["sizes"]["by_parameters"]]
     return "\n".join(lines) + "\n"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the cost by steps and by parameters, and that of appending a step, each with a line through 0."""
+    from matplotlib.figure import Figure
+
+    sizes = result["sizes"]
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels = (
+        ("encode", "steps", 1, sizes["by_steps"]),
+        ("encode", "parameters", 1e6, sizes["by_parameters"]),
+        ("append of one step", "steps", 1, sizes["append_one_step"]),
+    )
+    for axes, (title, key, unit, rows) in zip(figure.subplots(1, 3), panels, strict=True):
+        x, y = [row[key] / unit for row in rows], [row["processor"] for row in rows]
+        axes.plot(x, y, "o-", color="#1f5fa8", clip_on=False)
+        if title == "encode":
+            axes.plot([0, x[-1]], [0, y[-1]], "--", color="0.6", linewidth=1)
+            axes.text(x[-1] * 0.97, y[-1] * 0.8, "in proportion", color="0.4", ha="right", va="top", fontsize=8)
+        axes.set(title=title, xlabel=key if unit == 1 else f"million {key}", xlim=(0, None), ylim=(0, 1.1 * max(y)))
+        axes.set_xticks(x)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("processor time, s")
+    figure.savefig(path, dpi=120)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Write the table and the picture."""
+    (RESULTS / "encode.md").write_text(table(result))
+    draw(result, RESULTS / "encode.png")
+    print(table(result))
 
 
 def main() -> None:
@@ -128,7 +168,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--small", type=float, default=4, help="in millions, for the cost by size")
     parser.add_argument("--work", type=Path, default=Path("/tmp/relex-encode"))
+    parser.add_argument("--draw", action="store_true", help="table and picture of the results that there are")
     args = parser.parse_args()
+    if args.draw:
+        write(json.loads((RESULTS / "encode.json").read_text()))
+        return
     shutil.rmtree(args.work, ignore_errors=True)
     folder = args.work / "run"
     write_run(folder, int(args.parameters * 1e6), args.steps, every=10)
@@ -146,8 +190,7 @@ def main() -> None:
     result["sizes"] = by_size(args.work, int(args.small * 1e6))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "encode.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "encode.md").write_text(table(result))
-    print(table(result))
+    write(result)
     shutil.rmtree(args.work)
 
 

@@ -16,16 +16,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import torch
-from exact_source import Bits, Source
+from exact_source import Bits, Source, Tensor
 
 import relex_codec
-from relex_codec.exact.segment_writer import SegmentWriter
-from relex_codec.exact.tier_writer import SegmentJob
+from relex_codec.core.digests import part_digest
+from relex_codec.exact.segment_writer import CodedGroup, GroupCoder
+from relex_codec.exact.segments import SegmentShape, groups_of, parts_of
+from relex_codec.exact.tier_writer import assemble
 from relex_codec.format import constants as f
 
 NAME = "relex-codec"
@@ -42,17 +45,34 @@ def write_tier(source: Source, out: Path) -> int:
         def scratch() -> IO[bytes]:
             return stack.enter_context(tempfile.TemporaryFile(dir=out.parent))
 
-        job = SegmentJob(SegmentWriter(scratch, len(source.numbers)))
-        for number, tensor in enumerate(source.tensors):
-            pieces = job.tensor(number, tensor.name, "BF16")
-            for piece, low in enumerate(range(0, tensor.size, f.PIECE)):
-                begin, end = tensor.begin + low, tensor.begin + min(low + f.PIECE, tensor.size)
-                pieces.add(piece, maps[0][begin:end], np.stack([bits[begin:end] for bits in maps[1:]]))
-        assembly = job.assemble()
+        blobs, shape = scratch(), SegmentShape.after([], len(source.numbers))
+        moving = {number: tensor for number, tensor in enumerate(source.tensors) if _moves(maps, tensor)}
+        parts = parts_of([(number, "BF16", tensor.size) for number, tensor in moving.items()])
+        coder, coded = GroupCoder(scratch, shape.count), []
+
+        def read(at: int, length: int) -> bytes:
+            blobs.seek(at)
+            return blobs.read(length)
+
+        for first, end in pairwise(groups_of(parts, shape.limit)):
+            for part in parts[first:end]:
+                begin = moving[part.tensor].begin + part.piece * f.PIECE
+                rows = [bits[begin : begin + part.elements] for bits in maps]
+                if any((row != rows[0]).any() for row in rows[1:]):
+                    coder.add(part, rows)
+                else:
+                    coder.add_still(part, part_digest(rows[0]))
+            coded.append(CodedGroup(read, blobs.seek(0, os.SEEK_END), coder.close(blobs.write)))
+        assembly = assemble(shape, coded)
         for block in assembly.data():
             file.write(block)
         file.write(assembly.segments.tobytes() + assembly.frames.tobytes())
         return file.tell()
+
+
+def _moves(maps: list[Bits], tensor: Tensor) -> bool:
+    whole = slice(tensor.begin, tensor.begin + tensor.size)
+    return any((bits[whole] != maps[0][whole]).any() for bits in maps[1:])
 
 
 def write_file(source: Source, out: Path) -> int:

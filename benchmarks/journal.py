@@ -24,7 +24,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,25 +36,12 @@ import zstandard
 from safetensors.torch import save_file
 
 import relex_codec
-from relex_codec.checkpoints.base_model import open_base
-from relex_codec.core.jit import compiled
 from relex_codec.core.threads import parallel_map
-from relex_codec.journal.changes import find_changes
+from relex_codec.journal.difference import LOT, find_changes
 
 RESULTS = Path(__file__).parent / "results"
 TESTS = Path(__file__).parents[1] / "tests"
-LOCAL = threading.local()
 SIDE = 4096
-CHUNK = 1 << 18
-
-
-@compiled
-def total(words: Any) -> Any:
-    """The sum of 64-bit words."""
-    found = np.uint64(0)
-    for word in words:
-        found += word
-    return found
 
 
 def bits_of(value: torch.Tensor) -> Any:
@@ -85,16 +71,27 @@ def moved(state: dict[str, torch.Tensor], share: float, seed: int) -> dict[str, 
     return found
 
 
-def least(repeats: int, call: Callable[[int], Any], before: Callable[[], Any] = lambda: None) -> dict[str, float]:
-    """Wall and processor time of the quickest call; what comes before each does not count."""
-    walls, processors = [], []
-    for repeat in range(repeats):
-        before()
+class Times:
+    """Wall and processor time (of all threads) of what is done again and again, in turn with other things."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[tuple[float, float]]] = {}
+
+    def measure(self, name: str, call: Callable[[], Any]) -> None:
+        """Do something once."""
         wall, processor = time.perf_counter(), time.process_time()
-        call(repeat)
-        walls.append(time.perf_counter() - wall)
-        processors.append(time.process_time() - processor)
-    return {"wall": round(min(walls), 4), "processor": round(min(processors), 4)}
+        call()
+        self.found.setdefault(name, []).append((time.perf_counter() - wall, time.process_time() - processor))
+
+    def least(self) -> dict[str, dict[str, float]]:
+        """The quickest of each, in milliseconds."""
+        return {
+            name: {
+                "wall_ms": round(1e3 * min(wall for wall, _ in times), 2),
+                "processor_ms": round(1e3 * min(processor for _, processor in times), 2),
+            }
+            for name, times in self.found.items()
+        }
 
 
 def leb128(gaps: Any) -> bytes:
@@ -134,56 +131,44 @@ def measure(root: Path, parameters: int, share: float, repeats: int) -> dict[str
     folder = root / f"base-{share}"
     folder.mkdir()
     save_file(base, folder / "model.safetensors")
-    arrays = [bits_of(value) for value in base.values()]
-    words = [array.view(np.uint64)[i : i + CHUNK] for array in arrays for i in range(0, array.size // 4, CHUNK)]
-    checkpoint = open_base(folder)
-    infos = checkpoint.tensors.values()
-    tasks = [(info.name, lo, min(lo + CHUNK, info.size)) for info in infos for lo in range(0, info.size, CHUNK)]
-    steps = [base]
-    for repeat in range(repeats + 1):
-        steps.append(moved(steps[-1], share, repeat))
-
-    def compare(repeat: int) -> None:
-        def one(pair: Any) -> int:
-            old, new = pair
-            if not hasattr(LOCAL, "scratch"):
-                LOCAL.scratch = [np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint32), np.empty(CHUNK, np.uint64)]
-            return find_changes(old, new, old.view(np.uint64), new.view(np.uint64), True, *LOCAL.scratch)
-
-        pairs = [
-            (bits_of(steps[repeat][n])[i : i + CHUNK], bits_of(steps[repeat + 1][n])[i : i + CHUNK])
-            for n in base
-            for i in range(0, base[n].numel(), CHUNK)
-        ]
-        parallel_map(one, pairs)
-
-    row: dict[str, Any] = {"parameters": parameters, "changed": share, "step_bytes": size}
-    row["read_once"] = least(repeats, lambda _: parallel_map(total, words))
-    row["read_file"] = least(repeats, lambda _: parallel_map(lambda task: checkpoint.read(*task).size, tasks))
-    row["compare"] = least(repeats, compare)
+    words = [
+        bits.view(np.uint64)[i : i + LOT // 4]
+        for bits in map(bits_of, base.values())
+        for i in range(0, bits.size // 4, LOT // 4)
+    ]
+    steps = [base, moved(base, share, 0)]
+    place = {name: value.clone() for name, value in base.items()}
+    pairs = [
+        (bits_of(steps[0][name])[i : i + LOT], bits_of(steps[1][name])[i : i + LOT])
+        for name in base
+        for i in range(0, base[name].numel(), LOT)
+    ]
+    times = Times()
     with relex_codec.Recorder(root / f"j-{share}", base=folder) as recorder:
         recorder.add(1, steps[1])
         recorder.flush()
-        row["copy"] = least(repeats, lambda repeat: recorder.add(repeat + 2, steps[repeat + 1]), recorder.flush)
-        recorder.flush()
-    with relex_codec.Recorder(root / f"k-{share}", base=folder) as recorder:
-        recorder.add(1, steps[1])
-        recorder.flush()
-
-        def record(repeat: int) -> None:
-            recorder.add(repeat + 2, steps[repeat + 2])
-            recorder.flush()
-
-        row["record"] = least(repeats, record)
+        for step in range(2, 2 + repeats):
+            times.measure("read", lambda: parallel_map(np.bitwise_xor.reduce, words))
+            times.measure("copy", lambda: [place[name].copy_(value) for name, value in base.items()])
+            times.measure("compare", lambda: parallel_map(lambda pair: find_changes(*pair, "BF16"), pairs))
+            state = steps[step % 2]
+            times.measure("add", lambda step=step, state=state: recorder.add(step, state))  # type: ignore[misc]
+            times.measure("write", recorder.flush)
+    row: dict[str, Any] = {"parameters": parameters, "changed": share, "step_bytes": size, **times.least()}
     from relex_codec.journal.reader import Journal
 
-    recorded = Journal(root / f"k-{share}").steps[-1]
+    recorded = Journal(root / f"j-{share}").steps[-1]
     commit = recorded.generation.ranks[0].commits[recorded.number]
     row["journal_bytes"] = commit.end - commit.begin
-    row["patches_bytes"], row["patches_xor_bytes"] = patch_bytes(steps[-2], steps[-1])
-    for name in ("copy", "compare", "record"):
-        row[f"{name}_to_read_once"] = round(row[name]["processor"] / row["read_once"]["processor"], 2)
-        row[f"{name}_to_read_file"] = round(row[name]["processor"] / row["read_file"]["processor"], 2)
+    row["patches_bytes"], row["patches_xor_bytes"] = patch_bytes(*steps)
+    for clock in ("processor_ms", "wall_ms"):
+        once = row["read"][clock]
+        row[f"times_reading_once_{clock[:-3]}"] = {
+            "copy": round(row["copy"][clock] / once, 2),
+            "compare": round(row["compare"][clock] / once, 2),
+            "add": round(row["add"][clock] / once, 2),
+            "add_and_write": round((row["add"][clock] + row["write"][clock]) / once, 2),
+        }
     row["bytes_to_patches"] = round(row["journal_bytes"] / row["patches_bytes"], 3)
     row["bytes_to_patches_xor"] = round(row["journal_bytes"] / row["patches_xor_bytes"], 3)
     return row
@@ -207,8 +192,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=1 << 27)
     parser.add_argument("--changed", type=float, nargs="+", default=[0.01, 0.001])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "journal.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(Path(folder), arguments.parameters, share, arguments.repeats) for share in arguments.changed]
@@ -230,10 +216,10 @@ def main() -> None:
             "relex-codec": relex_codec.__version__,
         },
         "rows": rows,
-        "kills": kills(arguments.kills),
+        "kills": kills(arguments.kills) if arguments.kills else {},
     }
     print(json.dumps(document, indent=1))
-    (RESULTS / "journal.json").write_text(json.dumps(document, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

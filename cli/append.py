@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from .output import allow_pickle_option, as_json, base_option, print_json, show
+from .output import (
+    allow_pickle_option,
+    as_json,
+    base_option,
+    engine_option,
+    print_json,
+    show,
+    workers_option,
+)
 
 
 @click.command("append")
@@ -16,6 +24,8 @@ from .output import allow_pickle_option, as_json, base_option, print_json, show
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Replace the file that -o names if it exists.")
 @click.option("--refit", is_flag=True, help="Fit directions and lines again, over the new steps too.")
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@workers_option
+@engine_option
 @allow_pickle_option
 @as_json
 def command(
@@ -27,6 +37,8 @@ def command(
     overwrite: bool,
     refit: bool,
     memory: str,
+    workers: int | None,
+    engine: str,
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
@@ -45,7 +57,7 @@ def command(
         steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(
         file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, refit=refit,
-        allow_pickle=allow_pickle, memory=memory, progress=True,
+        allow_pickle=allow_pickle, memory=memory, workers=workers, engine=engine, progress=True,
     )  # fmt: skip
     with relex_codec.open(output or file) as after:
         document = after.info()

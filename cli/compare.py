@@ -8,7 +8,7 @@ import click
 
 from relex_codec.core.text import on_one_line
 
-from .output import as_json, base_option, print_json, show
+from .output import as_json, base_option, columns, print_json, show
 
 
 @click.command("compare")
@@ -62,7 +62,7 @@ def command(
     if as_json:
         print_json(document)
     else:
-        show(_text(document, tensors))
+        show(_text(document, tensors, columns()))
 
 
 def _two(steps: str) -> tuple[float, float]:
@@ -92,7 +92,7 @@ TITLES = {
 SHARES = ("relative_difference", "weights_differ", "bits_differ", "error_of_weights", "weights_equal", "bits_equal")
 
 
-def _text(document: dict[str, Any], tensors: bool) -> str:
+def _text(document: dict[str, Any], tensors: bool, room: int) -> str:
     parts = [f"a: {document['a']}", f"b: {document['b']}"]
     if names := document.get("only_in_one"):
         parts.append(
@@ -103,22 +103,28 @@ def _text(document: dict[str, Any], tensors: bool) -> str:
     if tensors:
         groups.append(("tensor", "name", document["tensors"]))
     for title, key, rows in groups:
-        parts += ["", _table(title, key, rows)]
+        parts += ["", _table(title, key, rows, room)]
     return "\n".join(on_one_line(line) for part in parts for line in part.split("\n"))
 
 
-def _table(title: str, key: str, rows: list[dict[str, Any]]) -> str:
-    columns = [column for column in TITLES if column in rows[0]] if rows else []
-    lines = [[title, *(TITLES[column] for column in columns)]]
+def _table(title: str, key: str, rows: list[dict[str, Any]], room: int) -> str:
+    """Return rows as a table; one that is wider than the screen goes on below, with the names again."""
+    titles = [column for column in TITLES if column in rows[0]] if rows else []
+    lines = [[title, *(TITLES[column] for column in titles)]]
     for row in rows:
         name = on_one_line(str(row[key])) if key and row[key] is not None else "-" if key else ""
-        lines.append([name, *(_cell(column, row[column]) for column in columns)])
+        lines.append([name, *(_cell(column, row[column]) for column in titles)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    found = []
-    for name, *cells in lines:
-        numbers = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        found.append("  ".join([f"{name:<{widths[0]}}", *numbers]).rstrip())
-    return "\n".join(found)
+    blocks: list[list[int]] = [[]]
+    for i in range(1, len(widths)):
+        if room and blocks[-1] and widths[0] + sum(widths[j] + 2 for j in (*blocks[-1], i)) > room:
+            blocks.append([])
+        blocks[-1].append(i)
+    found = [
+        "\n".join("  ".join([f"{line[0]:<{widths[0]}}", *(f"{line[i]:>{widths[i]}}" for i in block)]) for line in lines)
+        for block in blocks
+    ]
+    return "\n".join(line.rstrip() for line in "\n\n".join(found).split("\n"))
 
 
 def _cell(column: str, value: Any) -> str:

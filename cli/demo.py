@@ -14,7 +14,7 @@ from .output import as_json, print_json, show
 @click.option("--steps", type=click.IntRange(min=2), default=60, show_default=True, help="Training steps to observe.")
 @as_json
 def command(directory: Path | None, steps: int, as_json: bool) -> None:
-    """Train a small model with GRPO, archive the run, decode and extrapolate it, and score the results.
+    """Train a small model with GRPO, archive the run bit for bit, restore and compare it, extrapolate, score it all.
 
     Everything stays in DIRECTORY if one is given. Takes about a minute on two cores.
     """

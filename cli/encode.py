@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from .output import allow_pickle_option, as_json, exclude_steps_option, print_json, show, steps_option
+from .output import (
+    allow_pickle_option,
+    as_json,
+    engine_option,
+    exclude_steps_option,
+    print_json,
+    show,
+    steps_option,
+    workers_option,
+)
 
 
 @click.command("encode")
@@ -54,6 +63,20 @@ from .output import allow_pickle_option, as_json, exclude_steps_option, print_js
     "directory of FILE]",
 )
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
+@workers_option
+@engine_option
+@click.option(
+    "--work-dir",
+    metavar="DIR",
+    help="Keep what is finished here, path or URL: after a kill the same command goes on. Removed at the end.",
+)
+@click.option("--keep-work-dir", is_flag=True, help="Leave it there.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do part I of N and write FILE.part-I-of-N, for `relex-codec merge`. auto: as a job array of Slurm says, or "
+    "RANK and WORLD_SIZE.",
+)
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
 @click.option("--allow-any-base", is_flag=True, help="Take BASE although the run did not begin there, by its distance.")
 @click.option("--allow-new-tensors", is_flag=True, help="Encode a run most of which is in tensors that BASE lacks.")
@@ -73,7 +96,10 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     from relex_codec.run.info import needs_base
     from relex_codec.storage.urls import without_secrets
 
-    relex_codec.encode(run, output, progress=True, **options)
+    size = relex_codec.encode(run, output, progress=True, **options)
+    if options["shard"] is not None:
+        _show_part(output, options["shard"], size, as_json)
+        return
     with relex_codec.open(output) as file:
         document = file.info()
     if as_json:
@@ -91,3 +117,15 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
         f"{output}: {count} of {document['parameters']:,} parameters in {sizes['total']:,} bytes, "
         f"{document['ratio']:,} times smaller than the run"
     )
+
+
+def _show_part(output: str, shard: str, size: int, as_json: bool) -> None:
+    """Say what was written of a part."""
+    from relex_codec.encoding.parts import Shard
+
+    which = Shard.parse(shard)
+    name = which.name(output)
+    if as_json:
+        print_json({"part": name, "number": which.number, "count": which.count, "bytes": size})
+        return
+    show(f"{name}: part {which.number} of {which.count} in {size:,} bytes; `relex-codec merge` joins the parts")

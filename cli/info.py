@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from .output import as_json, base_option, print_json, show
+from .output import as_json, base_option, columns, print_json, show
 
 
 @click.command("info")
@@ -16,9 +16,12 @@ from .output import as_json, base_option, print_json, show
 @click.option(
     "--trust", is_flag=True, help="Where FILE has no norms, compute them; that reads base and directions once."
 )
+@click.option(
+    "--ranks", is_flag=True, help="Add how much of the change adapters of ranks 1 to 64 keep; decodes all once."
+)
 @base_option
 @as_json
-def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None, as_json: bool) -> None:
+def command(file: str, tensors: bool, fits: bool, trust: bool, ranks: bool, base: str | None, as_json: bool) -> None:
     """Show what FILE holds: base, steps, sizes, how straight the run went, and how far its line may be believed.
 
     FILE may be a journal.
@@ -26,6 +29,7 @@ def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None,
     from dataclasses import asdict
 
     import relex_codec
+    from relex_codec.core.text import labelled
     from relex_codec.journal.reader import is_journal
     from relex_codec.run.info import fits_text, text
     from relex_codec.run.sparkline import BLOCKS, PLAIN
@@ -39,11 +43,17 @@ def command(file: str, tensors: bool, fits: bool, trust: bool, base: str | None,
         document = run.info()
         if fits:
             document["fits"] = [asdict(row) for row in run.fits()]
+        if ranks:
+            from relex_codec.run.spectrum import kept_by_rank, ranks_text
+
+            document["ranks"] = kept_by_rank(run._reader, progress=True)
         moved = run.movement()
     if as_json:
         print_json(document)
         return
-    show(text(document, tensors, moved, BLOCKS if _can_show(BLOCKS) else PLAIN))
+    show(text(document, tensors, moved, BLOCKS if _can_show(BLOCKS) else PLAIN, columns()))
+    if ranks:
+        show("\n" + labelled([("ranks", ranks_text(document["ranks"]))], columns()))
     if fits:
         show("\n" + fits_text(document["fits"]))
 
@@ -63,4 +73,4 @@ def _of_journal(file: str, tensors: bool, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        show(recorded.text(document, tensors))
+        show(recorded.text(document, tensors, columns()))

@@ -17,14 +17,18 @@ from .output import OutputLost, show
 
 COMMANDS = {
     "encode": "Encode a run of checkpoints into one file.",
+    "merge": "Join the parts of a file that several machines encoded.",
     "watch": "Archive checkpoints while a trainer writes them.",
     "append": "Add further checkpoints to a file with the exact tier.",
     "decode": "Write any step as a Hugging Face checkpoint.",
     "restore": "Write the stored steps back out, bit for bit.",
+    "adapter": "Write any step as a LoRA adapter of PEFT.",
+    "sweep": "Score steps with a command of yours, or find the best one.",
     "info": "Show what a file holds.",
     "compare": "Compare steps, a step with a checkpoint, or two runs.",
     "plot": "Draw a run: coefficients, errors, what moved where.",
     "report": "Write one page about a run, to open in a browser.",
+    "card": "Print a model card for the Hub.",
     "verify": "Read and check every byte of a file.",
     "demo": "Train a small model, archive the run, extrapolate it.",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import click
@@ -33,12 +34,27 @@ allow_pickle_option = click.option(
     help="Read .bin, .pt, FSDP shards and torch.distributed checkpoints too. Pickles can run code in what loads them; "
     "here they are parsed by a list of what is allowed, and nothing in them is run.",
 )
+workers_option = click.option(
+    "--workers", type=int, metavar="N", help="Tensors to work on at the same time.  [default: processors]"
+)
+engine_option = click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="E",
+    help="local (threads), processes, or auto: processes for runs of some gigabytes. The file is the same.",
+)
 exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Leave these out.")
 
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document to stdout."""
     show(json.dumps(document, indent=2, allow_nan=False))
+
+
+def columns() -> int:
+    """Return how wide the screen is; 0 where nobody says, as in a pipe, whose lines are as long as they are."""
+    return shutil.get_terminal_size((0, 0)).columns
 
 
 class OutputLost(Exception):

@@ -30,13 +30,16 @@ def command(
     had (DIR/checkpoint-10), or DIR/global_step_N if FILE does not say.
 
     FILE must have the exact tier. Every weight is checked against its digest. A local DIR appears when it is
-    complete; at a URL no step is a checkpoint before all weights are there.
+    complete; at a URL no step is a checkpoint before all weights are there. DIR/relex.json says where they are from;
+    the directories of the steps hold what they held.
     """
     import relex_codec
     from relex_codec.run.info import left_out_text
 
     with relex_codec.open(file, base=base) as run:
-        written = run.restore(output, steps=steps, exclude_steps=exclude_steps, overwrite=overwrite, progress=True)
+        written = run.restore(
+            output, steps=steps, exclude_steps=exclude_steps, provenance=True, overwrite=overwrite, progress=True
+        )
         document = run.info()
     if as_json:
         print_json({"file": file, "steps": written, "output": output, "left_out": document["left_out"]})

@@ -27,6 +27,7 @@ from .trust.horizon import Trust
 if TYPE_CHECKING:
     from .encoding.append import append
     from .encoding.encode import encode
+    from .encoding.parts import merge
     from .integrations.dcp import RelexStorageReader
     from .integrations.transformers import load_model, load_tokenizer
     from .recording.recorder import Recorder
@@ -51,6 +52,7 @@ __all__ = [
     "encode",
     "load_model",
     "load_tokenizer",
+    "merge",
     "open",
     "safe_open",
 ]
@@ -63,6 +65,7 @@ _LATER = {
     "encode": "encoding.encode",
     "load_model": "integrations.transformers",
     "load_tokenizer": "integrations.transformers",
+    "merge": "encoding.parts",
 }
 """Names whose modules are imported when they are first used."""
 

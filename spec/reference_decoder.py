@@ -366,13 +366,23 @@ def is_directory(path: Any) -> bool:
     return 1 <= len(parts) <= 8 and len(path) <= 1000 and all(SEGMENT.fullmatch(p) and writable(p) for p in parts)
 
 
+def manifest_text(entry: bytes) -> bytes:
+    """The manifest's JSON, which may be packed: 0, the number of bytes after the frame, two zeros, a frame, zeros."""
+    if entry[:1] != b"\0":
+        return entry
+    require(len(entry) >= 4 and entry[1] < 8 and entry[2:4] == b"\0\0", "relex.manifest: what is before the frame")
+    end = len(entry) - entry[1]
+    require(end > 4 and not any(entry[end:]), "relex.manifest: what is after the frame")
+    return unframe(entry[4:end], content_size(entry[4:end], 1, min(65536 + 64 * (end - 4), 1 << 21)))
+
+
 def open_manifest(f: RelexFile) -> None:
     """Steps and manifest."""
     f.steps = [row[0] for row in struct.iter_unpack("<q", f.bytes_of("relex.steps"))]
     require(f.steps and f.steps[0] >= 0 and f.steps[-1] <= 1 << 53, "relex.steps: none, or out of range")
     require(all(a < b for a, b in itertools.pairwise(f.steps)), "relex.steps: not increasing")
 
-    manifest = parse_json(f.bytes_of("relex.manifest"))
+    manifest = parse_json(manifest_text(f.bytes_of("relex.manifest")))
     types: dict[str, type] = dict.fromkeys(("tensors", "files", "layouts", "steps", "left_out"), list)
     types |= {"base": dict, "quality": dict, "exact": bool}
     for key, kind in types.items():

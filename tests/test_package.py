@@ -38,6 +38,7 @@ def test_public_names() -> None:
         "encode",
         "load_model",
         "load_tokenizer",
+        "merge",
         "open",
         "safe_open",
     ]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from relex_codec.core.filenames import INDEX
+from relex_codec.core.filenames import INDEX, PROVENANCE
 from relex_codec.core.left_out import OTHER_FILES, OTHER_STEPS, LeftOut, summed
 from relex_codec.core.text import on_one_line
 from relex_codec.core.threads import IO_THREADS, parallel_map
@@ -82,7 +82,7 @@ def group_files(files: Iterable[ListedFile], steps: Sequence[StepFolder]) -> lis
     name_of = _Namer(tops, homes)
     rows: dict[str, tuple[int, int]] = {}
     for file in files:
-        if file.path in kept:
+        if file.path in kept or file.path.rpartition("/")[2] == PROVENANCE:
             continue
         what = name_of(file.path)
         count, size = rows.get(what, (0, 0))

@@ -14,6 +14,8 @@ PICKLE_INDEX: Final = "pytorch_model.bin.index.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 """What makes a directory an adapter: allowed beside `ADAPTER_WEIGHTS` alone, as it leads a loader to another base."""
+PROVENANCE: Final = "relex.json"
+"""What this package writes beside weights: where they are from. A run is encoded without."""
 FOLDERS: Final = ("additional_chat_templates", "custom_generate")
 """Folders beside the weights whose files belong to a checkpoint."""
 SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")

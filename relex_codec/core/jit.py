@@ -10,7 +10,6 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -18,24 +17,12 @@ import llvmlite
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import compiler, registry
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from .machine_code import DIGEST, Compiled, sources
+
 F = TypeVar("F", bound=Callable[..., Any])
-DIGEST: Final = 32
-"""Bytes at the end of each file of the cache."""
-PACKAGE: Final = Path(__file__).parent.parent
-SHARED: Final = ("core/jit.py", "core/dtypes.py", "format/constants.py", "kernels/cpu/llvm_ops.py")
-"""Files that compiled code of other folders takes constants or functions in from; a test compares this with imports."""
-
-
-@lru_cache
-def _sources(folder: Path) -> str:
-    """Return a digest of the modules in a folder, and of those elsewhere whose constants they compile in."""
-    digest = hashlib.sha256()
-    for path in (*sorted(folder.glob("*.py")), *(PACKAGE / name for name in SHARED)):
-        if path.exists():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 class _CheckedFiles(IndexDataCacheFile):
@@ -100,7 +87,7 @@ class _Cache(FunctionCache):
         self._cache_file = _CheckedFiles(self._cache_path, found.filename_base, found.locator.get_source_stamp())
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), _sources(Path(self._py_func.__code__.co_filename).parent))
+        return (*super()._index_key(sig, codegen), sources(Path(self._py_func.__code__.co_filename).parent))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk: then it is compiled again the next time
@@ -126,6 +113,39 @@ def _kept(function: F, dispatcher: Any) -> F:
         with suppress(RuntimeError):  # where neither the package's folder nor the user's cache can be written
             dispatcher._cache = _Cache(function)
     return cast(F, dispatcher)
+
+
+_ARGUMENTS: Final = {
+    "q": types.int64, "f": types.float32, "B": types.CPointer(types.uint8), "Q": types.CPointer(types.uint64),
+}  # fmt: skip
+"""What `machine_code.ARGUMENTS` are to numba."""
+_PROVIDED: Final = ("memcpy", "memset", "memmove")
+"""Functions of the C library that LLVM may call."""
+
+
+def object_code(function: Any, arguments: str) -> Compiled:
+    """Compile a function of numbers and addresses to object code that needs nothing of numba.
+
+    Divisions are those of numpy, which raise nothing; divisors are not zero.
+
+    Args:
+        arguments: see `MachineCode`.
+
+    Raises:
+        AssertionError: the function calls something of Python's or numba's.
+    """
+    flags: Any = compiler.Flags()
+    flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    flags.error_model = "numpy"
+    target = registry.cpu_target
+    kinds = tuple(_ARGUMENTS[letter] for letter in arguments)
+    typing, context = target.typing_context, target.target_context
+    found = compiler.compile_extra(typing, context, function, kinds, types.int64, flags, {})
+    module = llvmlite.binding.parse_assembly(found.library.get_llvm_str())
+    wanted = {one.name for one in module.functions if one.is_declaration and not one.name.startswith("llvm.")}
+    if not wanted <= set(_PROVIDED):
+        raise AssertionError(f"{function.__name__} calls {sorted(wanted)}")
+    return Compiled(found.fndesc.mangled_name, found.library._codegen._tm.emit_object(module))
 
 
 def inlined(function: F) -> F:
@@ -165,3 +185,24 @@ bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word
 
 lowest_bit = operation(types.uint64, (types.uint64,), _lowest_bit)
 """Position of the lowest bit that is set in a word that is not zero."""
+
+
+def _differing(_: Any, old: Any, new: Any, first: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        many = ir.VectorType(ir.IntType(signature.args[0].dtype.bitwidth), 64)
+
+        def loaded(kind: Any, value: Any) -> Any:
+            place = b.gep(context.make_array(kind)(context, b, value).data, [values[2]])
+            return b.load(b.bitcast(place, many.as_pointer()), align=1)
+
+        one, other = (loaded(signature.args[i], values[i]) for i in (0, 1))
+        return b.bitcast(b.icmp_unsigned("!=", one, other), ir.IntType(64))
+
+    return types.uint64(old, new, types.int64), build
+
+
+differing: Any = numba.extending.intrinsic(_differing)
+"""``differing(old, new, first)``: which of 64 elements of two arrays from `first` on differ, a bit for each.
+
+Both are one-dimensional, contiguous, and of one integer dtype; that the elements are there is not checked.
+"""

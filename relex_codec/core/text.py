@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import textwrap
+from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Final
 
 _UNPRINTABLE: Final = re.compile(r"[^\n]")
@@ -29,6 +32,34 @@ def on_one_line(text: str) -> str:
 def _escaped(match: re.Match[str]) -> str:
     character = match[0]
     return character if character.isprintable() else repr(character)[1:-1]
+
+
+def labelled(rows: Iterable[tuple[str, str]], columns: int = 0) -> str:
+    """Return labels with what they say, one below the other.
+
+    Args:
+        columns: a line that would be longer goes on in the next one, below where it began; 0: lines are as long as
+            they are.
+
+    Example:
+        >>> print(labelled([("base", "../base"), ("trust", "here at steps 265 to 555")], columns=24))
+        base   ../base
+        trust  here at steps 265
+               to 555
+    """
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    lines = []
+    for name, value in rows:
+        room = max(columns - width - 2, 20) if columns else 0
+        parts = _wrapped(value, room) if columns else [value]
+        lines += [f"{label:<{width}}  {part}".rstrip() for label, part in zip_longest([name], parts, fillvalue="")]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    """Return text in lines of at most so many characters, where it has spaces; those in it stay as they are."""
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False, drop_whitespace=True) or [""]
 
 
 def quote(text: object, limit: int = 120) -> str:

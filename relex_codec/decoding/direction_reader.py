@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,13 +35,13 @@ def read_directions(
     tensor = batch.origin.tensor
     records = [container.index.directions[direction.number] for direction in batch.directions]
     packings = [f.PACKINGS[int(record["packing"])] for record in records]
-    fills: list[Callable[[Bytes], None]] = []
+    outs: list[Bytes] = []
     streams: list[Bytes] = []
     packed: list[Bytes] = []
     for direction in batch.directions:
-        streams.append(_room(direction.factors, fresh, fills))
-        packed.append(_room(direction.remainder, allocate, fills))
-    container.pieces(list(batch.places()), lambda i, raw: fills[i](raw))
+        streams.append(_room(direction.factors, fresh, outs))
+        packed.append(_room(direction.remainder, allocate, outs))
+    container.pieces(list(batch.places()), lambda i, raw: None, outs)
     _check_codes(container, batch, packings, packed)
     factors = known or [
         _factors(stream, tensor.shape, int(record["rank"])) if len(stream) else None
@@ -54,18 +53,14 @@ def read_directions(
     ]
 
 
-def _room(places: Sequence[PiecePlace], allocate: Allocate, fills: list[Callable[[Bytes], None]]) -> Bytes:
-    """Return memory for `places`, one after another, and add to `fills` what writes the raw bytes of each there."""
+def _room(places: Sequence[PiecePlace], allocate: Allocate, outs: list[Bytes]) -> Bytes:
+    """Return memory for `places`, one after another, and add to `outs` that of each."""
     memory = allocate(sum(part.length for part in places))
     at = 0
     for part in places:
-        fills.append(partial(_fill, memory, at))
+        outs.append(memory[at : at + part.length])
         at += part.length
     return memory
-
-
-def _fill(memory: Bytes, at: int, raw: Bytes) -> None:
-    memory[at : at + len(raw)] = raw
 
 
 def _factors(stream: Bytes, shape: tuple[int, ...], rank: int) -> Factors:

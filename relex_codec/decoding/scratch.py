@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from relex_codec.core.dtypes import Bytes
+from relex_codec.core.forks import new_lock
 
 Allocate = Callable[[int], Bytes]
 """Gives memory for so many bytes, uint8."""
@@ -19,20 +20,22 @@ def fresh(size: int) -> Bytes:
 
 
 class Scratch:
-    """Memory that one job after another uses."""
+    """Memory that one job after another uses; threads may ask at the same time."""
 
     def __init__(self) -> None:
         self._parts: list[Bytes] = []
         self._used = 0
+        self._lock = new_lock()
 
     def __call__(self, size: int) -> Bytes:
         """Return memory for `size` bytes."""
-        if self._used == len(self._parts):
-            self._parts.append(fresh(size))
-        elif len(self._parts[self._used]) < size:
-            self._parts[self._used] = fresh(size)
-        self._used += 1
-        return self._parts[self._used - 1][:size]
+        with self._lock:
+            if self._used == len(self._parts):
+                self._parts.append(fresh(size))
+            elif len(self._parts[self._used]) < size:
+                self._parts[self._used] = fresh(size)
+            self._used += 1
+            return self._parts[self._used - 1][:size]
 
     def clear(self) -> None:
         """Use all memory anew."""

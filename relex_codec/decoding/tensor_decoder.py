@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -162,10 +162,18 @@ class TensorDecoder:
     def _job(
         self, window: Window, batch: KernelBatch, factors: Sequence[Factors | None], allocate: Allocate
     ) -> DecodeJob:
-        """Read what decoding a batch takes; all of it is checked."""
+        """Read what decoding a batch takes, the origin and the codes at the same time; all of it is checked."""
         start, end, tensor = batch.origin.start, batch.origin.end, batch.origin.tensor
-        origin = self.origins.read(batch.origin, allocate=allocate)
-        directions = read_directions(self.container, batch, factors, allocate)
+        found: dict[bool, Any] = {}
+
+        def read(of_origin: bool) -> None:
+            if of_origin:
+                found[True] = self.origins.read(batch.origin, allocate=allocate)
+            else:
+                found[False] = read_directions(self.container, batch, factors, allocate)
+
+        parallel_map(read, (True, False))
+        origin, directions = found[True], found[False]
         at = window.row * window.width + window.column - start
         return DecodeJob(
             origin, at, window.width, tensor.origin_dtype, tensor.dtype, directions, cut(window, start, end), start,

@@ -1,8 +1,10 @@
-"""The demonstration: train, archive, decode, extrapolate, and score every model on the same held-out problems."""
+"""The demonstration: train, archive, restore and compare, extrapolate, and score every model on the same problems."""
 
 from __future__ import annotations
 
+import filecmp
 import importlib
+import importlib.util
 import math
 import shutil
 import time
@@ -10,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relex_codec.core.filenames import SINGLE
 from relex_codec.core.progress import progress_bar
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.leftovers import ScratchDirectory
+
+if TYPE_CHECKING:
+    from relex_codec.report.numbers import Numbers
 
 BASE = Path(__file__).parent / "base"
 STEPS = 60
@@ -27,7 +32,7 @@ class Row:
     """One scored model: its step, where its weights came from, its score, and the bytes of that source on disk."""
 
     step: int
-    kind: str  # base, trained, decoded or extrapolated
+    kind: str  # base, trained, restored (exact), decoded (the line) or extrapolated
     score: float
     source: str
     bytes: int
@@ -35,7 +40,13 @@ class Row:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demonstration measured; sizes are bytes of weight files, and of the whole archive."""
+    """What the demonstration measured; sizes are bytes of weight files, and of the whole archive.
+
+    Attributes:
+        equal: restored checkpoints whose weight files are byte for byte those that were trained.
+        trust: what the archive says of the first extrapolated step.
+        picture: the archive's picture, if everything is kept and matplotlib is installed.
+    """
 
     rows: tuple[Row, ...]
     problems: int
@@ -44,6 +55,9 @@ class DemoReport:
     archive_bytes: int
     base_bytes: int
     seconds: float
+    equal: int
+    trust: tuple[str, ...]
+    picture: str | None
     directory: str | None
 
     def table(self) -> str:
@@ -55,9 +69,12 @@ class DemoReport:
             f"score: share of {self.problems:,} held-out additions solved exactly, greedy (standard error {error:.3f})",
             f"archive: {self.archive_bytes:,} bytes (and the base); the run: {self.checkpoints} checkpoints, "
             f"{self.run_bytes:,} bytes, {self.run_bytes / self.archive_bytes:,.0f} times as much",
+            f"restored: {self.equal} of {self.checkpoints} checkpoints are byte for byte those that were trained",
+            *(f"trust: {words}" for words in self.trust),
         ]
         if self.directory is not None:
-            lines.append(f"everything is in {self.directory}: base/, run/, run.relex, and decoded/step_N/")
+            picture = ", run.png" if self.picture else ""
+            lines.append(f"in {self.directory}: base/, run/, run.relex, restored/, decoded/step_N/{picture}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,6 +119,7 @@ def _require_transformers() -> None:
 
 def _run(directory: Path, steps: int, progress: bool, keep: bool) -> DemoReport:
     import relex_codec
+    from relex_codec.report.numbers import collect
 
     from . import grpo, task
 
@@ -109,7 +127,8 @@ def _run(directory: Path, steps: int, progress: bool, keep: bool) -> DemoReport:
     base, run, archive = directory / "base", directory / "run", directory / "run.relex"
     last = run / f"global_step_{steps}"
     read = [steps, *(steps * times for times in BEYOND)]
-    stages = steps + 1 + len(read) + 2 + len(read)  # training, encoding, decoding, scoring
+    restored = directory / "restored"
+    stages = steps + 2 + len(read) + 3 + len(read)  # training, encoding, restoring, decoding, scoring
     shutil.copytree(BASE, base)
     with progress_bar("train", stages, unit="stage", leave=False, enabled=progress) as bar:
         with _few_threads():
@@ -121,19 +140,28 @@ def _run(directory: Path, steps: int, progress: bool, keep: bool) -> DemoReport:
             grpo.train(base, run, steps, progress=trained)
         bar.set_postfix()
         bar.set_description("encode")
-        relex_codec.encode(str(run), str(archive), base=str(base))
+        relex_codec.encode(str(run), str(archive), base=str(base), exact=True)
+        bar.update()
+        bar.set_description("restore")
+        reader = relex_codec.open(str(archive), base=str(base))
+        reader.restore(str(restored))
+        equal = sum(_same(checkpoint, restored / checkpoint.name) for checkpoint in run.iterdir())
         bar.update()
         bar.set_description("decode")
-        reader = relex_codec.open(str(archive), base=str(base))
         decoded = {step: directory / "decoded" / f"step_{step}" for step in read}
         for step, output in decoded.items():
-            reader.save(str(output), step=step)
+            reader.save(str(output), step=step, tier="track" if step <= steps else "line")
             bar.update()
+        trust = reader.trust(read[1]).words
+        picture = directory / "run.png"
+        drawn = keep and _draw(collect(reader), picture)
+        reader.close()
         bar.set_description("score")
         archive_bytes = archive.stat().st_size
         models = [
             (0, "base", base, base.name, _weight_bytes(base)),
             (steps, "trained", last, f"{run.name}/{last.name}", _weight_bytes(last)),
+            (steps, "restored", restored / last.name, archive.name, archive_bytes),
             *(
                 (step, "decoded" if step <= steps else "extrapolated", output, archive.name, archive_bytes)
                 for step, output in decoded.items()
@@ -152,12 +180,30 @@ def _run(directory: Path, steps: int, progress: bool, keep: bool) -> DemoReport:
         archive_bytes=archive_bytes,
         base_bytes=_weight_bytes(base),
         seconds=round(time.monotonic() - started, 1),
+        equal=equal,
+        trust=trust,
+        picture=str(picture) if drawn else None,
         directory=str(directory) if keep else None,
     )
 
 
 def _weight_bytes(checkpoint: Path) -> int:
     return (checkpoint / SINGLE).stat().st_size
+
+
+def _same(trained: Path, restored: Path) -> bool:
+    """Compare two files of weights byte by byte, as `cmp` does."""
+    return filecmp.cmp(trained / SINGLE, restored / SINGLE, shallow=False)
+
+
+def _draw(numbers: Numbers, path: Path) -> bool:
+    """Draw the picture of `relex-codec plot`, if matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    from relex_codec.report.plots import picture
+
+    path.write_bytes(picture(numbers, "png", title="run.relex"))
+    return True
 
 
 @contextmanager

@@ -6,9 +6,8 @@ With ``refit`` the whole run is encoded again (pipeline.py), of which the file r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from relex_codec.checkpoints.base_uri import carried_over
@@ -31,20 +30,21 @@ from relex_codec.journal.reader import is_journal
 from relex_codec.run.run_reader import RunReader
 from relex_codec.storage.local_writer import held_for_appending
 from relex_codec.storage.prefetch import PrefetchingSource
-from relex_codec.storage.urls import Options, PathLike
+from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .appended_series import AppendedSeries
-from .encode import new_segment, report_not_finite, report_notes
+from .encode import report_not_finite, report_notes
+from .engines.choice import EngineChoice
 from .known_steps import check_unchanged, split
 from .later_steps import StepAppender, has_all_targets
 from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .planning import plan_append
 from .quality import Quality
+from .run_source import AppendedSource, OpenHere, OpenRun, placed
 from .surroundings import appended_surroundings
 
 if TYPE_CHECKING:
-    from relex_codec.exact.tier_writer import SegmentJob
     from relex_codec.format.index import Index
 
 MICRO: Final = "micro"
@@ -61,6 +61,9 @@ def append(
     refit: bool = False,
     allow_pickle: bool = False,
     memory: str | int = DEFAULT_MEMORY,
+    workers: int | None = None,
+    engine: str = "auto",
+    address: str | None = None,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -86,6 +89,7 @@ def append(
         refit: fit directions and lines again.
         allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
+        workers, engine, address: as of `encode`.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
@@ -104,7 +108,7 @@ def append(
         >>> relex_codec.open("run.relex").steps
         [10, 20, 30, 40, 50]
     """
-    budget = parse_memory(memory)
+    budget, choice = parse_memory(memory), EngineChoice(engine, workers, address)
     in_place = output is None or is_same_file(file, output)
     if in_place and overwrite:
         raise InvalidArgument("overwrite is for another output; without one, append replaces the file that it reads")
@@ -141,11 +145,12 @@ def append(
             if isinstance(run.container.source, PrefetchingSource):
                 # old steps are restored and copied: all of the file is read twice, by the piece
                 run.container.source.copy_to(writer.scratch())
-            old = run.decoder.exact if index.has_frames else None
-            frames = partial(new_segment, writer, len(new), old)
+            source = AppendedSource(run, placed(new), storage_options)
             if refit or differ:
-                return _refit(run, further, writer, budget, frames, uri, directories, progress, asked=refit)
-            return StepAppender(run, further, writer, budget, frames).write(uri, directories, progress)
+                return _refit(
+                    run, further, source, choice, writer, budget, uri, directories, progress, asked=refit
+                )  # fmt: skip
+            return StepAppender(run, further, writer, budget, source, choice).write(uri, directories, progress)
 
 
 def _find(
@@ -153,8 +158,8 @@ def _find(
 ) -> list[tuple[int, str]]:
     """Find single checkpoints, or those of the only directory that is given if it is that of a run."""
     for path in checkpoints:
-        if is_journal(path):
-            raise InvalidArgument(f"{os.fspath(path)} is a journal, expected checkpoints: encode all of it again")
+        if is_journal(path, storage_options):
+            raise InvalidArgument(f"{without_secrets(path)} is a journal, expected checkpoints: encode all of it again")
     if len(checkpoints) != 1 or step is not None:
         return find_checkpoints(checkpoints, storage_options, step=step, allow_pickle=allow_pickle)
     if PLACEHOLDER in os.fspath(checkpoints[0]):
@@ -186,9 +191,10 @@ def _look_at_known(run: RunReader, known: list[tuple[int, str]], storage_options
 def _refit(
     run: RunReader,
     further: CheckpointSeries,
+    source: AppendedSource,
+    engine: EngineChoice,
     writer: FileWriter,
     budget: int,
-    frames: Callable[[], SegmentJob],
     uri: str | None,
     directories: Sequence[str | None],
     progress: bool,
@@ -207,7 +213,11 @@ def _refit(
     if not asked:
         note("further steps have other tensors than lines were fitted on: directions and lines are fitted again")
     embed = index.manifest.embedded
-    job = RunEncoder(plan, writer, observed, _quality(run), rank, embed, budget, True, frames)
+    here = OpenHere(OpenRun(series, None, run, further))
+    old = run.decoder.exact
+    job = RunEncoder(
+        plan, source, here, writer, observed, _quality(run), rank, embed, budget, True, old, engine
+    )  # fmt: skip
     keys = [tensor.planned.key for tensor in plan.tensors]
     around = appended_surroundings(keys, run, further, job.embed_file, uri, directories, copied=False)
     size = job.write(around, progress)

@@ -61,6 +61,10 @@ def widened(bits: Bits, dtype: str) -> F32:
 
 def magnitude(values: F32) -> float:
     """Return the sum of the magnitudes; NaN or infinite where one of them is."""
+    if len(values) > FEW:
+        from .loops.deltas import sum_of_magnitudes  # numba is only needed here
+
+        return float(sum_of_magnitudes(values))
     total = 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         for lo in range(0, len(values), WIDE_STRIP):

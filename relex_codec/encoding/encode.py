@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 from relex_codec.checkpoints.base_uri import checked_uri, uri_of_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
@@ -25,25 +25,25 @@ from relex_codec.core.steps import select_steps
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
-from relex_codec.journal.reader import is_delta_stream, is_journal, open_journal
+from relex_codec.journal.reader import is_delta_stream, is_journal
 from relex_codec.storage.hub.revisions import pinned_to_commit
 from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .adapter_run import NoBase
 from .base_check import check_base, check_new_tensors
+from .engines.choice import EngineChoice
 from .layouts import directory_names
 from .matched_base import MatchedBase, started_somewhere
 from .output import condition_of
+from .parts import Shard, write_part
 from .pipeline import RunEncoder
 from .planning import TensorPlan, plan_run
 from .quality import Quality
+from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunSource, everywhere, placed
 from .surroundings import surroundings
 from .usable_steps import left_out_of_fits
-
-if TYPE_CHECKING:
-    from relex_codec.exact.tier_reader import ExactTier
-    from relex_codec.exact.tier_writer import SegmentJob
+from .work_dir import Identity, WorkDirectory, identity_of, identity_of_journal
 
 
 def encode(
@@ -67,6 +67,12 @@ def encode(
     allow_new_tensors: bool = False,
     allow_pickle: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
+    engine: str = "auto",
+    address: str | None = None,
+    work_dir: PathLike | None = None,
+    keep_work_dir: bool = False,
+    shard: str | None = None,
     progress: bool = False,
     storage_options: Options = None,
 ) -> int:
@@ -103,11 +109,22 @@ def encode(
             ``model_world_size_W_rank_R.pt``, ``pytorch_model.bin``. Pickles can run code in what loads them; here they
             are parsed by a list of what is allowed, and nothing in them is run.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
+        workers: how many tensors are worked on at the same time; default: one for each processor.
+        engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
+            with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or group of small
+            ones; ``auto``: processes for runs of some gigabytes. The file is the same.
+        address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
+            takes. Default: the one that this process is connected to or runs beside, or a new one.
+        work_dir: directory or URL where what is finished is kept, so that the same call goes on after a kill. What
+            changed in between, of the run or the arguments, is noticed. It is removed when the file is complete.
+        keep_work_dir: leave it there.
+        shard: do one part of the work only, ``I/N`` for part I of N, and write it to ``OUTPUT.part-I-of-N``; `merge`
+            joins them. ``auto`` takes it from a job array of Slurm, or from RANK and WORLD_SIZE.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 
     Returns:
-        The size of the file in bytes.
+        The size of the file in bytes; with `shard`, of the part.
 
     Raises:
         CheckpointError: the run or the base cannot be read, or does not exist (then also a ``FileNotFoundError``), or
@@ -121,11 +138,22 @@ def encode(
         [10, 20, 30, 40]
     """
     budget, wanted = parse_memory(memory), Quality.parse(quality, factor_rank)
+    choice = EngineChoice(engine, workers, address)
     rules = [RenameRule.parse(text) for text in rename]
     if not 1 <= rank <= 0xFFFF:
         raise InvalidArgument(f"rank is {rank}, expected at least 1")
-    condition = condition_of(output, overwrite=overwrite, base=base, storage_options=storage_options)
-    writer = FileWriter(output, storage_options, condition)  # refuses now what cannot be written
+    if keep_work_dir and work_dir is None:
+        raise InvalidArgument("there is no work directory to keep: give one")
+    part = None if shard is None else Shard.parse(shard)
+    target = output if part is None else part.name(output)
+    condition = condition_of(
+        output,
+        overwrite=overwrite,
+        base=base,
+        storage_options=storage_options,
+        part=os.fspath(target) if part is not None else None,
+    )
+    writer = FileWriter(target, storage_options, condition)  # refuses now what cannot be written
     reference = pinned_to_commit(base, storage_options)
     uri = uri_of_base(reference, output) if base_uri is None else checked_uri(without_secrets(base_uri)) or None
     base_reader = open_base_to_encode(reference, storage_options, embed=embed_base, allow_pickle=allow_pickle)
@@ -153,12 +181,33 @@ def encode(
         for line in plan.notes:
             note(line)
         left_out = _left_out(run, found, series, storage_options) if found else []
-        frames = partial(new_segment, writer, len(series.steps))
-        job = RunEncoder(plan, writer, observed, wanted, rank, embed_base, budget, exact, frames)
+        source = _source(series, found, reference, of_adapters, storage_options)
+        here = OpenHere(OpenRun(series, origin))
+        job = RunEncoder(
+            plan, source, here, writer, observed, wanted, rank, embed_base, budget, exact, engine=choice
+        )  # fmt: skip
         places = [path_in_run(run, directory_of(path)) for _, path in found] if found else [None for _ in series.steps]
         directories = directory_names(places, series.steps)
         around = surroundings(plan, origin, job.embed_file, embed_base, exact, uri, directories, left_out)
-        size = job.write(around, progress)
+        identity = None
+        if work_dir is not None or part is not None:
+            asked = {
+                "--observe": observe, "--quality": wanted.name, "--factor-rank": factor_rank, "--rank": rank,
+                "--exact": exact, "--embed-base": embed_base, "--base-uri": base_uri, "--rename": sorted(rename),
+            }  # fmt: skip
+            identity = _identity(run, series, found, reference, base_reader, asked, storage_options)
+        work = None
+        if work_dir is not None and identity is not None:
+            mine = identity if part is None else identity.with_option("--shard", f"{part.number}/{part.count}")
+            work = stack.enter_context(WorkDirectory(work_dir, mine, storage_options, keep=keep_work_dir))
+        if part is not None and identity is not None:
+            units = job.units()
+            done = list(job.run(units, progress, work, part))
+            keys = [unit.key for unit in units]
+            return write_part(
+                writer, job.outline(around), identity, everywhere(reference), base_uri is not None, part, keys, done
+            )  # fmt: skip
+        size = job.write(around, progress, work)
         report_not_finite(job)
         return size
 
@@ -178,20 +227,22 @@ def _open_run(
     Returns:
         The run, and where its checkpoints are, if it has any.
     """
-    if is_journal(run) or is_delta_stream(run):
+    recorded = is_journal(run, storage_options)
+    if recorded or is_delta_stream(run):
         if not isinstance(base, SafetensorsCheckpoint):
             raise InvalidArgument(
                 f"{without_secrets(run)} was recorded from a base of safetensors; pass that as --base"
             )
+        from relex_codec.journal.remote import journal_at
         from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
         place: PathLike = run
-        if not is_journal(run):
+        if not recorded:
             from relex_codec.journal.deltas import record_deltas
 
             place = stack.enter_context(ScratchDirectory()).path
             record_deltas(run, place, base)
-        journal = open_journal(place)
+        journal = stack.enter_context(journal_at(place, storage_options))
         return JournalSeries(journal, base, select_steps(journal.numbers, steps, exclude_steps)), []
     found = find_run(
         run,
@@ -206,19 +257,35 @@ def _open_run(
     return open_series(found, storage_options, base=base, chosen=True, alike=False), found
 
 
+def _source(
+    series: CheckpointSeries,
+    found: Sequence[tuple[int, str]],
+    base: PathLike,
+    of_adapters: bool,
+    storage_options: Options,
+) -> RunSource:
+    """Say where a run is, for other processes."""
+    if found:
+        return CheckpointSource(placed(found), everywhere(base), of_adapters, storage_options)
+    journal = series.journal  # type: ignore[attr-defined]
+    return JournalSource(everywhere(journal.path), everywhere(base), tuple(series.steps), storage_options)
+
+
+def _identity(
+    run: PathLike, series: CheckpointSeries, found: Sequence[tuple[int, str]], base: str,
+    base_reader: SafetensorsCheckpoint, options: dict[str, Any], storage_options: Options,
+) -> Identity:  # fmt: skip
+    """Say what results are made of and with."""
+    if found:
+        return identity_of(found, series.checkpoint, base, base_reader, options, storage_options)
+    return identity_of_journal(os.fspath(run), series.steps, base, base_reader, options, storage_options)
+
+
 def report_not_finite(job: RunEncoder) -> None:
     """Say on stderr which tensors had weights that are not finite, and were fitted without those steps."""
     lines = sum(isinstance(tensor, TensorPlan) and not tensor.held for tensor in job.plan.tensors)
     for line in left_out_of_fits(job.not_finite, job.steps, lines):
         note(line)
-
-
-def new_segment(writer: FileWriter, count: int, old: ExactTier | None = None) -> SegmentJob:
-    """Begin a segment of `count` steps, after those of `old`."""
-    from relex_codec.exact.segment_writer import SegmentWriter  # numba is only needed here
-    from relex_codec.exact.tier_writer import SegmentJob
-
-    return SegmentJob(SegmentWriter(writer.scratch, count), old)
 
 
 def _report_skip(message: str) -> None:

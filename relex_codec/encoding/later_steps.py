@@ -6,8 +6,9 @@ What happens to one tensor is in later_tensor.py; here are the tables, the chunk
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,24 +18,31 @@ from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo, che
 from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.core.progress import note, progress_bar
 from relex_codec.core.text import quote
-from relex_codec.core.threads import cpu_count, ordered_map
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.packed_span import ChunkRow, PendingSpan
 from relex_codec.format.tensor_record import TensorRecord
-from relex_codec.format.writer import ChunkWriter, FileWriter, Tables
+from relex_codec.format.writer import ChunkWriter, FileWriter, FrameEntries, Tables
 from relex_codec.run.run_reader import RunReader
 
+from .driver import Results, run_units
+from .engines.choice import EngineChoice, Work
 from .fit import F64
-from .later_tensor import LaterTensor, project_tensor
+from .frames import FrameRange
+from .later_tensor import LaterTensor, moves_later
+from .later_units import LaterSpec, LaterUnit, later_tensor
 from .layouts import step_entries
 from .run_plan import Key
+from .run_source import OpenHere, OpenRun, RunSource
 from .surroundings import appended_surroundings
-from .turns import OrderedPieces, Turns
+from .unit_files import OpenFiles
+from .unit_plan import TensorSize, plan_units
 
 if TYPE_CHECKING:
-    from relex_codec.exact.tier_writer import SegmentJob, TensorJob
+    from relex_codec.exact.segments import SegmentShape
+    from relex_codec.exact.tier_reader import ExactTier
 
 
 @dataclass(slots=True)
@@ -46,15 +54,16 @@ class StepAppender:
         further: checkpoints of later steps.
         writer: of the new file.
         budget: bytes.
-        new_segment: begins the segment of frames; called when the first tensor needs it.
+        source: of file and checkpoints, as units find them.
+        engine: does the units.
     """
 
     run: RunReader
     further: CheckpointSeries
     writer: FileWriter
     budget: int
-    new_segment: Callable[[], SegmentJob]
-    _segment: SegmentJob | None = field(default=None, init=False)
+    source: RunSource
+    engine: EngineChoice
 
     def write(self, base_uri: str | None, directories: Sequence[str | None], progress: bool) -> int:
         """Do everything and return the size of the file.
@@ -63,9 +72,15 @@ class StepAppender:
             base_uri: where the base is, for the manifest.
             directories: of the further steps.
         """
+        with closing(OpenFiles()) as files:
+            return self._write(Results(files), base_uri, directories, progress)
+
+    def _write(
+        self, results: Results, base_uri: str | None, directories: Sequence[str | None], progress: bool
+    ) -> int:  # fmt: skip
         index = self.run.container.index
         self._check_tensors()
-        found = dict(self._tensors(progress))
+        found = self._tensors(results, progress)
         self._tell_what_moves(found)
         self._copy_chunks()
         keys = [Key(tensor.name, tensor.dtype) for tensor in index.tensors]
@@ -84,9 +99,7 @@ class StepAppender:
         tables = Tables(
             steps, manifest, records, rows, index.digests, coefficients, self._errors(found), norms
         )  # fmt: skip
-        if self._segment is None and index.has_frames:
-            self._segment = self.new_segment()
-        return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
+        return self.writer.finish(tables, self._frames(results))
 
     def _check_tensors(self) -> None:
         """Check that the steps have the tensors of the file, and that memory suffices for the frames."""
@@ -110,55 +123,79 @@ class StepAppender:
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
-    def _tensors(self, progress: bool) -> Iterator[tuple[int, LaterTensor]]:
-        """Yield the number of each tensor that is none under another name, and what is known of it, in order."""
-        index, steps = self.run.container.index, len(self.further.steps)
-        tensors = [tensor for tensor in index.tensors if tensor.kind != f.TIED]
-        turns = Turns()
-
-        def work(task: tuple[int, TensorRecord]) -> tuple[int, LaterTensor]:
-            turn, tensor = task
-            try:
-                frames = self._frames(turn, tensor, turns)
-                return tensor.number, project_tensor(self.run.decoder, tensor, self.further, frames)
-            finally:
-                turns.end(turn)
-
-        piece = 8 * (steps + 4) * f.PIECE
-        threads = max(1, min(cpu_count(), self.budget // 2 // piece))
-        size = sum(tensor.size * ITEMSIZE[tensor.dtype] for tensor in tensors) * steps
+    def _tensors(self, results: Results, progress: bool) -> dict[int, LaterTensor]:
+        """Return what is known of each tensor that is none under another name, by its number."""
+        units = self._units()
+        tensors = [tensor for tensor in self.run.container.index.tensors if tensor.kind != f.TIED]
+        work = Work(
+            self.budget, len(units), lambda threads: max((unit.memory(threads) for unit in units), default=1),
+            self.writer.directory, lambda place: 0,
+        )  # fmt: skip
+        size = sum(unit.input_bytes for unit in units)
         with progress_bar("append", size, enabled=progress) as bar:
-            for number, found in ordered_map(work, enumerate(tensors), threads):
-                yield number, found
-                tensor = index.tensors[number]
-                bar.update(tensor.size * ITEMSIZE[tensor.dtype] * steps)
-        for tensor in index.tensors:
+            if units:
+                with self._engine.start(work, self.writer.working_directory()) as engine:
+                    for done in run_units(engine, enumerate(units)):
+                        results.add(done)
+                        bar.update(done.unit.input_bytes)
+        for tensor in self.run.container.index.tensors:
             if tensor.kind == f.TIED:
                 self._check_tied(tensor)
+        return {tensor.number: later_tensor(*results.row(tensor.number)) for tensor in tensors}
 
-    def _frames(self, turn: int, tensor: TensorRecord, turns: Turns) -> OrderedPieces | None:
-        """Return what takes a tensor to the new segment, if that is to hold it."""
-        index = self.run.container.index
-        held = tensor.segment > 0 or (tensor.dtype not in FLOATS and self._changes(tensor))
-        if not (index.has_exact or held):
+    @property
+    def _engine(self) -> EngineChoice:
+        tensors = self.run.container.index.tensors
+        return self.engine.of(sum(one.size * ITEMSIZE[one.dtype] for one in tensors) * len(self.further.steps))
+
+    def _units(self) -> list[LaterUnit]:
+        """Return what is to be done; finds out which tensors begin to move."""
+        index, steps = self.run.container.index, len(self.further.steps)
+        tensors = [tensor for tensor in index.tensors if tensor.kind != f.TIED]
+        still = [one for one in tensors if not one.segment and (index.has_exact or one.dtype not in FLOATS)]
+        found = parallel_map(lambda tensor: moves_later(self.run.decoder, tensor, self.further), still)
+        framed = {tensor.number: tensor.segment > 0 for tensor in tensors}
+        framed |= {tensor.number: moved for tensor, moved in zip(still, found, strict=True)}
+        sizes = [TensorSize(one.number, one.dtype, one.size, framed[one.number]) for one in tensors]
+        shape = self._shape if any(framed.values()) else None
+        specs = {}
+        for tensor in tensors:
+            segment = tensor.segment or (shape.number + 1 if shape is not None and framed[tensor.number] else 0)
+            frames = index.has_exact or framed[tensor.number]
+            specs[tensor.number] = LaterSpec.of(tensor, frames=frames, segment=segment)
+        here = OpenHere(OpenRun(self.further, None, self.run, self.further))
+        source = here if self._engine.is_local else self.source
+        return [
+            LaterUnit(
+                source, steps, tuple(specs[number] for number in planned.tensors),
+                FrameRange(shape, planned.groups) if shape is not None else None,
+                tuple(specs[number] for number in planned.extra),
+            )
+            for planned in plan_units(sizes, steps, shape.limit if shape is not None else 0)
+        ]  # fmt: skip
+
+    @property
+    def _old(self) -> ExactTier | None:
+        """The segments of frames that the file has."""
+        return self.run.decoder.exact if self.run.container.index.has_frames else None
+
+    @property
+    def _shape(self) -> SegmentShape:
+        """Where the new segment stands."""
+        from relex_codec.exact.segments import SegmentShape  # numba is only needed here
+
+        old = self._old
+        if old is None:
+            return SegmentShape.after([], len(self.further.steps))
+        return SegmentShape.after(old.segments, len(self.further.steps))
+
+    def _frames(self, results: Results) -> FrameEntries | None:
+        groups = results.groups()
+        if not groups and not self.run.container.index.has_frames:
             return None
+        from relex_codec.exact.tier_writer import assemble  # numba is only needed here
 
-        def begin() -> TensorJob:
-            if self._segment is None:
-                self._segment = self.new_segment()
-            return self._segment.tensor(tensor.number, tensor.name, tensor.dtype)
-
-        return OrderedPieces(turn, turns, begin)
-
-    def _changes(self, tensor: TensorRecord) -> bool:
-        """Tell whether a tensor that has stood still so far differs from its origin at a further step."""
-        if self.run.container.index.layout.get(tensor.name) is not tensor:
-            return False
-        for lo in range(0, tensor.size, f.PIECE):
-            hi = min(lo + f.PIECE, tensor.size)
-            if (self.further.read(tensor.name, lo, hi) != self.run.decoder.origins.read_span(tensor, lo, hi)).any():
-                return True
-        return False
+        return assemble(self._shape, groups, self._old)
 
     def _check_tied(self, tensor: TensorRecord) -> None:
         """Check that what is one tensor under two names is still one."""

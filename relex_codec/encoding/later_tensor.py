@@ -25,9 +25,9 @@ from relex_codec.format.tensor_record import TensorRecord
 
 from .delta_sums import FEW, widened, working_array
 from .fit import F64, deltas
+from .frames import TensorFrames
 from .step_errors import TIERS, excerpt_spans, measure, scaled
 from .stored_vectors import StoredVectors
-from .turns import OrderedPieces
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Sums:
 
 
 def project_tensor(
-    decoder: TensorDecoder, tensor: TensorRecord, further: CheckpointSeries, frames: OrderedPieces | None
+    decoder: TensorDecoder, tensor: TensorRecord, further: CheckpointSeries, frames: TensorFrames | None
 ) -> LaterTensor:
     """Go once through a tensor at the further steps.
 
@@ -87,7 +87,7 @@ def project_tensor(
         start, new = converted(origin, tensor), further.read(tensor.name, lo, hi) if there else None
         if frames is not None:
             left = _at_left(decoder, tensor, frames.left, lo, hi) if frames.left else start
-            frames.add_later(piece, left, np.broadcast_to(left, (count, hi - lo)) if new is None else new)
+            frames.add_later(piece, left, standing(left, count) if new is None else new)
         if new is not None and len(vectors):
             decoded = [vectors.piece(j, piece) for j in range(len(vectors))]
             _add(sums, tensor, further, origin, new, decoded)
@@ -104,6 +104,37 @@ def project_tensor(
     if not len(vectors):
         return LaterTensor(coefficients, segment, np.zeros((TIERS, count)), np.zeros(count), moves)
     return LaterTensor(coefficients, segment, _misses(sums, decoder, tensor, further, coefficients), sums.squares)
+
+
+def add_piece(
+    decoder: TensorDecoder, tensor: TensorRecord, further: CheckpointSeries, piece: int, frames: TensorFrames
+) -> None:
+    """Take one piece of a tensor to the new segment, and do nothing else with it; arguments as of `project_tensor`."""
+    lo = piece * f.PIECE
+    hi = min(lo + f.PIECE, tensor.size)
+    if frames.left:
+        left = _at_left(decoder, tensor, frames.left, lo, hi)
+    else:
+        left = converted(decoder.origins.read_span(tensor, lo, hi), tensor)
+    there = decoder.container.index.layout.get(tensor.name) is tensor
+    frames.add_later(piece, left, further.read(tensor.name, lo, hi) if there else standing(left, len(further.steps)))
+
+
+def standing(left: Bits, count: int) -> Bits:
+    """Return the elements of a tensor at steps that lack it: what they were."""
+    return np.broadcast_to(left, (count, len(left)))
+
+
+def moves_later(decoder: TensorDecoder, tensor: TensorRecord, further: CheckpointSeries) -> bool:
+    """Tell whether a tensor that has stood still so far differs from its origin at a further step."""
+    if decoder.container.index.layout.get(tensor.name) is not tensor:
+        return False
+    for lo in range(0, tensor.size, f.PIECE):
+        hi = min(lo + f.PIECE, tensor.size)
+        start = converted(decoder.origins.read_span(tensor, lo, hi), tensor)
+        if (further.read(tensor.name, lo, hi) != start).any():
+            return True
+    return False
 
 
 def _at_left(decoder: TensorDecoder, tensor: TensorRecord, left: int, lo: int, hi: int) -> Bits:

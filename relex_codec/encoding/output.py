@@ -17,7 +17,14 @@ from relex_codec.storage.urls import Options, PathLike, is_url, local_path, norm
 SUFFIX = ".relex"
 
 
-def condition_of(output: PathLike, *, overwrite: bool, base: PathLike | None, storage_options: Options) -> Condition:
+def condition_of(
+    output: PathLike,
+    *,
+    overwrite: bool,
+    base: PathLike | None,
+    storage_options: Options,
+    part: str | None = None,
+) -> Condition:
     """Return what may be replaced by a new file.
 
     Args:
@@ -25,6 +32,7 @@ def condition_of(output: PathLike, *, overwrite: bool, base: PathLike | None, st
         overwrite: whether the user said that what is there may go.
         base: of the new file; an archive that refers to the same one could be appended to.
         storage_options: for fsspec.
+        part: what is written in place of `output`, where that is a part of it.
 
     Raises:
         InvalidArgument: the output is not called ``NAME.relex``, or it exists and is not to be replaced.
@@ -35,6 +43,10 @@ def condition_of(output: PathLike, *, overwrite: bool, base: PathLike | None, st
         raise InvalidArgument(f"cannot write {shown}: an output is called NAME{SUFFIX}; give it such a name")
     if overwrite:
         return ANYTHING
+    if part is not None:
+        if file_exists(part, storage_options):
+            raise InvalidArgument(f"cannot write {without_secrets(part)}: it exists; -f (overwrite=True) replaces it")
+        return ABSENT
     if not is_url(output):  # also where nothing is written, as the file is there
         with suppress(OSError):
             remove_leftovers(os.path.dirname(os.path.realpath(local_path(output))))

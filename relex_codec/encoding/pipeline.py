@@ -5,42 +5,44 @@ What there is to do is planned in planning.py; what happens to one tensor is in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
-from relex_codec.core.dtypes import ITEMSIZE, as_dtype
+from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
-from relex_codec.core.threads import cpu_count, ordered_map
+from relex_codec.core.threads import parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import Manifest
 from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.writer import FileWriter
 
-from .arena import Arena
-from .delta_sums import forget_working_arrays
-from .layouts import step_entries
+from .band_units import BandUnit, FinishUnit
+from .driver import Done, Results, run_units
+from .engines.choice import EngineChoice, Work
+from .frames import FrameRange
+from .joining import Contents, Outline
+from .moving import moves
+from .parts import Shard
 from .planning import CopyPlan, RunPlan, TensorPlan
 from .quality import Quality
+from .run_source import OpenHere, RunSource
 from .surroundings import Surroundings
-from .tables import EncodedTensor, tables_of
-from .tensor_history import SMALLEST_SLICE, Room, room_for
-from .turns import OrderedPieces, Turns
-from .unit import TensorTask, Workplace, encode_tensor
+from .unit_files import OpenFiles
+from .unit_plan import TensorSize, plan_units, shard_of
+from .units import Settings, TensorSpec, TensorsUnit, frames_memory, room_of, task_of
+from .work_dir import WorkDirectory
 
 if TYPE_CHECKING:
-    from relex_codec.exact.tier_writer import SegmentJob, TensorJob
+    from relex_codec.exact.segments import SegmentShape
+    from relex_codec.exact.tier_reader import ExactTier
 
-UNIT_MEMORY: Final = 48 << 20
-"""Bytes that the search for a quantiser takes, beside what a `Room` has; tensors at a time are bounded by it."""
-THREAD_MEMORY: Final = 32 << 20
-"""Bytes of the budget for each thread: it needs a tenth, but what threads free is not at once another's to use."""
+
+EncodingUnit = TensorsUnit | BandUnit | FinishUnit
 
 
 @dataclass(slots=True)
@@ -49,16 +51,21 @@ class RunEncoder:
 
     Attributes:
         plan: what is encoded.
+        source: the same run, as units find it.
+        here: the same for units in this process.
         observed: how many steps, from the first, are fitted.
         rank: directions per tensor.
         embed: store the base.
         budget: bytes.
         exact: frames hold every tensor that changes, not only those that no line is drawn through.
-        new_segment: begins the segment of frames; called when the first tensor needs it.
+        old: the exact tier of the file that steps are appended to.
+        engine: does the units.
         not_finite: at which steps tensors had weights that are not finite, by name; known when all are encoded.
     """
 
     plan: RunPlan
+    source: RunSource
+    here: OpenHere
     writer: FileWriter
     observed: int
     quality: Quality
@@ -66,151 +73,191 @@ class RunEncoder:
     embed: bool
     budget: int
     exact: bool
-    new_segment: Callable[[], SegmentJob]
+    old: ExactTier | None = None
+    engine: EngineChoice = field(default_factory=EngineChoice)
     not_finite: dict[str, list[int]] = field(default_factory=dict, init=False)
-    _segment: SegmentJob | None = field(default=None, init=False)
-    _known_changes: dict[int, bool] = field(default_factory=dict, init=False)
+    contents: Contents = field(default_factory=Contents, init=False)
+    _framed: dict[int, bool] = field(default_factory=dict, init=False)
+    """Whether the new segment holds a tensor, by its number."""
 
     @property
     def steps(self) -> list[int]:
         """The steps of the run."""
         return list(self.plan.run.steps)
 
-    def write(self, around: Surroundings, progress: bool) -> int:
+    def write(self, around: Surroundings, progress: bool, work: WorkDirectory | None = None) -> int:
         """Do everything and return the size of the file."""
-        tensors = list(self.tensors(progress))
-        self.writer.close_chunks()
-        layouts = around.layouts
-        manifest = Manifest(
-            self.observed, self.exact, around.base_uri, self.embed, list(around.base_shards), self.quality.name,
-            self.quality.growth, [tensor.entry for tensor in tensors], [file.entry for file in around.files],
-            layouts.layouts, layouts.steps[self.observed - 1], step_entries(around.directories, layouts.steps),
-            list(around.left_out),
-        )  # fmt: skip
-        tables = tables_of(tensors, np.array(self.steps, np.int64), manifest)
-        return self.writer.finish(tables, self._segment.assemble() if self._segment else None)
+        with closing(OpenFiles()) as files:
+            results = Results(files)
+            for done in self.run(self.units(), progress, work):
+                results.add(done)
+            joined = self.outline(around).write(results, self.writer, self.old)
+        self.not_finite = {name: [self.steps[i] for i in found] for name, found in joined.not_finite.items()}
+        return joined.size
 
-    def tensors(self, progress: bool) -> Iterator[EncodedTensor]:
-        """Encode every tensor, in the order of the plan."""
-        tasks = [self._task(plan) for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
-        self._check(tasks)
-        size = sum(task.input_bytes for task in tasks)
-        with progress_bar("encode", size, enabled=progress) as bar, closing(self._encoded(tasks)) as encoded:
-            for plan in self.plan.tensors:
-                if isinstance(plan, CopyPlan):
-                    yield EncodedTensor(plan.entry, f.TIED, f.IN_BASE, target=plan.target)
-                    continue
-                tensor = next(encoded)
-                self._put(tensor)
-                if tensor.not_finite:
-                    self.not_finite[plan.info.name] = [self.steps[i] for i in tensor.not_finite]
-                yield tensor
-                bar.update(self._task(plan).input_bytes)
+    def outline(self, around: Surroundings) -> Outline:
+        """Return what the file says beside what its units find out; after `units`."""
+        tensors = self.plan.tensors
+        manifest = Manifest(
+            self.observed, self.exact, None, self.embed, [], self.quality.name, self.quality.growth,
+            [plan.entry for plan in tensors], [], [], 0, [],
+        )  # fmt: skip
+        targets = [plan.target if isinstance(plan, CopyPlan) else None for plan in tensors]
+        framed = self.exact or self.old is not None or any(self._framed.values())
+        shape = self._shape if framed else None
+        return Outline.of(manifest, around, self.steps, targets, self.contents, shape)
 
     def embed_file(self, content: bytes) -> PendingSpan:
-        """Store a file that is no weights; returns its span."""
-        data = np.frombuffer(content, np.uint8)
-        parts = (data[lo : lo + f.PIECE] for lo in range(0, len(data), f.PIECE))
-        return self.writer.base.add(parts, len(data), match=True)
+        """Store a file that is no weights; returns what stands for its span."""
+        return self.contents.store(content)
 
-    def _task(self, plan: TensorPlan) -> TensorTask:
-        return TensorTask(plan, self.observed, self.rank, self.quality, self.embed or not plan.sources)
-
-    def _encoded(self, tasks: list[TensorTask]) -> Generator[EncodedTensor, None, None]:
-        """Yield the tensors in order, while the next ones are worked on."""
-        processors = cpu_count()
-        units = max(1, min(processors, len(tasks), self.budget // 4 // UNIT_MEMORY))
-        threads = processors // units if units > 1 else processors + 1  # one reads while the others compute
-        threads = max(1, min(threads, self.budget // THREAD_MEMORY // units))
-        rooms = [self._room(task, threads, units) for task in tasks]
-        arena = Arena(min(self.budget // 8 * 5, sum(room.size for room in rooms)))
-        turns = Turns()
-
-        def work(unit: tuple[int, TensorTask, Workplace]) -> EncodedTensor:
-            number, task, place = unit
-            try:
-                frames = self._frames(number, task, turns)
-                return encode_tensor(task, place, frames)
-            finally:
-                turns.end(number)
-                arena.give_back(place.region)
-
-        def places() -> Iterator[tuple[int, TensorTask, Workplace]]:
-            for number, (task, room) in enumerate(zip(tasks, rooms, strict=True)):
-                region = arena.take(room.size)
-                yield number, task, Workplace(room, region, self.writer.directory, self.budget)
-
-        try:
-            yield from ordered_map(work, places(), units)
-        finally:
-            forget_working_arrays()
-
-    def _room(self, task: TensorTask, threads: int, units: int) -> Room:
-        info, origin = task.info, task.origin.dtype
-        if task.plan.held:
-            return Room(0, False, False, SMALLEST_SLICE, threads)
-        return room_for(info, origin, len(self.steps), self.rank, self.budget, threads, units)
-
-    def _frames(self, turn: int, task: TensorTask, turns: Turns) -> OrderedPieces | None:
-        """Return what takes the steps of a tensor to the segment of frames, if that is to hold it."""
-        if not (self.exact or (task.plan.held and self._changes(task))):
-            return None
-
-        def begin() -> TensorJob:
-            if self._segment is None:
-                self._segment = self.new_segment()
-            return self._segment.tensor(task.plan.number, task.info.name, task.info.dtype)
-
-        return OrderedPieces(turn, turns, begin, task.run.as_in_file)
-
-    def _put(self, tensor: EncodedTensor) -> None:
-        """Write the spans of a tensor."""
-        if tensor.span is not None:
-            self.writer.base.put(tensor.span)
-        for direction in tensor.directions:
-            self.writer.directions.put(direction.factors)
-            self.writer.directions.put(direction.remainder)
-
-    def _check(self, tasks: list[TensorTask]) -> None:
-        """Refuse at once what would fail after hours: codes that move without frames, more memory than there is."""
-
-        def need(task: TensorTask) -> int:  # frames take whole pieces of all steps
-            return 3 * (len(self.steps) + 1) * ITEMSIZE[task.info.dtype] * min(task.info.size, f.PIECE)
-
-        large = [task for task in tasks if self.exact and need(task) > self.budget]
-        for task in tasks:
-            if self.exact or not task.plan.held or not (task.plan.codes or need(task) > self.budget):
+    def units(self) -> list[EncodingUnit]:
+        """Return what is to be done; finds out which tensors move."""
+        plans = self._plans
+        self._look_at(plans)
+        sizes = [
+            TensorSize(plan.number, plan.info.dtype, plan.info.size, self._framed[plan.number], not plan.held)
+            for plan in plans
+        ]
+        shape = self._shape if any(self._framed.values()) else None
+        specs = {plan.number: self._spec(plan) for plan in plans}
+        source = self.here if self._engine.is_local else self.source
+        fixed = source, len(self.steps), self._settings
+        found: list[EncodingUnit] = []
+        bands: list[str] = []
+        for planned in plan_units(sizes, len(self.steps), shape.limit if shape else 0, bands=True):
+            frames = FrameRange(shape, planned.groups) if shape is not None else None
+            extra = tuple(specs[number] for number in planned.extra)
+            first = specs[planned.tensors[0]]
+            if planned.band is None:
+                found.append(TensorsUnit(*fixed, tuple(specs[one] for one in planned.tensors), frames, extra))
                 continue
-            if self._changes(task):
-                if task.plan.codes:
-                    raise InvalidArgument(_of_codes(task.info, task.plan.codes))
-                large.append(task)
-        if large:
-            widest = max(large, key=need)
-            name = quote(widest.info.name)
-            what = "the exact tier" if self.exact else f"tensor {name}, which is stored step by step,"
+            found.append(BandUnit(*fixed, first, *planned.band, frames, extra))
+            bands.append(found[-1].key)
+            if planned.band[1] * f.PIECE >= first.planned.info.size:
+                found.append(FinishUnit(*fixed, first, tuple(bands)))
+                bands = []
+        return found
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(self.observed, self.rank, self.quality, self.embed)
+
+    @property
+    def _shape(self) -> SegmentShape:
+        """Where a new segment stands."""
+        from relex_codec.exact.segments import SegmentShape  # numba is only needed here
+
+        old = self.old.segments if self.old is not None else []
+        return SegmentShape.after(old, len(self.steps) - sum(segment.count for segment in old))
+
+    def _spec(self, plan: TensorPlan) -> TensorSpec:
+        before, framed = self._before(plan), self._framed[plan.number]
+        segment = before or (self._shape.number + 1 if framed else 0)
+        return TensorSpec.of(plan, frames=self.exact or framed, segment=segment, before=before > 0)
+
+    def _before(self, plan: TensorPlan) -> int:
+        """Return the first of the earlier segments that has a tensor, 0 for none."""
+        found = self.old.container.index.find(*plan.planned.key) if self.old is not None else None
+        return found.segment if found is not None else 0
+
+    @property
+    def _engine(self) -> EngineChoice:
+        """The engine that does the units."""
+        return self.engine.of(sum(_bytes(plan) for plan in self._plans) * len(self.steps))
+
+    @property
+    def _plans(self) -> list[TensorPlan]:
+        return [plan for plan in self.plan.tensors if isinstance(plan, TensorPlan)]
+
+    def run(
+        self,
+        units: Sequence[EncodingUnit],
+        progress: bool,
+        work: WorkDirectory | None = None,
+        shard: Shard | None = None,
+    ) -> Iterator[Done]:
+        """Do units; yields each that is done.
+
+        Args:
+            units: all of them.
+            work: keeps results, and has some.
+            shard: which of the units are done; None: all.
+        """
+        numbered = list(enumerate(units))
+        if shard is not None:
+            mine = jobs_of(units, shard)
+            numbered = [(number, unit) for number, unit in numbered if unit.job in mine]
+        kept = work.kept([unit.key for _, unit in numbered]) if work is not None else {}
+        directory = work.path if work is not None else self.writer.working_directory()
+        size = sum(unit.input_bytes for _, unit in numbered)
+        with progress_bar("encode", size, enabled=progress) as bar:
+            for number, unit in numbered:
+                if unit.key in kept:
+                    yield Done(number, unit, kept[unit.key])
+                    bar.update(unit.input_bytes)
+            rest = [(number, unit) for number, unit in numbered if unit.key not in kept]
+            if not rest:
+                return
+            with self._engine.start(self._work([unit for _, unit in rest]), directory) as engine:
+                for done in run_units(engine, rest, kept):
+                    if work is not None:
+                        work.add(done.path)
+                    yield done
+                    bar.update(done.unit.input_bytes)
+
+    def _work(self, units: Sequence[EncodingUnit]) -> Work:
+        tasks = [task_of(plan, self._settings) for plan in self._plans]
+        return Work(
+            self.budget, len(units), lambda threads: max(unit.memory(threads) for unit in units), self.writer.directory,
+            lambda place: sum(room_of(task, place).size for task in tasks),
+        )  # fmt: skip
+
+    def _look_at(self, plans: Sequence[TensorPlan]) -> None:
+        """Find out which tensors the segment holds, and refuse at once what would fail after hours.
+
+        That is codes that move without frames, and more memory than there is.
+        """
+        if self.exact:
+            self._check_memory("the exact tier", plans)
+        first = self._shape.first if self.old is not None else 0
+        wanted = [plan for plan in plans if (self.exact or plan.held) and not self._before(plan)]
+        tasks = [task_of(plan, self._settings) for plan in wanted]
+        found = parallel_map(lambda task: moves(task, self.budget, first), tasks)
+        self._framed = {plan.number: self._before(plan) > 0 for plan in plans}
+        self._framed |= {plan.number: moved for plan, moved in zip(wanted, found, strict=True)}
+        if self.exact:
+            return
+        for plan in wanted:
+            if plan.codes and self._framed[plan.number]:
+                raise InvalidArgument(_of_codes(plan.info, plan.codes))
+        self._check_memory("", [plan for plan in wanted if self._framed[plan.number]])
+
+    def _check_memory(self, what: str, plans: Sequence[TensorPlan]) -> None:
+        def need(plan: TensorPlan) -> int:
+            return frames_memory(plan.info.dtype, plan.info.size, len(self.steps))
+
+        widest = max(plans, key=need, default=None)
+        if widest is not None and need(widest) > self.budget:
+            what = what or f"tensor {quote(widest.info.name)}, which is stored step by step,"
             raise InvalidArgument(
                 f"{what} of {len(self.steps)} steps needs {-(-need(widest) // 10**6)} MB, memory is "
                 f"{self.budget // 10**6} MB: raise --memory"
             )
 
-    def _changes(self, task: TensorTask) -> bool:
-        """Tell whether a tensor ever differs from its origin, rounded to its dtype."""
-        number = task.plan.number
-        if number not in self._known_changes:
-            self._known_changes[number] = self._differs(task)
-        return self._known_changes[number]
 
-    def _differs(self, task: TensorTask) -> bool:
-        info, origin = task.info, task.origin
-        width = len(self.steps) * ITEMSIZE[info.dtype]
-        count = min(f.PIECE, max(SMALLEST_SLICE, self.budget // (8 * width)))
-        for lo in range(0, info.size, count):
-            hi = min(lo + count, info.size)
-            start = as_dtype(origin.read(lo, hi), origin.dtype, info.dtype)
-            if (task.run.read(info.name, lo, hi) != start).any():
-                return True
-        return False
+def jobs_of(units: Sequence[EncodingUnit], shard: Shard) -> set[str]:
+    """Return the jobs of one part of the work."""
+    sizes: dict[str, int] = {}
+    for unit in units:
+        sizes[unit.job] = sizes.get(unit.job, 0) + unit.input_bytes
+    jobs = list(sizes)
+    return {jobs[place] for place in shard_of(list(sizes.values()), shard.number, shard.count)}
+
+
+def _bytes(plan: TensorPlan) -> int:
+    """Return the bytes of a tensor at one step."""
+    return plan.info.size * ITEMSIZE[plan.info.dtype]
 
 
 def _of_codes(info: TensorInfo, codes: str) -> str:

@@ -44,6 +44,7 @@ class TensorPlan:
         sources: where that is in the base; empty: it is stored in the file.
         held: whether no line may go through it.
         codes: the codes that it belongs to, if it is codes or their scales.
+        record: number of the tensor of a file that it starts from, where that is appended to.
     """
 
     number: int
@@ -53,6 +54,7 @@ class TensorPlan:
     sources: tuple[BaseRange, ...]
     held: bool
     codes: str | None = None
+    record: int | None = None
 
     @property
     def info(self) -> TensorInfo:
@@ -250,7 +252,9 @@ def plan_append(run: AppendedSeries, index: Index, observed: int) -> RunPlan:
         series = TensorSteps(run, tensor, run, records.get(key))
         record = records.get(key) or _like(run, tensor)
         origin = run.origin(record) if record else Origin.in_run(series, key.name)
-        plans.append(_plan(len(plans), tensor, series, origin, record.sources if record else (), held, planned))
+        ranges = record.sources if record else ()
+        number = record.number if record else None
+        plans.append(replace(_plan(len(plans), tensor, series, origin, ranges, held, planned), record=number))
     return RunPlan(run, plans, main, [])
 
 

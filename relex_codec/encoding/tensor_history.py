@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.core.cancellation import check_cancelled
@@ -140,6 +141,63 @@ class Vectors:
 
 
 @dataclass(slots=True)
+class Gathered:
+    """What is summed up over a tensor, or over some of its pieces, when it is read.
+
+    Attributes:
+        grams: float64 [pieces, T, T], inner products of the deltas.
+        squares: float64 [pieces, T], squared norms of the deltas.
+        infinite: bool [T], whether a delta is not finite.
+        digests: of the pieces of the origin.
+        norms: float64 [pieces], sums of the magnitudes of the origin.
+        moved: whether an observed step differs from the origin in the run's dtype.
+    """
+
+    grams: F64
+    squares: F64
+    infinite: npt.NDArray[np.bool_]
+    digests: list[bytes]
+    norms: F64
+    moved: bool
+
+
+@dataclass(slots=True)
+class Summed:
+    """What is known of a tensor when all of it has been read in bands.
+
+    Attributes:
+        gram: float64 [T, T], inner products of the deltas.
+        squares: float64 [pieces, T], squared norms of the deltas.
+        infinite: bool [T], whether a delta is not finite.
+        digests: of the pieces of the origin.
+        norm: sum of the magnitudes of the origin.
+        moved: whether an observed step differs from the origin in the run's dtype.
+    """
+
+    gram: F64
+    squares: F64
+    infinite: npt.NDArray[np.bool_]
+    digests: list[bytes]
+    norm: float
+    moved: bool
+
+    @classmethod
+    def of(cls, bands: Iterable[Gathered]) -> Summed:
+        """Add up bands in the order of their pieces, so that sums are to the last bit those of one process."""
+        gram, infinite = np.zeros((1, 1)), np.zeros(1, bool)
+        squares, digests, norm, moved = [], [], 0.0, False
+        for band in bands:
+            for matrix, value in zip(band.grams, band.norms, strict=True):
+                gram = gram + matrix
+                norm += float(value)
+            infinite = infinite | band.infinite
+            squares.append(band.squares)
+            digests += band.digests
+            moved = moved or band.moved
+        return cls(gram, np.concatenate(squares), infinite, digests, norm, moved)
+
+
+@dataclass(slots=True)
 class _Piece:
     """What is found out about a piece; `bits` only for a `PieceTaker`."""
 
@@ -203,20 +261,54 @@ class TensorHistory:
         """
         steps = len(self.run.steps)
         gram = np.zeros((steps, steps))
-        starts = range(0, self.info.size, PIECE)
-        for start, found in zip(starts, self.spread(self._look_at, 2 if self._pieces else None), strict=True):
+        for _, found in self._read(0, -(-self.info.size // PIECE)):
             gram += found.sums.matrix()
-            self.infinite |= found.sums.infinite
             self.energies.append(found.sums.squares)
-            self.digests.append(found.digest)
             self.norm += found.norm
+            self.infinite |= found.sums.infinite
+            self.digests.append(found.digest)
             self.moved = self.moved or found.moved
-            if self._pieces and found.origin is not None and found.bits is not None:
-                origin = as_dtype(found.origin, self.origin.dtype, self.info.dtype)
-                self._pieces.add(start // PIECE, origin, found.bits)
         if self.infinite.any() and self._pieces is None:
             self._refuse()
         return gram
+
+    def gather(self, first: int, end: int) -> Gathered:
+        """Read pieces `first` to `end` once, and return what is found out about each; `self` stays as it is."""
+        steps = len(self.run.steps)
+        found = Gathered(
+            np.zeros((end - first, steps, steps)), np.zeros((end - first, steps)), np.zeros(steps, bool), [],
+            np.zeros(end - first), False,
+        )  # fmt: skip
+        for number, piece in self._read(first, end):
+            at = number - first
+            found.grams[at], found.squares[at] = piece.sums.matrix(), piece.sums.squares
+            found.infinite |= piece.sums.infinite
+            found.digests.append(piece.digest)
+            found.norms[at] = piece.norm
+            found.moved = found.moved or piece.moved
+        return found
+
+    def adopt(self, sums: Summed) -> F64:
+        """Take what was found out about all pieces in the place of `gram`; returns what that returns.
+
+        Raises:
+            CheckpointError: as `gram`.
+        """
+        self.infinite, self.energies, self.moved = sums.infinite, list(sums.squares), sums.moved
+        self.digests, self.norm = sums.digests, sums.norm
+        if self.infinite.any() and self._pieces is None:
+            self._refuse()
+        return sums.gram
+
+    def _read(self, first: int, end: int) -> Iterator[tuple[int, _Piece]]:
+        """Read pieces, and give them to the `PieceTaker`; yields number and what is found out about each."""
+        starts = range(first * PIECE, min(end * PIECE, self.info.size), PIECE)
+        window = 2 if self._pieces else None
+        for start, found in zip(starts, self.spread(self._look_at, window, starts), strict=True):
+            if self._pieces and found.origin is not None and found.bits is not None:
+                origin = as_dtype(found.origin, self.origin.dtype, self.info.dtype)
+                self._pieces.add(start // PIECE, origin, found.bits)
+            yield start // PIECE, found
 
     def vectors(self, fit: Fit, directory: str) -> tuple[Vectors, F64]:
         """Read the observed steps again, if they are not held.
@@ -246,9 +338,11 @@ class TensorHistory:
         """Return the bits of elements lo .. hi at all steps: [T, hi - lo]."""
         return self.run.read(self.info.name, lo, hi) if self._held is None else self._held[:, lo:hi]
 
-    def spread(self, function: Callable[[int], R], window: int | None = None) -> Iterator[R]:
-        """Yield what `function` returns for the first element of each piece, in order."""
-        starts = range(0, self.info.size, PIECE)
+    def spread(
+        self, function: Callable[[int], R], window: int | None = None, starts: range | None = None
+    ) -> Iterator[R]:
+        """Yield what `function` returns for the first element of each piece, in order; or of those from `starts`."""
+        starts = range(0, self.info.size, PIECE) if starts is None else starts
         return ordered_map(function, starts, min(self._room.threads, len(starts)), window)
 
     def _look_at(self, start: int) -> _Piece:

@@ -31,7 +31,7 @@ from .quality import Quality
 from .step_errors import squared_errors
 from .stored_direction import StoredDirection
 from .tables import EncodedDirection, EncodedTensor, direction_record
-from .tensor_history import PieceTaker, Room, TensorHistory, Vectors
+from .tensor_history import PieceTaker, Room, Summed, TensorHistory, Vectors
 from .tensor_steps import TensorSteps
 from .usable_steps import fit_usable, last_usable
 from .weight_error import ReadPieces, Sample
@@ -106,11 +106,17 @@ class Workplace:
     budget: int
 
 
-def encode_tensor(task: TensorTask, place: Workplace, frames: PieceTaker | None = None) -> EncodedTensor:
+def encode_tensor(
+    task: TensorTask,
+    place: Workplace,
+    frames: PieceTaker | None = None,
+    gathered: Summed | None = None,
+) -> EncodedTensor:
     """Encode one tensor.
 
     Args:
         frames: takes it to the exact tier, if that holds it.
+        gathered: what was found out when it was read band by band; its pieces have then gone to the exact tier.
 
     Raises:
         CheckpointError: it cannot be read, or has weights that are not finite and no frames.
@@ -119,7 +125,7 @@ def encode_tensor(task: TensorTask, place: Workplace, frames: PieceTaker | None 
     if task.plan.held:
         _without_line(tensor, task, frames)
     else:
-        _with_line(tensor, task, place, frames)
+        _with_line(tensor, task, place, frames, gathered)
     if task.store_origin:
         tensor.span = _stored_origin(task, place)
     return tensor
@@ -146,12 +152,23 @@ def _stored_origin(task: TensorTask, place: Workplace) -> PackedSpan:
     return pack(planes, size, directory=place.directory, in_memory=place.budget // SPAN_SHARE)
 
 
-def _with_line(tensor: EncodedTensor, task: TensorTask, place: Workplace, frames: PieceTaker | None) -> None:
-    """A tensor that a line is drawn through, if it moves while it is observed."""
-    unit = TensorHistory(
+def history_of(task: TensorTask, place: Workplace, frames: PieceTaker | None) -> TensorHistory:
+    """Return what reads the tensor at all steps."""
+    return TensorHistory(
         task.run, task.info, task.origin, task.observed, place.room, place.region, frames, wide=task.wide
-    )
-    gram = unit.gram()
+    )  # fmt: skip
+
+
+def _with_line(
+    tensor: EncodedTensor,
+    task: TensorTask,
+    place: Workplace,
+    frames: PieceTaker | None,
+    gathered: Summed | None,
+) -> None:
+    """A tensor that a line is drawn through, if it moves while it is observed."""
+    unit = history_of(task, place, frames)
+    gram = unit.gram() if gathered is None else unit.adopt(gathered)
     if task.in_base:
         tensor.digests = unit.digests
     tensor.norm = unit.norm if math.isfinite(unit.norm) else math.nan

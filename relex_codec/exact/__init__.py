@@ -8,7 +8,7 @@ In the order of the data:
     rans, frequency_tables           how a symbol becomes bits, and with which frequencies
     frame_encoder, frame_decoder     the words of one step from those of the steps around it, and back
     part_coder                       a part (a piece of a tensor) over all steps of a segment
-    segment_writer, tier_writer      writing a segment, and the tier of a file
+    segment_writer, tier_writer      coding groups of parts, and laying out the tier of a file
     tier_reader, replay              restoring one step, and many of them in order
 
 The formulas are those of EXACT.md section 14, and a name that stands there is used here too. Modules with compiled

@@ -47,6 +47,10 @@ STILL: Final = 2 | 2 << 4
 """The outer movement of a word of which nothing is known: none at either end."""
 
 
+LENGTHS: Final = np.array([value.bit_length() for value in range(256)], np.int64)
+"""Bits of small numbers: counting them one by one mispredicts a branch for most numbers."""
+
+
 @inlined
 def bit_length(value: Int) -> Int:
     """Number of bits of a non-negative int64."""
@@ -54,10 +58,7 @@ def bit_length(value: Int) -> Int:
     while value >= 256:
         value >>= 8
         bits += 8
-    while value > 0:
-        value >>= 1
-        bits += 1
-    return bits
+    return bits + LENGTHS[value]
 
 
 @inlined
@@ -86,13 +87,13 @@ def number(symbol: Int, raw: Int) -> Int:
 @inlined
 def zigzag(value: Int) -> Int:
     """0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
-    return 2 * value if value >= 0 else -2 * value - 1
+    return (2 * value) ^ (value >> 63)
 
 
 @inlined
 def unzigzag(value: Int) -> Int:
     """The inverse of `zigzag`."""
-    return value >> 1 if value & 1 == 0 else -((value + 1) >> 1)
+    return (value >> 1) ^ -(value & 1)
 
 
 @inlined
@@ -128,21 +129,21 @@ def near_key(distance: Int, scale: Int, outer: Int, rises: bool) -> Int:
 
     Args:
         scale: its class.
-        outer: clipped movement from outside to the left end, and << 4 that from the right end outwards.
+        outer: clipped movement from outside to the left end, and << 4 that from the right end outwards; bit 3 is free.
         rises: whether the right end is the larger.
     """
-    return distance << 11 | scale << 7 | (outer & 7) << 4 | (outer >> 4) << 1 | np.int64(rises)
+    return distance << 12 | scale << 8 | outer | np.int64(rises) << 3
 
 
 def near_contexts() -> npt.NDArray[np.uint16]:
     """Return the contexts of list words whose ends are less than 8 apart; computing them takes as long as a symbol.
 
     Returns:
-        uint16 [2, 2^14]: whether the near end is the right one; `near_key`.
+        uint16 [2, 2^15]: whether the near end is the right one; `near_key`.
     """
-    key = np.arange(1 << 14)
-    distance, scale, rises = key >> 11, key >> 7 & 15, key & 1
-    ends = np.minimum(key >> 4 & 7, 4), np.minimum(key >> 1 & 7, 4)
+    key = np.arange(1 << 15)
+    distance, scale, rises = key >> 12, key >> 8 & 15, key >> 3 & 1
+    ends = np.minimum(key & 7, 4), np.minimum(key >> 4 & 7, 4)
     found = []
     for near, far in (ends, ends[::-1]):
         at_near, at_far = (np.where(rises, movement, 4 - movement) for movement in (near, far))

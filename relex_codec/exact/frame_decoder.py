@@ -15,23 +15,18 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
 from .contexts import (
-    ABOVE,
-    BELOW,
     CLASSES,
     COUNT,
     DENSE,
     GAP,
     MOVE,
-    NEAR_CONTEXTS,
     Int,
-    far_context,
-    near_key,
     number,
     raw_bits,
-    scale_class,
     unzigzag,
 )
-from .interval_lists import Longs, Ranks
+from .interval_lists import IntervalList, Longs, MovedWords, Ranks, merge_moved, split_side, write_words
+from .list_decoder import decode_list
 from .rans import (
     COARSE_SHIFT,
     LANES,
@@ -53,91 +48,86 @@ from .rans import (
 
 BAD_STREAM: Final = -1
 """What decoding returns for a stream that breaks the rules."""
+LOW_SIDE: Final = 0
+HIGH_SIDE: Final = 1
+BOTH_SIDES: Final = 2
+"""Which lists `decode_frame` makes."""
 Lanes = npt.NDArray[np.uint64]
 
 
 @compiled
-def decode_list(
-    rank: Ranks,
-    left: Bits,
-    right: Bits,
-    outer: npt.NDArray[np.uint8],
+def decode_frame(
+    listed: IntervalList,
     near_is_right: bool,
     from_near: int,
     length: int,
     shape: Longs,
+    bounds: Longs,
     tables: CoderTables,
     states: Lanes,
     words: Words,
+    last: np.uint64,
+    side: int,
+    write: bool,
+    low: IntervalList,
+    high: IntervalList,
     middle: Bits,
-) -> int:
-    """Decode the words of an interval's list into `middle`: the inverse of `encode_list`.
+    moved: MovedWords,
+    current: Bits,
+    order: Ranks,
+) -> tuple[int, int]:
+    """Decode the frame of an interval, and make the lists on both sides of it.
 
     Args:
-        rank, left, right, outer: the list, see `interval_lists.IntervalList`.
-        near_is_right, from_near, length, shape: as of `encode_list`.
+        listed: the interval's list.
+        near_is_right, from_near, length, shape: as of `frame_encoder.encode_list`.
+        bounds: see `interval_lists.Order`.
         tables: of the frame.
         states, words: see `rans.open_stream`; states are changed.
-        middle: filled.
+        last: see `decode_moved`.
+        side: which lists are wanted: `LOW_SIDE`, `HIGH_SIDE` or `BOTH_SIDES`.
+        write: whether the words of the frame shall be written to `current`.
+        low, high: filled, if they are wanted; with room for one word more than the part.
+        middle: filled with the words of the list in the frame.
+        moved: filled with the quiet words that moved.
+        current, order: as of `decode_moved`.
 
     Returns:
-        Number of words used.
+        Lengths of both lists, 0 of one that is not wanted, or BAD_STREAM twice.
     """
-    mantissa, half, low = shape[0], shape[1], shape[2]
-    table_of, lookup, entries = tables
-    size = len(rank)
-    mask = 2 * half - 1
-    many = len(words)
-    at = 0
-    # classes by the bits above the mantissa, and contexts of near ends, are looked up: half of the time of a symbol
-    # would go into them
-    classes = np.empty((2 * half) >> mantissa or 1, np.uint8)
-    for i in range(len(classes)):
-        classes[i] = scale_class(i << mantissa, mantissa, half, low)
-    contexts = NEAR_CONTEXTS[1] if near_is_right else NEAR_CONTEXTS[0]
-    x0 = states[0]
-    for i in range(size):
-        if near_is_right:
-            near, far = np.int64(right[i]), np.int64(left[i])
-        else:
-            near, far = np.int64(left[i]), np.int64(right[i])
-        d = far - near
-        sign = 1 if d > 0 else -1
-        d *= sign
-        scale, around = np.int64(classes[near >> mantissa]), np.int64(outer[i])
-        if d < 8:
-            key = near_key(d, scale, around, (sign > 0) != near_is_right)
-            context: Int = np.int64(contexts[key])
-        else:
-            context = far_context(d, scale)
-        t = table_of[context]
-        slot = slot_of(x0)
-        v = np.uint64(lookup[(t << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
-        entry = entries[(t << SYMBOL_SHIFT) | v]
-        while is_beyond(slot, entry):
-            v += ONE
-            entry = entries[(t << SYMBOL_SHIFT) | v]
-        x0 = after_symbol(x0, entry)
-        if x0 < LOW and at < many:
-            x0 = refilled(x0, words[at])
-            at += 1
-        u: Int = np.int64(v)
-        if d >= 8:
-            bits = raw_bits(u)
-            raw = np.int64(0)
-            if bits > 0:
-                raw = raw_of(x0, bits)
-                x0 = without_raw(x0, bits)
-                if x0 < LOW and at < many:
-                    x0 = refilled(x0, words[at])
-                    at += 1
-            u = d * from_near // length + unzigzag(number(u, raw))
-        elif u > d:
-            beyond, x0, at = take_number(x0, BELOW if u == d + 1 else ABOVE, tables, words, at)
-            u = -1 - beyond if u == d + 1 else d + 1 + beyond
-        middle[i] = (near + sign * u) & mask
-    states[0] = x0
-    return at
+    rank, left, right, outer = listed
+    near_of, far_of = (right, left) if near_is_right else (left, right)
+    one_high = side == HIGH_SIDE
+    end_of, other_of = (right, left) if one_high else (left, right)
+    low_rank, low_left, low_right, low_outer = low
+    high_rank, high_left, high_right, high_outer = high
+    if one_high:
+        out_rank, out_here, out_end, out_outer = high_rank, high_left, high_right, high_outer
+    else:
+        out_rank, out_here, out_end, out_outer = low_rank, low_right, low_left, low_outer
+    made, states[0], at = decode_list(
+        rank, near_of, far_of, outer, near_is_right, from_near, length, shape, tables, states[0], words,
+        middle, one_high, end_of, other_of, out_rank, out_here, out_end, out_outer,
+    )  # fmt: skip
+    a, b = (0, made) if one_high else (made, 0)
+    moved_rank, before, after = moved
+    count = decode_moved(
+        current, order, rank, 0, shape[1], bounds, tables, states, words, at, last, moved_rank, before, after
+    )
+    if count < 0:
+        return BAD_STREAM, BAD_STREAM
+    if side == BOTH_SIDES:
+        b = split_side(listed, middle, True, high_left, high_right, high)
+    if write:
+        write_words(rank, middle, order, current)
+    if count > 0:
+        if side != HIGH_SIDE:
+            a = merge_moved(low, a, moved, count, False)
+        if side != LOW_SIDE:
+            b = merge_moved(high, b, moved, count, True)
+        if write:
+            write_words(moved_rank[:count], after, order, current)
+    return a, b
 
 
 @compiled

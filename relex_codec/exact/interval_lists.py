@@ -46,9 +46,14 @@ def empty_list(size: int, dtype: Any) -> IntervalList:
     )
 
 
+def first_of(listed: IntervalList, size: int) -> IntervalList:
+    """Return the first `size` words of a list: not a copy."""
+    return IntervalList(listed.rank[:size], listed.left[:size], listed.right[:size], listed.outer[:size])
+
+
 def trimmed(listed: IntervalList, size: int) -> IntervalList:
     """Return the first `size` words of a list, copied where much memory would be kept for little."""
-    first = IntervalList(listed.rank[:size], listed.left[:size], listed.right[:size], listed.outer[:size])
+    first = first_of(listed, size)
     if 2 * size < len(listed.rank):
         return IntervalList(first.rank.copy(), first.left.copy(), first.right.copy(), first.outer.copy())
     return first
@@ -57,6 +62,20 @@ def trimmed(listed: IntervalList, size: int) -> IntervalList:
 def word_shape(layout: WordLayout, low: int) -> Longs:
     """Return what compiled code needs to know of words: int64 [mantissa bits, half of their range, lowest exponent]."""
     return np.array([layout.mantissa, layout.half, low], np.int64)
+
+
+class MovedWords(NamedTuple):
+    """Quiet words that moved, in the order of their ranks; each differs from what it was.
+
+    Attributes:
+        rank: uint32, their ranks.
+        before: words at the left end.
+        after: words in the frame.
+    """
+
+    rank: Ranks
+    before: Bits
+    after: Bits
 
 
 class Order(NamedTuple):
@@ -76,6 +95,16 @@ def order_of(words: Bits, shape: Longs) -> Order:
     places, bounds = np.empty(len(words), np.uint32), np.empty(CLASSES + 1, np.int64)
     _sort_by_class(words, shape[0], shape[1], shape[2], np.empty(len(words), np.uint8), places, bounds)
     return Order(places, bounds)
+
+
+@compiled
+def classes_of(shape: Longs) -> npt.NDArray[np.uint8]:
+    """Return the class of each word by its bits above the mantissa: uint8; computing it takes as long as a symbol."""
+    mantissa, half, low = shape[0], shape[1], shape[2]
+    classes = np.empty(max((2 * half) >> mantissa, 1), np.uint8)
+    for i in range(len(classes)):
+        classes[i] = scale_class(i << mantissa, mantissa, half, low)
+    return classes
 
 
 @compiled
@@ -140,6 +169,36 @@ def split_list(
 
 
 @compiled
+def split_side(
+    listed: IntervalList, middle: Bits, is_high: bool, here_of: Bits, end_of: Bits, out: IntervalList
+) -> int:
+    """Make the list on one side of a frame, without the quiet words that moved.
+
+    Args:
+        listed: the interval's list.
+        middle: its words in the frame.
+        is_high: which side.
+        here_of, end_of: of `out`, where the words in the frame go, and those at the end.
+        out: filled, with room for one word more than `listed`.
+
+    Returns:
+        Its length.
+    """
+    rank, left, right, outer = listed
+    out_rank, _, _, out_outer = out
+    end, other = (right, left) if is_high else (left, right)
+    keep, shift = (0xF0, 0) if is_high else (15, 4)
+    a = 0
+    for i in range(len(rank)):
+        here, at_end = np.int64(middle[i]), np.int64(end[i])
+        step = here - np.int64(other[i])
+        out_rank[a], here_of[a], end_of[a] = rank[i], here, at_end
+        out_outer[a] = (np.int64(outer[i]) & keep) | (clipped(step if is_high else -step) << shift)
+        a += here != at_end
+    return a
+
+
+@compiled
 def find_moved(before: Bits, after: Bits, rank: Ranks, first: int, moved: Ranks) -> int:
     """Find the quiet words that differ, from rank `first` on; returns their number.
 
@@ -161,6 +220,36 @@ def find_moved(before: Bits, after: Bits, rank: Ranks, first: int, moved: Ranks)
             moved[count] = r
             count += 1
     return count
+
+
+@compiled
+def merge_moved(listed: IntervalList, size: int, moved: MovedWords, count: int, is_high: bool) -> int:
+    """Put the quiet words that moved into the list on one side of a frame; returns its new length.
+
+    Args:
+        listed: one side of the frame, with room for `count` words more.
+        size: words in it.
+        moved, count: what moved, and how many.
+        is_high: whether the list is that of the right side.
+    """
+    rank, left, right, outer = listed
+    moved_rank, moved_before, moved_after = moved
+    i, at = size - 1, size + count - 1
+    for j in range(count - 1, -1, -1):
+        before, here = np.int64(moved_before[j]), np.int64(moved_after[j])
+        while i >= 0 and rank[i] > moved_rank[j]:
+            rank[at], left[at], right[at], outer[at] = rank[i], left[i], right[i], outer[i]
+            i -= 1
+            at -= 1
+        rank[at] = moved_rank[j]
+        if is_high:
+            left[at], right[at] = here, before
+            outer[at] = clipped(here - before) | (STILL & 0xF0)
+        else:
+            left[at], right[at] = before, here
+            outer[at] = (STILL & 15) | (clipped(before - here) << 4)
+        at -= 1
+    return size + count
 
 
 @compiled

@@ -1,7 +1,7 @@
-"""A part, which is a piece of one tensor in a segment: its words at all steps to streams and back (FORMAT.md, 14).
+"""A part, which is a piece of one tensor in a segment: its words at all steps to streams (EXACT.md section 14).
 
 There is one stream a frame. `PartEncoder` goes from interval to interval, counts symbols by table set (`SymbolCounter`)
-and keeps them as `Symbols` until the tables of the group are known. `PartDecoder` goes down to the step that is wanted.
+and keeps them as `Symbols` until the tables of the group are known. The way back is in part_decoder.py.
 """
 
 from __future__ import annotations
@@ -9,21 +9,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 
-from relex_codec.core.dtypes import ITEMSIZE, Bits
-from relex_codec.errors import Corrupt
-from relex_codec.format.chunks import decompress
-from relex_codec.format.constants import CODEC_ZSTD
-from relex_codec.format.packing import from_planes, to_planes
+from relex_codec.core.dtypes import Bits
+from relex_codec.format.packing import to_planes
 
-from .bisection import Interval, intervals_to, whole_segment
+from .bisection import Interval, whole_segment
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .frame_decoder import decode_all, decode_list, decode_moved
 from .frame_encoder import Records, encode_all, encode_list, encode_moved
 from .frequency_tables import Counts
 from .interval_lists import (
@@ -35,10 +30,9 @@ from .interval_lists import (
     split_list,
     trimmed,
     word_shape,
-    write_words,
 )
-from .ordered_words import WordLayout, from_words, layout_of, to_words
-from .rans import CoderTables, encode_stream, open_stream
+from .ordered_words import WordLayout, to_words
+from .rans import CoderTables, encode_stream
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""
@@ -209,150 +203,3 @@ class PartEncoder:
             counts, self._records, self._raws, at, raw_at,
         )  # fmt: skip
         return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first), moved
-
-
-class Frame(NamedTuple):
-    """The stream of a part in one frame, with its coding and the tables that it is coded with."""
-
-    coding: int
-    stream: bytes
-    tables: CoderTables
-
-
-class _Stream(NamedTuple):
-    tables: CoderTables
-    states: npt.NDArray[np.uint64]
-    words: npt.NDArray[np.uint32]
-    last: np.uint64
-
-
-class _Moved(NamedTuple):
-    rank: Ranks
-    before: Bits
-    after: Bits
-
-
-class PartDecoder:
-    """Rebuilds the words of one part.
-
-    Args:
-        bits: elements at the left end of the segment.
-        dtype: of the elements.
-        low: lowest exponent of the group.
-        count: steps of the segment.
-        dense: classes of the first frame that are coded word by word.
-        frame: gives the stream of a step's frame.
-    """
-
-    def __init__(self, bits: Bits, dtype: str, low: int, count: int, dense: int, frame: Callable[[int], Frame]) -> None:
-        self.dtype, self.count, self.dense, self.frame = dtype, count, dense, frame
-        self.layout = layout_of(dtype)
-        self.words = to_words(bits, self.layout)
-        """Ordered words of the step that was restored last, in the tensor's own order."""
-        self.shape = word_shape(self.layout, low)
-        self.order = order_of(self.words, self.shape)
-
-    def bits(self) -> Bits:
-        """Return the elements of the step that was restored last: a new array."""
-        return from_words(self.words, self.layout, self.dtype)
-
-    def restore(self, step: int) -> Bits:
-        """Return the elements of a step of the segment, 1 .. n; decodes the frames of `bisection.frames_of`."""
-        listed = self.first_list()
-        for interval in intervals_to(step, self.count):
-            listed = self.half(interval, listed, high=step > interval.middle)
-        write_words(listed.rank, listed.right, self.order.places, self.words)
-        return self.bits()
-
-    def _open(self, frame: Frame, dense: int, listed: int) -> _Stream | None:
-        """Begin to decode a stream of symbols, with so many dense words or a list; None if nothing moves in it."""
-        if not frame.stream:
-            if listed:
-                raise Corrupt("a stream is missing")
-            return None
-        opened = open_stream(frame.stream, dense)
-        if opened is None:
-            raise Corrupt("a stream has the wrong length")
-        return _Stream(frame.tables, *opened)
-
-    def _moved(self, rank: Ranks, first: int, stream: _Stream, at: int, found: _Moved | None = None) -> _Moved:
-        """Decode the quiet words that moved into `found`, which has room for all."""
-        if found is None:
-            most = len(self.words) - len(rank) - first
-            dtype = self.words.dtype
-            found = _Moved(np.empty(most, np.uint32), np.empty(most, dtype), np.empty(most, dtype))
-        count = int(
-            decode_moved(
-                self.words, self.order.places, rank, first, self.shape[1], self.order.bounds,
-                stream.tables, stream.states, stream.words, at, stream.last, *found,
-            )
-        )  # fmt: skip
-        if count < 0:
-            raise Corrupt("a stream does not decode")
-        return _Moved(*(array[:count] for array in found))
-
-    def first_list(self) -> IntervalList:
-        """Decode the first frame; returns the list of the whole segment."""
-        first = int(self.order.bounds[self.dense])
-        frame = self.frame(self.count)
-        if frame.coding == PLAIN:
-            ranked = self._plain(frame.stream)
-            before = self.words[self.order.places]
-            ranks = np.flatnonzero(ranked != before).astype(np.uint32)
-            return IntervalList(ranks, before[ranks], ranked[ranks], np.full(len(ranks), STILL, np.uint8))
-        stream = self._open(frame, first, 0)
-        if stream is None:
-            return empty_list(0, self.words.dtype)
-        found = empty_list(len(self.words) + 1, self.words.dtype)
-        size, at = decode_all(
-            self.words, self.order.places, first, self.shape[1], self.order.bounds,
-            stream.tables, stream.states, stream.words, found.rank, found.left, found.right,
-        )  # fmt: skip
-        behind = _Moved(found.rank[size:], found.left[size:], found.right[size:])
-        moved = self._moved(found.rank[:0], first, stream, at, behind)
-        found.outer[:] = STILL
-        return trimmed(found, size + len(moved.rank))
-
-    def decoded(self, interval: Interval, listed: IntervalList) -> tuple[Bits, _Moved]:
-        """Decode an interval's frame: words of the list, and quiet ones that moved; `words` are at its left end."""
-        frame = self.frame(interval.middle)
-        dtype = self.words.dtype
-        if frame.coding == PLAIN:
-            ranked = self._plain(frame.stream)
-            before = self.words[self.order.places]
-            ranks = np.empty(len(before) + 1, np.uint32)
-            ranks = ranks[: find_moved(before, ranked, listed.rank, 0, ranks)]
-            return ranked[listed.rank], _Moved(ranks, before[ranks], ranked[ranks])
-        stream = self._open(frame, 0, len(listed.rank))
-        if stream is None:
-            return np.empty(0, dtype), _Moved(np.empty(0, np.uint32), np.empty(0, dtype), np.empty(0, dtype))
-        middle = np.empty(len(listed.rank), dtype)
-        at = decode_list(
-            *listed, interval.near_is_right, *interval.share, self.shape,
-            stream.tables, stream.states, stream.words, middle,
-        )  # fmt: skip
-        return middle, self._moved(listed.rank, 0, stream, at)
-
-    def _plain(self, stream: bytes) -> Bits:
-        """Words of a stream of coding 1, by rank; `words` are those of the left end."""
-        elements = len(self.words) // self.layout.per_element
-        width = ITEMSIZE[self.dtype]
-        xored = from_planes(decompress(stream, elements * width, CODEC_ZSTD), np.dtype(f"<u{width}"))
-        return to_words(self.bits() ^ xored, self.layout)[self.order.places]
-
-    def half(self, interval: Interval, listed: IntervalList, *, high: bool) -> IntervalList:
-        """One half of an interval; `words` become those of its left end."""
-        middle, moved = self.decoded(interval, listed)
-        half = empty_list(len(listed.rank) + len(moved.rank) + 1, self.words.dtype)
-        sizes = split_list(*listed, middle, *moved, not high, high, half, half)
-        if high:
-            write_words(listed.rank, middle, self.order.places, self.words)
-            write_words(moved.rank, moved.after, self.order.places, self.words)
-        return trimmed(half, sizes[int(high)])
-
-    def halves(self, interval: Interval, listed: IntervalList) -> tuple[IntervalList, IntervalList]:
-        """Both halves of an interval; `words` stay those of its left end."""
-        middle, moved = self.decoded(interval, listed)
-        low, high = (empty_list(len(listed.rank) + len(moved.rank) + 1, self.words.dtype) for _ in range(2))
-        sizes = split_list(*listed, middle, *moved, True, True, low, high)
-        return trimmed(low, sizes[0]), trimmed(high, sizes[1])

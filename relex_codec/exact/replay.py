@@ -20,8 +20,8 @@ from relex_codec.storage.prefetch import PREFETCH_BYTES, PlannedRange, prefetchi
 
 from . import segments
 from .bisection import Interval, replay_order, whole_segment
-from .interval_lists import IntervalList, write_words
-from .part_coder import PartDecoder
+from .interval_lists import IntervalList
+from .part_decoder import PartDecoder
 from .segments import PartInfo
 from .tier_reader import Blob, ExactTier, Key, Origin, Streams
 
@@ -163,7 +163,7 @@ class _Replayed:
             through: whether the words must be those of the right end afterwards.
         """
         if not wanted or wanted[0] == interval.right:
-            self._each(_apply, lists)
+            self._each(PartDecoder.apply, lists)
             yield from wanted
             return
         cut = bisect_right(wanted, interval.middle)
@@ -220,10 +220,6 @@ class _Replayed:
 
     def _keys(self, step: int) -> list[Key]:
         return [Key(self._number, step, group) for group in self._groups]
-
-
-def _apply(decoder: PartDecoder, listed: IntervalList) -> None:
-    write_words(listed.rank, listed.right, decoder.order.places, decoder.words)
 
 
 def replay_tensors(

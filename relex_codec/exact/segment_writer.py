@@ -1,11 +1,11 @@
-"""Writing a segment: parts come in tensor by tensor, blocks go out frame by frame (EXACT.md section 13)."""
+"""Coding the parts of a segment group by group; its blocks go out frame by frame (EXACT.md section 13)."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +20,18 @@ from .bisection import Interval, frame_order
 from .frequency_tables import fit_tables, lay_out, tables_to_bytes
 from .ordered_words import layout_of, to_words
 from .part_coder import PartEncoder, SymbolCounter, lowest_exponent
-from .segments import Grouping, PartInfo, table_set_numbers
+from .segments import PartInfo, table_set_numbers
 from .symbol_log import PartSymbols, SymbolLog
 
-GROUP_WORDS: Final = 1 << 20
-"""Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""
-GROUP_SYMBOLS: Final = 256 << 20
-"""Groups are smaller where their symbols would be more bytes than this, at a tenth of the words a step."""
 LOT: Final = 16 << 20
 """Bytes of frames that are coded together, at most."""
 TABLES_LEVEL: Final = 9
 """zstd level of the blobs of tables."""
 
 
-def group_limit(steps: int) -> int:
-    """Return how many words the groups of a segment of so many steps have."""
-    return max(f.PIECE, min(GROUP_WORDS, GROUP_SYMBOLS * 10 // (4 * steps) // f.PIECE * f.PIECE))
+BLOB: Final = np.dtype([("length", "<u8"), ("crc", "<u4")])
+"""What is known of a blob when it has been written."""
+Blobs = npt.NDArray[np.void]
 
 
 @dataclass(slots=True)
@@ -60,24 +56,20 @@ class _Group:
     dense: int | None = None
 
 
-class SegmentWriter:
-    """Codes the parts of one segment into a scratch file.
+class GroupCoder:
+    """Codes the parts of a segment group by group: parts of one group, then `close`, then those of the next one.
 
     Args:
-        scratch: opens a file, in which blobs are kept until their order is known; and another one for symbols.
+        scratch: opens a file for symbols that are too many for memory.
         count: steps of the segment.
     """
 
     def __init__(self, scratch: Callable[[], IO[bytes]], count: int) -> None:
-        self.scratch, self.count, self.limit = scratch(), count, group_limit(count)
-        self._log = SymbolLog(scratch)
-        self.table_sets = table_set_numbers(count)
-        self._blocks = [0, *frame_order(count)]
+        self.count, self.table_sets = count, table_set_numbers(count)
+        self.blocks = [0, *frame_order(count)]
         """Steps of the blocks in the order of the file; 0 stands for the block of tables."""
-        self._grouping = Grouping(self.limit)
+        self._log = SymbolLog(scratch)
         self._group = _Group()
-        self._blobs: list[list[tuple[int, int]]] = []
-        """(length, CRC) of every blob of each group, in the order of the blocks."""
 
     def add(self, info: PartInfo, bits: Sequence[Bits]) -> None:
         """Code a part.
@@ -85,7 +77,7 @@ class SegmentWriter:
         Args:
             bits: its elements at the left end and at each step: n + 1 rows.
         """
-        group = self._next(info)
+        group = self._group
         layout = layout_of(info.dtype)
         if group.low is None:
             group.low = lowest_exponent(to_words(bits[0], layout), layout)
@@ -100,50 +92,14 @@ class SegmentWriter:
 
     def add_still(self, info: PartInfo, digest: bytes) -> None:
         """Code a part that is the same at the left end and at every step, and has this digest."""
-        self._next(info).parts.append(_Part(info, digest))
+        self._group.parts.append(_Part(info, digest))
 
-    def finish(self) -> None:
-        """Close the last group."""
-        if self._group.parts:
-            self._close()
+    def close(self, write: Callable[[bytes], object]) -> Blobs:
+        """Fit the tables of the group that its parts make, and write its blobs, one for each block, in that order.
 
-    @property
-    def groups(self) -> int:
-        """Number of groups; after `finish`."""
-        return len(self._blobs)
-
-    def blocks(self) -> Iterator[tuple[int, int, Iterator[bytes]]]:
-        """Yield (step, length, data) of each block, in the order of the file; step 0 stands for the tables."""
-        begins = np.concatenate([[0], np.cumsum([sum(n for n, _ in blobs) for blobs in self._blobs])]).astype(np.int64)
-        offsets = [
-            np.concatenate([[0], np.cumsum([n for n, _ in blobs])]).astype(np.int64) + begin
-            for begin, blobs in zip(begins, self._blobs, strict=False)
-        ]
-        for number, step in enumerate(self._blocks):
-            index = np.zeros(len(self._blobs), f.BLOB_RECORD)
-            lengths = np.array([blobs[number][0] for blobs in self._blobs], np.uint64)
-            index["end"] = index.nbytes + np.cumsum(lengths)
-            index["crc"] = [blobs[number][1] for blobs in self._blobs]
-            places = [(int(at[number]), blobs[number][0]) for at, blobs in zip(offsets, self._blobs, strict=True)]
-            yield step, index.nbytes + int(lengths.sum()), self._data(index.tobytes(), places)
-
-    def _data(self, index: bytes, places: list[tuple[int, int]]) -> Iterator[bytes]:
-        yield index
-        for at, length in places:
-            if length:
-                self.scratch.seek(at)
-                yield self.scratch.read(length)
-
-    def _table_set(self, interval: Interval | None) -> int:
-        return self.table_sets[(self.count if interval is None else interval.middle) - 1]
-
-    def _next(self, info: PartInfo) -> _Group:
-        if self._grouping.begins_group(info) and self._group.parts:
-            self._close()
-        return self._group
-
-    def _close(self) -> None:
-        """Fit the tables of a group and write its blobs."""
+        Returns:
+            Their lengths and checksums.
+        """
         group, self._group = self._group, _Group()
         first = self._table_set(None)
         tables = [
@@ -163,20 +119,63 @@ class SegmentWriter:
             digests = b"".join(part.digest(step) for part in group.parts)
             return digests + sizes + b"".join(stream for _, stream in coded)
 
-        written: list[tuple[int, int]] = []
-        self.scratch.seek(0, 2)
-
-        def write(blob: bytes) -> None:
-            written.append((len(blob), zlib.crc32(blob)))
-            self.scratch.write(blob)
-
-        write(zstandard.ZstdCompressor(TABLES_LEVEL).compress(head))
+        blobs: Blobs = np.zeros(len(self.blocks), BLOB)
+        blobs[0] = _written(zstandard.ZstdCompressor(TABLES_LEVEL).compress(head), write)
         most = sum((symbols.bounds() for symbols in moving), np.zeros(self.count + 1, np.int64))
-        for steps in _lots(self._blocks[1:], most):
+        block = 1
+        for steps in _lots(self.blocks[1:], most):
             for blob in parallel_map(frame, steps):
-                write(blob)
-        self._blobs.append(written)
+                blobs[block] = _written(blob, write)
+                block += 1
         self._log.clear()
+        return blobs
+
+    def _table_set(self, interval: Interval | None) -> int:
+        return self.table_sets[(self.count if interval is None else interval.middle) - 1]
+
+
+class CodedGroup(NamedTuple):
+    """The blobs of a group, one after another.
+
+    Attributes:
+        read: returns bytes of what they are in, by position and length.
+        at: position of the first one.
+        blobs: of each block.
+    """
+
+    read: Callable[[int, int], bytes]
+    at: int
+    blobs: Blobs
+
+
+def blocks_of(groups: Sequence[CodedGroup], count: int) -> Iterator[tuple[int, int, Iterator[bytes]]]:
+    """Yield (step, length, data) of each block of a segment, in the order of the file; step 0 stands for the tables.
+
+    Args:
+        groups: all of the segment, in order.
+        count: its steps.
+    """
+    at = [group.at for group in groups]
+    for number, step in enumerate([0, *frame_order(count)]):
+        index = np.zeros(len(groups), f.BLOB_RECORD)
+        lengths = np.array([group.blobs["length"][number] for group in groups], np.uint64)
+        index["end"] = index.nbytes + np.cumsum(lengths)
+        index["crc"] = [group.blobs["crc"][number] for group in groups]
+        places = [(group.read, begin, int(length)) for group, begin, length in zip(groups, at, lengths, strict=True)]
+        at = [begin + length for _, begin, length in places]
+        yield step, index.nbytes + int(lengths.sum()), _data(index.tobytes(), places)
+
+
+def _data(index: bytes, places: Sequence[tuple[Callable[[int, int], bytes], int, int]]) -> Iterator[bytes]:
+    yield index
+    for read, at, length in places:
+        if length:
+            yield read(at, length)
+
+
+def _written(blob: bytes, write: Callable[[bytes], object]) -> tuple[int, int]:
+    write(blob)
+    return len(blob), zlib.crc32(blob)
 
 
 def _lots(steps: Sequence[int], most: npt.NDArray[np.int64]) -> Iterator[list[int]]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from relex_codec.errors import Corrupt
 from relex_codec.format import constants as f
 from relex_codec.format.index import Records
 from relex_codec.format.packing import piece_lengths
 
-from .bisection import frame_bound, frame_order, frames_of, whole_segment
+from .bisection import choose_left, frame_bound, frame_order, frames_of, whole_segment
 from .ordered_words import layout_of
+
+GROUP_WORDS: Final = 1 << 20
+"""Words in a group: tables cost about 10 KB a group, and its symbols are in memory until the tables are known."""
+GROUP_SYMBOLS: Final = 256 << 20
+"""Groups are smaller where their symbols would be more bytes than this, at a tenth of the words a step."""
 
 
 class PartInfo(NamedTuple):
@@ -93,6 +98,11 @@ class Segment:
     left: int
 
 
+def group_limit(steps: int) -> int:
+    """Return how many words the groups of a segment of so many steps have."""
+    return max(f.PIECE, min(GROUP_WORDS, GROUP_SYMBOLS * 10 // (4 * steps) // f.PIECE * f.PIECE))
+
+
 def step_costs(segments: Sequence[Segment]) -> list[int]:
     """Return how many frames restoring each step decodes."""
     costs: list[int] = []
@@ -100,6 +110,32 @@ def step_costs(segments: Sequence[Segment]) -> list[int]:
         before = costs[segment.left - 1] if segment.left else 0
         costs += [before + len(frames_of(step, segment.count)) for step in range(1, segment.count + 1)]
     return costs
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentShape:
+    """Where a new segment stands in the run of a file.
+
+    Attributes:
+        number: of segments before it.
+        first: steps before it.
+        left: number of the step at its left end; 0 is the origin.
+        count: its steps.
+        limit: words of its groups, at most.
+    """
+
+    number: int
+    first: int
+    left: int
+    count: int
+    limit: int
+
+    @classmethod
+    def after(cls, segments: Sequence[Segment], count: int) -> SegmentShape:
+        """Return that of a segment of `count` steps after those that a file has."""
+        first = segments[-1].first + segments[-1].count if segments else 0
+        ends = [segment.first + segment.count for segment in segments]
+        return cls(len(segments), first, choose_left(ends, step_costs(segments), count), count, group_limit(count))
 
 
 def check_segments(segments: Records, frames: Records, steps: int, begin: int, end: int) -> list[Segment]:

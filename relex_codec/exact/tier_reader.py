@@ -23,7 +23,7 @@ from relex_codec.storage.source import forget_all, read_checked
 
 from .bisection import frames_of
 from .frequency_tables import FrequencyTables, lay_out, most_table_bytes, tables_from_bytes
-from .part_coder import Frame, PartDecoder
+from .part_decoder import Frame, PartDecoder
 from .rans import CoderTables
 from .segments import PartInfo, check_segments, groups_of, parts_of
 

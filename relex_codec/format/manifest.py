@@ -137,7 +137,7 @@ class Manifest:
     left_out: list[LeftOut] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
-        """Serialise, padded with spaces to a multiple of 8."""
+        """Return the JSON text."""
         document = {
             "observed": self.observed,
             "exact": self.exact,
@@ -153,8 +153,7 @@ class Manifest:
             "steps": self.steps,
             "left_out": self.left_out,
         }
-        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-        return text + b" " * (-len(text) % 8)
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _tensor_row(entry: TensorEntry) -> list[Any]:

@@ -30,6 +30,7 @@ from .manifest import (
     StepEntry,
     TensorEntry,
 )
+from .manifest_text import unpacked
 from .safetensors_header import METADATA, load_object
 
 _WHERE: Final = "relex.manifest"
@@ -39,12 +40,12 @@ _LEFT_OUT_SIZE: Final = (1 << 53) + 1
 
 
 def parse(raw: bytes, steps: Sequence[int]) -> Manifest:
-    """Parse and check a manifest of a file with these steps.
+    """Parse and check a manifest, as it is or packed, of a file with these steps.
 
     Raises:
         Corrupt: it breaks a rule of FORMAT.md section 4.
     """
-    document = load_object(raw, error=Corrupt, where=_WHERE, exact=True)
+    document = load_object(unpacked(raw), error=Corrupt, where=_WHERE, exact=True)
     base, quality = _get(document, "base", dict), _get(document, "quality", dict)
     growth = quality.get("growth", math.inf)
     if growth is not None and not (type(growth) in (int, float) and math.isfinite(growth)):

@@ -246,8 +246,13 @@ class FileReader:
             read_checked(read, [(self.source, entry.begin, entry.end)])
         return self._figures[name]
 
-    def pieces(self, places: Sequence[PiecePlace], use: Callable[[int, Bytes], R]) -> list[R]:
+    def pieces(
+        self, places: Sequence[PiecePlace], use: Callable[[int, Bytes], R], outs: Sequence[Bytes] = ()
+    ) -> list[R]:
         """Read the chunks of `places`, and call ``use(i, raw bytes of place i)`` for each, on several threads.
+
+        Args:
+            outs: memory for the raw bytes of each place; empty: they are where they are.
 
         Returns:
             The results in the order of `places`.
@@ -258,18 +263,31 @@ class FileReader:
         numbers = list(dict.fromkeys(place.chunk for place in places))
         records = [self.index.chunks[number] for number in numbers]
         ranges = [(int(r["position"]), int(r["position"]) + int(r["stored"])) for r in records]
-        stored = dict(zip(numbers, self.source.read_many(ranges), strict=True))
         uses = Counter(place.chunk for place in places)
-        ready = {number: self._chunk(number, stored[number]) for number in numbers if uses[number] > 1}
+        stored: dict[int, bytes] = {}
+        if not self.source.at_hand:
+            stored.update(zip(numbers, self.source.read_many(ranges), strict=True))
+        spans = dict(zip(numbers, ranges, strict=True))
+
+        def chunk(number: int, out: Bytes | None = None) -> Bytes:
+            return self._chunk(number, stored[number] if number in stored else self.source.read(*spans[number]), out)
+
+        ready = {number: chunk(number) for number in numbers if uses[number] > 1}
 
         def one(i: int) -> R:
             place = places[i]
-            raw = ready[place.chunk] if place.chunk in ready else self._chunk(place.chunk, stored[place.chunk])
-            return use(i, raw[place.offset : place.offset + place.length])
+            if place.chunk not in ready and outs and place.length == self.index.chunks[place.chunk]["raw"]:
+                return use(i, chunk(place.chunk, outs[i]))
+            raw = ready[place.chunk] if place.chunk in ready else chunk(place.chunk)
+            raw = raw[place.offset : place.offset + place.length]
+            if outs:
+                outs[i][:] = raw
+                raw = outs[i]
+            return use(i, raw)
 
         return parallel_map(one, range(len(places)))
 
-    def _chunk(self, number: int, stored: bytes) -> Bytes:
+    def _chunk(self, number: int, stored: bytes, out: Bytes | None = None) -> Bytes:
         record = self.index.chunks[number]
         where = f"{self.source.path}: chunk {number} of {self._data_of(number)}"
         begin, end = int(record["position"]), int(record["position"]) + int(record["stored"])
@@ -278,7 +296,7 @@ class FileReader:
         if zlib.crc32(stored) != int(record["crc"]):
             raise Corrupt(f"{where} does not match its checksum: copy the file again")
         try:
-            return decompress(stored, int(record["raw"]), int(record["codec"]), int(record["fill"]))
+            return decompress(stored, int(record["raw"]), int(record["codec"]), int(record["fill"]), out)
         except Corrupt as error:
             raise Corrupt(f"{where}: {error}") from None
 

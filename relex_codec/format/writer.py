@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from relex_codec.core.dtypes import Bytes
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage.condition import ANYTHING, Condition
 from relex_codec.storage.explain import write_error
+from relex_codec.storage.leftovers import WorkingDirectory
 from relex_codec.storage.outputs import output_file
 from relex_codec.storage.stores.base import ObjectVersion
 from relex_codec.storage.urls import Options, PathLike
@@ -28,6 +30,7 @@ from relex_codec.storage.urls import Options, PathLike
 from . import constants as f
 from .index import Records
 from .manifest import Manifest
+from .manifest_text import packed
 from .packed_span import ChunkRow, PackedSpan, PendingSpan, compress_chunk
 from .safetensors_header import build
 
@@ -223,6 +226,25 @@ class FileWriter:
         except OSError as e:
             raise write_error(self._file.path, e) from None
 
+    def working_directory(self) -> str:
+        """Return a directory for what is many files, which lives as long as the writer.
+
+        Raises:
+            InvalidArgument: it cannot be made.
+        """
+        try:
+            return self._stack.enter_context(WorkingDirectory(os.path.join(self.directory, "units"))).path
+        except OSError as e:
+            raise write_error(self._file.path, e) from None
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Append bytes to a file that is not laid out by `finish`."""
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self._file.tell()
+
     def finish(self, tables: Tables, frames: FrameEntries | None = None) -> int:
         """Lay out the file and return its size in bytes; `close_chunks` comes first.
 
@@ -236,7 +258,7 @@ class FileWriter:
             records[name] = [record[field_number] for chunks in writers for record in chunks.records]
         raw = {
             f.STEPS: tables.steps.astype("<i8").tobytes(),
-            f.MANIFEST: tables.manifest.to_bytes(),
+            f.MANIFEST: packed(tables.manifest.to_bytes()),
             f.TENSORS: tables.tensors.tobytes(),
             f.DIRECTIONS: tables.directions.tobytes(),
             f.DIGESTS: tables.digests.tobytes(),

@@ -7,80 +7,90 @@ from typing import Any, Final
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.jit import compiled, lowest_bit
+from relex_codec.core.jit import bits_set, compiled, differing, inlined, lowest_bit
 
 SKIP: Final = 255
 """The byte that skips so many elements, of which none changed."""
-LINE: Final = 8
-"""64-bit words that are compared at a time."""
+GROUP: Final = 64
+"""Elements that are compared at a time; each has a bit of a mask."""
 BLOCK: Final = 2048
-"""64-bit words whose changes are taken before it goes on: 32 kB of both steps."""
+"""Elements whose changes are taken before it goes on: of BF16, 4 kB of both steps."""
+USUAL: Final = 3
+"""Changes of a group that are taken without a branch for each."""
 
 
 @compiled
-def find_changes(
-    old: Bits, new: Bits, old_words: Any, new_words: Any, is_float: bool, words: Any, positions: Any, changes: Any
-) -> int:
-    """Write position and change of each element that differs; return how many there are."""
-    # One function: arrays handed to another one would be counted as references, at five times the cost. Of each block,
-    # first the words that differ, without a branch for each, then the elements in them, which are still in the cache.
-    bits, per_word, last = 8 * old.itemsize, 8 // old.itemsize, len(old_words)
-    shift, count = np.uint64(0), 0  # a shift, as dividing would take longer than all else
-    while 1 << int(shift) < bits:
-        shift += np.uint64(1)
-    for block in range(0, last, BLOCK):
-        end, found = min(block + BLOCK, last), 0
-        lines = (end - block) // LINE
-        for line in range(lines):
-            first, differ = block + line * LINE, np.uint64(0)
-            for k in range(LINE):
-                differ |= old_words[first + k] ^ new_words[first + k]
-            if differ:
-                for k in range(first, first + LINE):
-                    words[found] = k
-                    found += old_words[k] != new_words[k]
-        for k in range(block + lines * LINE, end):
-            words[found] = k
-            found += old_words[k] != new_words[k]
-        for k in range(found):
-            first = int(words[k]) * per_word
-            differ = old_words[words[k]] ^ new_words[words[k]]
-            while differ:
-                number = int(lowest_bit(differ) >> shift)
-                i = first + number
-                moved = _ordered(np.uint64(new[i]), bits, is_float) - _ordered(np.uint64(old[i]), bits, is_float)
-                positions[count] = i
-                changes[count] = _zigzag(moved, bits)
-                count += 1
-                differ &= ~(_mask(bits) << np.uint64(number * bits))
-    for i in range(last * per_word, len(old)):
-        if old[i] != new[i]:
-            moved = _ordered(np.uint64(new[i]), bits, is_float) - _ordered(np.uint64(old[i]), bits, is_float)
-            positions[count] = i
-            changes[count] = _zigzag(moved, bits)
-            count += 1
-    return count
+def take_changes(
+    old: Bits, new: Bits, is_float: bool, keep: bool, chunk: int, masks: Any, groups: Any, positions: Any, changes: Any,
+    skips: Any, planes: Any, rows: Any,
+) -> None:  # fmt: skip
+    """Find what changed in chunks that follow each other, and give the old step what it has become.
 
+    One pass over both steps: the elements of a block that differ are found without a branch, as bits of masks, and then
+    taken while the block is in the cache. All chunks in one call, which gives up the GIL once: beside a thread that is
+    busy in Python, getting it back takes up to 5 ms each time.
 
-@compiled
-def describe_changes(
-    old: Bits, new: Bits, old_words: Any, new_words: Any, is_float: bool, words: Any, positions: Any, changes: Any,
-    skips: Any, planes: Any, most: Any,
-) -> Any:  # fmt: skip
-    """Find changes and split them into skips and planes; return how many, of skips, and of planes that have any.
-
-    All of it in one call, which gives up the GIL once: beside a thread that is busy in Python, getting it back takes up
-    to 5 ms each time. `most` gets how often the most frequent byte occurs in skips and in each plane.
+    Args:
+        old, new: the elements of the chunks.
+        is_float: whether the bits are a sign and a magnitude.
+        keep: `old` stays as it is; else it becomes `new`, by writing what changed alone.
+        chunk: elements of a chunk.
+        masks, groups: uint64 and int64 [BLOCK // GROUP]. Overwritten, as are the next two.
+        positions: uint32 [chunk + GROUP].
+        changes: of the bits' dtype [chunk].
+        skips: uint8; the skips of all chunks, one after another.
+        planes: uint8 [width, elements]; the same for the planes. Those of a chunk that are zero are left as they are.
+        rows: int64 [chunks, 3]: how many changes each has, how many skips, and how many planes that are not zero.
     """
-    count = find_changes(old, new, old_words, new_words, is_float, words, positions, changes)
-    if count == 0:
-        return 0, 0, 0
-    length = skips_of(positions[:count], skips)
-    top = split_changes(changes[:count], planes, old.itemsize)
-    most[0] = most_frequent(skips[:length])
-    for plane in range(top):
-        most[1 + plane] = most_frequent(planes[plane, :count])
-    return count, length, top
+    # One function: arrays handed to another one are counted as references, which is too dear for each block.
+    bits = 8 * old.itemsize
+    top, every, last = np.uint64(1) << np.uint64(bits - 1), _mask(bits), np.uint64(bits - 1)
+    low, one = every >> np.uint64(1), np.uint64(1)
+    taken, skipped = 0, 0
+    for number in range(len(rows)):
+        before, after = old[number * chunk : (number + 1) * chunk], new[number * chunk : (number + 1) * chunk]
+        count, whole = 0, len(before) // GROUP * GROUP
+        for block in range(0, whole, BLOCK):
+            found, begin = 0, count
+            for first in range(block, min(block + BLOCK, whole), GROUP):
+                mask = differing(before, after, first)
+                masks[found], groups[found] = mask, first
+                found += mask != 0
+            for k in range(found):
+                mask, first, many = masks[k], groups[k], int(bits_set(masks[k]))
+                for j in range(USUAL):  # no branch; what is too many is overwritten
+                    positions[count + j] = first + lowest_bit(mask)
+                    mask &= mask - one
+                for j in range(USUAL, many):
+                    positions[count + j] = first + lowest_bit(mask)
+                    mask &= mask - one
+                count += many
+            for i in range(begin, count):
+                at = positions[i]
+                changes[i] = _change(np.uint64(before[at]), np.uint64(after[at]), is_float, top, low, every, last)
+                if not keep:
+                    before[at] = after[at]
+        for at in range(whole, len(before)):
+            if before[at] != after[at]:
+                positions[count] = at
+                changes[count] = _change(np.uint64(before[at]), np.uint64(after[at]), is_float, top, low, every, last)
+                count += 1
+                if not keep:
+                    before[at] = after[at]
+        length = skips_of(positions[:count], skips[skipped:])
+        rows[number, 0], rows[number, 1] = count, length
+        rows[number, 2] = split_changes(changes[:count], planes[:, taken:], old.itemsize)
+        taken, skipped = taken + count, skipped + length
+
+
+@inlined
+def _change(before: Any, after: Any, is_float: bool, top: Any, low: Any, every: Any, last: Any) -> Any:
+    """The zigzag of how far a word moves: 0, -1, 1, -2, ... modulo 2^bits as 0, 1, 2, 3, ..."""
+    if is_float:  # bits to a number in the order of the values, without a branch: signs are as good as random
+        before ^= top | (low * (before >> last))
+        after ^= top | (low * (after >> last))
+    moved = (after - before) & every
+    return ((moved << np.uint64(1)) ^ (np.uint64(0) - (moved >> last))) & every
 
 
 @compiled
@@ -116,15 +126,8 @@ def _unordered(word: Any, bits: int, is_float: bool) -> Any:
 
 
 @compiled
-def _zigzag(moved: Any, bits: int) -> Any:
-    """0, -1, 1, -2, ... modulo 2^bits as 0, 1, 2, 3, ..."""
-    sign = (moved >> np.uint64(bits - 1)) & np.uint64(1)
-    return ((moved << np.uint64(1)) ^ (np.uint64(0) - sign)) & _mask(bits)
-
-
-@compiled
 def _moved(change: Any) -> Any:
-    """The inverse of `_zigzag`, modulo 2^64."""
+    """How far a change moves a word, modulo 2^64."""
     half = change >> np.uint64(1)
     return ~half if change & np.uint64(1) else half
 
@@ -161,19 +164,17 @@ def split_changes(changes: Any, planes: Any, width: int) -> int:
 
 
 @compiled
-def split_dense(positions: Any, changes: Any, planes: Any, elements: int, width: int) -> int:
-    """Split changes into bytes, 0 for each element that did not change; return how many planes have any."""
-    every = np.uint64(0)
-    for i in range(len(changes)):
-        every |= changes[i]
-    top = 0
-    while top < width and every >> np.uint64(8 * top):
-        top += 1
-    for plane in range(top):
-        planes[plane, :elements] = 0
-        for i in range(len(positions)):
-            planes[plane, positions[i]] = changes[i] >> np.uint64(8 * plane) & np.uint64(0xFF)
-    return top
+def spread(skips: Any, planes: Any, out: Any) -> None:
+    """Write a byte for each element to each plane of `out`: that of its change, 0 where there is none."""
+    out[:] = 0
+    at, used = 0, 0
+    for i in range(len(skips)):
+        at += skips[i]
+        if skips[i] == SKIP:
+            continue
+        for plane in range(len(planes)):
+            out[plane, at] = planes[plane, used]
+        at, used = at + 1, used + 1
 
 
 @compiled

@@ -7,53 +7,112 @@ most weights of BF16 to a neighbour, so nearly all changes are 1 or -1, and take
 from __future__ import annotations
 
 import threading
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE, Bits, Bytes
 from relex_codec.errors import Corrupt
 from relex_codec.format.chunks import compress, decompress
 from relex_codec.format.constants import CODEC_STORED
 
-from .changes import (
-    SKIP,
-    apply_dense,
-    apply_sparse,
-    describe_changes,
-    most_frequent,
-    split_dense,
-)
+from .changes import BLOCK, GROUP, SKIP, apply_dense, apply_sparse, most_frequent, spread, take_changes
 from .format import ABSENT, BLOB_HEAD, CHUNK, FLOAT_WORDS, STREAM_HEAD
 
+LOT: Final = 8 * CHUNK
+"""Elements that are compared in one call, at most."""
 DENSE_FROM: Final = 8
 """Coding all elements is tried where at least one in so many changed."""
 FILL_FROM: Final = 0.6
 """Share of the most frequent byte from which coding it apart is tried: less takes long for little."""
 
 
+class Changes(NamedTuple):
+    """What changed in chunks of a part that follow each other; not compressed yet.
+
+    Attributes:
+        elements: of all these chunks.
+        width: bytes of an element.
+        rows: int64 [chunks, 3]: how many changes, how many skips, and how many planes that are not zero.
+        skips: those of all chunks, one after another.
+        planes: uint8 [planes, changes], the same.
+    """
+
+    elements: int
+    width: int
+    rows: npt.NDArray[np.int64]
+    skips: Bytes
+    planes: Bytes
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return self.skips.nbytes + self.planes.nbytes + self.rows.nbytes
+
+
 class _Scratch(threading.local):
-    """Memory of a thread for what it finds in a chunk."""
+    """Memory of a thread for what it finds; only what is written to takes any."""
 
     def __init__(self) -> None:
-        self.positions = np.empty(CHUNK, np.uint32)
-        self.words = np.empty(CHUNK + 1, np.uint32)
+        self.masks = np.empty(BLOCK // GROUP, np.uint64)
+        self.groups = np.empty(BLOCK // GROUP, np.int64)
+        self.positions = np.empty(CHUNK + GROUP, np.uint32)
         self.changes = np.empty(CHUNK, np.uint64)
-        self.skips = np.empty(CHUNK + CHUNK // SKIP + 1, np.uint8)
-        self.planes = np.empty((8, CHUNK), np.uint8)
-        self.most = np.empty(9, np.int64)
+        self.skips = np.empty(LOT + LOT // SKIP + LOT // CHUNK, np.uint8)
+        self.planes = np.empty(8 * LOT, np.uint8)
 
 
 _scratch = _Scratch()
 
 
-def encode_difference(old: Bits, new: Bits, dtype: str) -> bytes:
-    """Return the blob that turns `old` into `new`, empty if they are equal.
+def find_changes(old: Bits, new: Bits, dtype: str, *, keep: bool = True) -> Changes:
+    """Return what turns `old` into `new`.
 
     Args:
-        old: the elements of a chunk, one-dimensional and contiguous, of the dtype's bits.
+        old: elements of chunks that follow each other, at most `LOT`: one-dimensional and contiguous, of the dtype's
+            bits.
         new: the same elements at the next step.
         dtype: by its safetensors name.
+        keep: `old` stays as it is; else it becomes `new`.
+    """
+    width, scratch = ITEMSIZE[dtype], _scratch
+    rows = np.empty((-(-len(old) // CHUNK), 3), np.int64)
+    planes = scratch.planes[: width * len(old)].reshape(width, len(old))
+    take_changes(
+        old, new, dtype in FLOAT_WORDS, keep, CHUNK, scratch.masks, scratch.groups, scratch.positions,
+        scratch.changes.view(old.dtype)[:CHUNK], scratch.skips, planes, rows,
+    )  # fmt: skip
+    count, length = int(rows[:, 0].sum()), int(rows[:, 1].sum())
+    top = int(rows[:, 2].max(initial=0))
+    return Changes(len(old), width, rows, scratch.skips[:length].copy(), planes[:top, :count].copy())
+
+
+def code_changes(found: Changes) -> list[bytes]:
+    """Return the blob of each chunk, empty where nothing changed."""
+    blobs, skipped, taken = [], 0, 0
+    for number, (count, length, top) in enumerate(found.rows.tolist()):
+        if not count:
+            blobs.append(b"")
+            continue
+        skips = found.skips[skipped : skipped + length]
+        planes = found.planes[:top, taken : taken + count]
+        blob = _blob(count, skips, planes, found.width)
+        elements = min(CHUNK, found.elements - number * CHUNK)
+        if count * DENSE_FROM >= elements:
+            dense = np.empty((top, elements), np.uint8)
+            spread(skips, planes, dense)
+            blob = min(blob, _blob(0, None, dense, found.width), key=len)
+        blobs.append(blob)
+        skipped, taken = skipped + length, taken + count
+    return blobs
+
+
+def encode_difference(old: Bits, new: Bits, dtype: str) -> bytes:
+    """Return the blob that turns a chunk into what it is at the next step, empty if it is the same.
+
+    Args:
+        old, new, dtype: as for `find_changes`.
 
     Example:
         >>> old = np.array([16256, 16384, 0, 49024], np.uint16)
@@ -64,34 +123,20 @@ def encode_difference(old: Bits, new: Bits, dtype: str) -> bytes:
         >>> row.tolist() == new.tolist()
         True
     """
-    width, scratch, is_float = ITEMSIZE[dtype], _scratch, dtype in FLOAT_WORDS
-    words = len(old) * width // 8
-    count, length, top = describe_changes(
-        old, new, old[: words * 8 // width].view(np.uint64), new[: words * 8 // width].view(np.uint64), is_float,
-        scratch.words, scratch.positions, scratch.changes, scratch.skips, scratch.planes, scratch.most,
-    )  # fmt: skip
-    if not count:
-        return b""
-    blob = _blob(count, scratch.skips[:length], scratch.planes[:, :count], top, width, scratch.most)
-    if count * DENSE_FROM < len(old):
-        return blob
-    top = split_dense(scratch.positions[:count], scratch.changes[:count], scratch.planes, len(old), width)
-    for plane in range(top):
-        scratch.most[1 + plane] = most_frequent(scratch.planes[plane, : len(old)])
-    dense = _blob(0, None, scratch.planes[:, : len(old)], top, width, scratch.most)
-    return min(blob, dense, key=len)
+    blobs = code_changes(find_changes(old, new, dtype))
+    return blobs[0] if blobs else b""
 
 
-def _blob(count: int, skips: Bytes | None, planes: Bytes, top: int, width: int, most: Any) -> bytes:
-    """Return a blob; planes from `top` on are zero. `most`: how often the most frequent byte of each stream occurs."""
+def _blob(count: int, skips: Bytes | None, planes: Bytes, width: int) -> bytes:
+    """Return a blob; the planes that are not given are zero."""
     head = BLOB_HEAD.pack(count, 0 if skips is None else len(skips))
-    streams = [] if skips is None else [_stream(skips, most[0])]
-    streams += [_stream(planes[plane], most[1 + plane]) for plane in range(top)]
-    return b"".join([head, *streams, *[STREAM_HEAD.pack(ABSENT, 0, 0, 0)] * (width - top)])
+    streams = [] if skips is None else [_stream(skips)]
+    streams += [_stream(plane) for plane in planes]
+    return b"".join([head, *streams, *[STREAM_HEAD.pack(ABSENT, 0, 0, 0)] * (width - len(planes))])
 
 
-def _stream(raw: Bytes, most: int) -> bytes:
-    stored = compress(raw, fill=bool(most > FILL_FROM * len(raw)))
+def _stream(raw: Bytes) -> bytes:
+    stored = compress(raw, fill=bool(most_frequent(raw) > FILL_FROM * len(raw)))
     length = len(stored.data)
     return STREAM_HEAD.pack(stored.codec, stored.fill, length & 0xFF, length >> 8) + stored.data
 

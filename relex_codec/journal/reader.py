@@ -9,23 +9,26 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from relex_codec.checkpoints.base_model import ExpectedTensor
 from relex_codec.checkpoints.base_uri import place_of_base
 from relex_codec.checkpoints.checkpoint import TensorInfo
+from relex_codec.checkpoints.naming import PLACEHOLDER
 from relex_codec.core.digests import DIGEST, Digests
 from relex_codec.core.text import quote
-from relex_codec.errors import CheckpointError, Corrupt, Truncated
+from relex_codec.errors import CheckpointError, Corrupt, RelexError, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.explain import read_error
-from relex_codec.storage.urls import PathLike, is_url, local_path
+from relex_codec.storage.open import open_source
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
 
 from .boxes import Shape, tile
 from .format import (
     COMMIT,
+    FORMAT,
     MARKER,
     MARKER_LIMIT,
     Commit,
@@ -38,16 +41,26 @@ from .format import (
     parse_opening,
 )
 
-if TYPE_CHECKING:
-    pass
-
 DELTA_FOLDER: Final = re.compile(r"weight_v([0-9]{6,15})")
 """Directory of a version of weights, as slime writes it."""
 
 
-def is_journal(path: PathLike) -> bool:
-    """Tell whether a path is the directory of a journal: whether its marker file is there."""
-    return not is_url(path) and os.path.isfile(os.path.join(local_path(path), MARKER))
+def is_journal(path: PathLike, options: Options = None) -> bool:
+    """Tell whether a path or URL is the directory of a journal: whether its marker file is there.
+
+    A URL that cannot be one by its name is not asked for: ``NAME.relex``, or one with ``{step}`` in it. What goes wrong
+    with the request is for those to tell who take the path for something else.
+    """
+    if not is_url(path):
+        return os.path.isfile(os.path.join(local_path(path), MARKER))
+    name = without_secrets(path)
+    if PLACEHOLDER in name or name.lower().endswith((".relex", ".safetensors")):
+        return False
+    try:
+        with open_source(join_path(path, MARKER), options, error=CheckpointError) as source:
+            return source.size <= MARKER_LIMIT and FORMAT.encode() in source.read(0, source.size)
+    except RelexError:
+        return False
 
 
 def is_delta_stream(path: PathLike) -> bool:
@@ -124,6 +137,7 @@ class Journal:
 
     Args:
         path: of its directory.
+        origin: the URL that it was fetched from, if it was.
 
     Attributes:
         path: as above.
@@ -140,8 +154,9 @@ class Journal:
         Corrupt, Truncated, Unsupported: it is damaged, or of a newer version.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, origin: PathLike | None = None) -> None:
         self.path = os.path.abspath(local_path(path))
+        self._origin = origin
         marker = os.path.join(self.path, MARKER)
         self.base_uri: str | None = parse_marker(_read(marker, MARKER_LIMIT + 1), marker)["base"]
         every = self._generations()
@@ -164,7 +179,9 @@ class Journal:
 
     def base_place(self) -> str | None:
         """Return the path or URL of the base that the journal refers to."""
-        return None if self.base_uri is None else place_of_base(self.base_uri, os.path.join(self.path, MARKER))
+        if self.base_uri is None:
+            return None
+        return place_of_base(self.base_uri, join_path(self.path if self._origin is None else self._origin, MARKER))
 
     def size(self) -> int:
         """Return the bytes of all files of the journal."""
@@ -305,14 +322,14 @@ def _size(path: str) -> int:
         raise read_error(path, e, CheckpointError) from None
 
 
-def open_journal(path: PathLike) -> Journal:
-    """Open a journal that has a step.
+def open_journal(path: PathLike, origin: PathLike | None = None) -> Journal:
+    """Open a journal that has a step; arguments as of `Journal`.
 
     Raises:
         CheckpointError: it has none, or there is no journal.
         Corrupt, Truncated, Unsupported: as `Journal`.
     """
-    journal = Journal(path)
+    journal = Journal(path, origin)
     if not journal.steps:
         raise CheckpointError(f"journal {journal.path} has no committed step yet; record one first")
     return journal

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
-import torch
 
 from relex_codec.checkpoints.checkpoint import TensorReader
 from relex_codec.core.dtypes import Bits, bits_dtype
@@ -15,68 +14,28 @@ from relex_codec.core.text import quote
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.core.torch_dtypes import DTYPES
 from relex_codec.errors import InvalidArgument
-from relex_codec.journal.difference import encode_difference
-from relex_codec.journal.format import CHUNK, Part
+from relex_codec.journal.difference import LOT, Changes, code_changes, find_changes
+from relex_codec.journal.format import Part
 
-BATCH: Final = 8
-"""Chunks in work for each processor."""
-Read = Callable[[int, int, int], Bits]
-"""Gives elements of a part: its number, the first one, and the one after the last."""
+from .lots import LOTS, Batch, Lot, batches_of, bits_of, lots_of
 
 
 class Held:
-    """Elements of the parts of a rank at one step.
+    """Elements of the parts of a rank at one step."""
 
-    Args:
-        parts: which.
-        pinned: whether a device copies to them.
-    """
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.bits = [np.empty(part.box.elements, bits_dtype(part.dtype)) for part in parts]
 
-    def __init__(self, parts: Sequence[Part], pinned: bool) -> None:
-        self.tensors = [
-            torch.empty(part.box.size, dtype=DTYPES[part.dtype], pin_memory=pinned and part.box.elements > 0)
-            for part in parts
-        ]
-        self.bits = [_bits(tensor, part.dtype) for tensor, part in zip(self.tensors, parts, strict=True)]
-
-    def copy(self, values: Sequence[torch.Tensor]) -> None:
-        """Copy the parts as they are now; those of devices at the same time."""
-        devices = {value.device for value in values if value.is_cuda}
-        with torch.no_grad():
-            for target, value in zip(self.tensors, values, strict=True):
-                target.copy_(value, non_blocking=value.is_cuda)
-        for device in devices:
-            torch.cuda.current_stream(device).synchronize()
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return sum(bits.nbytes for bits in self.bits)
 
     def fill(self, parts: Sequence[Part], reader: TensorReader) -> None:
         """Read the parts from a step."""
-        tasks = [(number, lo, hi) for number, part in enumerate(parts) for lo, hi in chunks_of(part)]
         parallel_map(
-            lambda task: read_box(reader, parts[task[0]], task[1], self.bits[task[0]][task[1] : task[2]]), tasks
+            lambda lot: read_box(reader, parts[lot[0]], lot[1], self.bits[lot[0]][lot[1] : lot[2]]), lots_of(parts)
         )
-
-
-def _bits(tensor: torch.Tensor, dtype: str) -> Bits:
-    """Return the memory of a tensor as its bits, one-dimensional."""
-    if not tensor.numel():
-        return np.empty(0, bits_dtype(dtype))
-    return tensor.reshape(-1).view(torch.uint8).numpy().view(bits_dtype(dtype))
-
-
-def bits_of_values(value: torch.Tensor, dtype: str) -> Bits:
-    """Return the bits of a tensor in a dtype and in host memory, without a copy where it is so already."""
-    return _bits(value.detach().to("cpu", DTYPES[dtype]).contiguous(), dtype)
-
-
-def chunks_of(part: Part) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of the chunks of a part."""
-    for lo in range(0, part.box.elements, CHUNK):
-        yield lo, min(lo + CHUNK, part.box.elements)
-
-
-def tasks_of(parts: Sequence[Part]) -> list[tuple[int, int, int]]:
-    """Return number of the part, begin and end of each chunk."""
-    return [(number, lo, hi) for number, part in enumerate(parts) for lo, hi in chunks_of(part)]
 
 
 def read_box(reader: TensorReader, part: Part, lo: int, out: Bits) -> None:
@@ -92,44 +51,45 @@ def read_box(reader: TensorReader, part: Part, lo: int, out: Bits) -> None:
     out[:] = reader.read(part.name, begin, int(places[-1]) + 1)[places - begin]
 
 
-def differences(parts: Sequence[Part], previous: Held, read: Read, keep: bool) -> Iterator[Iterator[bytes]]:
-    """Yield, for each part, the blobs that turn the previous step into what is read: to be taken in this order.
+def changes(parts: Sequence[Part], previous: Held, batches: Iterable[Batch], keep: bool) -> Iterator[list[Changes]]:
+    """Yield, for each batch, what turns the previous step into this one, lot by lot.
 
     Args:
-        keep: whether the previous step stays as it is; otherwise it becomes what is read.
+        keep: whether the previous step stays as it is; otherwise it becomes this one.
     """
+    for batch in batches:
 
-    def one(task: tuple[int, int, int]) -> bytes:
-        number, lo, hi = task
-        old, new = previous.bits[number][lo:hi], read(number, lo, hi)
-        blob = encode_difference(old, new, parts[number].dtype)
-        if blob and not keep:
-            old[:] = new
-        return blob
+        def one(lot: Lot, batch: Batch = batch) -> Changes:
+            number, lo, hi = lot
+            old, new = previous.bits[number][lo:hi], batch.read(number, lo, hi)
+            return find_changes(old, old if new is None else new, parts[number].dtype, keep=keep)
 
-    tasks, batch = tasks_of(parts), BATCH * cpu_count()
-    batches = (parallel_map(one, tasks[at : at + batch]) for at in range(0, len(tasks), batch))
-    blobs = chain.from_iterable(batches)
-    return (islice(blobs, part.chunks) for part in parts)
+        yield parallel_map(one, batch.lots)
 
 
-def different(parts: Sequence[Part], held: Held, read: Read) -> str | None:
+def coded(batches: Iterable[list[Changes]]) -> Iterator[bytes]:
+    """Yield the blobs of all chunks, in order."""
+    for batch in batches:
+        yield from chain.from_iterable(parallel_map(code_changes, batch))
+
+
+def different(parts: Sequence[Part], held: Held, batches: Iterable[Batch]) -> str | None:
     """Return the name of a tensor of which something else is held than what is read; None: there is none."""
+    for batch in batches:
 
-    def differs(task: tuple[int, int, int]) -> bool:
-        number, lo, hi = task
-        return not np.array_equal(held.bits[number][lo:hi], read(number, lo, hi))
+        def differs(lot: Lot, batch: Batch = batch) -> bool:
+            number, lo, hi = lot
+            new = batch.read(number, lo, hi)
+            return new is not None and not np.array_equal(held.bits[number][lo:hi], new)
 
-    tasks, batch = tasks_of(parts), BATCH * cpu_count()
-    for at in range(0, len(tasks), batch):
-        found = parallel_map(differs, tasks[at : at + batch])
+        found = parallel_map(differs, batch.lots)
         if any(found):
-            return parts[tasks[at + found.index(True)][0]].name
+            return parts[batch.lots[found.index(True)][0]].name
     return None
 
 
-def patched(parts: Sequence[Part], held: Held, patches: Iterable[Any]) -> dict[int, Bits]:
-    """Return the parts that patches change, by their numbers, as they are afterwards.
+def patched(parts: Sequence[Part], held: Held, patches: Iterable[Any]) -> Iterator[Batch]:
+    """Yield all lots of parts as they are after patches.
 
     Raises:
         InvalidArgument: a patch is not one of these parts.
@@ -148,7 +108,7 @@ def patched(parts: Sequence[Part], held: Held, patches: Iterable[Any]) -> dict[i
                 f"a patch of {quote(part.name)} has {values.numel()} values of {values.dtype}, expected {size} of "
                 f"{DTYPES[part.dtype]}"
             )
-        bits = bits_of_values(values, part.dtype)
+        bits = bits_of(values.detach().cpu().contiguous(), part.dtype)
         if where is None:
             found[number] = bits
             continue
@@ -158,7 +118,11 @@ def patched(parts: Sequence[Part], held: Held, patches: Iterable[Any]) -> dict[i
                 f"a patch of {quote(part.name)} changes what is beyond its {part.box.elements} elements"
             )
         found.setdefault(number, held.bits[number].copy())[places] = bits
-    return found
+
+    def read(number: int, lo: int, hi: int) -> Bits | None:
+        return found[number][lo:hi] if number in found else None
+
+    return batches_of(parts, read)
 
 
 def same_tensors(one: TensorReader, other: TensorReader) -> bool:
@@ -167,13 +131,11 @@ def same_tensors(one: TensorReader, other: TensorReader) -> bool:
     if described[0] != described[1]:
         return False
     tasks = [
-        (info.name, lo, min(lo + CHUNK, info.size))
-        for info in one.tensors.values()
-        for lo in range(0, info.size, CHUNK)
+        (info.name, lo, min(lo + LOT, info.size)) for info in one.tensors.values() for lo in range(0, info.size, LOT)
     ]
 
     def same(task: tuple[str, int, int]) -> bool:
         return np.array_equal(one.read(*task), other.read(*task))
 
-    batch = BATCH * cpu_count()
-    return all(all(parallel_map(same, tasks[at : at + batch])) for at in range(0, len(tasks), batch))
+    many = LOTS * cpu_count()
+    return all(all(parallel_map(same, tasks[at : at + many])) for at in range(0, len(tasks), many))

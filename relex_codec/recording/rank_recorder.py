@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, Final
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
@@ -13,31 +15,24 @@ from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt, InvalidArgument, RelexError
 from relex_codec.journal.blobs import Differences
 from relex_codec.journal.boxes import Box
-from relex_codec.journal.difference import apply_difference
+from relex_codec.journal.difference import Changes, apply_difference
 from relex_codec.journal.format import CHUNK, Head, Part
 from relex_codec.journal.origin import BaseStep, digests_of
 from relex_codec.journal.reader import Journal, Place
 from relex_codec.journal.series import JournalSeries
 from relex_codec.journal.writer import RankWriter
 
-from .memory import Held, Read, bits_of_values, differences, different
+from .begin import Begun
+from .handover import Handover
+from .lots import Batch, Stage
+from .memory import Held, changes, coded, different
 from .ranks import Ranks, own_parts
 from .state import Local, check_same
 
-
-class Begun(NamedTuple):
-    """Where recording goes on, as all ranks agree.
-
-    Attributes:
-        folder: of the journal.
-        after: the step that the next one follows; None: the base.
-        base: where that is.
-    """
-
-    folder: str
-    generation: int
-    after: int | None
-    base: str
+ROOM: Final = 8
+"""Changes that wait to be written take at most this part of what the step before does,"""
+LEAST_ROOM: Final = 1 << 26
+"""or so many bytes."""
 
 
 class RankRecorder:
@@ -61,8 +56,7 @@ class RankRecorder:
         self._known: set[str] = set()
         self._writer: RankWriter | None = None
         self._previous: Held | None = None
-        self._spare: Held | None = None
-        self._pinned = False
+        self._stage = Stage()
         self._reload = False
 
     @property
@@ -85,49 +79,66 @@ class RankRecorder:
                 f"the state and base {self._base.path} share no tensor: the state begins with {quote(first)}, the base "
                 f"with {quote(there)}; is it the model that training started from?"
             )
-        self._pinned = any(getattr(local.values, "is_cuda", False) for local in mine.values())
         self._writer = self._ranks.all_or_none(lambda: self._files(found, parts))
 
     def check(self, found: Mapping[str, Local]) -> None:
         """Refuse a state whose tensors are not those of the steps before, as `check_same`."""
         check_same(found, [(part.name, part.dtype, part.box) for part in self.parts], self._known)
 
-    def copy(self, found: Mapping[str, Local]) -> None:
-        """Copy a state that was checked, so that it may change while `commit_copied` works."""
-        self._restore()
-        if self._spare is None:
-            self._spare = Held(self.parts, self._pinned)
-        self._spare.copy([self._values(found, part) for part in self.parts])
+    def batches(self, found: Mapping[str, Local]) -> Iterator[Batch]:
+        """Yield the parts of a state that was checked."""
+        values = [found[part.name].values for part in self.parts]
+        return self._stage.batches(self.parts, [value for value in values if value is not None])
 
-    def commit_copied(self, step: int) -> None:
-        """Compare and write the step that was copied; the one before is kept until it is committed."""
-        previous, spare = self._previous, self._spare
-        assert previous is not None and spare is not None and self._writer is not None
-        with _told(step):
-            changed = differences(self.parts, previous, lambda number, lo, hi: spare.bits[number][lo:hi], True)
-            self._writer.write(step, changed)
-        self._previous, self._spare, self.committed = spare, previous, step
-
-    def commit_state(self, step: int, found: Mapping[str, Local]) -> None:
-        """Compare and write a state that was checked."""
-        bits = [bits_of_values(self._values(found, part), part.dtype) for part in self.parts]
-        self.commit(step, lambda number, lo, hi: bits[number][lo:hi])
-
-    def commit(self, step: int, read: Read, *, keep: bool = False) -> None:
-        """Compare and write a step that is read bit by bit, and takes the place of the one before at once.
+    def commit(self, step: int, batches: Iterable[Batch], *, keep: bool = False) -> None:
+        """Compare a step and write it; it takes the place of the one before.
 
         Args:
             keep: the one before stays in memory, for `verify`.
         """
         previous = self.previous()
-        assert self._writer is not None
         self._reload = True  # until it is committed, what is held is neither step
-        with _told(step):
-            self._writer.write(step, differences(self.parts, previous, read, keep))
-        self._reload, self.committed = keep, step
+        self._write(step, changes(self.parts, previous, batches, keep))
+        self._reload = keep
 
-    def verify(self, step: int, read: Read, where: str) -> None:
-        """Change the step before to what the journal on disk says, and compare that with what is read again.
+    def commit_later(self, step: int, batches: Iterable[Batch], pool: Executor) -> Future[None]:
+        """Compare a step, which may change when this returns, and write it on another thread.
+
+        Returns:
+            What waits for the writing, and raises what goes wrong with it.
+        """
+        previous = self.previous()
+        self._reload = True
+        handover: Handover[list[Changes]] = Handover(max(previous.nbytes // ROOM, LEAST_ROOM))
+
+        def write() -> None:
+            try:
+                self._write(step, handover)
+            finally:
+                handover.leave()
+            self._reload = False
+
+        job = pool.submit(write)
+        try:
+            for batch in changes(self.parts, previous, batches, keep=False):
+                if not handover.put(batch, sum(one.nbytes for one in batch)):
+                    job.result()  # which has failed
+        except BaseException:
+            handover.end(broken=True)
+            wait([job])
+            raise
+        handover.end()
+        return job
+
+    def _write(self, step: int, found: Iterable[list[Changes]]) -> None:
+        assert self._writer is not None
+        blobs = coded(found)
+        with _told(step):
+            self._writer.write(step, (islice(blobs, part.chunks) for part in self.parts))
+        self.committed = step
+
+    def verify(self, step: int, batches: Iterable[Batch], where: str) -> None:
+        """Change the step before to what the journal on disk says, and compare that with what is read once more.
 
         Raises:
             Corrupt: they differ.
@@ -141,7 +152,7 @@ class RankRecorder:
                 for chunk, blob in changes.blobs(place, recorded.number, 0, part.chunks):
                     row = previous.bits[number][chunk * CHUNK : (chunk + 1) * CHUNK]
                     apply_difference(blob, row, 0, len(row), part.dtype)
-        if (other := different(self.parts, previous, read)) is not None:
+        if (other := different(self.parts, previous, batches)) is not None:
             raise Corrupt(
                 f"step {step} of {self._begun.folder} is not what {where} has: tensor {quote(other)} differs; was that "
                 "being written?"
@@ -158,7 +169,8 @@ class RankRecorder:
         """Close the files and free the memory."""
         if self._writer is not None:
             self._writer.close()
-        self._previous = self._spare = None
+        self._previous = None
+        self._stage = Stage()
 
     def _files(self, found: Mapping[str, Local], parts: list[Part]) -> RankWriter:
         begun = self._begun
@@ -176,15 +188,12 @@ class RankRecorder:
         fits = there.dtype == local.dtype or {there.dtype, local.dtype} <= FLOATS
         return Part(local.name, local.dtype, local.box, there.dtype if fits else None)
 
-    def _values(self, found: Mapping[str, Local], part: Part) -> Any:
-        return found[part.name].values
-
     def _restore(self) -> None:
         """Read the last committed step into memory, where something else is held."""
         if not self._reload and self._previous is not None:
             return
         if self._previous is None:
-            self._previous = Held(self.parts, self._pinned)
+            self._previous = Held(self.parts)
         if self.committed is None:
             self._previous.fill(self.parts, BaseStep(self._base, self.parts))
         else:

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from relex_codec.checkpoints.base_model import open_base
-from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.checkpoints.checkpoint import TensorInfo, is_placeholder, placeholder_message
 from relex_codec.checkpoints.checks import check_against_base
 from relex_codec.checkpoints.discovery import find_checkpoints
@@ -20,14 +19,14 @@ from relex_codec.core.progress import note
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.format.constants import STEP_LIMIT
-from relex_codec.journal.format import MARKER
 from relex_codec.journal.reader import Journal
-from relex_codec.journal.writer import JournalLock, make_journal, next_generation
-from relex_codec.storage.hub.revisions import pinned_to_commit
-from relex_codec.storage.urls import Options, PathLike, without_secrets
+from relex_codec.journal.writer import JournalLock
+from relex_codec.storage.urls import Options, PathLike
 
+from .begin import Begun, begin
+from .lots import batches_of
 from .memory import patched
-from .rank_recorder import Begun, RankRecorder, read_later
+from .rank_recorder import RankRecorder, read_later
 from .ranks import Ranks
 from .state import Local, Names, tensors_of
 
@@ -44,9 +43,10 @@ class Recorder:
     when all of it is on disk: whenever the process ends, every committed step is whole. `encode` reads a journal as a
     run of checkpoints; so does `finish`.
 
-    `add` copies the weights to host memory and returns; they are compared and written on a thread, while training goes
-    on. What goes wrong there is raised by the next call, or at the end. Two copies of what this rank holds are in host
-    memory: the step before, and the one in work; with ``background=False``, only the one before.
+    `add` compares the weights with the step before, which is in host memory, and returns; what changed is compressed
+    and written on a thread, while training goes on. What goes wrong there is raised by the next call, or at the end.
+    In host memory are the step before and, until it is written, what changed: at most an eighth of that (64 MiB, if
+    that is more). Where more than that changed, `add` waits for the rest to be written.
 
     In a process group of torch.distributed, all ranks make a recorder of the same path, and each records what it holds
     (DTensors of FSDP2 and tensor parallelism; a tensor that all ranks have is recorded by the first). Whoever reads the
@@ -63,7 +63,7 @@ class Recorder:
         prefix: before all names in the state (``module.``, ``_orig_mod.``).
         dtype: ``state``: weights are recorded as they are. ``base``: floats are rounded to the dtype that the base has,
             as trainers do that keep float32 weights and save bfloat16 ones.
-        background: whether `add` returns before the step is written.
+        background: whether `add` returns before the step is compressed and written.
         distributed: False: this process records alone, though it is one of a group.
         base_uri: where the journal shall say that its base is; empty: nowhere. Default: as `encode` has it.
         storage_options: for fsspec, if the base is at a URL.
@@ -122,21 +122,8 @@ class Recorder:
             raise
 
     def _begin(self, path: PathLike, base: PathLike | None, after: int | None, base_uri: str | None) -> Begun:
-        """Make or open the journal, on the first rank."""
-        if base is not None:
-            base = pinned_to_commit(base, self._options)
-            open_base(base, self._options)  # before anything is made
-        uri = without_secrets(base_uri) or None if base_uri is not None else None
-        if base is not None and base_uri is None:
-            uri = uri_of_base(base, os.path.join(os.path.abspath(path), MARKER))
-        folder = make_journal(path, uri)
-        self._lock = JournalLock(folder)
-        journal = Journal(folder)
-        place = os.fspath(base) if base is not None else journal.base_place()
-        if place is None:
-            raise InvalidArgument(f"journal {folder} does not say where its base is; pass base")
-        steps = [step for step in journal.numbers if after is None or step <= after]
-        return Begun(folder, next_generation(folder), steps[-1] if steps else None, place)
+        begun, self._lock = begin(path, base, after, base_uri, self._options)
+        return begun
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
@@ -197,9 +184,7 @@ class Recorder:
             if rank.committed is not None:
                 infos = Journal(self.path).tensors
             rank.start(read_later(infos))
-        previous = rank.previous()
-        new = patched(rank.parts, previous, patches)
-        rank.commit(step, lambda number, lo, hi: new.get(number, previous.bits[number])[lo:hi])
+        rank.commit(step, patched(rank.parts, rank.previous(), patches))
 
     def flush(self) -> None:
         """Wait until all steps are committed.
@@ -308,12 +293,11 @@ class Recorder:
             rank.start(found)
         rank.check(found)
         if not self._background:
-            rank.commit_state(step, found)
+            rank.commit(step, rank.batches(found))
             return
-        rank.copy(found)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "relex-recorder")
-        self._job = self._pool.submit(rank.commit_copied, step)
+        self._job = rank.commit_later(step, rank.batches(found), self._pool)
 
     def _add_directory(self, step: int, path: PathLike, verify: bool) -> None:
         rank = self._recording
@@ -330,9 +314,9 @@ class Recorder:
             part = rank.parts[number]
             return as_dtype(checkpoint.read(part.name, lo, hi), dtypes[number], part.dtype)
 
-        rank.commit(step, read, keep=verify)
+        rank.commit(step, batches_of(rank.parts, read), keep=verify)
         if verify:
-            rank.verify(step, read, folder)
+            rank.verify(step, batches_of(rank.parts, read), folder)
 
     def _rounded(self, found: dict[str, Local]) -> dict[str, Local]:
         """Return the tensors with the dtypes that are recorded."""

@@ -231,7 +231,7 @@ def draw_scores(axes: Axes, numbers: Numbers) -> None:
     if axis.log:
         axes.set_xscale("log")
     axes.set_xlim(axis.low, axis.high)
-    _ground(axes, numbers, axis, label=False)
+    _ground(axes, numbers, axis, label=len(axes.figure.axes) == 1)  # else beside the panel that says it
     axes.set_xlabel("step")
     axes.set_ylabel("score")
     _legend(axes)

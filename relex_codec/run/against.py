@@ -69,7 +69,7 @@ def compare_with_run(
     path, index = decoder.container.source.path, decoder.container.index
     if not index.has_exact:
         raise InvalidArgument(f"{path} {_without_exact(decoder)}")
-    if is_journal(run):
+    if is_journal(run, storage_options):
         raise InvalidArgument(
             f"{without_secrets(run)} is a journal, expected checkpoints: verify checks a journal by itself"
         )

@@ -10,7 +10,7 @@ import numpy as np
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.steps import spell_steps
-from relex_codec.core.text import on_one_line, quote
+from relex_codec.core.text import labelled, on_one_line, quote
 from relex_codec.decoding.tiers import is_without_line
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
@@ -167,13 +167,20 @@ def _spread(rows: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
     return {"median": float(f"{float(np.median([value for value, _ in found])):.6g}"), "lowest": low, "name": name}
 
 
-def text(document: dict[str, Any], tensors: bool = False, moved: Sequence[float] = (), blocks: str = BLOCKS) -> str:
+def text(
+    document: dict[str, Any],
+    tensors: bool = False,
+    moved: Sequence[float] = (),
+    blocks: str = BLOCKS,
+    columns: int = 0,
+) -> str:
     """Return what `Run.info` returns as text that fits on a screen.
 
     Args:
         tensors: add a row for each.
         moved: how far the run is from the base at each step.
         blocks: what small pictures are drawn with, as of `sparkline`.
+        columns: of the screen, as of `labelled`.
     """
     steps, observed, sizes = document["steps"], document["observed_steps"], document["bytes"]
     base = on_one_line(document["base"] or "not named")
@@ -217,9 +224,7 @@ def text(document: dict[str, Any], tensors: bool = False, moved: Sequence[float]
         *([("differ", _layouts_text(document["layouts"], steps))] if len(document["layouts"]) > 1 else []),
         *([("left out", left_out_text(document))] if document["left_out"] else []),
     ]
-    width = max(len(name) for name, _ in lines)
-    shown = "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-    return shown + ("\n\n" + _tensor_table(document["tensor_rows"]) if tensors else "")
+    return labelled(lines, columns) + ("\n\n" + _tensor_table(document["tensor_rows"]) if tensors else "")
 
 
 def needs_base(document: dict[str, Any]) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 from relex_codec._version import __version__
 from relex_codec.format import constants as f
 from relex_codec.format.reader import FileReader
 from relex_codec.storage.urls import without_secrets
 from relex_codec.trust.horizon import Trust, shown_step
-
-NOTE: Final = "relex.json"
-"""Name of the file."""
 
 
 def file_digest(container: FileReader) -> str:
@@ -53,22 +51,59 @@ def note(
         trust: where it lies beyond the observed steps.
         words: all that was said of it.
     """
+    known = _of_file(container)
+    first, last = known["observed"]
+    return known | {
+        "step": step,
+        "tier": tier,
+        "along": along if tier == "line" else None,
+        "extrapolated": tier != "base" and tier != "exact" and not first <= step <= last,
+        "trust": None if trust is None else trust.as_dict(),
+        "notes": words,
+    }
+
+
+def note_of_recorded(path: str, base: str | None, recorded: Sequence[int], step: int) -> dict[str, Any]:
+    """Return what ``relex.json`` beside a step of a journal says; a journal grows, so it has no digest.
+
+    Args:
+        path: of the journal.
+        base: what it says of its base.
+        recorded: all its steps.
+    """
+    span = [recorded[0], recorded[-1]]
+    known: dict[str, Any] = {"producer": f"relex-codec {__version__}", "file": _last_part(path), "digest": None}
+    known |= {"observed": span, "stored": span, "base": None if base is None else without_secrets(base)}
+    told = {"step": step, "tier": "exact", "along": None, "extrapolated": False, "trust": None, "notes": []}
+    return known | told
+
+
+def note_of_restored(container: FileReader, steps: Sequence[int]) -> dict[str, Any]:
+    """Return what ``relex.json`` beside restored steps says.
+
+    Args:
+        steps: that were restored.
+    """
+    return _of_file(container) | {"steps": list(steps), "tier": "exact", "extrapolated": False}
+
+
+def _of_file(container: FileReader) -> dict[str, Any]:
     index = container.index
     steps, observed = [int(one) for one in index.steps], index.manifest.observed
     base = index.manifest.base_uri
     return {
         "producer": f"relex-codec {__version__}",
-        "file": re.split(r"[/\\]", without_secrets(container.source.path))[-1],  # not where somebody keeps it
+        "file": _last_part(container.source.path),
         "digest": file_digest(container),
-        "step": step,
-        "tier": tier,
-        "along": along if tier == "line" else None,
         "observed": [steps[0], steps[observed - 1]],
         "stored": [steps[0], steps[-1]],
         "base": None if base is None else without_secrets(base),
-        "trust": None if trust is None else trust.as_dict(),
-        "notes": words,
     }
+
+
+def _last_part(path: str) -> str:
+    """Return the name of a file, and not where somebody keeps it."""
+    return re.split(r"[/\\]", without_secrets(path).rstrip("/\\"))[-1]
 
 
 def as_bytes(document: dict[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -12,28 +12,34 @@ from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.checkpoint import TensorInfo, TensorReader
 from relex_codec.checkpoints.safetensors import SafetensorsCheckpoint
 from relex_codec.core.dtypes import ITEMSIZE, Bits
-from relex_codec.core.filenames import CONFIG, INDEX, file_allowed
+from relex_codec.core.filenames import CONFIG, INDEX, PROVENANCE, file_allowed
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.steps import spell_steps
-from relex_codec.core.text import on_one_line
+from relex_codec.core.text import labelled, on_one_line
 from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.constants import PIECE
 from relex_codec.format.safetensors_header import build
-from relex_codec.journal.reader import Journal, open_journal
+from relex_codec.journal.reader import Journal
+from relex_codec.journal.remote import journal_at
 from relex_codec.storage.outputs import output_directory
-from relex_codec.storage.urls import Options, PathLike, is_url
+from relex_codec.storage.urls import Options, PathLike, is_url, without_secrets
 
 from .export import check_room, index_of, one_last
 from .own_base import refuse_own_base
+from .provenance import as_bytes, note_of_recorded
 
 AHEAD: Final = 4
 """Pieces of a tensor in work for each processor."""
 
 
-def describe(path: PathLike) -> dict[str, Any]:
+def describe(path: PathLike, storage_options: Options = None) -> dict[str, Any]:
     """Return what ``info --json`` prints of a journal."""
-    journal = open_journal(path)
+    with journal_at(path, storage_options, whole=False) as journal:
+        return {**_described(journal), "path": without_secrets(path) if is_url(path) else journal.path}
+
+
+def _described(journal: Journal) -> dict[str, Any]:
     last = journal.steps[-1].generation
     infos = journal.tensors.values()
     checkpoint = sum(info.size * ITEMSIZE[info.dtype] for info in infos)
@@ -64,7 +70,7 @@ def describe(path: PathLike) -> dict[str, Any]:
     }
 
 
-def text(document: dict[str, Any], tensors: bool = False) -> str:
+def text(document: dict[str, Any], tensors: bool = False, columns: int = 0) -> str:
     """Return what ``info`` prints of a journal."""
     steps, sizes = document["steps"], document["bytes"]
     count = f"{len(steps)}, {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"1, {steps[0]}"
@@ -84,8 +90,7 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     if document["left_behind"]:
         left = document["left_behind"]
         lines.append(("left behind", f"{len(left)} steps that were recorded again from an earlier one on"))
-    width = max(len(name) for name, _ in lines)
-    shown = "\n".join(f"{name:<{width}}  {on_one_line(str(value))}" for name, value in lines)
+    shown = labelled([(name, on_one_line(str(value))) for name, value in lines], columns)
     if not tensors:
         return shown
     rows = (
@@ -95,7 +100,9 @@ def text(document: dict[str, Any], tensors: bool = False) -> str:
     return shown + "\n\n" + "\n".join(rows)
 
 
-def verify(path: PathLike, base: PathLike | None = None, *, progress: bool = False) -> dict[str, Any]:
+def verify(
+    path: PathLike, base: PathLike | None = None, *, progress: bool = False, storage_options: Options = None
+) -> dict[str, Any]:
     """Read and check every byte of a journal; with `base`, check that base as well.
 
     Returns:
@@ -107,12 +114,12 @@ def verify(path: PathLike, base: PathLike | None = None, *, progress: bool = Fal
     """
     from relex_codec.journal.verify import check_base, check_journal  # numba is only needed here
 
-    journal = open_journal(path)
-    with progress_bar("verify", len(journal.steps), unit="step", enabled=progress) as bar:
-        check_journal(journal, bar.update)
-    if base is not None:
-        check_base(journal, open_base(base))
-    return {"bytes": journal.size(), "steps": len(journal.steps), "unfinished": journal.unfinished}
+    with journal_at(path, storage_options) as journal:
+        with progress_bar("verify", len(journal.steps), unit="step", enabled=progress) as bar:
+            check_journal(journal, bar.update)
+        if base is not None:
+            check_base(journal, open_base(base, storage_options))
+        return {"bytes": journal.size(), "steps": len(journal.steps), "unfinished": journal.unfinished}
 
 
 def save(
@@ -140,22 +147,37 @@ def save(
         BaseMismatch, CheckpointError: the base is another one, or cannot be read.
         Corrupt, Truncated: the journal is damaged.
     """
+    with journal_at(path, storage_options) as journal:
+        steps = journal.numbers
+        if step not in steps:
+            shown = without_secrets(path) if is_url(path) else journal.path
+            raise InvalidArgument(
+                f"journal {shown} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between and "
+                "beyond, encode it"
+            )
+        _save(
+            journal, int(step), _open_base(journal, base, storage_options), output, overwrite, progress, storage_options
+        )
+        return steps
+
+
+def _save(
+    journal: Journal,
+    step: int,
+    base: SafetensorsCheckpoint,
+    output: PathLike,
+    overwrite: bool,
+    progress: bool,
+    options: Options,
+) -> None:
     from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
-    journal = open_journal(path)
-    if step not in journal.numbers:
-        steps = journal.numbers
-        raise InvalidArgument(
-            f"journal {journal.path} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between and "
-            "beyond, encode it"
-        )
-    opened = _open_base(journal, base, storage_options)
-    reader = JournalSeries(journal, opened, [int(step)]).checkpoint(0)
+    reader = JournalSeries(journal, base, [step]).checkpoint(0)
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
+    begins = {tensor.name for tensor in journal.expected}
     with progress_bar("decode", total, enabled=progress) as bar:
-        begins = {tensor.name for tensor in journal.expected}
-        _write(reader, begins, opened, output, bar.update, storage_options, overwrite)
-    return journal.numbers
+        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, step))}
+        _write(reader, begins, base, output, bar.update, options, overwrite, notes)
 
 
 def _open_base(journal: Journal, base: PathLike | None, options: Options) -> SafetensorsCheckpoint:
@@ -173,6 +195,7 @@ def _write(
     on_bytes: Callable[[int], Any],
     options: Options,
     overwrite: bool,
+    notes: Mapping[str, bytes],
 ) -> None:
     known = [reader.tensors[name] for name in base.tensors if name in begins]
     rest = [info for name, info in reader.tensors.items() if name not in begins]
@@ -196,6 +219,9 @@ def _write(
                     for bits in _pieces(reader, info):
                         out.write(bits.view(np.uint8).data)
                         on_bytes(bits.nbytes)
+        for name, note in notes.items():
+            with directory.file(name) as out:
+                out.write(note)
         for name, content in one_last(INDEX if base.indexed else CONFIG, _others(base, files)):
             with directory.file(name) as out:
                 for data in content:

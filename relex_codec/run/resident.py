@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -126,6 +126,26 @@ class Resident:
         ]
         self._write(chosen, states)
         return states
+
+    def iter_tensors(self, step: float, *, tier: str = "auto") -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield name and tensor at a step, one after another in the file's order, each in memory of its own.
+
+        For a consumer that takes them one by one, as a server's loader does: no more than one is made at a time.
+
+        Args:
+            step, tier: as `tier`; they are checked before the first tensor is asked for.
+        """
+        chosen = [StepTier(float(step), self.tier(step, tier=tier))]
+        self._check_reach(chosen, self._held)
+        self._coefficients(chosen, list(self._held))
+
+        def made() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, held in self._held.items():
+                value = torch.empty(held.shape, dtype=DTYPES[held.dtype], device=self.device)
+                self._write(chosen, [{name: value}])
+                yield name, value
+
+        return made()
 
     def load_into(
         self,

@@ -71,6 +71,7 @@ def restore(
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
     overwrite: bool = False,
+    notes: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write stored steps to the directory `output`, a checkpoint each; a local one appears when all are complete.
 
@@ -82,6 +83,7 @@ def restore(
         on_bytes: called with how many bytes of weights have been written since the last call.
         storage_options: for fsspec, if `output` is a URL.
         overwrite: replace files of the same names, as `Run.restore`.
+        notes: further files by name, beside the directories of the steps.
 
     Raises:
         InvalidArgument: `output` is not empty or cannot be written, or there is not enough room.
@@ -108,9 +110,17 @@ def restore(
     if is_url(output):
         with UploadedDirectory(output, storage_options, replaced=replaced) as uploaded:
             _restore_to_url(decoder, uploaded, lots, on_bytes)
+            _write_notes(uploaded, notes or {})
     else:
         with AtomicDirectory(output, replaced=replaced) as directory_here:
             _restore_to_disk(decoder, directory_here, lots, on_bytes)
+            _write_notes(directory_here, notes or {})
+
+
+def _write_notes(directory: AtomicDirectory | UploadedDirectory, notes: Mapping[str, bytes]) -> None:
+    for name, content in notes.items():
+        with directory.file(name) as out:
+            out.write(content)
 
 
 class Group(NamedTuple):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from relex_codec.core.progress import Progress, progress_bar
-from relex_codec.decoding.tiers import StepTier, layout_at
-from relex_codec.format.step_layout import StepLayout
+from relex_codec.core.progress import progress_bar
+from relex_codec.decoding.tiers import StepTier
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
-from .export import export, nbytes
-from .fitted import weights_along
+from .export import nbytes
 from .iteration import iterate
 from .pictured import PicturedRun
-from .provenance import NOTE, as_bytes, note
-from .restore import choose_steps, numbered_steps, restore
+from .restore import choose_steps, numbered_steps
 from .run_reader import RunReader, checked_device
+from .saving import restore_steps, save_adapters_of, save_step
+from .sweep import EVALUATIONS, Steps, Sweep, live_scores, run_sweep, search_between, wanted_steps
 from .verify import check_all, check_exact
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from relex_codec.core.indexing import TensorIndex
 
+    from .adapter import Adapter
     from .comparison import Comparison
     from .module_targets import Names
     from .patches import Patch
@@ -180,6 +180,43 @@ class Run(PicturedRun):
         """
         return iterate(self._reader, numbered_steps(self._reader.decoder, start, stop), self.device)
 
+    def sweep(
+        self,
+        score: Callable[[Any], float],
+        steps: str | Sequence[float],
+        *,
+        model: torch.nn.Module | None = None,
+        tier: str = "auto",
+        search: bool = False,
+        evaluations: int = EVALUATIONS,
+        names: Names = None,
+        prefix: str = "",
+    ) -> Sweep:
+        """Score steps in memory, one after another; `model` is switched from step to step, in place.
+
+        Args:
+            score: a function of the model; without `model`, of ``{name: tensor}``. Higher is better.
+            steps: numbers, or a list such as ``"100:2000:100,2500"``; with an open end (``"100:"``) steps of the run.
+            model: a module with the weights of any step; when this returns it has those that were scored last.
+            tier: as `tensor`.
+            search: find the best step between the least and the greatest of `steps` (`relex_codec.trust.peak_search`).
+            evaluations: how many steps a search scores at most.
+            names, prefix: as `load_into`.
+
+        Returns:
+            The scores. One that is not finite counts as none; several in a row end the sweep.
+
+        Raises:
+            InvalidArgument: `steps` is nothing of this kind; and as `load_into`. What `score` raises comes through.
+        """
+        self._reader.check_open()
+        wanted = wanted_steps(self._reader, steps)
+        chosen = search_between(wanted, evaluations, beyond=False) if search else Steps(wanted)
+        found = Sweep()
+        one = live_scores(self._reader, self.resident, score, model, tier, self.device, names, prefix)
+        run_sweep(chosen, found, one)
+        return found
+
     def load_into(
         self, module: torch.nn.Module, step: float, *, tier: str = "auto", names: Names = None, prefix: str = ""
     ) -> None:
@@ -198,21 +235,9 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument: names or shapes of module and file differ; and as `tensor`.
         """
-        import torch
+        from .loading import load_module
 
-        from relex_codec.core.torch_dtypes import DTYPES
-
-        from .module_targets import check_dtypes, match
-
-        index = self._reader.decoder.container.index
-        entries = self._reader.layout(step, tier).tensors
-        tied = {entry.name: index.target(entry).number for entry in entries}
-        targets = match({entry.name: entry.shape for entry in entries}, module, names, prefix, tied)
-        check_dtypes(targets, {entry.name: DTYPES[entry.dtype] for entry in entries})
-        (decoded,) = self._reader.tensors({target.name: ... for target in targets}, [step], tier, self.device)
-        with torch.no_grad():
-            for target in targets:
-                target.tensor.copy_(decoded[target.name])
+        load_module(self._reader, module, step, tier, names, prefix, self.device)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -256,26 +281,57 @@ class Run(PicturedRun):
             InvalidArgument: `output` exists and is not empty, or cannot be written; `along` is not one of these, or the
                 step is not read from tier ``line``; and as `tensor`.
         """
-        decoder = self._reader.decoder
-        chosen = self.tier(step, tier=tier)
-        at, options = StepTier(float(step), chosen), self._options if storage_options is None else storage_options
-        weights = weights_along(decoder, at, along, self.device)
-        notes = {}
-        if provenance:
-            told = self._about(at.step, chosen, along)
-            notes[NOTE] = as_bytes(note(self._reader.container, at.step, chosen, along, *told))
-        if merge:
-            from .merged_adapter import save_merged
+        self._reader.check_open()
+        at = StepTier(float(step), self.tier(step, tier=tier))
+        save_step(
+            self, output, at, self.device, along=along, provenance=provenance, overwrite=overwrite, merge=merge,
+            progress=progress, storage_options=self._options if storage_options is None else storage_options,
+        )  # fmt: skip
+        return at.tier
 
-            save_merged(
-                self._reader, output, at, weights, notes, progress=progress, overwrite=overwrite,
-                storage_options=options,
-            )  # fmt: skip
-            return chosen
-        layout = layout_at(decoder.container.index, at)
-        with self._bar("decode", [layout], progress) as bar:
-            export(decoder, output, layout, weights, bar.update, options, notes, overwrite)
-        return chosen
+    def save_adapter(
+        self,
+        output: PathLike,
+        step: float | Sequence[float],
+        *,
+        tier: str = "auto",
+        rank: int | None = None,
+        modules_to_save: bool = False,
+        embeddings: bool = True,
+        overwrite: bool = False,
+        progress: bool = False,
+        storage_options: Options = None,
+    ) -> Adapter:
+        """Write what a step changes as a LoRA adapter of PEFT: low-rank factors of the directions, and a model card.
+
+        What the file stores as factors alone (``quality="micro"``) is read as such; of other directions the best
+        factors of that rank are computed. Neither reads the base's weights.
+
+        Args:
+            output: the directory; it must not exist or be empty. For several steps it gets ``step-N`` of each.
+            step: as `tensor`, or several: their adapters have the same factors A, the best for all of them together.
+            tier: ``track`` or ``line``, as of `tensor`; ``auto``: ``track`` among the observed steps, ``line`` beyond.
+            rank: of the factors. Default: that of the factors that the file holds, if it holds no others, else 16.
+            modules_to_save: bring norms and biases too, as they are at the step: this reads the base.
+            embeddings: bring embeddings and heads.
+            overwrite: as `save`.
+            progress: show a bar on stderr, or a line a minute where that is no terminal.
+            storage_options: for `output`. Default: those that the file was opened with.
+
+        Returns:
+            What the adapter has of the change, and what it has not.
+
+        Raises:
+            InvalidArgument: no such step or tier, a rank below 1, nothing that an adapter could change, or `output`
+                exists and is not empty, or cannot be written.
+            BaseMismatch, CheckpointError: the base is needed (``config.json``, norms), and cannot be used.
+            Corrupt, Truncated: the file is damaged.
+        """
+        return save_adapters_of(
+            self, output, step, tier=tier, rank=rank, modules_to_save=modules_to_save, embeddings=embeddings,
+            overwrite=overwrite, progress=progress,
+            storage_options=self._options if storage_options is None else storage_options,
+        )  # fmt: skip
 
     def restore(
         self,
@@ -283,6 +339,7 @@ class Run(PicturedRun):
         *,
         steps: str | None = None,
         exclude_steps: str | None = None,
+        provenance: bool = False,
         overwrite: bool = False,
         progress: bool = False,
         storage_options: Options = None,
@@ -300,6 +357,8 @@ class Run(PicturedRun):
             steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
+            provenance: write ``output/relex.json`` as well: which file and steps these are. The directories of the
+                steps hold what they held, and nothing else.
             overwrite: as `save`, for the directory of each step; other steps stay.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
@@ -313,14 +372,10 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
         """
-        decoder = self._reader.decoder
-        chosen = choose_steps(decoder, steps, exclude_steps)
-        index = decoder.container.index
-        layouts = [index.layout_of(self.steps.index(step) + 1) for step in chosen]
-        with self._bar("restore", layouts, progress) as bar:
-            options = self._options if storage_options is None else storage_options
-            restore(decoder, output, chosen, bar.update, options, overwrite)
-        return chosen
+        return restore_steps(
+            self._reader, output, steps, exclude_steps, provenance=provenance, overwrite=overwrite, progress=progress,
+            storage_options=self._options if storage_options is None else storage_options,
+        )  # fmt: skip
 
     # -- checking ----------------------------------------------------------------------------------------------------
 
@@ -409,10 +464,6 @@ class Run(PicturedRun):
             allow_pickle=allow_pickle, progress=progress,
             storage_options=options,
         )  # fmt: skip
-
-    def _bar(self, what: str, layouts: Sequence[StepLayout], progress: bool) -> Progress:
-        """A bar for the bytes of steps that are laid out so."""
-        return progress_bar(what, sum(nbytes(one) for layout in layouts for one in layout.tensors), enabled=progress)
 
 
 def open(  # noqa: A001 (the public name is relex_codec.open)

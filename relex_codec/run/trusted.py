@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +10,6 @@ import numpy as np
 from relex_codec.core.filenames import ADAPTER_WEIGHTS
 from relex_codec.decoding.tiers import as_step
 from relex_codec.errors import InvalidArgument
-from relex_codec.storage.urls import is_url
 from relex_codec.trust.figures import Norms, distance
 from relex_codec.trust.fits import HeldOut, held_out_errors, parse_curve
 from relex_codec.trust.horizon import MEASURED, Band, Trust, band_of_scores, judge, within
@@ -20,6 +17,7 @@ from relex_codec.trust.scores import Scores, parse_scores
 
 from .describe import DescribedRun
 from .fitted import FittedDecoder, Secant
+from .kept_scores import place_of_scores, read_scores
 from .norms import lines_of, read_norms, stored_norms, tensor_distance
 from .provenance import file_digest, remarks
 from .sparkline import movement
@@ -200,17 +198,9 @@ class TrustedRun(DescribedRun):
         Raises:
             InvalidArgument: there is such a file, but it does not hold scores.
         """
-        path = self.path
-        if is_url(path) or not path.endswith(".relex"):
-            return None
-        beside = Path(path.removesuffix(".relex") + ".scores.json")
-        try:
-            text = beside.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InvalidArgument(f"cannot read {os.fspath(beside)}: {error.strerror}") from None
-        return parse_scores(text, os.fspath(beside))
+        beside = place_of_scores(self.path)
+        text = None if beside is None else read_scores(beside)
+        return None if text is None else parse_scores(text, str(beside))
 
     @property
     def _of_adapters(self) -> bool:

@@ -108,6 +108,32 @@ class ScratchDirectory:
             os.close(fd)
 
 
+class WorkingDirectory:
+    """A directory beside what is being written, with all that is in it removed on leaving.
+
+    Args:
+        target: what is written.
+
+    Attributes:
+        path: of the directory; empty before it is entered.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.path = ""
+        self._fd = -1
+
+    def __enter__(self) -> WorkingDirectory:
+        self.path, self._fd = make_directory(self._target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        remove_tree(self.path)
+        os.close(self._fd)
+
+
 def remove_leftovers(folder: str, names: re.Pattern[str] = BESIDE) -> None:
     """Remove what dead processes left in `folder` under temporary names; what cannot be told, or removed, stays."""
     found = []

@@ -29,6 +29,8 @@ class Source(ABC):
     size: int
     version: ObjectVersion | None = None
     """Of the file that was opened, to tell whether what has its name later is still the same; None: not known."""
+    at_hand = False
+    """Whether reading ranges one by one, each where it is used, costs no more than reading them together."""
 
     def read(self, start: int, end: int) -> bytes:
         """Return bytes `start` to `end`.
@@ -124,6 +126,8 @@ class LocalSource(Source):
     of open files. A file that was written to or replaced in between is noticed and refused; one that stays open and was
     replaced under its name is still read as it was.
     """
+
+    at_hand = True
 
     def __init__(
         self,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from relex_codec.core.text import quote
 from relex_codec.errors import InvalidArgument
@@ -70,6 +71,40 @@ def parse_scores(text: str | bytes, path: str) -> Scores:
     metric = document.get("metric", "")
     found = [_score(row, path) for row in rows]
     return Scores(metric if isinstance(metric, str) else "", tuple(sorted(found, key=lambda one: one.step)))
+
+
+def with_scores(text: str | bytes | None, rows: Iterable[Mapping[str, Any]], metric: str, path: str) -> bytes:
+    """Return a file of scores with further ones, which take the place of those of the same steps and tiers.
+
+    Args:
+        text: the file so far, of which other keys stay; None: there is none yet.
+        rows: ``step``, ``tier`` and ``score`` of each.
+        metric: what the scores are, in words; empty: as the file says.
+        path: for messages.
+
+    Raises:
+        InvalidArgument: the file is not as the module says, or of another metric.
+
+    Example:
+        >>> old = b'{"scores": [{"step": 0, "tier": "base", "score": 0.5}]}'
+        >>> made = with_scores(old, [{"step": 800.0, "tier": "line", "score": 0.7}], "solved", "run.scores.json")
+        >>> [one.step for one in parse_scores(made, "run.scores.json").scores]
+        [0.0, 800.0]
+    """
+    rows = list(rows)
+    new = {(row["step"], row["tier"]) for row in rows}
+    document: dict[str, Any] = {}
+    old: list[Any] = []
+    if text is not None:
+        known = parse_scores(text, path)
+        if metric and known.metric and metric != known.metric:
+            raise InvalidArgument(f"{path} has scores of {quote(known.metric)}, not of {quote(metric)}; move it away")
+        document = json.loads(text)
+        old = [row for row in document["scores"] if (row["step"], row["tier"]) not in new]
+    if metric:
+        document["metric"] = metric
+    document["scores"] = sorted([*old, *rows], key=lambda row: (row["step"], row["tier"]))
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _score(row: object, path: str) -> Score:

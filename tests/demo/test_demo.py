@@ -165,9 +165,15 @@ def test_the_whole_demonstration_on_a_short_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(relex_codec, "encode", partial(relex_codec.encode, quality="raw"))
     report = run_demo.run_demo(tmp_path / "demo", steps=2, progress=False)
     assert [(row.step, row.kind) for row in report.rows] == [
-        (0, "base"), (2, "trained"), (2, "decoded"), (10, "extrapolated"), (20, "extrapolated"), (40, "extrapolated")
+        (0, "base"), (2, "trained"), (2, "restored"), (2, "decoded"),
+        (10, "extrapolated"), (20, "extrapolated"), (40, "extrapolated"),
     ]  # fmt: skip
     assert report.archive_bytes == (tmp_path / "demo" / "run.relex").stat().st_size
+    assert report.equal == 2 and report.rows[2].score == report.rows[1].score
+    assert report.trust and report.trust[0] in report.table()
+    assert (tmp_path / "demo" / "run.png").read_bytes().startswith(b"\x89PNG") and report.picture
+    restored = tmp_path / "demo" / "restored"
+    assert sorted(path.name for path in restored.iterdir()) == ["global_step_1", "global_step_2"]
     assert report.run_bytes == 2 * report.base_bytes and report.checkpoints == 2
     assert (tmp_path / "demo" / "decoded" / "step_40" / "tokenizer.json").exists()
     printed = report.table()

@@ -282,9 +282,9 @@ def test_interrupted(made: Path, tmp_path: Path) -> None:
     code = f"""
         import os, signal
         from relex_codec.exact import tier_writer as assemble
-        def interrupt(self):
+        def interrupt(*arguments):
             os.kill(os.getpid(), signal.{signal.SIGINT.name})
-        assemble.SegmentJob.assemble = interrupt
+        assemble.assemble = interrupt
         from relex_codec.cli.main import main
         main()
     """

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import relex_codec
 from relex_codec.core import threads
-from relex_codec.encoding import pipeline, tensor_history
+from relex_codec.encoding import tensor_history
 from relex_codec.encoding.delta_sums import GramSums, directions
+from relex_codec.encoding.engines import choice
 from relex_codec.encoding.fit import deltas, directions_from_deltas, fit_directions, fit_line, gram_of
 from support import plain
 from support.checkpoints import write_checkpoint, write_run
@@ -116,7 +117,7 @@ def test_memory_and_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(tensor_history.TensorHistory, "__init__", spy)
     files = []
     for memory, processors in (("4GB", 2), ("256MB", 2), ("64MB", 2), ("64MB", 4), ("4GB", 1), ("4GB", 4)):
-        for module in (threads, pipeline):
+        for module in (threads, choice):
             monkeypatch.setattr(module, "cpu_count", lambda count=processors: count)
         path = tmp_path / f"{memory}-{processors}.relex"
         relex_codec.encode(tmp_path / "run", path, base=tmp_path / "base", memory=memory)

@@ -11,7 +11,7 @@ import pytest
 
 import relex_codec
 from relex_codec import CheckpointError, InvalidArgument
-from relex_codec.encoding import later_steps
+from relex_codec.encoding import later_units
 from relex_codec.encoding.appended_series import RestoredStep
 from relex_codec.encoding.stored_vectors import StoredVectors
 from relex_codec.format import constants as f
@@ -164,7 +164,7 @@ def test_old_steps_are_not_restored(made: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(RestoredStep, "read_into", refuse)
     asked = []
-    original = later_steps.project_tensor
+    original = later_units.project_tensor
 
     def spy(decoder: Any, *args: Any) -> Any:
         read = decoder.read
@@ -174,7 +174,7 @@ def test_old_steps_are_not_restored(made: Path, tmp_path: Path, monkeypatch: pyt
             )
         return original(decoder, *args)
 
-    monkeypatch.setattr(later_steps, "project_tensor", spy)
+    monkeypatch.setattr(later_units, "project_tensor", spy)
     for kind in ("lossy", "exact"):
         relex_codec.append(copy(made, tmp_path, kind), paths(made, 10), base=made / "base")
     assert {step.tier for step in asked} <= {"exact", "track"}

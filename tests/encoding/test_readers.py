@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from relex_codec.checkpoints.safetensors import open_checkpoint
 from relex_codec.checkpoints.series import ReaderSeries
 from relex_codec.core.dtypes import Bits
 from relex_codec.encoding.appended_series import RestoredStep
-from relex_codec.encoding.encode import new_segment
 from relex_codec.encoding.pipeline import RunEncoder
 from relex_codec.encoding.planning import plan_run
 from relex_codec.encoding.quality import Quality
+from relex_codec.encoding.run_source import OpenHere, OpenRun
 from relex_codec.encoding.surroundings import surroundings
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
@@ -89,10 +88,10 @@ def test_the_file_is_the_same_as_from_directories(tmp_path: Path, exact: bool, e
     )  # fmt: skip
     series = in_memory()
     with FileWriter(tmp_path / "memory.relex") as writer:
-        frames = partial(new_segment, writer, len(STEPS))
         base = InMemory(weights(0), SIDE)
         plan = plan_run(series, base, 4, exact=exact)
-        encoder = RunEncoder(plan, writer, 4, Quality.parse(), 1, embed, BUDGET, exact, frames)
+        here = OpenHere(OpenRun(series, base))
+        encoder = RunEncoder(plan, here, here, writer, 4, Quality.parse(), 1, embed, BUDGET, exact)
         directories = [None for _ in STEPS]  # called global_step_N, as those of the run are
         around = surroundings(plan, base, encoder.embed_file, embed, exact, "base", directories, [])
         encoder.write(around, progress=False)

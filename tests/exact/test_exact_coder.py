@@ -32,10 +32,9 @@ from relex_codec.exact.frequency_tables import (
 from relex_codec.exact.part_coder import (
     CODED,
     PLAIN,
-    Frame,
-    PartDecoder,
     Symbols,
 )
+from relex_codec.exact.part_decoder import Frame, PartDecoder
 from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
 from relex_codec.format.packing import to_planes
 from support.exact_parts import CONTENTS, Part, content, part_of, random_elements, replayed

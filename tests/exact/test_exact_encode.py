@@ -416,7 +416,7 @@ def test_files_without_the_tier(zoo_file: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("limit", [1, 500, 1 << 40])
 def test_any_size_of_groups(made: Made, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("relex_codec.exact.segment_writer.group_limit", lambda steps: min(limit, 0xFFFFFFFF))
+    monkeypatch.setattr("relex_codec.exact.segments.group_limit", lambda steps: min(limit, 0xFFFFFFFF))
     path = made.root / f"limit{limit}.relex"
     relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
     file = File(path)
@@ -565,7 +565,7 @@ def blob_ranges(file: File, group: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def test_one_tensor_reads_its_group_only(made: Made, counted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relex_codec.exact.segment_writer.group_limit", lambda steps: 1)
+    monkeypatch.setattr("relex_codec.exact.segments.group_limit", lambda steps: 1)
     path = made.root / "single.relex"
     relex_codec.encode(made.run, path, base=made.base_path, quality="raw", observe=OBSERVE, exact=True)
     file = File(path)

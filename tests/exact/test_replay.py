@@ -20,7 +20,7 @@ from relex_codec import BaseMismatch, Corrupt, InvalidArgument
 from relex_codec.cli.main import group
 from relex_codec.exact import replay
 from relex_codec.exact.bisection import frames_of
-from relex_codec.exact.part_coder import PartDecoder
+from relex_codec.exact.part_decoder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
 from relex_codec.exact.tier_reader import ExactTier, Key
 from relex_codec.format import constants as f
@@ -396,14 +396,14 @@ def test_digests_are_checked(opened: relex_codec.Run, monkeypatch: pytest.Monkey
 def test_a_stream_that_does_not_decode_names_its_tensor(
     opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = PartDecoder.decoded
+    plain = PartDecoder._decode
 
-    def broken(self: PartDecoder, interval: Any, node: Any) -> Any:
+    def broken(self: PartDecoder, *arguments: Any, **named: Any) -> Any:
         if self.dtype == "F32":
             raise Corrupt("a stream does not decode")
-        return plain(self, interval, node)
+        return plain(self, *arguments, **named)
 
-    monkeypatch.setattr(PartDecoder, "decoded", broken)
+    monkeypatch.setattr(PartDecoder, "_decode", broken)
     with pytest.raises(Corrupt, match=r"x\.relex: tensor 'single': a stream does not decode"):
         list(opened.iter_steps(start=2, stop=4))
 

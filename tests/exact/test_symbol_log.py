@@ -10,7 +10,6 @@ import pytest
 
 from relex_codec.exact import segment_writer, symbol_log
 from relex_codec.exact.part_coder import Symbols
-from relex_codec.exact.segment_writer import SegmentWriter
 from relex_codec.exact.segments import PartInfo
 from relex_codec.exact.symbol_log import PartSymbols, SymbolLog
 
@@ -53,20 +52,21 @@ def test_they_come_back(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
 
 
 def coded(steps: int, kind: str) -> bytes:
-    """All blocks of a segment of three parts, one of which never moves."""
+    """All blocks of a segment of one group of three parts, one of which never moves."""
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryFile() as blobs, tempfile.TemporaryFile() as symbols:
-        files = iter((blobs, symbols))
-        writer = SegmentWriter(lambda: next(files), steps)
+    with tempfile.TemporaryFile() as symbols:
+        coder = segment_writer.GroupCoder(lambda: symbols, steps)
         for number in range(3):
             bits = np.cumsum(rng.integers(0, 2, (steps + 1, 3000)) * (number != 1), axis=0) + 15_000
             rows = bits.astype(np.uint16 if kind == "BF16" else np.uint32)
             if number == 1:
-                writer.add_still(PartInfo(number, 0, kind, 3000), b"\1" * 8)
+                coder.add_still(PartInfo(number, 0, kind, 3000), b"\1" * 8)
             else:
-                writer.add(PartInfo(number, 0, kind, 3000), list(rows))
-        writer.finish()
-        return b"".join(data for _, _, block in writer.blocks() for data in block)
+                coder.add(PartInfo(number, 0, kind, 3000), list(rows))
+        written = bytearray()
+        blobs = coder.close(written.extend)
+    group = segment_writer.CodedGroup(lambda at, length: bytes(written[at : at + length]), 0, blobs)
+    return b"".join(data for _, _, block in segment_writer.blocks_of([group], steps) for data in block)
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F32"])

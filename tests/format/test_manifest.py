@@ -28,6 +28,7 @@ from relex_codec.format.manifest import (
     whole_tensor,
 )
 from relex_codec.format.manifest_parser import parse
+from relex_codec.format.manifest_text import packed, unpacked
 from relex_codec.format.packed_span import pack
 from relex_codec.format.packing import split_planes
 from relex_codec.format.writer import FileWriter, unknown_figures
@@ -68,7 +69,12 @@ def made(**changes: Any) -> Manifest:
 def test_what_is_written_is_read() -> None:
     manifest = made()
     assert parse(manifest.to_bytes(), [1, 2, 3]) == manifest
-    assert len(manifest.to_bytes()) % 8 == 0
+    for text in (manifest.to_bytes(), made(steps=[StepEntry(None, 0)] * 3).to_bytes() + b" " * 70000):
+        assert len(packed(text)) % 8 == 0
+        assert unpacked(packed(text)).rstrip(b" ") == text.rstrip(b" ")
+    assert packed(b"{}") == b"{}      "
+    assert packed(b" " * (1 << 16) + bytes(range(256)))[:1] == b"\0"
+    assert packed(b" " * (1 << 20)) == b" " * (1 << 20)  # a frame may not hold that many times its bytes
     rows = json.loads(manifest.to_bytes())["tensors"]
     assert rows[0] == ["w", "BF16", [2, 3], ["F32", [1]]]  # a whole tensor of the same name and shape is its shard
     assert rows[2] == ["moved", "BF16", [3, 2], ["F32", [[1, "w", [2, 3], 0, 6]]]]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import relex_codec.journal.writer as writer_module
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.verify import check_journal
+from relex_codec.recording import lots, memory, rank_recorder
 from support.checkpoints import safetensors_bytes, write_checkpoint, write_run
 from support.commands import cli, failed
 from support.plain import read_safetensors
@@ -342,6 +344,76 @@ def test_a_full_disk(
     recorder.close()
     assert Journal(tmp_path / "j").numbers == [1, 2, 3]
     assert all(same(tmp_path / "j", tmp_path / "base", step, small(step)) for step in (1, 2, 3))
+
+
+def test_a_disk_that_fills_up_while_a_step_is_compared(
+    small: Callable[[int], State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More changed than may wait: `add` waits for the thread that writes, which fails, and says so at once."""
+    monkeypatch.setattr(rank_recorder, "LEAST_ROOM", 1)
+    monkeypatch.setattr(lots, "LOTS", 0.5)  # one at a time
+    real, calls = os.pwrite, []
+
+    def full(fd: int, data: Any, at: int) -> int:
+        calls.append(at)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with relex_codec.Recorder(tmp_path / "j", base=tmp_path / "base") as recorder:
+        recorder.add(1, small(1))
+        recorder.flush()
+        monkeypatch.setattr(writer_module, "BUFFER", 1)
+        monkeypatch.setattr(writer_module.os, "pwrite", full)
+        with pytest.raises(InvalidArgument, match="step 2 is not recorded"):
+            recorder.add(2, small(2))
+            recorder.flush()
+        assert calls
+        monkeypatch.setattr(writer_module.os, "pwrite", real)
+        recorder.add(2, small(2))
+    assert same(tmp_path / "j", tmp_path / "base", 2, small(2))
+
+
+def test_what_goes_wrong_while_a_step_is_compared(
+    small: Callable[[int], State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interruption in the middle: the thread that writes ends, and the step that is held is read again."""
+    real = memory.find_changes
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        real(*arguments, **options)  # what is held is the new step already
+        raise KeyboardInterrupt
+
+    with relex_codec.Recorder(tmp_path / "j", base=tmp_path / "base") as recorder:
+        recorder.add(1, small(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "find_changes", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                recorder.add(2, small(2))
+        recorder.add(2, small(2))
+        recorder.add(3, small(3))
+    assert Journal(tmp_path / "j").numbers == [1, 2, 3] and Journal(tmp_path / "j").unfinished == 0
+    assert all(same(tmp_path / "j", tmp_path / "base", step, small(step)) for step in (1, 2, 3))
+
+
+def test_memory_is_the_step_before_once(tmp_path: Path) -> None:
+    """Beside what is held anyway, a step takes little: no second copy, on either thread."""
+    rng = np.random.default_rng(0)
+    write_checkpoint(tmp_path / "base", {f"w{i}": bf16(rng.standard_normal((2048, 1024))) for i in range(8)})
+    state = state_of(tmp_path / "base")
+    size = sum(value.nbytes for value in state.values())
+    with relex_codec.Recorder(tmp_path / "j", base=tmp_path / "base") as recorder:
+        recorder.add(1, state)
+        recorder.flush()
+        for value in state.values():
+            value[:, ::100] *= 1.01
+        tracemalloc.start()
+        try:
+            recorder.add(2, state)
+            recorder.flush()
+            taken = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert same(tmp_path / "j", tmp_path / "base", 2, state)
+    assert taken < size / 8, (taken, size)
 
 
 def test_errors_on_exit(

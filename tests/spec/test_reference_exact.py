@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import Corrupt
-from relex_codec.exact import frequency_tables, ordered_words, part_coder
+from relex_codec.exact import frequency_tables, ordered_words, part_coder, part_decoder
 from relex_codec.exact.bisection import Interval, frame_order
 from support.specification import VECTORS, ref
 
@@ -252,7 +252,7 @@ def test_streams_that_no_encoder_makes(seed: int, dtype: str, count: int, dense:
         return restored
 
     bits = np.frombuffer(zero, f"<u{width}")
-    decoder = part_coder.PartDecoder(bits, dtype, 100, count, dense, lambda at: part_coder.Frame(0, said[at], flat))
+    decoder = part_decoder.PartDecoder(bits, dtype, 100, count, dense, lambda at: part_decoder.Frame(0, said[at], flat))
     if expected is None:
         with pytest.raises(ref.Corrupt):
             by_reference()

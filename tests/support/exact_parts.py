@@ -10,9 +10,10 @@ import numpy as np
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.exact.bisection import Interval, whole_segment
 from relex_codec.exact.frequency_tables import FrequencyTables, fit_tables, lay_out, tables_from_bytes, tables_to_bytes
-from relex_codec.exact.interval_lists import IntervalList, write_words
+from relex_codec.exact.interval_lists import IntervalList
 from relex_codec.exact.ordered_words import layout_of, to_words
-from relex_codec.exact.part_coder import Frame, PartDecoder, PartEncoder, SymbolCounter, Symbols, lowest_exponent
+from relex_codec.exact.part_coder import PartEncoder, SymbolCounter, Symbols, lowest_exponent
+from relex_codec.exact.part_decoder import Frame, PartDecoder
 from relex_codec.exact.segments import table_set_numbers
 
 from .plain import Array
@@ -68,7 +69,7 @@ def replayed(decoder: PartDecoder, start: int, stop: int) -> Iterator[int]:
         if interval.left >= stop:
             return
         if interval.right <= start or not interval.has_middle:
-            write_words(listed.rank, listed.right, decoder.order.places, decoder.words)
+            decoder.apply(listed)
             if interval.right >= start:
                 yield interval.right
             return

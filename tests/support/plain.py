@@ -22,6 +22,11 @@ COVERED_ELSEWHERE = ("relex.coefficients", "relex.data.directions", "relex.data.
 FRAME_ENTRIES = ("relex.exact.segments", "relex.exact.frames", "relex.data.frames")
 
 
+def manifest_text(entry: bytes) -> bytes:
+    """Return the JSON of a manifest that may be packed."""
+    return zstandard.ZstdDecompressor().decompress(entry[4 : len(entry) - entry[1]]) if entry[0] == 0 else entry
+
+
 def widen(dtype: str, bits: Array) -> Array:
     """Return float32 values of the bits of a float tensor."""
     if dtype == "BF16":
@@ -127,7 +132,7 @@ class File:
         self.shapes = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items()}
         self.places = {name: tuple(8 + length + x for x in e["data_offsets"]) for name, e in header.items()}
         self.entries = {name: self.data[lo:hi] for name, (lo, hi) in self.places.items()}
-        self.manifest = json.loads(self.entries["relex.manifest"])
+        self.manifest = json.loads(manifest_text(self.entries["relex.manifest"]))
         self.steps = [x[0] for x in struct.iter_unpack("<q", self.entries["relex.steps"])]
         self.names = [tensor[0] for tensor in self.manifest["tensors"]]
         # kind, origin, k, first, digest, chunk, offset, segment

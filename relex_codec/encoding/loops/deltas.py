@@ -38,6 +38,23 @@ def _square(values: F32, count: int) -> np.float32:
 
 
 @summing
+def sum_of_magnitudes(values: F32) -> np.float64:
+    """Return the sum of the magnitudes: float32 over a strip, float64 over strips, and where float32 overflows."""
+    found = np.float64(0)
+    for lo in range(0, len(values), STRIP):
+        end = min(lo + STRIP, len(values))
+        total = np.float32(0)
+        for i in range(lo, end):
+            total += abs(values[i])
+        if np.isfinite(total):
+            found += np.float64(total)
+        else:
+            for i in range(lo, end):
+                found += np.float64(abs(values[i]))
+    return found
+
+
+@summing
 def _add_products(strip: F32, count: int, gram: F64) -> None:
     """Add the inner products of the rows of a strip to the lower triangle of `gram`, four rows by two at a time."""
     for i in range(0, len(strip), 4):

@@ -37,8 +37,12 @@ from .llvm_ops import (
 
 
 def loop(function: Any) -> Any:
-    """Compile an inner loop; it becomes a part of what calls it, and of what is kept on disk of that."""
-    return numba.njit(nogil=True)(function)
+    """Compile an inner loop; it becomes a part of what calls it, and of what is kept on disk of that.
+
+    It counts no references and raises nothing, so that no machine code calls Python or numba: divisors are not zero.
+    """
+    uncounted: dict[str, Any] = {"_nrt": False}
+    return numba.njit(nogil=True, error_model="numpy", **uncounted)(function)
 
 
 def _fused(packing: Packing, j: int, factors: bool) -> Any:
@@ -51,7 +55,13 @@ def _fused(packing: Packing, j: int, factors: bool) -> Any:
 
     @loop
     def fused(origin: Any, packed: Any, factor: Any, known: Any, p: Any, g: Any, out: Any, count: Any) -> None:
-        a, b, c, d, e = known[0], known[1], known[2], known[3], known[4]
+        a, b, c, d, e = (
+            load_f32(known, 0),
+            load_f32(known, 1),
+            load_f32(known, 2),
+            load_f32(known, 3),
+            load_f32(known, 4),
+        )
         for i in range(count // 2):
             word, pair = load_u32(origin, i), load_u16(packed, i)
             x, y = even(pair, factor, a, b, c, d, e), odd(pair, factor, a, b, c, d, e)
@@ -74,7 +84,13 @@ def _add_codes(packing: Packing, j: int) -> Any:
 
     @loop
     def add(packed: Any, factor: Any, known: Any, p: Any, count: Any) -> None:
-        a, b, c, d, e = known[0], known[1], known[2], known[3], known[4]
+        a, b, c, d, e = (
+            load_f32(known, 0),
+            load_f32(known, 1),
+            load_f32(known, 2),
+            load_f32(known, 3),
+            load_f32(known, 4),
+        )
         for i in range(count):
             store_f32(p, i, load_f32(p, i) + value(load_u8(packed, i), factor, a, b, c, d, e))
 
@@ -131,7 +147,7 @@ round_bf16, round_f16, round_f32 = (_round(*dtype[2:]) for dtype in (_bf16, _f16
 @loop
 def add_words(low: Any, high: Any, known: Any, p: Any, count: Any) -> None:
     """``p = p + (q * scale - sign(q) * shift)``, for packing ``word``: q + z is in two planes."""
-    scale, shift = known[0], known[1]
+    scale, shift = load_f32(known, 0), load_f32(known, 1)
     for i in range(count):
         store_f32(p, i, load_f32(p, i) + word_value(load_u8(low, i), load_u8(high, i), scale, shift))
 

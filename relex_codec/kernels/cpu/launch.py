@@ -24,8 +24,9 @@ from relex_codec.kernels.interface import (
     Window,
 )
 
-from . import loops
-from .llvm_ops import remainder_constants
+from . import tables
+from .machine_code import decode
+from .tables import remainder_constants
 
 SHARES: Final = 8
 """Units of work a thread: small enough that threads end together, large enough that handing them out costs nothing."""
@@ -45,20 +46,23 @@ def prepare(jobs: Sequence[DecodeJob]) -> Decode:
     known = np.array([(*remainder_constants(d.packing, d.scale, d.shift), d.scale) for d in directions], np.float32)
     work = _shares(jobs)
 
-    def decode(coefficients: Coefficients, targets: Targets) -> None:
+    def decode_all(coefficients: Coefficients, targets: Targets) -> None:
         if not jobs:
             return
         each = zip(jobs, rowed, targets, strict=True)
         places = np.array([[_target(x, *pair) for x in target] for *pair, target in each], np.int64)
         g = np.concatenate(coefficients, axis=1, dtype=np.float32)
+        arrays = [array.ctypes.data for array in (table, rows, known, places, g)]
 
-        def some(items: npt.NDArray[np.int64]) -> bool:
-            return loops.decode(table, rows, known, places.reshape(len(jobs), -1, 3), g, items, TINY)
+        def some(items: npt.NDArray[np.int64]) -> int:
+            buffers = np.empty(3 * tables.SPAN + tables.LINE, np.float32)
+            aligned = -(-buffers.ctypes.data // tables.LINE) * tables.LINE
+            return decode(*arrays, items.ctypes.data, aligned, len(rows), len(g), len(items), TINY)
 
         if not all(parallel_map(some, work)):
             raise InvalidArgument(FLUSHED)
 
-    return decode
+    return decode_all
 
 
 def _by_rows(job: DecodeJob) -> DecodeJob:
@@ -79,7 +83,7 @@ def _row(job: DecodeJob, start: int) -> tuple[int, ...]:
     return (
         job.origin.ctypes.data, job.at, job.pitch, window.width, window.row, window.rows, window.column,
         window.columns, window.lo, window.hi, job.first, job.size, start, len(job.directions),
-        loops.CODES[job.origin_dtype], loops.CODES[job.dtype],
+        tables.CODES[job.origin_dtype], tables.CODES[job.dtype],
     )  # fmt: skip
 
 

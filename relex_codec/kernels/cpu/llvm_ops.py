@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -17,11 +16,10 @@ from relex_codec.core.dtypes import NAN
 from relex_codec.core.jit import operation
 from relex_codec.format.constants import WORD, Packing
 
-I8, I16, I32, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-_LLVM: Final = {types.uint8: I8, types.uint16: I16, types.uint32: I32, types.float32: F32}
-_NONE: Final = np.float32(0)
-CHAINED: Final = (3, 5)
-"""Radices of which the value of a digit is looked up, by comparing."""
+from .tables import CHAINED
+
+I8, I16, I32, I64, F32 = (*(ir.IntType(width) for width in (8, 16, 32, 64)), ir.FloatType())
+_LLVM: Final = {types.uint8: I8, types.uint16: I16, types.uint32: I32, types.int64: I64, types.float32: F32}
 
 
 def _i32(value: int) -> Any:
@@ -48,7 +46,8 @@ def _store(kind: Any) -> Any:
     return operation(types.boolean, (types.int64, types.int64, kind), build)
 
 
-load_u8, load_u16, load_u32, load_f32 = map(_load, (types.uint8, types.uint16, types.uint32, types.float32))
+load_u8, load_u16, load_u32 = map(_load, (types.uint8, types.uint16, types.uint32))
+load_i64, load_f32 = map(_load, (types.int64, types.float32))
 store_u16, store_u32, store_f32 = map(_store, (types.uint16, types.uint32, types.float32))
 
 
@@ -120,29 +119,6 @@ def _narrow_pair(b: Any, even: Any, odd: Any) -> Any:
 
 
 narrow_pair = operation(types.uint32, (types.float32, types.float32), _narrow_pair)
-
-
-def digit_factor(packing: Packing, j: int) -> int:
-    """Return the `factor` that `remainder_operation` wants for digit j of a byte of radix R = 3 or 5.
-
-    It is ceil(2^32 / R^(j + 1)). The product of a byte and it, mod 2^32, is what is below digit j + 1 in base R as a
-    fraction of 2^32: how often 2^32 / R is in it is the digit. The factor is rounded up by less than 1, so the product
-    is too large by less than 256; fractions are multiples of 2^32 / R^5 > 2^20.
-    """
-    return -(-(1 << 32) // int(packing.radix ** (j + 1))) if packing.radix in CHAINED else 0
-
-
-def remainder_constants(packing: Packing, scale: np.float32, shift: np.float32) -> list[np.float32]:
-    """Return five numbers that `remainder_operation` wants.
-
-    For radix 3 and 5 they are the values of the digits, ``q * scale - sign(q) * shift``; else scale and shift.
-    """
-    if packing.radix not in CHAINED:
-        return [scale, shift, _NONE, _NONE, _NONE]
-    q = np.arange(packing.radix, dtype=np.int32) - np.int32(packing.zero)
-    with np.errstate(over="ignore", under="ignore"):
-        values = q.astype(np.float32) * scale - np.sign(q).astype(np.float32) * shift
-    return [*values, *[_NONE] * (5 - packing.radix)]
 
 
 def remainder_operation(packing: Packing, j: int, place: int) -> Any:

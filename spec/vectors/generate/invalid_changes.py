@@ -10,7 +10,8 @@ from typing import Any
 
 import reference_decoder as ref
 
-from .parts import Parts, align, compact
+from .chunks import zstd_frame
+from .parts import Parts, align, compact, packed
 from .recipe import AUTO
 
 Change = Callable[[Parts], Any]
@@ -101,6 +102,18 @@ def manifest_text(old: str, new: str) -> Change:
         text = compact(parts.manifest)
         assert text.count(old) == 1, (old, text)
         parts.text = align(text.replace(old, new))
+
+    return change
+
+
+def in_frame(
+    bend: Bend = bytes, after: int = 0, spaces: int = 0, twice: bool = False, frame: Bend = zstd_frame
+) -> Change:  # fmt: skip
+    """The manifest packed in a `frame`, and changed."""
+
+    def change(parts: Parts) -> None:
+        text = compact(parts.manifest).encode() + b" " * spaces
+        parts.text = bend(packed(packed(text) if twice else text, after, frame))
 
     return change
 

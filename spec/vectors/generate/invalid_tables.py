@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import reference_decoder as ref
 
+from .chunks import skippable_frame, states, unsized_frame
 from .invalid_changes import (
     Change,
     Invalid,
@@ -17,6 +18,7 @@ from .invalid_changes import (
     direction,
     file_name,
     file_row,
+    in_frame,
     layout,
     manifest,
     manifest_text,
@@ -93,6 +95,23 @@ def invalid() -> Iterator[tuple[str, Invalid]]:
         ("observed-boolean", "K is true", manifest(observed=True)),
         ("observed-float", "K is 3.0", manifest(observed=3.0)),
         ("manifest-array", "the manifest is an array", lambda p: setattr(p, "text", b"[{}]    ")),
+        ("packed-after", "eight bytes after the frame of the manifest", in_frame(after=8)),
+        (
+            "packed-after-noise",
+            "a byte after the frame of the manifest is not 0",
+            in_frame(lambda r: r[:-1] + b"\1", 3),
+        ),
+        ("packed-after-many", "more bytes after the frame than there are", lambda p: setattr(p, "text", b"\0\7\0\0{}")),
+        ("packed-reserved", "a reserved byte before the frame is 1", in_frame(lambda r: r[:3] + b"\1" + r[4:])),
+        ("packed-head", "a packed manifest of three bytes", in_frame(lambda r: r[:3])),
+        ("packed-no-frame", "a packed manifest without a frame", in_frame(lambda r: r[:4])),
+        ("packed-cut", "the frame of the manifest ends early", in_frame(lambda r: r[:-1])),
+        ("packed-more", "something follows the frame of the manifest", in_frame(lambda r: r + b"\0")),
+        ("packed-large", "a frame that holds more than a manifest's may", in_frame(spaces=200_000)),
+        ("packed-twice", "a packed manifest in a frame", in_frame(twice=True)),
+        ("packed-unsized", "a frame that does not say how much it holds", in_frame(frame=unsized_frame)),
+        ("packed-states", "a frame that says that it holds more", in_frame(frame=lambda raw: states(len(raw) + 1))),
+        ("packed-skippable", "a skippable frame", in_frame(frame=skippable_frame)),
         ("manifest-newline", "a newline after the manifest's }", around(b"", b"\n")),
         ("manifest-bom", "a byte order mark", around(b"\xef\xbb\xbf", b"")),
         ("manifest-missing", "no quality", lambda p: p.manifest.pop("quality")),

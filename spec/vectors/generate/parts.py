@@ -10,7 +10,7 @@ from typing import Any
 
 import reference_decoder as ref
 
-from .chunks import Chunk
+from .chunks import Chunk, zstd_frame
 from .exact_tier import Tier, parse
 
 METADATA = {
@@ -33,6 +33,11 @@ def align(text: str) -> bytes:
 def compact(value: Any) -> str:
     """JSON without spaces."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def packed(text: bytes, after: int = 0, frame: Callable[[bytes], bytes] = zstd_frame) -> bytes:
+    """A manifest in a frame, with `after` zeros after it."""
+    return struct.pack("<BBH", 0, after, 0) + frame(text) + bytes(after)
 
 
 class Parts:
@@ -62,7 +67,7 @@ class Parts:
             for name in ref.DATA
             for c in (file.chunks[i] for i in file.chunks_of[name])
         ]
-        parts = cls(entries, json.loads(entries["relex.manifest"]), chunks)
+        parts = cls(entries, json.loads(ref.manifest_text(bytes(entries["relex.manifest"]))), chunks)
         parts.metadata = json.loads(source[8 : ref.header_length(source, 1 << 25)])["__metadata__"]
         parts.dtypes = {name: entry.dtype for name, entry in file.entries.items()}
         parts.raw = [ref.read_chunk(file, i) for i in range(len(chunks))]

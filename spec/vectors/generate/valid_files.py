@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import reference_decoder as ref
 
-from .chunks import Chunk, codec_filled, small_frame
+from .chunks import Chunk, codec_filled, small_frame, zstd_frame
 from .contents import bits, floats, from_floats, integers, noise, planes_of, special
 from .exact_recipe import Exact, Plan
-from .parts import Parts, align, compact
+from .parts import Parts, align, compact, packed
 from .recipe import AUTO, LINE, READS, ROW, STEPS, Direction, Reads, Recipe, Tensor, factors, moving, quantised
 
 
@@ -294,6 +294,28 @@ def unknown_entries() -> Recipe:
     return replace(embedded(), change=change)
 
 
+def packed_manifest() -> Recipe:
+    """A manifest in a frame, with as many bytes after it as there may be."""
+
+    def change(parts: Parts) -> None:
+        parts.text = packed(compact(parts.manifest).encode(), 7)
+
+    return replace(embedded(), change=change)
+
+
+def packed_densely() -> Recipe:
+    """A manifest in a frame that holds as many bytes as it may."""
+
+    def change(parts: Parts) -> None:
+        text, allowed = compact(parts.manifest).encode(), 0
+        while len(text) != allowed:
+            text = text.rstrip(b" ").ljust(allowed)
+            allowed = 65536 + 64 * len(zstd_frame(text))
+        parts.text = packed(text)
+
+    return replace(embedded(), change=change)
+
+
 def chunk_codecs() -> Recipe:
     """Each codec of chunks; frames of the largest window; planes in chunks of their own; nothing but the fill byte."""
     names = ["stored", "frame", "filled", "all"]
@@ -372,6 +394,8 @@ VALID: dict[str, Recipe] = {
     "shared-chunk": shared_chunk(),
     "pieces": pieces(),
     "unknown-entries": unknown_entries(),
+    "packed-manifest": packed_manifest(),
+    "packed-densely": packed_densely(),
     "chunk-codecs": chunk_codecs(),
     "names": names(),
     "file-names": file_names(),

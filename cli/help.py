@@ -1,0 +1,69 @@
+"""Help that fits on a screen: ``--help`` has two examples and the options that most need, ``--help-all`` has all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+class Command(click.Command):
+    """A command with examples.
+
+    Args:
+        examples: command lines, each after a word or two on what it is for.
+        rare: names of the parameters that only ``--help-all`` shows.
+    """
+
+    def __init__(
+        self, *args: Any, examples: Sequence[tuple[str, str]], rare: Sequence[str] = (), **attributes: Any
+    ) -> None:
+        super().__init__(*args, **attributes)
+        unknown = set(rare) - {parameter.name for parameter in self.params}
+        if unknown:
+            raise ValueError(f"{self.name} has no parameters {sorted(unknown)}")
+        self.examples, self.rare = tuple(examples), frozenset(rare)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters, ``--help-all`` before the last of them, which is ``--help``."""
+        found = super().get_params(ctx)
+        everything = click.Option(
+            ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=self._show, help="Show all of it."
+        )
+        return [*found[:-1], everything, *found[-1:]] if self._has_more() else found
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what ``--help`` shows."""
+        self._write(ctx, formatter, everything=not self._has_more())
+
+    def paragraphs(self) -> list[str]:
+        """Return the paragraphs of the description."""
+        return [part for part in (self.help or "").split("\n\n") if part]
+
+    def _has_more(self) -> bool:
+        return bool(self.rare) or len(self.paragraphs()) > 1
+
+    def _show(self, ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            formatter = ctx.make_formatter()
+            self._write(ctx, formatter, everything=True)
+            click.echo(formatter.getvalue().rstrip("\n"), color=ctx.color)
+            ctx.exit()
+
+    def _write(self, ctx: click.Context, formatter: click.HelpFormatter, *, everything: bool) -> None:
+        self.format_usage(ctx, formatter)
+        for part in self.paragraphs()[: None if everything else 1]:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(part)
+        with formatter.section("Examples"):
+            for what, line in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}# {what}\n{'':{formatter.current_indent}}{line}\n")
+        rows = [
+            record
+            for parameter in self.get_params(ctx)
+            if (everything or parameter.name not in self.rare) and (record := parameter.get_help_record(ctx))
+        ]
+        with formatter.section("Options"):
+            formatter.write_dl(rows)

@@ -1,0 +1,348 @@
+"""A work directory: the results of units that are finished, kept over kills, for the same command to go on with.
+
+It holds ``plan.json``, which says what the results were made of and with, ``lock``, and one file for each unit. A
+result appears when it is complete, and is checked before it is used again. At a URL the same is kept there, and a copy
+of what is needed is on this machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from relex_codec._version import __version__
+from relex_codec.checkpoints.checkpoint import TensorReader
+from relex_codec.checkpoints.opening import directory_of
+from relex_codec.core.digests import digest
+from relex_codec.core.filenames import file_allowed
+from relex_codec.core.progress import note
+from relex_codec.errors import Corrupt, InvalidArgument
+from relex_codec.storage.explain import write_error
+from relex_codec.storage.fingerprints import Fingerprint, difference, fingerprint
+from relex_codec.storage.hub.paths import is_hub
+from relex_codec.storage.hub.revisions import pinned_to_commit
+from relex_codec.storage.leftovers import ScratchDirectory, remove_tree
+from relex_codec.storage.local_writer import AtomicFile
+from relex_codec.storage.open import list_directory, open_source
+from relex_codec.storage.outputs import output_file
+from relex_codec.storage.upload import UploadTarget
+from relex_codec.storage.urls import Options, PathLike, is_url, local_path, options_for, without_secrets
+
+from .engines.protocol import SUFFIX, result_path
+from .unit_files import OpenFiles, UnitFile
+
+PLAN: Final = "plan.json"
+LOCK: Final = "lock"
+FORMAT: Final = 1
+"""Goes up when results of one version are of no use to the next."""
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".metadata", ".index.json")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What results are made of and with.
+
+    Attributes:
+        options: what was asked for, as far as results depend on it, by the names that users know.
+        inputs: by what they are called in messages (``base``, ``step 10``), fingerprints of their files, and a digest
+            of the names, dtypes and shapes of their tensors.
+    """
+
+    options: Mapping[str, Any]
+    inputs: Mapping[str, Fingerprint]
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "options": dict(self.options),
+            "inputs": {name: dict(found) for name, found in self.inputs.items()},
+        }
+
+    def with_option(self, name: str, value: Any) -> Identity:
+        """Return it with one more option."""
+        return Identity({**self.options, name: value}, self.inputs)
+
+    def refuse_other(self, before: dict[str, Any], where: str, remedy: str) -> None:
+        """Compare it with that of results.
+
+        Args:
+            before: the document of these.
+            where: they are, for messages.
+            remedy: what to do.
+
+        Raises:
+            InvalidArgument: something has changed; the message names it.
+        """
+        now = json.loads(json.dumps(self.document()))
+        if before.get("format") != FORMAT or before.get("version") != __version__:
+            raise InvalidArgument(
+                f"{where} was begun by relex-codec {before.get('version')}, this is {__version__}: {remedy}"
+            )
+        options, old = now["options"], before["options"]
+        for name in sorted(options.keys() | old.keys()):
+            if options.get(name) != old.get(name):
+                raise InvalidArgument(
+                    f"{where} was begun with {name} {_spelled(old.get(name))}, now it is "
+                    f"{_spelled(options.get(name))}: {remedy}"
+                )
+        inputs, known = now["inputs"], before["inputs"]
+        for name in [*known, *(name for name in inputs if name not in known)]:
+            if name not in inputs or name not in known:
+                what = "is no longer part of the run" if name in known else "is new in the run"
+                raise InvalidArgument(f"{name} {what} since {where} was begun: {remedy}")
+            if changed := difference(known[name], inputs[name]):
+                raise InvalidArgument(f"{name} changed since {where} was begun: {changed}: {remedy}")
+
+
+def _spelled(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def fingerprint_of(path: str, reader: TensorReader, storage_options: Options) -> Fingerprint:
+    """Return the fingerprint of a checkpoint: its files, and its table of tensors.
+
+    Args:
+        path: it is known by.
+        reader: it is read by.
+    """
+    if is_hub(path):  # a branch may move: its commit is in the table
+        files: Fingerprint = {pinned_to_commit(path, storage_options): [0, ""]}
+    else:
+        files = fingerprint(directory_of(path), options_for(path, storage_options), _counts)
+    table = sorted((name, info.dtype, list(info.shape), info.shard) for name, info in reader.tensors.items())
+    return files | {"its tensors": [len(table), digest(json.dumps(table).encode()).hex()]}
+
+
+def _counts(name: str) -> bool:
+    return name.endswith(_WEIGHTS) or file_allowed(name)
+
+
+class WorkDirectory:
+    """A work directory, as a context manager.
+
+    Args:
+        place: local path, or URL.
+        identity: what its results are made of and with.
+        storage_options: for fsspec.
+        keep: whether it stays when the work is done.
+
+    Attributes:
+        path: of the local directory that results are in.
+
+    Raises:
+        InvalidArgument: another process works in it, it holds something else, or what it was begun with is not what is
+            given now. Raised on entering.
+    """
+
+    def __init__(
+        self, place: PathLike, identity: Identity, storage_options: Options = None, *, keep: bool = False
+    ) -> None:
+        self._place, self._identity, self._options, self._keep = os.fspath(place), identity, storage_options, keep
+        self.shown = without_secrets(place)
+        self.path = ""
+        self._fd = -1
+        self._local = ScratchDirectory() if is_url(place) else None
+        self._there: set[str] = set()
+
+    def __enter__(self) -> WorkDirectory:
+        try:
+            if self._local is None:
+                self.path = os.path.realpath(local_path(self._place))
+                os.makedirs(self.path, exist_ok=True)
+                self._lock()
+            else:
+                self._local.__enter__()
+                self.path = self._local.path
+                self._fetch_names()
+            self._begin()
+        except OSError as e:
+            self._let_go()
+            raise write_error(self.shown, e) from None
+        except BaseException:
+            self._let_go()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and not self._keep:
+                self._remove()
+        finally:
+            self._let_go()
+
+    def kept(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return where the results of units are that are finished, by their keys; damaged ones are removed."""
+        found = {}
+        files = OpenFiles()
+        try:
+            for key in keys:
+                path = result_path(self.path, key)
+                if self._local is not None and key + SUFFIX in self._there:
+                    self._download(key + SUFFIX, path)
+                if os.path.exists(path) and self._is_whole(path, files):
+                    found[key] = path
+        finally:
+            files.close()
+        return found
+
+    def add(self, path: str) -> None:
+        """Keep a result that an engine has put into `path`, where that is not enough."""
+        if self._local is not None:
+            with open(path, "rb") as file, output_file(self._url(os.path.basename(path)), self._options) as there:
+                while data := file.read(1 << 22):
+                    there.write(data)
+            self._there.add(os.path.basename(path))
+
+    def _is_whole(self, path: str, files: OpenFiles) -> bool:
+        try:
+            UnitFile(path, files).check()
+        except Corrupt as e:
+            note(f"{e}; it is done again")
+            files.close()
+            os.unlink(path)
+            return False
+        return True
+
+    def _begin(self) -> None:
+        """Compare what is there with what is to be done, or say what is to be done."""
+        text = self._read_plan()
+        if text is not None:
+            try:
+                before = json.loads(text)
+            except ValueError:
+                raise self._not_one() from None
+            if not isinstance(before, dict) or not {"options", "inputs"} <= before.keys():
+                raise self._not_one()
+            remedy = "give what was given before, or another --work-dir, or remove this one"
+            self._identity.refuse_other(before, f"work directory {self.shown}", remedy)
+            for name in os.listdir(self.path):
+                if name.endswith(".part"):  # of workers that were killed
+                    with suppress(OSError):
+                        os.unlink(os.path.join(self.path, name))
+            return
+        rest = self._there if self._local is not None else set(os.listdir(self.path)) - {LOCK}
+        if any(not name.startswith(".") for name in rest):
+            raise self._not_one()
+        data = json.dumps(self._identity.document(), indent=1).encode()
+        if self._local is not None:
+            with output_file(self._url(PLAN), self._options) as file:
+                file.write(data)
+        else:
+            with AtomicFile(os.path.join(self.path, PLAN)) as file:
+                file.write(data)
+
+    def _read_plan(self) -> bytes | None:
+        if self._local is None:
+            with suppress(FileNotFoundError), open(os.path.join(self.path, PLAN), "rb") as file:
+                return file.read()
+            return None
+        if PLAN not in self._there:
+            return None
+        place = os.path.join(self.path, PLAN)
+        self._download(PLAN, place)
+        with open(place, "rb") as file:
+            return file.read()
+
+    def _lock(self) -> None:
+        place = os.path.join(self.path, LOCK)
+        self._fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._fd), os.stat(place)):
+                raise BlockingIOError  # the process that had it has just removed the directory
+        except BlockingIOError:
+            raise InvalidArgument(
+                f"another process works in {self.shown}: wait until it is done, or give another --work-dir"
+            ) from None
+        except OSError:
+            pass  # not every file system has locks
+
+    def _not_one(self) -> InvalidArgument:
+        return InvalidArgument(f"{self.shown} is no work directory, and not empty: give another --work-dir")
+
+    def _let_go(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        if self._local is not None:
+            self._local.__exit__(None, None, None)
+
+    # -- at a URL ----------------------------------------------------------------------------------------------------
+
+    def _url(self, name: str) -> str:
+        return f"{self._place.rstrip('/')}/{name}"
+
+    def _fetch_names(self) -> None:
+        with suppress(InvalidArgument):  # nothing is there yet
+            self._there = {item.name for item in list_directory(self._place, self._options) if not item.is_dir}
+
+    def _download(self, name: str, path: str) -> None:
+        with open_source(self._url(name), options_for(self._place, self._options)) as source, open(path, "wb") as file:
+            for at in range(0, source.size, 1 << 24):
+                file.write(source.read(at, min(source.size, at + (1 << 24))))
+
+    def _remove(self) -> None:
+        if self._local is None:
+            remove_tree(self.path)
+            return
+        target = UploadTarget(self._place, self._options)
+        for name in sorted(self._there | {PLAN}, key=lambda name: name == PLAN):
+            target.remove_file(f"{target.name}/{name}")
+
+
+def identity_of(
+    found: Sequence[tuple[int, str]],
+    checkpoint: Callable[[int], TensorReader],
+    base: str,
+    base_reader: TensorReader,
+    options: Mapping[str, Any],
+    storage_options: Options,
+) -> Identity:
+    """Return what the results of encoding checkpoints are made of and with.
+
+    Args:
+        found: steps and paths.
+        checkpoint: returns that of a step, by its number from 0 on.
+        base: path of it.
+    """
+    inputs = {"base": _of_base(base, base_reader, storage_options)}
+    for number, (step, path) in enumerate(found):
+        inputs[f"step {step}"] = fingerprint_of(path, checkpoint(number), storage_options)
+    return Identity(options, inputs)
+
+
+def identity_of_journal(
+    place: str,
+    steps: Sequence[int],
+    base: str,
+    base_reader: TensorReader,
+    options: Mapping[str, Any],
+    storage_options: Options,
+) -> Identity:
+    """Return what the results of encoding a journal, or a stream of deltas, are made of and with.
+
+    Args:
+        place: its directory.
+        steps: those that are encoded.
+    """
+    inputs = {"base": _of_base(base, base_reader, storage_options)}
+    for folder, _, _ in sorted(os.walk(local_path(place))):
+        if files := fingerprint(folder, wanted=lambda name: not name.startswith(".")):
+            inputs[folder] = files
+    return Identity({**options, "--steps": list(steps)}, inputs)
+
+
+def _of_base(base: str, reader: TensorReader, storage_options: Options) -> Fingerprint:
+    if is_hub(base):  # the commit is in its name
+        return {base: [len(reader.tensors), ""]}
+    return fingerprint_of(base, reader, storage_options)

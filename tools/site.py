@@ -1,0 +1,91 @@
+"""Lays out the sources of the site: README, docs/, spec/ and the rest as they stand, and a page of the API.
+
+Pages keep their places, so that a link works in the repository and on the site alike. Links to what is no page (code,
+results, vectors) lead to the repository.
+
+usage: python tools/site.py DIRECTORY
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/*.md", "spec/*.md", "spec/*/README.md")
+PICTURES = {".png", ".svg", ".gif"}
+LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+SOURCE = re.compile(r'(<img[^>]* src=")([^"]+)(")')
+
+API = {
+    "Open a file": ("open", "Run", "Resident", "safe_open", "Coefficients", "Trust"),
+    "Write one": ("encode", "append", "merge", "Recorder"),
+    "With other libraries": ("load_model", "load_tokenizer", "RelexStorageReader"),
+    "Errors": (
+        "RelexError", "InvalidArgument", "CheckpointError", "BaseMismatch", "Unsupported", "Truncated", "Corrupt",
+    ),
+}  # fmt: skip
+"""Public names, by what one wants to do; a test holds it to be all of them."""
+
+
+def address() -> str:
+    """Return where the repository is, as pyproject.toml says."""
+    found = re.search(r'^Repository = "(.*)"$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
+    if found is None:
+        raise SystemExit("pyproject.toml names no Repository under [project.urls]")
+    return found[1]
+
+
+def pages() -> list[Path]:
+    """Return the pages, relative to the repository."""
+    return sorted(path.relative_to(REPOSITORY) for pattern in PAGES for path in REPOSITORY.glob(pattern))
+
+
+def led(text: str, page: Path, known: set[Path], site: Path) -> str:
+    """Return the text of a page with links to what is no page leading to the repository, and its pictures copied."""
+
+    def lead(match: re.Match[str]) -> str:
+        before, target, after = match.groups()
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        there = (REPOSITORY / page.parent / target).resolve()
+        if not there.exists():
+            raise SystemExit(f"{page} links to {target}, which is not there")
+        path = there.relative_to(REPOSITORY)
+        if path in known:
+            return match[0]
+        if there.suffix in PICTURES:
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(there, site / path)
+            return match[0]
+        return f"{before}{address()}/{'tree' if there.is_dir() else 'blob'}/main/{path}{after}"
+
+    return SOURCE.sub(lead, LINK.sub(lead, text))
+
+
+def api_page() -> str:
+    """Return the page of the public names; what stands there comes from their docstrings."""
+    lines = ["# Python API", "", "Everything of `import relex_codec`; [Python](python.md) shows it in use.", ""]
+    for title, names in API.items():
+        lines += [f"## {title}", ""]
+        for name in names:
+            lines += [f"::: relex_codec.{name}", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Lay the sources out."""
+    (place,) = sys.argv[1:]
+    site = Path(place)
+    shutil.rmtree(site, ignore_errors=True)
+    known = set(pages())
+    for page in known:
+        (site / page).parent.mkdir(parents=True, exist_ok=True)
+        (site / page).write_text(led((REPOSITORY / page).read_text(), page, known, site))
+    (site / "docs" / "api.md").write_text(api_page())
+
+
+if __name__ == "__main__":
+    main()
