@@ -181,7 +181,8 @@ def encode(
         for line in plan.notes:
             note(line)
         left_out = _left_out(run, found, series, storage_options) if found else []
-        source = _source(series, found, reference, of_adapters, storage_options)
+        pickled_base = not isinstance(base_reader, SafetensorsCheckpoint)
+        source = _source(series, found, reference, of_adapters, storage_options, pickled_base)
         here = OpenHere(OpenRun(series, origin))
         job = RunEncoder(
             plan, source, here, writer, observed, wanted, rank, embed_base, budget, exact, engine=choice
@@ -263,17 +264,18 @@ def _source(
     base: PathLike,
     of_adapters: bool,
     storage_options: Options,
+    pickled_base: bool,
 ) -> RunSource:
     """Say where a run is, for other processes."""
     if found:
-        return CheckpointSource(placed(found), everywhere(base), of_adapters, storage_options)
+        return CheckpointSource(placed(found), everywhere(base), of_adapters, storage_options, pickled_base)
     journal = series.journal  # type: ignore[attr-defined]
     return JournalSource(everywhere(journal.path), everywhere(base), tuple(series.steps), storage_options)
 
 
 def _identity(
     run: PathLike, series: CheckpointSeries, found: Sequence[tuple[int, str]], base: str,
-    base_reader: SafetensorsCheckpoint, options: dict[str, Any], storage_options: Options,
+    base_reader: TensorReader, options: dict[str, Any], storage_options: Options,
 ) -> Identity:  # fmt: skip
     """Say what results are made of and with."""
     if found:

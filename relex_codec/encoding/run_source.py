@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
+from relex_codec.checkpoints.pickled_base import open_base_to_encode
 from relex_codec.checkpoints.series import open_series
 from relex_codec.errors import InvalidArgument
 from relex_codec.run.run_reader import RunReader
@@ -58,16 +59,19 @@ class CheckpointSource:
         base: of the run.
         of_adapters: whether nothing starts from the base.
         storage_options: for fsspec.
+        pickled_base: whether the base is in files of `torch.save`, which was allowed.
     """
 
     found: tuple[tuple[int, str], ...]
     base: str
     of_adapters: bool
     storage_options: Options = None
+    pickled_base: bool = False
 
     def open(self) -> OpenRun:
         """Open the base; checkpoints are opened when they are needed."""
-        base = open_base(self.base, self.storage_options)
+        pickled = self.pickled_base
+        base = open_base_to_encode(self.base, self.storage_options, embed=pickled, allow_pickle=pickled)
         series = open_series(self.found, self.storage_options, base=base, chosen=True, alike=False)
         return OpenRun(series, NoBase(base.path) if self.of_adapters else base)
 
