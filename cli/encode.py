@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .output import (
+    address_option,
     allow_pickle_option,
     as_json,
     engine_option,
@@ -65,6 +66,7 @@ from .output import (
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @workers_option
 @engine_option
+@address_option
 @click.option(
     "--work-dir",
     metavar="DIR",
