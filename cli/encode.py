@@ -146,7 +146,7 @@ def _forecast(run: str, output: str, as_json: bool, options: dict[str, Any]) -> 
 
     others = {"overwrite", "work_dir", "keep_work_dir", "shard"}
     given = {name: value for name, value in options.items() if name not in others}
-    found = forecast(Request(run=run, storage_options=None, **given), output)
+    found = forecast(Request(run=run, **given), output)
     left_out = [{"what": row.what, "files": row.files, "bytes": row.bytes} for row in found.left_out]
     if as_json:
         print_json({

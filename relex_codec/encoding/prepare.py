@@ -66,8 +66,8 @@ class Request:
     allow_pickle: bool
     workers: int | None
     engine: str
-    address: str | None
-    storage_options: Options
+    address: str | None = None
+    storage_options: Options = None
 
 
 @dataclass(frozen=True, slots=True)
