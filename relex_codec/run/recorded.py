@@ -155,9 +155,9 @@ def save(
                 f"journal {shown} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between and "
                 "beyond, encode it"
             )
-        _save(
-            journal, int(step), _open_base(journal, base, storage_options), output, overwrite, progress, storage_options
-        )
+        opened = _open_base(journal, base, storage_options)
+        note = as_bytes(note_of_recorded(os.fspath(path), journal.base_uri, steps, int(step)))
+        _save(journal, int(step), opened, output, overwrite, progress, storage_options, {PROVENANCE: note})
         return steps
 
 
@@ -169,6 +169,7 @@ def _save(
     overwrite: bool,
     progress: bool,
     options: Options,
+    notes: Mapping[str, bytes],
 ) -> None:
     from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
@@ -176,7 +177,6 @@ def _save(
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
     begins = {tensor.name for tensor in journal.expected}
     with progress_bar("decode", total, enabled=progress) as bar:
-        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, step))}
         _write(reader, begins, base, output, bar.update, options, overwrite, notes)
 
 
