@@ -112,6 +112,11 @@ def processor_name() -> str:
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def command(*words: object) -> None:
+    """Run a command of this package."""
+    subprocess.run([sys.executable, "-m", "relex_codec", *map(str, words)], check=True)
+
+
 def measure(folder: Path, parameters: float, steps: int, repeats: int) -> dict[str, Any]:
     """Make a run, serve it, and switch in every way in turn."""
     import relex_codec
@@ -123,13 +128,13 @@ def measure(folder: Path, parameters: float, steps: int, repeats: int) -> dict[s
     )  # fmt: skip
     configure(folder / "base")
     path = folder / "run.relex"
-    relex_codec.encode(folder / "run", path, base=folder / "base", exact=True)
-    with relex_codec.open(path) as run:
-        chosen = [run.steps[0], run.steps[-1]]
-        for tier in ("line", "exact"):
-            for step in chosen:
-                run.save(folder / f"{tier}-{step}", step, tier=tier)
-        checkpoint = sum(one.stat().st_size for one in (folder / f"exact-{chosen[0]}").glob("*.safetensors"))
+    # by commands, as vLLM 0.32 cannot start on CPUs in a process that has loaded llvmlite
+    command("encode", folder / "run", "--base", folder / "base", "-o", path, "--exact")
+    chosen = [1, steps]
+    for tier in ("line", "exact"):
+        for step in chosen:
+            command("decode", path, "--step", step, "--tier", tier, "-o", folder / f"{tier}-{step}")
+    checkpoint = sum(one.stat().st_size for one in (folder / f"exact-{chosen[0]}").glob("*.safetensors"))
     from vllm import LLM
 
     llm = LLM(
