@@ -23,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def configure(base: Path) -> None:
     """Write the configuration of a model that has the shapes of the weights there."""
     from safetensors import safe_open
 
+    import relex_codec
+
     with safe_open(base / "model.safetensors", "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     vocabulary, width = shapes["model.embed_tokens.weight"]
@@ -56,6 +59,8 @@ def configure(base: Path) -> None:
         "tie_word_embeddings": "lm_head.weight" not in shapes, "eos_token_id": 0, "bos_token_id": None,
     }  # fmt: skip
     (base / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # without one vLLM loads much else
+        shutil.copy(Path(relex_codec.__file__).parent / "demo" / "base" / name, base / name)
 
 
 def read_bytes() -> int:
@@ -119,8 +124,6 @@ def command(*words: object) -> None:
 
 def measure(folder: Path, parameters: float, steps: int, repeats: int) -> dict[str, Any]:
     """Make a run, serve it, and switch in every way in turn."""
-    import relex_codec
-
     generator = Path(__file__).parent / "generator.py"
     subprocess.run(
         [sys.executable, generator, folder, "--parameters", str(parameters), "--steps", str(steps)],
@@ -139,7 +142,7 @@ def measure(folder: Path, parameters: float, steps: int, repeats: int) -> dict[s
 
     llm = LLM(
         str(folder / "base"), load_format="relex", model_loader_extra_config={"file": str(path), "step": chosen[0]},
-        max_model_len=64, enforce_eager=True, distributed_executor_backend="uni", skip_tokenizer_init=True,
+        max_model_len=64, enforce_eager=True, distributed_executor_backend="uni",
     )  # fmt: skip
     worker = llm.llm_engine.model_executor.driver_worker.worker
 
