@@ -124,6 +124,8 @@ def command(*words: object) -> None:
 
 def measure(folder: Path, parameters: float, steps: int, repeats: int) -> dict[str, Any]:
     """Make a run, serve it, and switch in every way in turn."""
+    import relex_codec
+
     generator = Path(__file__).parent / "generator.py"
     subprocess.run(
         [sys.executable, generator, folder, "--parameters", str(parameters), "--steps", str(steps)],
