@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .output import (
+    address_option,
     allow_pickle_option,
     as_json,
     base_option,
@@ -26,6 +27,7 @@ from .output import (
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @workers_option
 @engine_option
+@address_option
 @allow_pickle_option
 @as_json
 def command(
@@ -39,6 +41,7 @@ def command(
     memory: str,
     workers: int | None,
     engine: str,
+    address: str | None,
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
@@ -57,7 +60,7 @@ def command(
         steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(
         file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, refit=refit,
-        allow_pickle=allow_pickle, memory=memory, workers=workers, engine=engine, progress=True,
+        allow_pickle=allow_pickle, memory=memory, workers=workers, engine=engine, address=address, progress=True,
     )  # fmt: skip
     with relex_codec.open(output or file) as after:
         document = after.info()

@@ -42,7 +42,14 @@ engine_option = click.option(
     default="auto",
     show_default=True,
     metavar="E",
-    help="local (threads), processes, or auto: processes for runs of some gigabytes. The file is the same.",
+    help="local (threads), processes, ray (a cluster), or auto: processes for runs of some gigabytes. The file is the "
+    "same.",
+)
+address_option = click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="The Ray cluster: HOST:PORT, auto, or local for a new one on this machine, which then ends with the command.  "
+    "[default: RAY_ADDRESS, or one that runs here, or a new one]",
 )
 exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Leave these out.")
 

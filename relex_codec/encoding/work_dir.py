@@ -118,7 +118,7 @@ def fingerprint_of(path: str, reader: TensorReader, storage_options: Options) ->
     else:
         files = fingerprint(directory_of(path), options_for(path, storage_options), _counts)
     table = sorted((name, info.dtype, list(info.shape), info.shard) for name, info in reader.tensors.items())
-    return files | {"its tensors": [len(table), digest(json.dumps(table).encode()).hex()]}
+    return files | {"the header": [0, digest(json.dumps(table).encode()).hex()]}
 
 
 def _counts(name: str) -> bool:
@@ -336,6 +336,9 @@ def identity_of_journal(
         steps: those that are encoded.
     """
     inputs = {"base": _of_base(base, base_reader, storage_options)}
+    if is_url(place):
+        inputs[without_secrets(place)] = fingerprint(place, options_for(place, storage_options))
+        return Identity({**options, "--steps": list(steps)}, inputs)
     for folder, _, _ in sorted(os.walk(local_path(place))):
         if files := fingerprint(folder, wanted=lambda name: not name.startswith(".")):
             inputs[folder] = files
@@ -344,5 +347,5 @@ def identity_of_journal(
 
 def _of_base(base: str, reader: TensorReader, storage_options: Options) -> Fingerprint:
     if is_hub(base):  # the commit is in its name
-        return {base: [len(reader.tensors), ""]}
+        return {base: [0, ""]}
     return fingerprint_of(base, reader, storage_options)

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, for tests and benchmarks, and how its nodes and workers are killed."""
+"""A Ray cluster of several nodes on this machine, for tests and benchmarks, and killing its nodes and workers."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
     paths = [str(Path(__file__).parents[1]), str(Path(relex_codec.__file__).parents[1])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # of 15, which on a busy machine is hardly any time
         patch.setenv("RAY_AUTH_MODE", "token")  # anybody on the network may run code on a cluster without
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         Config.initialize("")  # it looked at them when Ray was imported
@@ -54,11 +55,12 @@ def raylet_of(node: Any) -> psutil.Process:
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
-    """Processes of a node that do tasks, or could."""
+    """Processes of a node that do tasks, or could; a node ends without its agents, which are not among them."""
     found = []
     for process in raylet_of(node).children():
         try:
-            if process.name().startswith("ray::") or "default_worker.py" in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if (title.startswith("ray::") and "Agent" not in title) or "default_worker.py" in title:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
