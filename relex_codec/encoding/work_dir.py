@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,9 +37,12 @@ from relex_codec.storage.urls import Options, PathLike, is_url, local_path, opti
 
 from .engines.protocol import SUFFIX, result_path
 from .unit_files import OpenFiles, UnitFile
+from .work_owner import OWNER, owner_document, refuse_owner
 
 PLAN: Final = "plan.json"
 LOCK: Final = "lock"
+REFRESH: Final = 60.0
+"""Seconds after which a process says again that it works at a URL, when it has finished a unit."""
 FORMAT: Final = 1
 """Goes up when results of one version are of no use to the next."""
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".metadata", ".index.json")
@@ -151,6 +155,8 @@ class WorkDirectory:
         self._fd = -1
         self._local = ScratchDirectory() if is_url(place) else None
         self._there: set[str] = set()
+        self._owned = 0.0
+        """When this process last said that it works there."""
 
     def __enter__(self) -> WorkDirectory:
         try:
@@ -162,6 +168,7 @@ class WorkDirectory:
                 self._local.__enter__()
                 self.path = self._local.path
                 self._fetch_names()
+                self._own()
             self._begin()
         except OSError as e:
             self._let_go()
@@ -177,6 +184,10 @@ class WorkDirectory:
         try:
             if kind is None and not self._keep:
                 self._remove()
+            elif self._local is not None:
+                with suppress(Exception):  # what it ended with is told; the next process sees that this one has gone
+                    target = UploadTarget(self._place, self._options)
+                    target.remove_file(f"{target.name}/{OWNER}")
         finally:
             self._let_go()
 
@@ -202,6 +213,8 @@ class WorkDirectory:
                 while data := file.read(1 << 22):
                     there.write(data)
             self._there.add(os.path.basename(path))
+            if time.monotonic() - self._owned > REFRESH:
+                self._write(OWNER, owner_document())
 
     def _is_whole(self, path: str, files: OpenFiles) -> bool:
         try:
@@ -230,13 +243,12 @@ class WorkDirectory:
                     with suppress(OSError):
                         os.unlink(os.path.join(self.path, name))
             return
-        rest = self._there if self._local is not None else set(os.listdir(self.path)) - {LOCK}
+        rest = self._there - {OWNER} if self._local is not None else set(os.listdir(self.path)) - {LOCK}
         if any(not name.startswith(".") for name in rest):
             raise self._not_one()
         data = json.dumps(self._identity.document(), indent=1).encode()
         if self._local is not None:
-            with output_file(self._url(PLAN), self._options) as file:
-                file.write(data)
+            self._write(PLAN, data)
         else:
             with AtomicFile(os.path.join(self.path, PLAN)) as file:
                 file.write(data)
@@ -281,6 +293,22 @@ class WorkDirectory:
 
     def _url(self, name: str) -> str:
         return f"{self._place.rstrip('/')}/{name}"
+
+    def _own(self) -> None:
+        """Refuse a directory that another process works in, and say that this one does."""
+        if OWNER in self._there:
+            place = os.path.join(self.path, OWNER)
+            self._download(OWNER, place)
+            with open(place, "rb") as file:
+                refuse_owner(file.read(), self.shown)
+        self._write(OWNER, owner_document())
+
+    def _write(self, name: str, data: bytes) -> None:
+        with output_file(self._url(name), self._options) as file:
+            file.write(data)
+        self._there.add(name)
+        if name == OWNER:
+            self._owned = time.monotonic()
 
     def _fetch_names(self) -> None:
         with suppress(InvalidArgument):  # nothing is there yet

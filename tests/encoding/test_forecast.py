@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import relex_codec
-from relex_codec.encoding.forecast import sample_of
 from support import bands
-from support.commands import command_output
 
 
 @pytest.fixture(scope="module")
