@@ -1,10 +1,10 @@
 """The engine of Ray: workers and nodes killed while a run is encoded, and its time beside that of processes.
 
-usage: python benchmarks/engines_ray.py [--kills 50] [--rounds 3] [--seed 0]
+usage: python benchmarks/engines_ray.py [--kills 50] [--minutes 30] [--rounds 3] [--seed 0]
 
 - kills: a cluster of a head and two nodes of one processor, on this machine. While a run of 48 tensors and 8 steps is
   encoded, with --exact and a unit for each tensor, a busy worker is killed (SIGKILL) at random moments, and each fifth
-  time a whole node, whose place a new one takes. The run is encoded again and again until there were so many kills.
+  time a whole node, whose place a new one takes. The run is encoded again and again until there were so many kills, or the minutes are over.
   Each file has the bytes of the one that this process makes alone. Units that were begun more often than once are
   counted: a kill of a worker may cost the one that it had, a kill of a node also what lay there and was not fetched.
 - time: the same run, in the processes of one machine and on a cluster of one node that is there already, with two
@@ -79,7 +79,7 @@ class Killer(threading.Thread):
                 self._kinds["worker"] += 1
 
 
-def kill_campaign(root: Path, right: bytes, kills: int, seed: int) -> dict[str, Any]:
+def kill_campaign(root: Path, right: bytes, kills: int, minutes: float, seed: int) -> dict[str, Any]:
     """Encode on a cluster until so many of its workers and nodes were killed; return what came of it."""
     log, submit = root / "begun", RayEngine.submit
     chances, kinds = random.Random(seed), Counter[str]()
@@ -96,7 +96,8 @@ def kill_campaign(root: Path, right: bytes, kills: int, seed: int) -> dict[str, 
                 return finished(self)
 
             RayEngine.finished = complete  # type: ignore[method-assign]
-            while sum(kinds.values()) < kills:
+            end = time.monotonic() + 60 * minutes
+            while sum(kinds.values()) < kills and time.monotonic() < end:
                 before = sum(kinds.values())
                 killer = Killer(cluster, chances, kills, 2.0, kinds)
                 killer.start()
@@ -164,6 +165,7 @@ def main() -> None:
     """Do both, print what came of it, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, metavar="N")
+    parser.add_argument("--minutes", type=float, default=30, metavar="M", help="for kills")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     options = parser.parse_args()
@@ -182,7 +184,7 @@ def main() -> None:
             "run": {"tensors": TENSORS, "shape": SHAPE, "steps": len(STEPS), "bytes of the file": len(right)},
             "time": times(root, right, options.rounds),
         }  # fmt: skip
-        document["kills"] = found = kill_campaign(root, right, options.kills, options.seed)
+        document["kills"] = found = kill_campaign(root, right, options.kills, options.minutes, options.seed)
     (RESULTS / "engines_ray.json").write_text(json.dumps(document, indent=2) + "\n")
     print(json.dumps({name: document[name] for name in ("time", "kills")}, indent=2))
     sys.exit(1 if found["wrong"] else 0)
