@@ -4,9 +4,10 @@ usage: python benchmarks/engines_ray.py [--kills 50] [--minutes 30] [--rounds 3]
 
 - kills: a cluster of a head and two nodes of one processor, on this machine. While a run of 48 tensors and 8 steps is
   encoded, with --exact and a unit for each tensor, a busy worker is killed (SIGKILL) at random moments, and each fifth
-  time a whole node, whose place a new one takes. The run is encoded again and again until there were so many kills, or the minutes are over.
-  Each file has the bytes of the one that this process makes alone. Units that were begun more often than once are
-  counted: a kill of a worker may cost the one that it had, a kill of a node also what lay there and was not fetched.
+  time a whole node, whose place a new one takes. The run is encoded again and again until there were so many kills, or
+  the minutes are over. Each file has the bytes of the one that this process makes alone. Units that were begun more
+  often than once are counted: a kill of a worker may cost the one that it had, a kill of a node also what lay there and
+  was not fetched.
 - time: the same run, in the processes of one machine and on a cluster of one node that is there already, with two
   workers each, alternately; and the time that starting a cluster for one command takes beside that.
 
