@@ -32,6 +32,7 @@ NOT_RUN = {
     "relex-codec append run.relex RUN": "the run of the tests has no further steps",
     "relex-codec sweep": "docs/sweeps.md has a score",
     "relex-codec demo": "tests/demo runs it",
+    "relex-codec card hf": "the Hub is not reached",
 }
 """How examples begin that the tests of the pages cannot run, and why."""
 
