@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import (
+    address_option,
     allow_pickle_option,
     as_json,
     base_option,
@@ -15,7 +17,15 @@ from .output import (
 )
 
 
-@click.command("append")
+@click.command(
+    "append",
+    cls=Command,
+    examples=(
+        ("One more step", "relex-codec append run.relex LATER/checkpoint-500"),
+        ("All steps that the run has by now, and fit again", "relex-codec append run.relex RUN --refit"),
+    ),
+    rare=("workers", "engine", "address", "memory"),
+)
 @click.argument("file")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @base_option
@@ -26,6 +36,7 @@ from .output import (
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @workers_option
 @engine_option
+@address_option
 @allow_pickle_option
 @as_json
 def command(
@@ -39,6 +50,7 @@ def command(
     memory: str,
     workers: int | None,
     engine: str,
+    address: str | None,
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
@@ -57,7 +69,7 @@ def command(
         steps, size = before.steps, before.info()["bytes"]["total"]
     relex_codec.append(
         file, checkpoints, base=base, step=step, output=output, overwrite=overwrite, refit=refit,
-        allow_pickle=allow_pickle, memory=memory, workers=workers, engine=engine, progress=True,
+        allow_pickle=allow_pickle, memory=memory, workers=workers, engine=engine, address=address, progress=True,
     )  # fmt: skip
     with relex_codec.open(output or file) as after:
         document = after.info()

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from .help import Command
 from .output import (
+    address_option,
     allow_pickle_option,
     as_json,
     engine_option,
@@ -18,7 +20,33 @@ from .output import (
 )
 
 
-@click.command("encode")
+@click.command(
+    "encode",
+    cls=Command,
+    examples=(
+        ("Keep a run bit for bit", "relex-codec encode RUN --base BASE -o run.relex --exact"),
+        ("The line alone, of some steps", "relex-codec encode RUN --base BASE -o line.relex --steps 100:400:100"),
+    ),
+    rare=(
+        "observe",
+        "rename",
+        "quality",
+        "factor_rank",
+        "rank",
+        "base_uri",
+        "keep_work_dir",
+        "shard",
+        "skip_incomplete",
+        "allow_any_base",
+        "allow_new_tensors",
+        "engine",
+        "address",
+        "exclude_steps",
+        "memory",
+        "work_dir",
+        "workers",
+    ),
+)
 @click.argument("run")
 @click.option(
     "--base",
@@ -65,6 +93,7 @@ from .output import (
 @click.option("--memory", default="4GB", show_default=True, metavar="SIZE", help="Memory to work in.")
 @workers_option
 @engine_option
+@address_option
 @click.option(
     "--work-dir",
     metavar="DIR",
@@ -77,12 +106,13 @@ from .output import (
     help="Do part I of N and write FILE.part-I-of-N, for `relex-codec merge`. auto: as a job array of Slurm says, or "
     "RANK and WORLD_SIZE.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what this takes, and what FILE would not have; write nothing.")
 @click.option("--skip-incomplete", is_flag=True, help="Leave incomplete or missing checkpoints out.")
 @click.option("--allow-any-base", is_flag=True, help="Take BASE although the run did not begin there, by its distance.")
 @click.option("--allow-new-tensors", is_flag=True, help="Encode a run most of which is in tensors that BASE lacks.")
 @allow_pickle_option
 @as_json
-def command(run: str, output: str, as_json: bool, **options: Any) -> None:
+def command(run: str, output: str, as_json: bool, dry_run: bool, **options: Any) -> None:
     """Encode the checkpoints below RUN into one file.
 
     RUN holds global_step_N/, checkpoint-N/, step_N/, epoch_N/ or the like, as trainers leave them, with safetensors or
@@ -96,6 +126,9 @@ def command(run: str, output: str, as_json: bool, **options: Any) -> None:
     from relex_codec.run.info import needs_base
     from relex_codec.storage.urls import without_secrets
 
+    if dry_run:
+        _forecast(run, output, as_json, options)
+        return
     size = relex_codec.encode(run, output, progress=True, **options)
     if options["shard"] is not None:
         _show_part(output, options["shard"], size, as_json)
@@ -129,3 +162,41 @@ def _show_part(output: str, shard: str, size: int, as_json: bool) -> None:
         print_json({"part": name, "number": which.number, "count": which.count, "bytes": size})
         return
     show(f"{name}: part {which.number} of {which.count} in {size:,} bytes; `relex-codec merge` joins the parts")
+
+
+def _forecast(run: str, output: str, as_json: bool, options: dict[str, Any]) -> None:
+    """Say what encoding would take."""
+    from relex_codec.core.left_out import describe
+    from relex_codec.core.sizes import spell_bytes
+    from relex_codec.encoding.forecast import forecast
+    from relex_codec.encoding.prepare import Request
+
+    others = {"overwrite", "work_dir", "keep_work_dir", "shard"}
+    given = {name: value for name, value in options.items() if name not in others}
+    found = forecast(Request(run=run, **given), output)
+    left_out = [{"what": row.what, "files": row.files, "bytes": row.bytes} for row in found.left_out]
+    if as_json:
+        print_json({
+            "steps": found.steps, "tensors": {"line": found.lines, "stored": found.held, "copies": found.copies},
+            "parameters": found.parameters, "units": found.units, "bytes_to_read": found.bytes_to_read,
+            "bytes_of_run": found.bytes_of_run, "bytes": found.size, "processor_seconds": found.processor_seconds,
+            "seconds": found.seconds, "workers": found.workers, "memory": found.memory, "sampled": found.sampled,
+            "left_out": left_out,
+        })  # fmt: skip
+        return
+    count = "1 step" if len(found.steps) == 1 else f"{len(found.steps)} steps"
+    kinds = [f"{found.lines} with a line", f"{found.held} stored as they are", f"{found.copies} copies of others"]
+    show(f"{count} of {found.parameters:,} parameters; tensors: {', '.join(kinds)}")
+    show(f"to read: {spell_bytes(found.bytes_to_read)}, in {found.units} units")
+    share = f"from {spell_bytes(found.sampled)} of {spell_bytes(found.bytes_of_run)}"
+    show(f"estimated size: {spell_bytes(found.size)} ({share})")
+    hours = f"{_spelled(found.processor_seconds)} of processor time"
+    show(f"estimated time: {_spelled(found.seconds)} with {found.workers} workers ({hours})")
+    show(f"memory: up to {spell_bytes(found.memory)}")
+    show(f"not in the file: {describe(found.left_out, len(found.steps)) or 'nothing'}")
+
+
+def _spelled(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

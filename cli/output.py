@@ -31,8 +31,8 @@ steps_option = click.option(
 allow_pickle_option = click.option(
     "--allow-pickle",
     is_flag=True,
-    help="Read .bin, .pt, FSDP shards and torch.distributed checkpoints too. Pickles can run code in what loads them; "
-    "here they are parsed by a list of what is allowed, and nothing in them is run.",
+    help="Read pickled checkpoints too: FSDP shards, torch.distributed, .bin and .pt. Nothing in them is run: they are "
+    "parsed by a list of what is allowed.",
 )
 workers_option = click.option(
     "--workers", type=int, metavar="N", help="Tensors to work on at the same time.  [default: processors]"
@@ -42,7 +42,14 @@ engine_option = click.option(
     default="auto",
     show_default=True,
     metavar="E",
-    help="local (threads), processes, or auto: processes for runs of some gigabytes. The file is the same.",
+    help="local (threads), processes, ray (a cluster), or auto: processes for runs of some gigabytes. The file is the "
+    "same.",
+)
+address_option = click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="The Ray cluster: HOST:PORT, auto, or local for a new one on this machine, which then ends with the command.  "
+    "[default: RAY_ADDRESS, or one that runs here, or a new one]",
 )
 exclude_steps_option = click.option("--exclude-steps", metavar="LIST", help="Leave these out.")
 

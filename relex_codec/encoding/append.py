@@ -33,13 +33,14 @@ from relex_codec.storage.prefetch import PrefetchingSource
 from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .appended_series import AppendedSeries
-from .encode import report_not_finite, report_notes
+from .encode import report_not_finite
 from .engines.choice import EngineChoice
 from .known_steps import check_unchanged, split
 from .later_steps import StepAppender, has_all_targets
 from .output import condition_of, is_same_file
 from .pipeline import RunEncoder
 from .planning import plan_append
+from .prepare import report_notes
 from .quality import Quality
 from .run_source import AppendedSource, OpenHere, OpenRun, placed
 from .surroundings import appended_surroundings

@@ -18,8 +18,8 @@ from relex_codec.format.constants import PIECE
 from .delta_sums import forget_working_arrays
 from .engines.protocol import Place
 from .frames import FrameCoder, FrameRange
+from .gathered import Gathered, Summed
 from .run_source import RunSource, opened
-from .tensor_history import Gathered, Summed
 from .unit import encode_tensor, history_of
 from .unit_files import OpenFiles, UnitFile, UnitWriter
 from .unit_results import put_groups, put_tensor

@@ -7,7 +7,7 @@ from typing import Final
 from relex_codec.core.dtypes import ITEMSIZE, as_dtype
 from relex_codec.format import constants as f
 
-from .tensor_history import SMALLEST_SLICE
+from .room import SMALLEST_SLICE
 from .unit import TensorTask
 
 SMALL: Final = 1 << 20

@@ -199,14 +199,15 @@ class RunEncoder:
             rest = [(number, unit) for number, unit in numbered if unit.key not in kept]
             if not rest:
                 return
-            with self._engine.start(self._work([unit for _, unit in rest]), directory) as engine:
+            with self._engine.start(self.work([unit for _, unit in rest]), directory) as engine:
                 for done in run_units(engine, rest, kept):
                     if work is not None:
                         work.add(done.path)
                     yield done
                     bar.update(done.unit.input_bytes)
 
-    def _work(self, units: Sequence[EncodingUnit]) -> Work:
+    def work(self, units: Sequence[EncodingUnit]) -> Work:
+        """Return what an engine has to know of units."""
         tasks = [task_of(plan, self._settings) for plan in self._plans]
         return Work(
             self.budget, len(units), lambda threads: max(unit.memory(threads) for unit in units), self.writer.directory,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorReader
+from relex_codec.checkpoints.pickled_base import open_base_to_encode
 from relex_codec.checkpoints.series import open_series
 from relex_codec.errors import InvalidArgument
 from relex_codec.run.run_reader import RunReader
@@ -23,6 +25,9 @@ from .appended_series import AppendedSeries
 
 KEPT: Final = 2
 """Runs that a process keeps open."""
+_FOR_LIFE: Final = ExitStack()
+"""What a process needs for as long as it lives: copies of journals that are at URLs."""
+atexit.register(_FOR_LIFE.close)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +62,20 @@ class CheckpointSource:
         found: steps and paths.
         base: of the run.
         of_adapters: whether nothing starts from the base.
+        pickled_base: whether the base may be a pickle.
         storage_options: for fsspec.
     """
 
     found: tuple[tuple[int, str], ...]
     base: str
     of_adapters: bool
+    pickled_base: bool = False
     storage_options: Options = None
 
     def open(self) -> OpenRun:
         """Open the base; checkpoints are opened when they are needed."""
-        base = open_base(self.base, self.storage_options)
+        may = self.pickled_base
+        base = open_base_to_encode(self.base, self.storage_options, embed=may, allow_pickle=may)
         series = open_series(self.found, self.storage_options, base=base, chosen=True, alike=False)
         return OpenRun(series, NoBase(base.path) if self.of_adapters else base)
 
@@ -77,7 +85,7 @@ class JournalSource:
     """A journal.
 
     Attributes:
-        place: its directory.
+        place: its directory, or URL.
         base: of the run.
         steps: those of the run.
         storage_options: for fsspec, of the base.
@@ -90,11 +98,12 @@ class JournalSource:
 
     def open(self) -> OpenRun:
         """Open both."""
-        from relex_codec.journal.reader import open_journal
+        from relex_codec.journal.remote import journal_at
         from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
         base = open_base(self.base, self.storage_options)
-        return OpenRun(JournalSeries(open_journal(self.place), base, self.steps), base)
+        journal = _FOR_LIFE.enter_context(journal_at(self.place, self.storage_options))
+        return OpenRun(JournalSeries(journal, base, self.steps), base)
 
 
 @dataclass(frozen=True)

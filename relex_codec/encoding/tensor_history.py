@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.core.cancellation import check_cancelled
 from relex_codec.core.digests import digest
-from relex_codec.core.dtypes import F32, ITEMSIZE, Bits, as_dtype, bits_dtype
+from relex_codec.core.dtypes import F32, Bits, as_dtype, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import ordered_map
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
-from .arena import Region, bytes_of
-from .delta_sums import WIDE_STRIP, GramSums, directions, magnitude, widened, working_array
+from .arena import Region
+from .delta_sums import GramSums, directions, magnitude, widened, working_array
 from .fit import F64, Fit
+from .gathered import Gathered, Summed
 from .origin import Origin
+from .room import Room
 
 R = TypeVar("R")
-
-SMALLEST_SLICE: Final = WIDE_STRIP
-"""A slice is so many elements, or a multiple of it."""
 
 
 class PieceTaker(Protocol):
@@ -45,49 +43,6 @@ class PieceTaker(Protocol):
 
     def end(self) -> int:
         """Return the ``segment`` field of the tensor's record; after the last piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What memory a tensor is worked on with; results do not depend on it.
-
-    Attributes:
-        size: bytes of its region of the arena.
-        held: whether all steps are in it, and the origin.
-        vectors: whether the directions are in it; else they are in a scratch file.
-        slice: elements that each thread reads at a time where the steps are not held.
-        threads: that work on the tensor.
-    """
-
-    size: int
-    held: bool
-    vectors: bool
-    slice: int
-    threads: int = 1
-
-
-def room_for(info: TensorInfo, origin: str, steps: int, rank: int, budget: int, threads: int, units: int) -> Room:
-    """Plan the memory of a tensor.
-
-    Args:
-        origin: dtype of the origin.
-        steps: of the run.
-        rank: most directions.
-        budget: of all work, in bytes.
-        threads: for each tensor.
-        units: tensors that are worked on at the same time.
-    """
-    width = ITEMSIZE[info.dtype]
-    held = bytes_of((steps, info.size), f"u{width}") + bytes_of((info.size,), f"u{ITEMSIZE[origin]}")
-    fits = held <= budget // 2
-    size = held if fits else 0
-    vectors = bytes_of((min(rank, steps), info.size), np.float32)
-    in_memory = size + vectors <= budget // 8 * 5
-    size += vectors if in_memory else 0
-    most = max(
-        SMALLEST_SLICE, budget // 8 // (units * (threads + 1) * steps * width) // SMALLEST_SLICE * SMALLEST_SLICE
-    )
-    return Room(size, fits, in_memory, min(PIECE, most), threads)
 
 
 class Vectors:
@@ -138,63 +93,6 @@ class Vectors:
     ) -> None:
         if self._file is not None:
             self._file.close()
-
-
-@dataclass(slots=True)
-class Gathered:
-    """What is summed up over a tensor, or over some of its pieces, when it is read.
-
-    Attributes:
-        grams: float64 [pieces, T, T], inner products of the deltas.
-        squares: float64 [pieces, T], squared norms of the deltas.
-        infinite: bool [T], whether a delta is not finite.
-        digests: of the pieces of the origin.
-        norms: float64 [pieces], sums of the magnitudes of the origin.
-        moved: whether an observed step differs from the origin in the run's dtype.
-    """
-
-    grams: F64
-    squares: F64
-    infinite: npt.NDArray[np.bool_]
-    digests: list[bytes]
-    norms: F64
-    moved: bool
-
-
-@dataclass(slots=True)
-class Summed:
-    """What is known of a tensor when all of it has been read in bands.
-
-    Attributes:
-        gram: float64 [T, T], inner products of the deltas.
-        squares: float64 [pieces, T], squared norms of the deltas.
-        infinite: bool [T], whether a delta is not finite.
-        digests: of the pieces of the origin.
-        norm: sum of the magnitudes of the origin.
-        moved: whether an observed step differs from the origin in the run's dtype.
-    """
-
-    gram: F64
-    squares: F64
-    infinite: npt.NDArray[np.bool_]
-    digests: list[bytes]
-    norm: float
-    moved: bool
-
-    @classmethod
-    def of(cls, bands: Iterable[Gathered]) -> Summed:
-        """Add up bands in the order of their pieces, so that sums are to the last bit those of one process."""
-        gram, infinite = np.zeros((1, 1)), np.zeros(1, bool)
-        squares, digests, norm, moved = [], [], 0.0, False
-        for band in bands:
-            for matrix, value in zip(band.grams, band.norms, strict=True):
-                gram = gram + matrix
-                norm += float(value)
-            infinite = infinite | band.infinite
-            squares.append(band.squares)
-            digests += band.digests
-            moved = moved or band.moved
-        return cls(gram, np.concatenate(squares), infinite, digests, norm, moved)
 
 
 @dataclass(slots=True)

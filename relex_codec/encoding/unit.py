@@ -25,13 +25,15 @@ from .direction_search import DirectionSearch, sample_starts
 from .excerpt import LIMIT
 from .fit import F64
 from .full_check import FullCheck
+from .gathered import Summed
 from .origin import Origin
 from .planning import TensorPlan
 from .quality import Quality
+from .room import Room
 from .step_errors import squared_errors
 from .stored_direction import StoredDirection
 from .tables import EncodedDirection, EncodedTensor, direction_record
-from .tensor_history import PieceTaker, Room, Summed, TensorHistory, Vectors
+from .tensor_history import PieceTaker, TensorHistory, Vectors
 from .tensor_steps import TensorSteps
 from .usable_steps import fit_usable, last_usable
 from .weight_error import ReadPieces, Sample

@@ -21,9 +21,9 @@ from .frames import FrameCoder, FrameRange, TensorFrames
 from .origin import Origin
 from .planning import TensorPlan
 from .quality import Quality
+from .room import SMALLEST_SLICE, Room, room_for
 from .run_plan import PlannedTensor
 from .run_source import OpenRun, RunSource, opened
-from .tensor_history import SMALLEST_SLICE, Room, room_for
 from .tensor_steps import TensorSteps
 from .unit import TensorTask, Workplace, encode_tensor
 from .unit_files import UnitWriter

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'relex-codec[ray]'")
 pytest.importorskip("psutil")
 
+import psutil
 import ray
 
 import relex_codec
@@ -21,6 +26,7 @@ from relex_codec.encoding.engines import ray as ray_engine
 from relex_codec.encoding.engines.protocol import Finished, Unit, WorkerLost
 from relex_codec.encoding.engines.ray import RayEngine, RayOptions
 from relex_codec.errors import CheckpointError, InvalidArgument, MissingCheckpoint
+from support.commands import process
 from support.ray_clusters import NODE, Cluster, cluster_of, lose, workers_of
 from support.ray_units import Counted, Dies, Fails, Plain, Waits
 from support.runs import Made
@@ -94,6 +100,14 @@ def do(engine: RayEngine, *units: Unit) -> dict[str, Finished]:
     return {one.key: one for one in found}
 
 
+def wait_for(units: Sequence[Plain], count: int) -> None:
+    """Wait until so many have begun."""
+    deadline = time.monotonic() + 60
+    while sum(len(unit.begun()) for unit in units) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def error_of(engine: RayEngine, unit: Unit) -> BaseException:
     """What a unit fails with."""
     error = do(engine, unit)[unit.key].error
@@ -149,6 +163,50 @@ def test_a_node_leaves_while_steps_are_appended(
     assert len(small_units()) > 12
 
 
+def test_steps_are_appended_without_fitting_again(
+    zoo_run: Made, cluster: Cluster, nodes: list[Any], small_units: Callable[[], dict[str, int]], tmp_path: Path
+) -> None:
+    base = str(zoo_run.base_path)
+    old, new = tmp_path / "old.relex", tmp_path / "new.relex"
+    relex_codec.encode(zoo_run.run, old, base=base, base_uri=base, exact=True, steps="1:9")
+    relex_codec.append(old, [zoo_run.run], output=tmp_path / "here.relex", engine="local")
+    relex_codec.append(old, [zoo_run.run], output=new, engine="ray", address=cluster.address)
+    assert new.read_bytes() == (tmp_path / "here.relex").read_bytes()
+    assert small_units()
+
+
+def test_a_work_directory_goes_on(
+    zoo_run: Made,
+    cluster: Cluster,
+    nodes: list[Any],
+    small_units: Callable[[], dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Results that came before the command was stopped are not made again."""
+    arguments = {"base": zoo_run.base_path, "base_uri": "b", "exact": True}
+    relex_codec.encode(zoo_run.run, tmp_path / "here.relex", engine="local", **arguments)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def encode() -> None:
+        relex_codec.encode(
+            zoo_run.run, tmp_path / "ray.relex", engine="ray", address=cluster.address, work_dir=tmp_path / "work",
+            **arguments,
+        )  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        at_result(patch, 9, stop)
+        with pytest.raises(KeyboardInterrupt):
+            encode()
+    first = small_units()
+    encode()
+    again = small_units()
+    assert len(first.keys() - again.keys()) == 8
+    assert (tmp_path / "here.relex").read_bytes() == (tmp_path / "ray.relex").read_bytes()
+
+
 def test_a_worker_is_killed(engine: Callable[..., RayEngine], tmp_path: Path) -> None:
     units = [Dies("d", tmp_path / "log", times=2), *(Plain(key, tmp_path / "log") for key in "abc")]
     found = do(engine(), *units)
@@ -178,9 +236,7 @@ def test_an_idle_worker_is_killed_with_its_result_unfetched(
     with made:
         for unit in cluster_units:
             made.submit(unit)
-        deadline = time.monotonic() + 60
-        while sum(len(unit.begun()) for unit in cluster_units) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(cluster_units, 2)
         time.sleep(1)
         for node in nodes:
             for worker in workers_of(node):
@@ -190,9 +246,7 @@ def test_an_idle_worker_is_killed_with_its_result_unfetched(
 
 
 @pytest.mark.parametrize("error", [CheckpointError("the shard is cut off"), InvalidArgument("no such thing")])
-def test_errors_of_the_package_come_back(
-    error: Exception, engine: Callable[..., RayEngine], tmp_path: Path
-) -> None:
+def test_errors_of_the_package_come_back(error: Exception, engine: Callable[..., RayEngine], tmp_path: Path) -> None:
     unit = Fails("f", tmp_path / "log", error=error)
     found = error_of(engine(), unit)
     assert type(found) is type(error) and str(found) == str(error)
@@ -226,12 +280,10 @@ def test_what_is_under_way_ends(engine: Callable[..., RayEngine], cluster: Clust
     """Interrupted: tasks end at once, scratch files are gone, the cluster goes on."""
     units = [Waits(key, tmp_path / "log") for key in "abcdef"]
     made = engine()
-    with pytest.raises(KeyboardInterrupt), made:
+    with suppress(KeyboardInterrupt), made:
         for unit in units:
             made.submit(unit)
-        deadline = time.monotonic() + 60
-        while sum(len(unit.begun()) for unit in units) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(units, 2)
         raise KeyboardInterrupt
     began = [line for unit in units for line in unit.begun()]
     assert len(began) == 2
@@ -242,6 +294,26 @@ def test_what_is_under_way_ends(engine: Callable[..., RayEngine], cluster: Clust
     assert do(engine(), Plain("p", tmp_path / "log"))["p"].error is None
 
 
+def test_what_does_not_hear_is_killed(
+    engine: Callable[..., RayEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scratch files go with the next unit on that node."""
+    monkeypatch.setattr(ray_engine, "GRACE", 1.0)
+    deaf = Waits("a", tmp_path / "log", hears=600.0)
+    begun = time.monotonic()
+    with suppress(KeyboardInterrupt), engine() as made:
+        made.submit(deaf)
+        wait_for([deaf], 1)
+        begun = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - begun < 30
+    number, folder = deaf.begun()[0]
+    psutil.wait_procs([psutil.Process(int(number))] if psutil.pid_exists(int(number)) else [], timeout=20)
+    assert not psutil.pid_exists(int(number))
+    assert do(engine(), Plain("p", tmp_path / "log"))["p"].error is None
+    assert not Path(folder).exists()
+
+
 def test_so_many_at_a_time(engine: Callable[..., RayEngine]) -> None:
     with engine() as made:
         assert made.ahead == ray_engine.SMALLEST_QUEUE
@@ -249,7 +321,49 @@ def test_so_many_at_a_time(engine: Callable[..., RayEngine]) -> None:
         assert made.ahead == 1
 
 
-def test_no_cluster_there(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="no Ray cluster at 127.0.0.1:1") as error:
-        RayEngine(RayOptions("127.0.0.1:1"), BUDGET, str(tmp_path)).__enter__()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_started_a_cluster_ends(number: signal.Signals, zoo_run: Made, tmp_path: Path) -> None:
+    """As from a terminal, which tells all processes of the command; the cluster ends with it."""
+    (tmp_path / "scratch").mkdir()
+    command = ["encode", zoo_run.run, "-o", tmp_path / "x.relex", "--base", zoo_run.base_path, "--exact"]
+    with subprocess.Popen(
+        process([*command, "--engine", "ray", "--address", "local", "--workers", 1]), stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "TMPDIR": str(tmp_path / "scratch"), "RAY_TMPDIR": "/tmp"},
+    ) as running:  # fmt: skip
+        started = busy_below(running)
+        os.killpg(running.pid, number)
+        _, said = running.communicate(timeout=60)
+    gone, alive = psutil.wait_procs(started, timeout=30)
+    assert gone and not alive
+    assert not (tmp_path / "x.relex").exists()
+    if number == signal.SIGKILL:
+        assert running.returncode == -signal.SIGKILL
+        return
+    assert running.returncode == 128 + number
+    assert said.splitlines()[-1].endswith("; nothing incomplete was left"), said
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"] and not list((tmp_path / "scratch").iterdir())
+
+
+def busy_below(running: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Wait until a worker of a command has a unit; return all processes that the command started."""
+    deadline = time.monotonic() + 90
+    while True:
+        assert running.poll() is None and time.monotonic() < deadline
+        found = psutil.Process(running.pid).children(recursive=True)
+        for one in found:
+            with suppress(psutil.Error):
+                if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::tensors"):
+                    return found
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_there(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InvalidArgument, match=f"no Ray cluster at {address}: start one") as error:
+        RayEngine(RayOptions(address), BUDGET, str(tmp_path)).__enter__()
     assert "\n" not in str(error.value)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InvalidArgument, match=f"no Ray cluster at {address}, which RAY_ADDRESS says"):
+        RayEngine(RayOptions(), BUDGET, str(tmp_path)).__enter__()
+    assert time.monotonic() - begun < 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_everything_is_in_one_unit(
     framed = [(t.number, t.dtype, t.elements) for t in tensors if t.framed]
     parts = parts_of(framed)
     bounds = groups_of(parts, limit) if parts else []
-    expected = [tuple(parts[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    expected = [tuple(parts[a:b]) for a, b in pairwise(bounds)]
     assert [group for unit in units for group in unit.groups] == expected
     for unit in units:
         own = {(number, piece) for number in unit.tensors for piece in pieces(unit, number, tensors)}

@@ -46,9 +46,8 @@ def test_what_is_read_is_what_is_local(there: str, journal: Path, zoo_run: Made,
     step = zoo_run.steps[1]
     recorded.save(there, tmp_path / "a", step)  # its base is beside it
     recorded.save(journal, tmp_path / "b", step, base=zoo_run.base_path)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
-        p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
-    }
+    a, b = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
+    assert a == b and json.loads(a["relex.json"])["file"] == "j"  # not what it was fetched as
     for name, run in (("a", there), ("b", journal)):
         relex_codec.encode(run, tmp_path / f"{name}.relex", base=zoo_run.base_path, exact=True, base_uri="base")
     assert (tmp_path / "a.relex").read_bytes() == (tmp_path / "b.relex").read_bytes()
@@ -89,9 +88,7 @@ def test_a_journal_on_an_object_store(moto_bucket: Bucket, journal: Path, zoo_ru
     moto_bucket.upload(journal, "runs/j")
     where, options = moto_bucket.url("runs/j"), moto_bucket.options
     assert recorded.describe(where, options)["steps"] == [1, 2, 5]
-    relex_codec.encode(
-        where, tmp_path / "x.relex", base=zoo_run.base_path, exact=True, storage_options={"s3": options}
-    )
+    relex_codec.encode(where, tmp_path / "x.relex", base=zoo_run.base_path, exact=True, storage_options={"s3": options})
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert run.steps == [1, 2, 5]
 

@@ -24,10 +24,10 @@ Zoo = Callable[..., Path]
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 
 PUBLIC = [
-    "check_base", "check_exact", "close", "coefficients", "compare",
-    "compare_with_checkpoint", "compare_with_run", "device", "fits", "info", "iter_steps", "keys", "load_into",
-    "movement", "observed_steps", "patches", "path", "plot", "resident", "restore", "save", "scores", "state_dict",
-    "state_dicts", "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify", "verify_against",
+    "check_base", "check_exact", "close", "coefficients", "compare", "compare_with_checkpoint", "compare_with_run",
+    "device", "fits", "info", "iter_steps", "keys", "load_into", "movement", "observed_steps", "patches", "path",
+    "plot", "resident", "restore", "save", "save_adapter", "scores", "state_dict", "state_dicts", "step_within",
+    "steps", "sweep", "tensor", "tensor_info", "tier", "trust", "verify", "verify_against",
 ]  # fmt: skip
 
 
@@ -183,6 +183,8 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "load_into": lambda run, out: run.load_into(torch.nn.Linear(2, 2), 9),
     "save": lambda run, out: run.save(out, 9),
     "save of the base": lambda run, out: run.save(out, 0),
+    "save_adapter": lambda run, out: run.save_adapter(out, 9),
+    "sweep": lambda run, out: run.sweep(lambda state: 0.0, [9]),
     "restore": lambda run, out: run.restore(out),
     "check_base": lambda run, out: run.check_base(),
     "verify": lambda run, out: run.verify(),

@@ -1,4 +1,4 @@
-"""A run with tensors of every kind that units treat differently: small, large, still, without a line, in one step only."""
+"""A run with tensors of every kind that units treat differently: small, large, still, and without a line."""
 
 from __future__ import annotations
 

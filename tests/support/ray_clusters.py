@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, for tests and benchmarks, and how its nodes and workers are killed."""
+"""A Ray cluster of several nodes on this machine, for tests and benchmarks, and killing its nodes and workers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import relex_codec
 
 STORE = 100 << 20
 """Bytes of each node's object store."""
+TOKEN = secrets.token_hex(32)
+"""One for all clusters of a process: Ray reads it once."""
 NODE = {"num_cpus": 1, "memory": 2 << 30, "object_store_memory": STORE}
 
 
@@ -28,8 +30,9 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
     paths = [str(Path(__file__).parents[1]), str(Path(relex_codec.__file__).parents[1])]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # of 15, which on a busy machine is hardly any time
         patch.setenv("RAY_AUTH_MODE", "token")  # anybody on the network may run code on a cluster without
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         Config.initialize("")  # it looked at them when Ray was imported
         patch.setenv("PYTHONPATH", os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]))
         config = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20000}  # a busy machine answers late
@@ -54,11 +57,12 @@ def raylet_of(node: Any) -> psutil.Process:
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
-    """Processes of a node that do tasks, or could."""
+    """Processes of a node that do tasks, or could; a node ends without its agents, which are not among them."""
     found = []
     for process in raylet_of(node).children():
         try:
-            if process.name().startswith("ray::") or "default_worker.py" in " ".join(process.cmdline()):
+            title = " ".join(process.cmdline())
+            if (title.startswith("ray::") and "Agent" not in title) or "default_worker.py" in title:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue

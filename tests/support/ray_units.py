@@ -1,4 +1,4 @@
-"""Units that workers of a Ray cluster do in tests: they fail, die or wait; and what counts how often units are begun."""
+"""Units that workers of a Ray cluster do in tests: they fail, die or wait; and counting how often units are begun."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class Plain:
 class Fails(Plain):
     """Raises an error."""
 
-    error: Exception = ValueError("none given")
+    error: Exception | None = None
 
     def work(self, place: Place) -> None:
+        assert self.error is not None
         raise self.error
 
 
@@ -67,12 +68,13 @@ class Dies(Plain):
 
 @dataclass(frozen=True)
 class Waits(Plain):
-    """Takes its time."""
+    """Takes its time; hears that it is cancelled each `hears` seconds."""
 
-    seconds: float = 600.0
+    hears: float = 0.05
 
     def work(self, place: Place) -> None:
-        time.sleep(self.seconds)
+        for _ in range(round(600 / self.hears)):
+            time.sleep(self.hears)
 
 
 @dataclass(frozen=True)

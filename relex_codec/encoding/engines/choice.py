@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Final
 
 from relex_codec.core.threads import cpu_count
@@ -66,6 +67,8 @@ class EngineChoice:
             raise InvalidArgument(f"workers is {self.workers}, expected at least 1")
         if self.address is not None and self.name != RAY:
             raise InvalidArgument(f"address is {self.address!r}, which is for the engine {RAY!r}, not {self.name!r}")
+        if self.name == RAY and find_spec("ray") is None:
+            raise InvalidArgument("the engine 'ray' needs Ray, which is not installed: pip install 'relex-codec[ray]'")
 
     def of(self, size: int) -> EngineChoice:
         """Return it with the engine that is taken for so many bytes of checkpoints, where the user left that open."""

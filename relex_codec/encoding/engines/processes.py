@@ -140,7 +140,7 @@ class ProcessEngine:
             self._lost(worker)
             return
         worker.task = None
-        self._ended.append(Finished(key, path, None if error is None else _raisable(*error)))
+        self._ended.append(Finished(key, path, None if error is None else error.error("in a process of a worker")))
 
     def _lost(self, worker: _Worker) -> None:
         """Have the unit of a worker that died done again."""
@@ -169,11 +169,3 @@ def _advice(code: int) -> str:
     if code == -signal.SIGKILL:
         return "the system kills what takes too much memory: give less --memory, or fewer --workers"
     return "try --workers 1"
-
-
-def _raisable(pickled: bytes, trace: str) -> BaseException:
-    """Return an error of a worker; where it is none of ours, with what the worker was doing."""
-    error: BaseException = pickle.loads(pickled)
-    if trace:
-        error.__cause__ = RuntimeError(f"in process of a worker:\n{trace}")
-    return error

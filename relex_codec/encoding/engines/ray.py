@@ -16,22 +16,25 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+import ray
+
 from relex_codec._version import __version__
 from relex_codec.core.cancellation import POLL_SECONDS, check_cancelled
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import spell_bytes
 from relex_codec.core.text import one_line
-from relex_codec.errors import InvalidArgument, RelexError
 from relex_codec.encoding.unit_files import OpenFiles, UnitFile
+from relex_codec.errors import InvalidArgument, RelexError
 
+from .failures import Failure
 from .protocol import Finished, Unit, WorkerLost, result_path
-from .ray_cluster import Cluster, connected, ray
+from .ray_cluster import Cluster, connected
 from .ray_task import remote_unit
 
 RETRIES: Final = 5
 """How often a unit is begun again whose worker dies."""
 QUEUED: Final = 2
-"""Units for each that the cluster can do at the same time: more are waiting, which also makes an autoscaler add nodes."""
+"""Units for each that the cluster can do at the same time: some wait, which also makes an autoscaler add nodes."""
 SMALLEST_QUEUE: Final = 8
 LOOK_EVERY: Final = 5.0
 """Seconds after which the size of the cluster is looked at again."""
@@ -71,10 +74,10 @@ class RayEngine:
         self.ahead = 1
         self._options, self._budget, self._directory = options, budget, directory
         self._stack = ExitStack()
-        self._units: dict[Any, str] = {}
-        """Keys of the units that are under way, by what Ray calls their results."""
+        self._units: dict[Any, tuple[str, int]] = {}
+        """Keys of the units that are under way, and the memory of each, by what Ray calls their results."""
         self._looked = 0.0
-        self._warned = False
+        self._waits = False
 
     def __enter__(self) -> RayEngine:
         options = self._options
@@ -94,19 +97,12 @@ class RayEngine:
 
     def submit(self, unit: Unit) -> None:
         """Have a unit done, after those that were submitted before."""
-        memory = self._memory(unit)
-        cpus = self._options.cpus
-        if not self._warned and not self._cluster.fits(cpus, memory):
-            self._warned = True
-            note(
-                f"no node of the Ray cluster has {cpus} processors and {spell_bytes(memory)} for a unit: waiting for "
-                "one; or give less --memory"
-            )
+        memory, cpus = self._memory(unit), self._options.cpus
         task = self._remote.options(
             name=unit.key, num_cpus=cpus, memory=memory, max_retries=RETRIES, retry_exceptions=False
         )
         reference = task.remote(__version__, self._unwanted, pickle.dumps(unit), self._budget, cpus)
-        self._units[reference] = unit.key
+        self._units[reference] = unit.key, memory
 
     def finished(self) -> Finished:
         """Wait for one that has ended; see `protocol.Engine`."""
@@ -128,15 +124,24 @@ class RayEngine:
         return most
 
     def _look(self) -> None:
-        """Look how many units the cluster can do."""
+        """Look how many units the cluster can do, and say so where it can do none: it may wait for ever."""
         self._looked = time.monotonic()
         workers = self._options.workers
         places = self._cluster.cpus // self._options.cpus
         self.ahead = max(SMALLEST_QUEUE, QUEUED * places) if workers is None else workers
+        least = min((memory for _, memory in self._units.values()), default=0)
+        fits = self._cluster.fits(self._options.cpus, least)
+        if not fits and not self._waits:
+            what = "1 processor" if self._options.cpus == 1 else f"{self._options.cpus} processors"
+            note(
+                f"no node of the Ray cluster has {what} and {spell_bytes(least)} for a unit: waiting for one; add one, "
+                "or stop and give less --memory"
+            )
+        self._waits = not fits
 
     def _take(self, reference: Any) -> Finished:
         """Fetch a result, of which Ray makes a new one where it was lost with its node."""
-        key = self._units[reference]
+        key, _ = self._units[reference]
         try:
             kind, data, trace = ray.get(reference, timeout=POLL_SECONDS)
         except ray.exceptions.GetTimeoutError:
@@ -149,7 +154,7 @@ class RayEngine:
             return Finished(key, self._store(key, data))
         if kind == "other":
             return Finished(key, None, _other(data))
-        return Finished(key, None, _raisable(data, trace))
+        return Finished(key, None, _told(Failure(data, trace).error("on a worker of the Ray cluster")))
 
     def _store(self, key: str, data: Any) -> str:
         """Write a result to its place, where it appears when it is complete."""
@@ -186,8 +191,10 @@ def _lost(key: str, error: Exception) -> RelexError:
     """Return what is said where Ray gives up."""
     if isinstance(error, ray.exceptions.TaskUnschedulableError | ray.exceptions.RuntimeEnvSetupError):
         return InvalidArgument(f"Ray cannot run {key}: {one_line(error)}")
-    advice = "give less --memory, or workers more" if isinstance(error, ray.exceptions.OutOfMemoryError) else (
-        "look at the logs of Ray (`ray logs`) for what happened to it"
+    advice = (
+        "give less --memory, or workers more"
+        if isinstance(error, ray.exceptions.OutOfMemoryError)
+        else ("look at the logs of Ray (`ray logs`) for what happened to it")
     )
     return WorkerLost(
         f"the worker that encoded {key} was lost, {RETRIES + 1} times in a row ({type(error).__name__}: "
@@ -198,16 +205,13 @@ def _lost(key: str, error: Exception) -> RelexError:
 def _other(found: str) -> RelexError:
     return InvalidArgument(
         f"{found} on a worker of the Ray cluster, {__version__} here: have the same on every node "
-        f"(pip install 'relex-codec=={__version__}'), or submit the command as a job with a runtime_env that installs it"
+        f"(pip install 'relex-codec=={__version__}'), or submit the command as a job whose runtime_env installs it"
     )
 
 
-def _raisable(pickled: bytes, trace: str | None) -> BaseException:
-    """Return an error of a unit; where it is none of ours, with what the worker was doing."""
-    error: BaseException = pickle.loads(pickled)
+def _told(error: BaseException) -> BaseException:
+    """Return an error of a unit; where it misses a file, with what that means on a cluster."""
     if isinstance(error, FileNotFoundError) and isinstance(error, RelexError):
-        words = f"{error} (a worker of the Ray cluster reads the run itself: it needs the same path or URL on every node)"
-        return type(error)(words)
-    if trace:
-        error.__cause__ = RuntimeError(f"on a worker of the Ray cluster:\n{trace}")
+        words = "workers of the Ray cluster read the run themselves: it needs the same path or URL on every node"
+        return type(error)(f"{error} ({words})")
     return error

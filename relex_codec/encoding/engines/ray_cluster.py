@@ -5,23 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import ray
+
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument
 
-try:
-    import ray
-except ImportError as error:
-    raise InvalidArgument(
-        f"the engine 'ray' needs Ray: pip install 'relex-codec[ray]' ({one_line(error)})"
-    ) from None
-
 LOCAL: Final = "local"
 """The address that stands for a cluster of this machine alone, which ends with the program."""
+ANSWER: Final = 10.0
+"""Seconds in which a cluster answers."""
 NO_STATISTICS: Final = "RAY_USAGE_STATS_ENABLED"
 """Environment variable: a cluster that is started here tells nobody about it, unless the user says so."""
 
@@ -83,14 +81,16 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Cluster]
 def _join(address: str | None, cpus: int | None) -> bool:
     """Connect to a cluster; return whether it was started for that."""
     if address != LOCAL:
+        given = address or os.environ.get("RAY_ADDRESS")
         try:
+            _look_for(given or "")
             _init(address=address or "auto")
             return False
         except ConnectionError as error:
-            if address is not None or os.environ.get("RAY_ADDRESS"):
-                where = address or f"{os.environ['RAY_ADDRESS']} (RAY_ADDRESS)"
+            if given:
+                said = "" if address else ", which RAY_ADDRESS says"
                 raise InvalidArgument(
-                    f"no Ray cluster at {where}: start one with `ray start --head`, or use --address {LOCAL} "
+                    f"no Ray cluster at {given}{said}: start one with `ray start --head`, or use --address {LOCAL} "
                     f"({one_line(error)})"
                 ) from None
     before = os.environ.get(NO_STATISTICS)
@@ -101,6 +101,21 @@ def _join(address: str | None, cpus: int | None) -> bool:
         if before is None:
             del os.environ[NO_STATISTICS]
     return True
+
+
+def _look_for(address: str) -> None:
+    """Connect to what should be a cluster, and hang up: Ray itself tries for a minute and then ends the process.
+
+    Raises:
+        ConnectionError: nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(one_line(error)) from None
 
 
 def _init(**arguments: Any) -> None:

@@ -7,21 +7,20 @@ this package is missing or another version, and can say so.
 from __future__ import annotations
 
 import pickle
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.errors import RelexError
 from relex_codec.storage.leftovers import ScratchDirectory
 
+from .failures import Failure
 from .protocol import Place, Unit, result_path, run_unit
 
-Answer = tuple[str, Any, Any]
-"""What a task returns: ``("done", bytes of the result, None)``, ``("failed", pickled error, traceback)``, or ``("other",
-what is wrong with the package there, None)``."""
+Answer = tuple[str, Any, str]
+"""What a task returns: ``("done", bytes of the result, "")``, ``("failed", *Failure)``, or ``("other", what is wrong
+with the package there, "")``."""
 
 
 class Done(NamedTuple):
@@ -29,7 +28,7 @@ class Done(NamedTuple):
 
     kind: str
     data: npt.NDArray[np.uint8] | bytes
-    trace: str | None = None
+    trace: str = ""
 
 
 def do_unit(pickled: bytes, budget: int, threads: int) -> Done:
@@ -47,8 +46,7 @@ def do_unit(pickled: bytes, budget: int, threads: int) -> Done:
             run_unit(unit, Place(scratch.path, budget, threads), path)
             return Done("done", np.fromfile(path, np.uint8))
     except Exception as error:
-        trace = None if isinstance(error, RelexError) else traceback.format_exc()
-        return Done("failed", _pickled(error), trace)
+        return Done("failed", *Failure.of(error))
 
 
 def remote_unit() -> Callable[[str, str | None, bytes, int, int], Answer]:
@@ -65,23 +63,12 @@ def remote_unit() -> Callable[[str, str | None, bytes, int, int], Answer]:
         try:
             from relex_codec._version import __version__ as found
         except ImportError:
-            return "other", "relex-codec is not installed", None
+            return "other", "relex-codec is not installed", ""
         if found != version:
-            return "other", f"relex-codec is {found}", None
+            return "other", f"relex-codec is {found}", ""
         from relex_codec.encoding.engines.ray_task import do_unit
 
         done = do_unit(pickled, budget, threads)
         return done.kind, done.data, done.trace
 
     return unit
-
-
-def _pickled(error: Exception) -> bytes:
-    """Return an error as bytes; one that cannot be pickled as a plain one that says the same."""
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)
-    except Exception:
-        plain = RelexError if isinstance(error, RelexError) else RuntimeError
-        return pickle.dumps(plain(f"{type(error).__name__}: {error}"))
-    return data

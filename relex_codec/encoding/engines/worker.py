@@ -11,11 +11,9 @@ import pickle
 import queue
 import signal
 import threading
-import traceback
 from multiprocessing.connection import Connection
 
-from relex_codec.errors import RelexError
-
+from .failures import Failure
 from .protocol import Place, Unit, result_path, run_unit
 
 
@@ -45,7 +43,7 @@ def main(number: int) -> None:
 
 def _done(
     key: str, pickled: bytes, place: Place, directory: str
-) -> tuple[str, str | None, tuple[bytes, str] | None]:  # fmt: skip
+) -> tuple[str, str | None, Failure | None]:  # fmt: skip
     """Do a unit; return its key, and the path of its result or what it failed with."""
     try:
         unit: Unit = pickle.loads(pickled)
@@ -53,16 +51,4 @@ def _done(
         run_unit(unit, place, path)
         return key, path, None
     except BaseException as error:
-        trace = "" if isinstance(error, RelexError) else traceback.format_exc()
-        return key, None, (_pickled(error), trace)
-
-
-def _pickled(error: BaseException) -> bytes:
-    """Return an error as bytes; one that cannot be pickled as a plain one with its message."""
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)
-    except Exception:
-        plain = RelexError if isinstance(error, RelexError) else RuntimeError
-        return pickle.dumps(plain(f"{error}"))
-    return data
+        return key, None, Failure.of(error)
