@@ -445,12 +445,3 @@ def test_info_tells_of_the_tier(long: Made, zoo_file: Callable[..., Path]) -> No
         document = run.info()
         assert document["tiers"] == ["line", "track"] and document["exact"] is None
         assert "bit for bit" not in text(document)
-
-
-def test_a_small_model_is_cut_for_every_processor(opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    tier = opened._reader.decoder.exact
-    whole = [part for parts in batches(tier) for part in parts]
-    monkeypatch.setattr(replay, "SMALL_BATCH", 1)
-    monkeypatch.setattr(replay, "cpu_count", lambda: 10**6)
-    cut = list(batches(tier))
-    assert {len(parts) for parts in cut} == {1} and [part for parts in cut for part in parts] == whole
