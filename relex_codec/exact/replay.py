@@ -27,6 +27,8 @@ T = TypeVar("T")
 Plan = Callable[[Sequence[PartInfo]], list[PlannedRange]]
 BATCH_WORDS: Final = 1 << 20
 """Words that `batches` puts together at most."""
+SMALL_BATCH: Final = 1 << 17
+"""Words of a batch that is not cut further."""
 LOT: Final = PREFETCH_BYTES
 """Bytes of remote files that are read together: of each frame the blobs of some batches that lie side by side."""
 
@@ -138,6 +140,8 @@ def all_parts(tier: ExactTier, tensor: int) -> list[PartInfo]:
 def batches(tier: ExactTier, tensors: Collection[int] | None = None) -> Iterator[list[PartInfo]]:
     """Cut tensors into lists of parts that are best replayed together: where it is possible, those of a group.
 
+    Groups of a small model are cut further, so that there is something to do for every processor.
+
     Args:
         tensors: numbers of those that are wanted. Default: all.
     """
@@ -147,9 +151,12 @@ def batches(tier: ExactTier, tensors: Collection[int] | None = None) -> Iterator
     held, _, _ = tier.parts(last)  # a later segment holds what an earlier one does
     longest = max(range(last + 1), key=lambda number: tier.segments[number].count)
     cuts = segments.groups_of(held, min(int(tier.segment_records[longest]["limit"]), BATCH_WORDS))
+    words = sum(part.words for part in held if part.tensor in wanted)
+    most = max(words // (2 * cpu_count()), SMALL_BATCH)
     for begin, end in pairwise(cuts):
-        if parts := [part for part in held[begin:end] if part.tensor in wanted]:
-            yield parts
+        parts = [part for part in held[begin:end] if part.tensor in wanted]
+        for low, high in pairwise(segments.groups_of(parts, most)):
+            yield parts[low:high]
     for tensor in sorted(wanted):
         if not tier.holds(last, tensor):
             for part in all_parts(tier, tensor):

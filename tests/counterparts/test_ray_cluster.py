@@ -163,6 +163,18 @@ def test_a_node_leaves_while_steps_are_appended(
     assert len(small_units()) > 12
 
 
+def test_steps_are_appended_without_fitting_again(
+    zoo_run: Made, cluster: Cluster, nodes: list[Any], small_units: Callable[[], dict[str, int]], tmp_path: Path
+) -> None:
+    base = str(zoo_run.base_path)
+    old, new = tmp_path / "old.relex", tmp_path / "new.relex"
+    relex_codec.encode(zoo_run.run, old, base=base, base_uri=base, exact=True, steps="1:9")
+    relex_codec.append(old, [zoo_run.run], output=tmp_path / "here.relex", engine="local")
+    relex_codec.append(old, [zoo_run.run], output=new, engine="ray", address=cluster.address)
+    assert new.read_bytes() == (tmp_path / "here.relex").read_bytes()
+    assert small_units()
+
+
 def test_a_work_directory_goes_on(
     zoo_run: Made,
     cluster: Cluster,
@@ -309,7 +321,7 @@ def test_so_many_at_a_time(engine: Callable[..., RayEngine]) -> None:
         assert made.ahead == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_started_a_cluster_ends(number: signal.Signals, zoo_run: Made, tmp_path: Path) -> None:
     """As from a terminal, which tells all processes of the command; the cluster ends with it."""
     (tmp_path / "scratch").mkdir()

@@ -19,6 +19,8 @@ import relex_codec
 
 STORE = 100 << 20
 """Bytes of each node's object store."""
+TOKEN = secrets.token_hex(32)
+"""One for all clusters of a process: Ray reads it once."""
 NODE = {"num_cpus": 1, "memory": 2 << 30, "object_store_memory": STORE}
 
 
@@ -30,7 +32,7 @@ def cluster_of(nodes: int) -> Iterator[Cluster]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # of 15, which on a busy machine is hardly any time
         patch.setenv("RAY_AUTH_MODE", "token")  # anybody on the network may run code on a cluster without
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
         Config.initialize("")  # it looked at them when Ray was imported
         patch.setenv("PYTHONPATH", os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]))
         config = {"health_check_period_ms": 1000, "health_check_timeout_ms": 20000}  # a busy machine answers late

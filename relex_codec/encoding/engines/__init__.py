@@ -1,4 +1,4 @@
-"""Engines: what runs the units of an encoding. In this process (local.py), or in others (processes.py).
+"""Engines: what runs units. In this process (local.py), in others (processes.py), or on a Ray cluster (ray.py).
 
 A *unit* (`protocol.Unit`) is a part of the work that depends on nothing but its own description: the steps of one
 tensor, of some small ones, or of a band of a large one. Its description can be pickled, is a few hundred kilobytes at
