@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ OBSERVED = 200
 
 def measure(name: str, root: Path, work: Path, score: Any) -> list[dict[str, Any]]:
     """Return share kept and score of each rank, and the score of the whole step."""
-    import peft
     import torch
     from transformers import AutoModelForCausalLM
 
+    peft: Any = import_module("peft")  # which only this needs
     step, ranks = CASES[name]
     file = work / f"{name}.relex"
     relex_codec.encode(root / "run", file, base=root / "base", observe=OBSERVED)

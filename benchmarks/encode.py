@@ -1,6 +1,7 @@
 """Time and memory of encoding, against RELEX's scripts and against reading the files once.
 
-usage: python benchmarks/encode.py [--parameters 100] [--steps 16] [--small 4] [--work DIR] [--draw]
+usage: python benchmarks/encode.py [--parameters 100] [--steps 16] [--small 4] [--work DIR]
+                                    [--only PART ..] [--draw]
 
 Generated runs (generator.py), in the page cache. Everything is measured in new processes (encode_work.py), after
 imports and after what numba compiles was loaded; each of the three ways runs twice, in both orders, and the mean
@@ -8,7 +9,8 @@ counts. Measured are processor time and wall time of `encode` at default quality
 several budgets, over that of a process that encodes next to nothing (with the exact tier for the first half of the
 steps), and, on runs of --small million parameters, the cost by the number of steps and by the number of parameters,
 and of appending one step. Writes benchmarks/results/encode.json, encode.md and encode.png (which needs the extra
-`plot`); --draw makes the last two again of the first.
+`plot`). With --only peers, memory or sizes, these parts of the results are replaced, and others stay; --draw makes
+the last two files again of the first.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 BUDGETS = ("256MB", "1GB", "4GB")
 STEPS = (25, 50, 100, 200)
 FACTORS = (1, 2, 4)
+PARTS = ("peers", "memory", "sizes")
 
 
 def work(kind: str, folder: Path, **options: Any) -> dict[str, float]:
@@ -107,7 +110,7 @@ def by_size(root: Path, small: int) -> dict[str, Any]:
         write_run(folder, small * factor, STEPS[1], every=4)
         parameters.append({"parameters": small * factor, **work("encode", folder)})
         shutil.rmtree(folder)
-    return {"by_steps": steps, "by_parameters": parameters, "append_one_step": appended}
+    return {"parameters": small, "by_steps": steps, "by_parameters": parameters, "append_one_step": appended}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -168,6 +171,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--small", type=float, default=4, help="in millions, for the cost by size")
     parser.add_argument("--work", type=Path, default=Path("/tmp/relex-encode"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--draw", action="store_true", help="table and picture of the results that there are")
     args = parser.parse_args()
     if args.draw:
@@ -175,19 +179,24 @@ def main() -> None:
         return
     shutil.rmtree(args.work, ignore_errors=True)
     folder = args.work / "run"
-    write_run(folder, int(args.parameters * 1e6), args.steps, every=10)
-    result = {
+    result = {} if set(args.only) == set(PARTS) else json.loads((RESULTS / "encode.json").read_text())
+    result |= {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform(),
                     "load": os.getloadavg()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
                      "numba": numba.__version__, "relex-codec": relex_codec.__version__},
-        "data": {"parameters": int(args.parameters * 1e6), "steps": args.steps,
-                 "run_bytes": sum(path.stat().st_size for path in folder.rglob("*.safetensors"))},
-        "peers": against_peers(folder),
-        "memory": memory(folder),
     }  # fmt: skip
-    shutil.rmtree(folder)
-    result["sizes"] = by_size(args.work, int(args.small * 1e6))
+    if {"peers", "memory"} & set(args.only):
+        write_run(folder, int(args.parameters * 1e6), args.steps, every=10)
+    for part, measure in (("peers", against_peers), ("memory", memory)):
+        if part in args.only:
+            read = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+            data = {"parameters": int(args.parameters * 1e6), "steps": args.steps, "run_bytes": read}
+            result[part] = {"data": data, **measure(folder)}
+    shutil.rmtree(folder, ignore_errors=True)
+    if "sizes" in args.only:
+        args.work.mkdir(parents=True, exist_ok=True)
+        result["sizes"] = by_size(args.work, int(args.small * 1e6))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "encode.json").write_text(json.dumps(result, indent=1) + "\n")
     write(result)

@@ -1,13 +1,13 @@
 """What recording costs, and what a journal takes.
 
-usage: python benchmarks/journal.py [--parameters 134217728] [--changed 0.01 0.001] [--repeats 5] [--kills 50]
+usage: python benchmarks/journal.py [--parameters 134217728] [--changed 0.01 0.001] [--repeats 20] [--kills 50]
 
-Weights in bf16, of which a share moves to a neighbouring number at each step. Reports, as the least of the repeats:
+Weights in bf16, of which a share moves to a neighbouring number at each step. Reports, as the least of the repeats,
+which take turns:
 
-- `read_once`: reading the weights once, as 64-bit words in memory, on all cores; - `read_file`: reading them once from
-a checkpoint whose files are in the page cache, as `encode` does; - `copy`: what `Recorder.add` keeps its caller waiting
-for: a copy to host memory; - `compare`: finding what changed, of the whole that `record` takes; - `record`:
-`Recorder.add` and `flush`: copying, comparing, compressing, writing and two `fsync`;
+- `read`: reading the weights once: numpy's XOR over their 64-bit words, on all cores; - `copy`: torch's copy to memory
+that is there already; - `compare`: finding what changed; - `add`: `Recorder.add`, which its caller waits for; -
+`write`: what follows on its thread: compressing, writing and two `fsync`;
 
 as wall and as processor time of all threads; ratios are of processor times, which other work on the machine disturbs
 less; and the bytes of a step beside gap-coded patches: for each tensor the gaps between changed positions as LEB128 and

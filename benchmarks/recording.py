@@ -6,9 +6,9 @@ The demonstration's training (its base of 1.58 M parameters, float32 weights wit
 step) three times in one process, from the same seed and so with the same weights: alone, with a `Recorder` that rounds
 to bf16, and with a bf16 checkpoint each step (`save_file`, without `fsync`). They take turns by blocks of steps, in an
 order that changes from block to block; a block of the recorder ends when its steps are on disk. Reported are medians
-over the blocks of the time of a step, as wall and as processor time of all threads, and of the ratio to the block that trained
-alone on the same steps; and bytes. In the end, the weights must be the same bit for bit, and those that the journal has
-the last checkpoint's. Writes benchmarks/results/recording.json.
+over the blocks of the time of a step, as wall and as processor time of all threads, and of the ratio to the block that
+trained alone on the same steps; and bytes. In the end, the weights must be the same bit for bit, and those that the
+journal has the last checkpoint's. Writes benchmarks/results/recording.json.
 """
 
 from __future__ import annotations

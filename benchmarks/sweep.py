@@ -48,7 +48,8 @@ def main() -> None:
     import transformers
     from transformers import AutoModelForCausalLM
 
-    transformers.utils.logging.disable_progress_bar()
+    said: Any = transformers.utils.logging
+    said.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         work = Path(name)
         write_run(work, args.parameters, 4)
@@ -62,7 +63,8 @@ def main() -> None:
             return -float(model(input_ids=tokens, labels=tokens).loss)
 
         def load(folder: Path) -> Any:
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+            return model.eval()
 
         def sweep() -> list[float]:
             with relex_codec.open(file) as run:

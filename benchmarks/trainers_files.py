@@ -5,11 +5,14 @@ usage: python benchmarks/trainers_files.py
 Makes a run of six steps of 12.6 million BF16 weights in a temporary directory, once for each kind of checkpoint, and
 measures for each: the bytes and requests that reading all of it in slices of 2^18 elements takes on a remote
 filesystem, the peak of what Python and numpy allocate meanwhile, and the processor time of reading and of `encode` with
-`exact` from the local disk. Writes benchmarks/results/trainers_files.md.
+`exact` from the local disk. Then a run of adapters, once as PEFT saves them and once within shards of a model that is
+wrapped, and what opening a step costs whose metadata tell of 25,600 chunks. Writes
+benchmarks/results/trainers_files.md.
 """
 
 from __future__ import annotations
 
+import pickle
 import platform
 import tempfile
 import time
@@ -23,11 +26,23 @@ import fsspec
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 import relex_codec
 from relex_codec.checkpoints.base_model import open_base
 from relex_codec.checkpoints.checkpoint import CheckpointSeries
+from relex_codec.checkpoints.dcp import open_dcp
 from relex_codec.checkpoints.discovery import find_run
 from relex_codec.checkpoints.series import open_series
 from support.checkpoints import write_checkpoint
@@ -73,6 +88,12 @@ def distributed(folder: Path, tensors: dict[str, Tensor]) -> None:
     save(app, checkpoint_id=folder / "trainer", no_dist=True)
 
 
+def crossed(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Shards of eight ranks, four of FSDP2 over two of tensor parallelism, which cut the same rows."""
+    placed = [_StridedShard(0, split_factor=2), Shard(0)]
+    write_shards(folder / "actor", tensors, (4, 2), names=("fsdp", "tp"), placements=lambda name: placed)
+
+
 def shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     """FSDP shards of eight ranks."""
     write_shards(folder / "actor", tensors, (8,))
@@ -86,8 +107,90 @@ def pickled(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 KINDS: dict[str, Callable[[Path, dict[str, Tensor]], None]] = {
     "whole safetensors": whole, "torch.distributed": distributed, "FSDP shards, 8 ranks": shards,
-    "`pytorch_model.bin`": pickled,
+    "FSDP2 over tensor parallelism, 8 ranks": crossed, "`pytorch_model.bin`": pickled,
 }  # fmt: skip
+
+
+def adapter(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """What PEFT saves."""
+    write_checkpoint(folder, tensors)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 16, "lora_alpha": 16}')
+
+
+def wrapped(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """FSDP shards of eight ranks, of the whole model with the adapter in it, as verl saves it."""
+    inner = {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+    base = {
+        f"base_model.model.{name.replace('.weight', '.base_layer.weight')}": tensor
+        for name, tensor in weights(0).items()
+        if len(SHAPES[name]) == 2
+    }
+    write_shards(folder / "actor", base | inner, (8,))
+    (folder / "actor" / "lora_train_meta.json").write_text('{"r": 16, "lora_alpha": 16}')
+
+
+ADAPTERS: dict[str, Callable[[Path, dict[str, Tensor]], None]] = {
+    "adapters of PEFT": adapter, "adapters within a wrapped model, FSDP shards, 8 ranks": wrapped
+}  # fmt: skip
+
+
+def adapter_weights(step: int) -> dict[str, Tensor]:
+    """Return an adapter of rank 16 on each matrix."""
+    found = {}
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        if len(shape) == 2:
+            for part, sizes in (("A", (16, shape[1])), ("B", (shape[0], 16))):
+                random = np.random.default_rng(1000 * step + 10 * number + len(part))
+                value = random.standard_normal(sizes, np.float32) * 0.02
+                found[f"base_model.model.{name.removesuffix('.weight')}.lora_{part}.weight"] = bf16(value)
+    return found
+
+
+CHUNKED, CHUNKS = 400, 64
+"""Tensors, and chunks of each, of metadata of a large run."""
+
+
+def write_metadata(folder: Path, step: int, shift: int) -> None:
+    """Write what 64 ranks would, the weights being holes in the files."""
+    described: dict[str, Any] = {}
+    places: dict[Any, Any] = {}
+    for number in range(CHUNKED):
+        key = f"app.model.model.layers.{number}.weight"
+        chunks = [ChunkStorageMetadata(torch.Size([64 * rank, 0]), torch.Size([64, 1024])) for rank in range(CHUNKS)]
+        described[key] = TensorStorageMetadata(
+            TensorProperties(dtype=torch.bfloat16), torch.Size([64 * CHUNKS, 1024]), chunks
+        )
+        for rank, chunk in enumerate(chunks):
+            at = MetadataIndex(key, chunk.offsets, rank)
+            places[at] = _StorageInfo(f"__{rank}_0.distcp", shift + number * 132_000, 132_000)
+    about = StorageMeta(checkpoint_id=folder, save_id=f"{step:036d}")
+    found = Metadata(described, {key: tuple(key.split(".")) for key in described}, places, about)
+    folder.mkdir(parents=True)
+    (folder / ".metadata").write_bytes(pickle.dumps(found))
+    for rank in range(CHUNKS):
+        with (folder / f"__{rank}_0.distcp").open("wb") as file:
+            file.truncate(shift + CHUNKED * 132_000)
+
+
+def opening_steps(root: Path) -> str:
+    """Return a line on what opening steps of 25,600 chunks takes, that begin alike or not."""
+    names = [f"model.layers.{number}.weight" for number in range(CHUNKED)]
+    spent: list[list[float]] = [[], [], []]
+    for step, shift in enumerate((0, 0, 64)):
+        write_metadata(root / f"step_{step}", step, shift)
+    for _ in range(3):
+        known: dict[bytes, Any] = {}
+        for step, times in enumerate(spent):
+            began = time.process_time()
+            open_dcp(f"{root}/step_{step}/.metadata", names=names, known=known)
+            times.append(time.process_time() - began)
+    first, alike, other = map(min, spent)
+    return (
+        f"Opening a distributed checkpoint of {CHUNKED * CHUNKS:,} chunks takes {first:.2f} s of processor time at the "
+        f"first step, {alike:.3f} s at later ones with the same places of chunks, and {other:.2f} s at one where they "
+        "lie elsewhere (best of 3).\n"
+    )
 
 
 def weights(step: int) -> dict[str, Tensor]:
@@ -108,13 +211,13 @@ def read_all(series: CheckpointSeries) -> None:
             series.read(name, lo, min(lo + SLICE, size))
 
 
-def measured(run: Path, base: Path, file: Path) -> list[str]:
-    """Return the cells of one kind."""
+def measured(run: Path, base: Path, file: Path, shapes: Sequence[Sequence[int]]) -> list[str]:
+    """Return the cells of one kind; `shapes` are those of the tensors."""
 
     def opened(root: str) -> CheckpointSeries:
         return open_series(find_run(root, allow_pickle=True), base=open_base(base))
 
-    total = 2 * sum(int(np.prod(shape)) for shape in SHAPES.values()) * len(STEPS)
+    total = 2 * sum(int(np.prod(shape)) for shape in shapes) * len(STEPS)
     Counted.taken = Counted.requests = 0
     series = opened(f"counted://{run}")
     series.check()
@@ -132,7 +235,7 @@ def measured(run: Path, base: Path, file: Path) -> list[str]:
     encoding = time.process_time() - began
     return [
         f"{Counted.taken / total:.3f}", f"{headers / len(STEPS):.1f}",
-        f"{(Counted.requests - headers) / len(STEPS) / len(SHAPES):.1f}", f"{peak / 1e6:.0f} MB",
+        f"{(Counted.requests - headers) / len(STEPS) / len(shapes):.1f}", f"{peak / 1e6:.0f} MB",
         f"{reading:.2f} s", f"{encoding:.1f} s",
     ]  # fmt: skip
 
@@ -153,21 +256,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_checkpoint(root / "base", weights(0))
-        contents = set()
-        for number, (kind, write) in enumerate([("", whole), *KINDS.items()]):  # the first one compiles
-            run = root / f"run{number}"
-            for step in STEPS:
-                write(run / f"step_{step}", weights(step))
-            cells = measured(run, root / "base", root / "x.relex")
-            contents.add((root / "x.relex").read_bytes())
-            if kind:
-                rows.append([kind, *cells])
-                print(rows[-1], flush=True)
-        assert len(contents) == 1, "the file is not the same for all kinds"
+        lists: list[tuple[Any, Any]] = [
+            (dict([("", whole), *KINDS.items()]), weights), (ADAPTERS, adapter_weights)
+        ]  # fmt: skip
+        for kinds, tensors_at in lists:  # the first kind of all compiles
+            contents = set()
+            for number, (kind, write) in enumerate(kinds.items()):
+                run = root / f"{tensors_at.__name__}-{number}"
+                for step in STEPS:
+                    write(run / f"step_{step}", tensors_at(step))
+                shapes = [bits.shape for _, bits in tensors_at(0).values()]
+                cells = measured(run, root / "base", root / "x.relex", shapes)
+                contents.add((root / "x.relex").read_bytes())
+                if kind:
+                    rows.append([kind, *cells])
+                    print(rows[-1], flush=True)
+            assert len(contents) == 1 or tensors_at is adapter_weights, "the file is not the same for all kinds"
+        line = opening_steps(root / "chunks")
     count = sum(int(np.prod(shape)) for shape in SHAPES.values())
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
-    text = f"Six steps of {count:,} BF16 weights; {versions}. The file is the same, byte for byte, for all kinds.\n\n"
-    (RESULTS / "trainers_files.md").write_text(text + table(rows))
+    text = (
+        f"Six steps of {count:,} BF16 weights, and of adapters of rank 16 to them; {versions}. The file is the same, "
+        "byte for byte, for all kinds of whole weights.\n\n"
+    )
+    (RESULTS / "trainers_files.md").write_text(text + table(rows) + f"\n{line}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,19 @@ from typing import Any
 
 import click
 
+from .help import Command
 from .output import as_json, base_option, force_option, print_json, show
 
 
-@click.command("adapter")
+@click.command(
+    "adapter",
+    cls=Command,
+    examples=[
+        ("one step", "relex-codec adapter run.relex --step 800 -o step-800-lora --rank 8"),
+        ("several steps, for vLLM", "relex-codec adapter run.relex --steps 200,800 --no-embeddings -o adapters"),
+    ],
+    rare=["tier", "far", "base", "modules_to_save"],
+)
 @click.argument("file")
 @click.option("--step", type=float, metavar="S", help="Any step: observed, between, or beyond the run.")
 @click.option("--steps", metavar="LIST", help="Several, such as 200:800:200 or 200,800: DIR gets step-N of each.")
@@ -38,12 +47,7 @@ def command(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Write what FILE changes by step S as a LoRA adapter of PEFT.
-
-    \b
-    relex-codec adapter run.relex --step 800 -o step-800-lora --rank 8
-    relex-codec adapter run.relex --steps 200:800:200 -o adapters
-    """
+    """Write what FILE changes by step S as a LoRA adapter of PEFT."""
     if (step is None) == (steps is None):
         raise click.UsageError("give one of --step S and --steps LIST")
     import relex_codec

@@ -6,20 +6,23 @@ import os
 
 import click
 
+from .help import Command
 from .output import base_option, show
 
 
-@click.command("card")
+@click.command(
+    "card",
+    cls=Command,
+    examples=[
+        ("for a file that goes to the Hub", "relex-codec card run.relex > README.md"),
+        ("with a picture", "relex-codec card hf://org/name/run.relex --picture run.png > README.md"),
+    ],
+)
 @click.argument("file")
 @click.option("--picture", multiple=True, metavar="NAME", help="Show this one; default: FILE's .png, if there is one.")
 @base_option
 def command(file: str, picture: tuple[str, ...], base: str | None) -> None:
-    """Print a model card for FILE: base, steps, sizes, what comes back, how to decode it.
-
-    \b
-    relex-codec card run.relex > README.md
-    relex-codec card hf://org/name/run.relex --picture run.png > README.md
-    """
+    """Print a model card for FILE: base, steps, sizes, what comes back, how to decode it."""
     import relex_codec
     from relex_codec.errors import InvalidArgument
     from relex_codec.journal.reader import is_journal

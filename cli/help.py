@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,8 +59,9 @@ class Command(click.Command):
             with formatter.indentation():
                 formatter.write_text(part)
         with formatter.section("Examples"):
+            indent = " " * formatter.current_indent
             for what, line in self.examples:
-                formatter.write(f"{'':{formatter.current_indent}}# {what}\n{'':{formatter.current_indent}}{line}\n")
+                formatter.write(f"{indent}# {what}\n{indent}{_folded(line, formatter.width - len(indent), indent)}\n")
         rows = [
             record
             for parameter in self.get_params(ctx)
@@ -67,3 +69,14 @@ class Command(click.Command):
         ]
         with formatter.section("Options"):
             formatter.write_dl(rows)
+
+
+def _folded(line: str, width: int, indent: str) -> str:
+    """Return a command line of several lines where it is wider than the screen, as one would type it."""
+    rows = [""]
+    for word in re.split(r" (?=--?\w)", line):
+        if rows[-1] and len(rows[-1]) + len(word) + 3 > width:
+            rows.append(f"    {word}")
+        else:
+            rows[-1] = f"{rows[-1]} {word}".strip() if rows == [""] else f"{rows[-1]} {word}"
+    return f" \\\n{indent}".join(rows)

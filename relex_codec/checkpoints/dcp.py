@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.filenames import SAFE_NAME
+from relex_codec.core.garbage import collector_paused
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, Truncated
 from relex_codec.storage.urls import Options, join_path, without_secrets
@@ -115,7 +116,9 @@ def open_dcp(
     """
     folder = path.rpartition("/")[0] or "."
     where = f"checkpoint {without_secrets(folder)}"
-    plan = _read_plan(read_whole(path, options), names, where, known)
+    raw = read_whole(path, options)
+    with collector_paused():
+        plan = _read_plan(raw, names, where, known)
     sources = open_sources([join_path(folder, file) for file in plan.ends], options)
     for source, end in zip(sources, plan.ends.values(), strict=True):
         if source.size < end:

@@ -66,6 +66,12 @@ class Machine:
                     at += 1
                 elif code == 0x28:  # MARK
                     marks.append(len(stack))
+                elif code == 0x29:  # EMPTY_TUPLE
+                    push(())
+                elif code == 0x75:  # SETITEMS
+                    self.add_pairs(self.since_mark())
+                elif code == 0x7D:  # EMPTY_DICT
+                    self.container(Pairs())
                 elif code == 0x86:  # TUPLE2
                     if marks and len(stack) - 2 < marks[-1]:
                         raise IndexError

@@ -141,8 +141,9 @@ def _distributed(files: list[str], at: str) -> str | None:
         what, how = (
             "torch.distributed checkpoint of Megatron",
             (
-                f"with slime, python tools/convert_torch_dist_to_hf.py --input-dir {folder} --output-dir {at}/merged "
-                "--origin-hf-dir BASE"
+                'with Megatron-Bridge, python -c "from megatron.bridge import AutoBridge as B; B.from_hf_pretrained('
+                f"'BASE').export_ckpt('{folder}', '{at}/merged')\", or with slime, python "
+                f"tools/convert_torch_dist_to_hf.py --input-dir {folder} --output-dir {at}/merged --origin-hf-dir BASE"
             ),
         )
     elif "pytorch_model_fsdp" in below:

@@ -42,10 +42,10 @@ def labelled(rows: Iterable[tuple[str, str]], columns: int = 0) -> str:
             they are.
 
     Example:
-        >>> print(labelled([("base", "../base"), ("trust", "here at steps 265 to 555")], columns=24))
+        >>> print(labelled([("base", "../base"), ("trust", "here at steps 265 to 555")], columns=27))
         base   ../base
-        trust  here at steps 265
-               to 555
+        trust  here at steps 265 to
+               555
     """
     rows = list(rows)
     width = max(len(name) for name, _ in rows)

@@ -12,7 +12,8 @@ from relex_codec.format.constants import NONE, PIECE, TERNARY, WORD
 from relex_codec.format.factors import Factors
 from relex_codec.format.packing import pack_codes
 
-from .quantizer import Magnitudes, Quantizer, cheapest_quantizers
+from .quantizer import Quantizer
+from .quantizer_search import Magnitudes, cheapest_quantizers
 from .stored_direction import StoredDirection, factor_bytes
 
 ZERO: Final = Quantizer(TERNARY, 1.0, 0.5, np.float32(0), np.float32(0), 0.0, 0.0)

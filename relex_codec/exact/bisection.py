@@ -80,6 +80,18 @@ def frames_of(step: int, count: int) -> list[int]:
     return [count, *(interval.middle for interval in intervals_to(step, count))] if step else []
 
 
+def frame_counts(count: int) -> list[int]:
+    """Return how many frames restoring each step of a segment decodes: ``len(frames_of(step, count))``, all at once."""
+    counts = [1] * count
+    waiting = [whole_segment(count)]
+    while waiting:
+        interval = waiting.pop()
+        if interval.has_middle:
+            counts[interval.middle - 1] = 1 + interval.level
+            waiting += [interval.low, interval.high]
+    return counts
+
+
 def replay_order(wanted: Sequence[int], count: int) -> Iterator[int]:
     """Yield the steps whose frames restoring all of `wanted` decodes, in the order in which replaying decodes them.
 

@@ -58,7 +58,25 @@ def bit_length(value: Int) -> Int:
     while value >= 256:
         value >>= 8
         bits += 8
-    return bits + LENGTHS[value]
+    return bits + np.int64(LENGTHS[value])
+
+
+@inlined
+def record_of(context: Int, symbol: Int) -> Int:
+    """A symbol with its context in 16 bits: in contexts below `FAR`, which have most of all, symbols are below 16."""
+    return context << 4 | symbol if context < FAR else (context << 6 | symbol) - 48 * FAR
+
+
+@inlined
+def context_of(record: Int) -> Int:
+    """The context of a record."""
+    return record >> 4 if record < 16 * FAR else (record + 48 * FAR) >> 6
+
+
+@inlined
+def symbol_of(record: Int) -> Int:
+    """The symbol of a record."""
+    return record & 15 if record < 16 * FAR else (record + 48 * FAR) & 63
 
 
 @inlined

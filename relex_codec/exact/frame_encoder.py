@@ -21,18 +21,22 @@ from .contexts import (
     near_key,
     number_symbol,
     raw_bits,
+    record_of,
     scale_class,
     wrapped,
     zigzag,
 )
 from .interval_lists import Longs, Ranks
 
+Codes = npt.NDArray[np.uint16]
+"""Symbols with their contexts, see `contexts.record_of`."""
 Records = npt.NDArray[np.uint32]
+"""Raw bits of numbers, and codes two by two."""
 
 
 @compiled
 def _record(
-    records: Records,
+    records: Codes,
     raws: Records,
     counts: Longs,
     at: int,
@@ -43,7 +47,7 @@ def _record(
 ) -> tuple[int, int]:
     """Append one symbol, with the raw bits that it has if it is a number; returns the new ends."""
     symbol = number_symbol(value) if is_number else value
-    records[at] = np.uint32(symbol | (context << 6))
+    records[at] = record_of(context, symbol)
     counts[context, symbol] += 1
     bits = raw_bits(symbol) if is_number else 0
     if bits > 0:
@@ -58,20 +62,20 @@ def encode_list(
     left: Bits,
     right: Bits,
     outer: npt.NDArray[np.uint8],
-    middle: Bits,
+    words: Bits,
     near_is_right: bool,
     from_near: int,
     length: int,
     shape: Longs,
     counts: Longs,
-    records: Records,
+    records: Codes,
     raws: Records,
 ) -> tuple[int, int]:
     """Turn the words of an interval's list into symbols.
 
     Args:
         rank, left, right, outer: the list, see `interval_lists.IntervalList`.
-        middle: words of the list at the middle step.
+        words: words of the part at the middle step, by rank.
         near_is_right: whether the near end is the right one.
         from_near: steps from the near end to the middle.
         length: steps from end to end; a word is expected to have gone ``from_near / length`` of its way.
@@ -101,7 +105,7 @@ def encode_list(
             context: Int = np.int64(contexts[key])
         else:
             context = far_context(distance, scale)
-        u = (np.int64(middle[i]) - near) * sign
+        u = (np.int64(words[rank[i]]) - near) * sign
         if distance >= 8:
             rest = zigzag(wrapped(u - distance * from_near // length, half))
             at, raw_at = _record(records, raws, counts, at, raw_at, context, rest, True)
@@ -118,7 +122,7 @@ def encode_list(
 
 @compiled
 def encode_all(
-    before: Bits, after: Bits, first: int, half: Int, bounds: Longs, counts: Longs, records: Records, raws: Records
+    before: Bits, after: Bits, first: int, half: Int, bounds: Longs, counts: Longs, records: Codes, raws: Records
 ) -> tuple[int, int]:
     """Turn the words of the first classes of a first frame, up to rank `first`, into symbols; see `encode_list`."""
     at = 0
@@ -142,7 +146,7 @@ def encode_moved(
     half: Int,
     bounds: Longs,
     counts: Longs,
-    records: Records,
+    records: Codes,
     raws: Records,
     at: int,
     raw_at: int,

@@ -198,28 +198,24 @@ def split_side(
     return a
 
 
-@compiled
-def find_moved(before: Bits, after: Bits, rank: Ranks, first: int, moved: Ranks) -> int:
-    """Find the quiet words that differ, from rank `first` on; returns their number.
+def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
+    """Return the ranks of the quiet words that differ, from rank `first` on.
 
     Args:
         before, after: words by rank at the left end and at the middle.
         rank: ranks of the interval's list.
-        moved: filled.
     """
-    found = 0
-    for r in range(first, len(before)):
-        moved[found] = r
-        found += before[r] != after[r]
-    count = i = 0
-    for j in range(found):
-        r = moved[j]
-        while i < len(rank) and rank[i] < r:
-            i += 1
-        if i == len(rank) or rank[i] != r:
-            moved[count] = r
-            count += 1
-    return count
+    differs = before != after
+    differs[:first] = False
+    _clear(differs, rank)
+    moved: Ranks = np.flatnonzero(differs).astype(np.uint32)
+    return moved
+
+
+@compiled
+def _clear(flags: npt.NDArray[np.bool_], rank: Ranks) -> None:
+    for i in range(len(rank)):
+        flags[rank[i]] = False
 
 
 @compiled

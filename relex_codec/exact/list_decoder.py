@@ -98,7 +98,7 @@ def decode_list(
         d *= sign
         scale, around = np.int64(classes[near >> mantissa]), np.int64(outer[i])
         if d < 8:
-            context: Int = np.int64(contexts[near_key(d, scale, around, rises ^ flip)])
+            context: Int = np.int64(contexts[near_key(d, scale, around, rises != flip)])
         else:
             context = far_context(d, scale)
         t = table_of[context]

@@ -19,7 +19,7 @@ from relex_codec.format.packing import to_planes
 
 from .bisection import Interval, whole_segment
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .frame_encoder import Records, encode_all, encode_list, encode_moved
+from .frame_encoder import Codes, Records, encode_all, encode_list, encode_moved
 from .frequency_tables import Counts
 from .interval_lists import (
     IntervalList,
@@ -39,6 +39,8 @@ DENSE_FROM: Final = 1 / 12
 CODED: Final = 0
 PLAIN: Final = 1
 """Codings of a stream: symbols, or the XOR with the left end, compressed by zstd."""
+NO_RECORD: Final = 0xFFFF
+"""What stands in the place of a record that is not there."""
 _local = threading.local()
 
 
@@ -65,7 +67,8 @@ class Symbols:
     """The symbols of one frame of one part, before they are coded.
 
     Attributes:
-        records, raws: see `rans.encode_stream`; empty where no word moved.
+        records: uint32, two records of 16 bits each (`packed_records`); empty where no word moved.
+        raws: uint32, see `rans.encode_stream`.
         dense: dense words of a first frame, at the beginning.
         plain: the stream of coding 1, where that may be the smaller one.
     """
@@ -83,9 +86,18 @@ class Symbols:
     def _code(self, tables: CoderTables) -> bytes:
         if not len(self.records):
             return b""
-        out = np.empty(64 + 4 * len(self.records) + 4 * len(self.raws), np.uint8)
-        begin = encode_stream(self.records, self.raws, self.dense, tables.table_of, tables.entries, out)
+        records = self.records.view(np.uint16)
+        records = records[: len(records) - int(records[-1] == NO_RECORD)]
+        out = np.empty(64 + 2 * len(records) + 4 * len(self.raws), np.uint8)
+        begin = encode_stream(records, self.raws, self.dense, tables.table_of, tables.entries, out)
         return out[begin:].tobytes()
+
+
+def packed_records(records: Codes) -> Records:
+    """Return a copy of records, two in each uint32: half of the bytes that wait for the tables of a group."""
+    both = np.full((len(records) + 1) // 2 * 2, NO_RECORD, np.uint16)
+    both[: len(records)] = records
+    return both.view(np.uint32)
 
 
 @dataclass(slots=True)
@@ -118,8 +130,7 @@ class PartEncoder:
         self.order = order_of(left, self.shape)
         size = len(left)
         self._none = np.empty(0, np.uint32)
-        self._moved = np.empty(size + 1, np.uint32)
-        self._records = np.empty(2 * size + 64, np.uint32)
+        self._records = np.empty(2 * size + 64, np.uint16)
         self._raws = np.empty(2 * size + 64, np.uint32)
         self._ends = self._ranked(0), self._ranked(len(bits) - 1)
 
@@ -153,13 +164,13 @@ class PartEncoder:
                 continue
             counts = counter.of(table_set_of(interval))
             after = self._ranked(interval.middle)
-            middle = after[listed.rank]
             at, raw_at = encode_list(
-                *listed, middle, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
+                *listed, after, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
             )
-            found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at)
-            self._plain(found, interval.left, interval.middle)
+            ends = interval.left, interval.middle
+            found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at, ends)
             yield interval.middle, found
+            middle = after[listed.rank]
             low, high = (empty_list(len(listed.rank) + len(moved) + 1, before.dtype) for _ in range(2))
             sizes = split_list(*listed, middle, moved, before[moved], after[moved], True, True, low, high)
             waiting.append((interval.high, trimmed(high, sizes[1]), after))
@@ -177,29 +188,44 @@ class PartEncoder:
         at, raw_at = encode_all(
             before, after, first, self.shape[1], self.order.bounds, counts, self._records, self._raws
         )
-        found, _ = self._rest(self._none, before, after, first, counts, at, raw_at)
-        self._plain(found, 0, len(self.bits) - 1)
+        ends = 0, len(self.bits) - 1
+        found, _ = self._rest(self._none, before, after, first, counts, at, raw_at, ends)
         return found
 
-    def _plain(self, symbols: Symbols, left: int, middle: int) -> None:
-        """Code the XOR as well where that may pay: where its zeros alone are smaller than a bit a symbol."""
-        estimate = len(symbols.records) // 8 + 4 * len(symbols.raws)
-        if estimate < 24:
-            return
-        changed = np.packbits(self.bits[middle] != self.bits[left])
-        if len(_compressor(1).compress(changed.data)) < estimate:
-            planes = to_planes(self.bits[middle] ^ self.bits[left])
-            symbols.plain = _compressor(3).compress(planes.data)
-
     def _rest(
-        self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int
-    ) -> tuple[Symbols, Ranks]:
-        """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and their ranks."""
-        moved = self._moved[: find_moved(before, after, rank, first, self._moved)]
+        self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int,
+        ends: tuple[int, int],
+    ) -> tuple[Symbols, Ranks]:  # fmt: skip
+        """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and their ranks.
+
+        Args:
+            at, raw_at: how many records and raws there are.
+            ends: step at the left end of the interval, and that of the frame.
+        """
+        moved = find_moved(before, after, rank, first)
         if not len(moved) and not at:
-            return Symbols(self._records[:0].copy(), self._raws[:0].copy(), 0), moved
+            return Symbols(self._none, self._none, 0), moved
         at, raw_at = encode_moved(
             moved, before, after, rank, first, self.shape[1], self.order.bounds,
             counts, self._records, self._raws, at, raw_at,
         )  # fmt: skip
-        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first), moved
+        plain = self._plain(*ends, at // 8 + 4 * raw_at)
+        return Symbols(packed_records(self._records[:at]), self._raws[:raw_at].copy(), first, plain), moved
+
+    def _plain(self, left: int, middle: int, estimate: int) -> bytes | None:
+        """Code the XOR too where that may pay: where its zeros alone take less than `estimate`, a bit a symbol."""
+        if estimate < 24:
+            return None
+        size = -(-len(self.bits[left]) // 8)
+        if estimate <= _most_compressed(size):
+            changed = np.packbits(self.bits[middle] != self.bits[left])
+            if len(_compressor(1).compress(changed.data)) >= estimate:
+                return None
+        planes = to_planes(self.bits[middle] ^ self.bits[left])
+        found: bytes = _compressor(3).compress(planes.data)
+        return found
+
+
+def _most_compressed(size: int) -> int:
+    """Return how many bytes zstd makes of so many, at most: its ZSTD_COMPRESSBOUND."""
+    return size + (size >> 8) + (max(0, (128 << 10) - size) >> 11)

@@ -149,8 +149,9 @@ class PartDecoder:
         frame = self.frame(self.count)
         if frame.coding == PLAIN:
             ranked, before = self._plain(frame.stream), self.words[self.order.places]
-            size = find_moved(before, ranked, out.rank[:0], 0, out.rank)
-            ranks = out.rank[:size]
+            ranks = find_moved(before, ranked, out.rank[:0], 0)
+            size = len(ranks)
+            out.rank[:size] = ranks
             out.left[:size], out.right[:size], out.outer[:size] = before[ranks], ranked[ranks], STILL
             return size
         stream = self._open(frame, first, 0)
@@ -190,7 +191,8 @@ class PartDecoder:
         if stream is None:
             return 0, 0
         sizes = decode_frame(
-            listed, interval.near_is_right, *interval.share, self.shape, self.order.bounds, *stream,
+            listed, interval.near_is_right, *interval.share, self.shape, self.order.bounds,
+            stream.tables, stream.states, stream.words, stream.last,
             side, write, low, high, room.middle, room.moved, self.words, self.order.places,
         )  # fmt: skip
         if sizes[0] < 0:
@@ -201,8 +203,7 @@ class PartDecoder:
         self, frame: Frame, listed: IntervalList, low: IntervalList, high: IntervalList, side: int, *, write: bool
     ) -> tuple[int, int]:
         ranked, before = self._plain(frame.stream), self.words[self.order.places]
-        moved = _room(len(self.words), self.words.dtype).moved.rank
-        ranks = moved[: find_moved(before, ranked, listed.rank, 0, moved)]
+        ranks = find_moved(before, ranked, listed.rank, 0)
         middle, after = ranked[listed.rank], ranked[ranks]
         sizes = split_list(
             *listed, middle, ranks, before[ranks], after, side != HIGH_SIDE, side != LOW_SIDE, low, high
@@ -222,4 +223,5 @@ class PartDecoder:
 
 def _kept(listed: IntervalList, size: int) -> IntervalList:
     """Return a copy of the first words of a list."""
-    return IntervalList(*(array[:size].copy() for array in listed))
+    first = first_of(listed, size)
+    return IntervalList(first.rank.copy(), first.left.copy(), first.right.copy(), first.outer.copy())

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from relex_codec.core.jit import compiled, inlined
 
-from .contexts import FAR, Int, number, raw_bits
+from .contexts import FAR, Int, context_of, number, raw_bits, symbol_of
 
 Words: TypeAlias = npt.NDArray[np.uint32]
 """Words of a stream."""
@@ -176,7 +176,7 @@ def _put_word(out: npt.NDArray[np.uint8], at: int, x: np.uint64) -> int:
 
 @compiled
 def encode_stream(
-    records: npt.NDArray[np.uint32],
+    records: npt.NDArray[np.uint16],
     raws: npt.NDArray[np.uint32],
     dense: int,
     table_of: npt.NDArray[np.uint64],
@@ -186,7 +186,7 @@ def encode_stream(
     """Code the records of one stream.
 
     Args:
-        records: uint32: symbol, and context << 6.
+        records: uint16, see `contexts.record_of`.
         raws: uint32, the raw bits of the records that have some, in order.
         dense: so many records at the beginning are dense words, which take turns at the lanes; others are in the first.
         table_of: as in `CoderTables`.
@@ -203,8 +203,7 @@ def encode_stream(
     for i in range(len(records) - 1, -1, -1):
         lane = i % LANES if lanes > 1 and i < dense else 0
         record = np.int64(records[i])
-        symbol = record & 63
-        context = record >> 6
+        symbol, context = symbol_of(record), context_of(record)
         x = states[lane]
         if context >= FAR:
             bits = raw_bits(symbol)

@@ -11,7 +11,7 @@ from relex_codec.format import constants as f
 from relex_codec.format.index import Records
 from relex_codec.format.packing import piece_lengths
 
-from .bisection import choose_left, frame_bound, frame_order, frames_of, whole_segment
+from .bisection import choose_left, frame_bound, frame_counts, frame_order, whole_segment
 from .ordered_words import layout_of
 
 GROUP_WORDS: Final = 1 << 20
@@ -108,7 +108,7 @@ def step_costs(segments: Sequence[Segment]) -> list[int]:
     costs: list[int] = []
     for segment in segments:
         before = costs[segment.left - 1] if segment.left else 0
-        costs += [before + len(frames_of(step, segment.count)) for step in range(1, segment.count + 1)]
+        costs += [before + count for count in frame_counts(segment.count)]
     return costs
 
 

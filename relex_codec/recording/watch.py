@@ -38,6 +38,8 @@ SETTLED: Final = 5.0
 """Seconds for which the files of a checkpoint must have been at rest, unless a marker says that it is complete."""
 PATIENCE: Final = 60.0
 """Seconds at rest after which an incomplete step is left out, if a later one is complete."""
+LATE_AGAIN: Final = 20
+"""How many times as long as looking for steps that came late it takes until that is done again."""
 Files = dict[str, list[int]]
 """Size and time of change of each file of weights, by its path."""
 
@@ -49,11 +51,13 @@ class Watched(NamedTuple):
         journal: its path.
         steps: all that it has.
         deleted: steps whose weight files were deleted.
+        left_out: steps that became complete after a later one was archived.
     """
 
     journal: str
     steps: list[int]
     deleted: list[int]
+    left_out: list[int]
 
 
 class Watcher:
@@ -99,6 +103,8 @@ class Watcher:
         self._recorder = Recorder(journal, base=base, storage_options=storage_options)
         self._verified: dict[int, Files] = self._read_notes()
         self._deleted: list[int] = []
+        self._late: set[int] = set()
+        self._next_late = 0.0
         self._unsure = set(Journal(self._journal).numbers) - set(self._verified)
         """Steps of the journal that an earlier process may not have verified."""
 
@@ -114,7 +120,8 @@ class Watcher:
                     stop.wait(self._interval)
         finally:
             self._recorder.close()
-        return Watched(self._journal, Journal(self._journal).numbers, self._deleted)
+        self._note_late()
+        return Watched(self._journal, Journal(self._journal).numbers, self._deleted, sorted(self._late))
 
     def look(self) -> bool:
         """Archive the next complete checkpoint, if there is one, and delete what may go; tell whether there was one."""
@@ -128,6 +135,8 @@ class Watcher:
                 raise CheckpointError(f"{folder} changed while it was archived; watch when nothing writes it any more")
             self._note_verified(step, files)
             self._say(f"step {step}: archived and verified ({folder})")
+        elif time.monotonic() >= self._next_late:
+            self._note_late()
         if self._delete:
             self._delete_old()
         return found is not None
@@ -172,6 +181,26 @@ class Watcher:
         except InvalidArgument:  # there is none
             return None
         return None  # it became complete just now
+
+    def _note_late(self) -> None:
+        """Say which steps are complete, and too late for the journal."""
+        numbers = Journal(self._journal).numbers
+        if not numbers or not numbers[-1]:
+            return
+        begun = time.monotonic()
+        try:
+            found = self._find(f"0:{numbers[-1] - 1}")
+        except (CheckpointError, InvalidArgument, Truncated):  # there is none, or none that is complete
+            found = []
+        for step, folder in found:
+            if step in self._late or step in numbers:
+                continue
+            self._late.add(step)
+            self._say(
+                f"left out: step {step} ({folder}) was complete only after step {numbers[-1]} was archived; it is not "
+                "in the journal and never deleted; to have it, watch into another journal"
+            )
+        self._next_late = begun + LATE_AGAIN * (time.monotonic() - begun)
 
     def _is_marked(self, folder: str) -> bool:
         """Tell whether a file says that the checkpoint is complete, in its directory or one above it."""
@@ -302,38 +331,3 @@ def _stated(path: str) -> Files:
 def _unchanged(files: Files) -> bool:
     """Tell whether files are as they were, or gone."""
     return all(_stated(path) in ({}, {path: found}) for path, found in files.items())
-
-
-def watch(
-    directory: PathLike,
-    output: PathLike,
-    *,
-    base: PathLike,
-    stop: threading.Event | None = None,
-    storage_options: Options = None,
-    **options: Any,
-) -> Watched:
-    """Watch a run; see `Watcher` for what is done.
-
-    Args:
-        output: the journal, or a file ``NAME.relex``, which is written when `until_step` is archived; its journal is
-            ``NAME.journal`` beside it.
-        stop: set it to end after the step in work.
-        options: of `Watcher`.
-
-    Raises:
-        RelexError: the journal cannot be written, or the file.
-    """
-    from relex_codec.encoding.encode import encode
-
-    text = os.fspath(output)
-    is_file = text.lower().endswith(".relex")
-    if is_file and (is_url(text) or os.path.exists(text)):
-        what = "a URL" if is_url(text) else "there already"
-        raise InvalidArgument(f"cannot watch into {text}: it is {what}; give a new local file, or a journal")
-    journal = text[: -len(".relex")] + ".journal" if is_file else text
-    stop = stop or threading.Event()
-    found = Watcher(directory, journal, base=base, storage_options=storage_options, **options).run(stop)
-    if is_file and not stop.is_set() and found.steps:
-        encode(journal, output, base=base, exact=True, storage_options=storage_options)
-    return found

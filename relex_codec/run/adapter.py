@@ -63,9 +63,9 @@ class Adapter:
         directories: where the adapter of each step was written, by step.
 
     Example:
-        >>> found = run.save_adapter("adapter/", 20, rank=4)
-        >>> found.rank, 0 < found.kept <= 1
-        (4, True)
+        >>> made = Adapter(rank=8, tiers={800.0: "line"}, kept=0.684, left_out={"norms and biases": 0.0006})
+        >>> f"step 800: {100 * made.kept:.1f} % in {made.rank} pairs a matrix"
+        'step 800: 68.4 % in 8 pairs a matrix'
     """
 
     rank: int

@@ -62,6 +62,15 @@ def test_it_is_embedded(tmp_path: Path, run: Path, memory: Any, given: str) -> N
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
 
 
+def test_other_processes_open_it_too(tmp_path: Path, run: Path) -> None:
+    options: dict[str, Any] = {
+        "base": pickled(tmp_path / "base"), "embed_base": True, "allow_pickle": True, "exact": True,
+    }  # fmt: skip
+    relex_codec.encode(run, tmp_path / "x.relex", **options)
+    relex_codec.encode(run, tmp_path / "y.relex", engine="processes", workers=2, work_dir=tmp_path / "work", **options)
+    assert (tmp_path / "x.relex").read_bytes() == (tmp_path / "y.relex").read_bytes()
+
+
 @pytest.mark.parametrize("options", [{}, {"embed_base": True}, {"allow_pickle": True}])
 def test_it_is_refused_where_a_file_would_refer_to_it(tmp_path: Path, run: Path, options: dict[str, bool]) -> None:
     folder = pickled(tmp_path / "base")

@@ -14,7 +14,7 @@ from relex_codec.encoding import low_rank
 from relex_codec.encoding.direction_search import DirectionSearch, sample_starts
 from relex_codec.encoding.low_rank import decompose, round_factors
 from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.quantizer import Magnitudes, cheapest_quantizers
+from relex_codec.encoding.quantizer_search import Magnitudes, cheapest_quantizers
 from relex_codec.encoding.weight_error import Sample
 from relex_codec.format.constants import BYTE, FLOAT32, NIBBLE, PIECE, QUINARY, TERNARY, WORD, Packing
 from relex_codec.format.factors import from_stream, stream

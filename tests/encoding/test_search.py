@@ -19,7 +19,7 @@ from relex_codec.encoding.direction_search import DirectionSearch
 from relex_codec.encoding.excerpt import LIMIT, Excerpt
 from relex_codec.encoding.low_rank import decompose, explained_by_rank, round_factors
 from relex_codec.encoding.quality import Quality
-from relex_codec.encoding.quantizer import PACKINGS, Magnitudes
+from relex_codec.encoding.quantizer_search import PACKINGS, Magnitudes
 from relex_codec.encoding.stored_direction import StoredDirection
 from relex_codec.encoding.weight_error import Sample, SampledWeights
 from relex_codec.format.constants import NIBBLE, NONE, PIECE

@@ -170,7 +170,7 @@ def counts_of(pairs: list[tuple[int, int]]) -> Array:
 def coded(found: list[tuple[int, int, int]], elements: int, tables: FrequencyTables) -> bytes:
     """Code (context, symbol, raw bits)."""
     coder = lay_out(tables)
-    records = np.array([s | context << 6 for context, s, _ in found], np.uint32)
+    records = np.array([plainly(contexts.record_of)(context, s) for context, s, _ in found], np.uint16)
     raws = np.array([raw for context, s, raw in found if context >= FIRST_NUMBER and s >= 4], np.uint32)
     out = np.empty(64 + 4 * len(records) + 4 * len(raws), np.uint8)
     begin = encode_stream(records, raws, elements, coder.table_of, coder.entries, out)
@@ -202,10 +202,20 @@ def random_records(count: int, seed: int, spread: float, numbers: float) -> list
     for _ in range(count):
         number = chances.random() < numbers
         context = chances.choice((880, 1024, 1041, 1056, 1072)) if number else chances.choice((0, 3, 401, 560, 879))
-        symbol = min(int(chances.expovariate(1 / spread)), 63)
+        symbol = min(int(chances.expovariate(1 / spread)), 63 if number else 15)
         raw = chances.getrandbits(symbol // 2 - 1) if number and symbol >= 4 else 0
         found.append((context, symbol, raw))
     return found
+
+
+def test_records_have_every_symbol_in_16_bits() -> None:
+    found = {}
+    for context in range(CONTEXTS):
+        for symbol in range(64 if context >= FIRST_NUMBER else 16):
+            record = plainly(contexts.record_of)(context, symbol)
+            assert plainly(contexts.context_of)(record) == context and plainly(contexts.symbol_of)(record) == symbol
+            found[record] = context, symbol
+    assert len(found) == 16 * FIRST_NUMBER + 64 * (CONTEXTS - FIRST_NUMBER) and 0 <= min(found) <= max(found) < 0xFFFF
 
 
 @pytest.mark.slow
@@ -244,7 +254,7 @@ def test_streams_are_as_short_as_what_they_say() -> None:
         found = [(0, i % 2, 0) for i in range(count)]
         assert len(check_stream(found, count)) <= count / 8 + 2.5  # the first one costs 12 bits
     rng = np.random.default_rng(0)
-    symbols = np.minimum(rng.geometric(0.4, 20_000) - 1, 20)
+    symbols = np.minimum(rng.geometric(0.4, 20_000) - 1, 15)
     p = np.bincount(symbols) / len(symbols)
     entropy = float(-(p[p > 0] * np.log2(p[p > 0])).sum()) * len(symbols) / 8
     assert len(check_stream([(0, int(s), 0) for s in symbols], len(symbols))) < 1.005 * entropy + 32
@@ -562,7 +572,9 @@ def test_moves_that_come_back_to_the_same_word_are_no_moves() -> None:
 
     def stream_of(values: list[tuple[int, int]], coder: CoderTables) -> bytes:
         found = [slow_number(value) for _, value in values]
-        records = np.array([s | c << 6 for (c, _), (s, *_) in zip(values, found, strict=True)], np.uint32)
+        records = np.array(
+            [plainly(contexts.record_of)(c, s) for (c, _), (s, *_) in zip(values, found, strict=True)], np.uint16
+        )
         raws = np.array([raw for _, bits, raw in found if bits], np.uint32)
         out = np.empty(1000, np.uint8)
         begin = encode_stream(records, raws, 0, coder.table_of, coder.entries, out)

@@ -370,6 +370,7 @@ def test_a_server_is_asked_as_vllm_has_its_endpoints(web: tuple[str, list[tuple[
             {"method": "reload_weights", "kwargs": {"weights_path": "relex:step=8.0&tier=auto"}},
             "Bearer KEY",
         ),
+        ("/reset_encoder_cache", None, "Bearer KEY"),
         ("/reset_prefix_cache?reset_running_requests=true&reset_external=true", None, "Bearer KEY"),
     ]
     with pytest.raises(InvalidArgument, match="has no /pause: start the server with VLLM_SERVER_DEV_MODE=1"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zstandard
 
 import relex_codec
-from relex_codec import CheckpointError
+from relex_codec import CheckpointError, InvalidArgument
 from relex_codec.journal.deltas import find_versions
 from support.checkpoints import safetensors_bytes, write_checkpoint, write_run
 from support.same_runs import assert_same_but_for_names
@@ -83,6 +85,25 @@ def test_a_stream_is_its_checkpoints(place: Path) -> None:
     for name in ("deltas", "run"):
         relex_codec.encode(place / name, place / f"{name}.relex", base=place / "base", exact=True, base_uri="")
     assert_same_but_for_names(place / "deltas.relex", place / "run.relex", place / "base")
+
+
+@pytest.mark.parametrize(("name", "package"), [("xxh3-128", "xxhash"), ("blake3", "blake3")])
+def test_checksums_of_other_kinds(name: str, package: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages' own digests of what a tensor becomes; without the package, which one is needed is said."""
+    made = pytest.importorskip(package)
+    digest = made.xxh3_128 if package == "xxhash" else made.blake3
+    monkeypatch.setitem(globals(), "adler32", lambda raw: digest(raw).hexdigest())
+    write_delta(place / "deltas", 1, at(0), at(1), "xor", checksum_format=name)
+    relex_codec.encode(place / "deltas", place / "x.relex", base=place / "base", exact=True)
+    with relex_codec.open(place / "x.relex") as run:
+        assert run.tensor("a", step=1).view(torch.int16).numpy().tobytes() == at(1)["a"][1].tobytes()
+    monkeypatch.setitem(globals(), "adler32", lambda raw: digest(raw + b"x").hexdigest())
+    write_delta(place / "wrong", 1, at(0), at(1), "xor", checksum_format=name)
+    with pytest.raises(CheckpointError, match="does not give what its checksum says"):
+        relex_codec.encode(place / "wrong", place / "y.relex", base=place / "base")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InvalidArgument, match=f"pip install {package}"):
+        relex_codec.encode(place / "deltas", place / "y.relex", base=place / "base")
 
 
 @pytest.mark.parametrize(

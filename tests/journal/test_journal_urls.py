@@ -89,9 +89,7 @@ def test_a_journal_on_an_object_store(moto_bucket: Bucket, journal: Path, zoo_ru
     moto_bucket.upload(journal, "runs/j")
     where, options = moto_bucket.url("runs/j"), moto_bucket.options
     assert recorded.describe(where, options)["steps"] == [1, 2, 5]
-    relex_codec.encode(
-        where, tmp_path / "x.relex", base=zoo_run.base_path, exact=True, storage_options={"s3": options}
-    )
+    relex_codec.encode(where, tmp_path / "x.relex", base=zoo_run.base_path, exact=True, storage_options={"s3": options})
     with relex_codec.open(tmp_path / "x.relex") as run:
         assert run.steps == [1, 2, 5]
 

@@ -354,6 +354,10 @@ def test_a_disk_that_fills_up_while_a_step_is_compared(
     monkeypatch.setattr(lots, "LOTS", 0.5)  # one at a time
     real, calls = os.pwrite, []
 
+    def add(recorder: relex_codec.Recorder) -> None:
+        recorder.add(2, small(2))
+        recorder.flush()
+
     def full(fd: int, data: Any, at: int) -> int:
         calls.append(at)
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -364,8 +368,7 @@ def test_a_disk_that_fills_up_while_a_step_is_compared(
         monkeypatch.setattr(writer_module, "BUFFER", 1)
         monkeypatch.setattr(writer_module.os, "pwrite", full)
         with pytest.raises(InvalidArgument, match="step 2 is not recorded"):
-            recorder.add(2, small(2))
-            recorder.flush()
+            add(recorder)
         assert calls
         monkeypatch.setattr(writer_module.os, "pwrite", real)
         recorder.add(2, small(2))

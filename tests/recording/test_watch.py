@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import relex_codec
 from relex_codec import InvalidArgument
 from relex_codec.checkpoints.base_model import open_base
+from relex_codec.cli.main import group
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.series import JournalSeries
 from relex_codec.recording import watch as module
+from relex_codec.recording.target import target_of
 from relex_codec.recording.watch import Watcher
 from support.checkpoints import write_checkpoint
 from support.commands import ELSEWHERE, cli, failed, process
@@ -252,7 +256,12 @@ def test_the_command_writes_a_file_at_the_end(place: Place, tmp_path: Path) -> N
     for step in (1, 2, 3):
         save(place.run, step)
     common = ("watch", place.run, "--base", place.base, "--settled", 0)
-    failed(cli(*common, "-o", tmp_path / "x.relex"), "give --until-step")
+    for wrong, words in (
+        (("-o", tmp_path / "x.relex"), "give --until-step"),
+        (("-o", tmp_path / "y", "--delete-also", "optimizer.pt"), "give both"),
+    ):
+        done = cli(*common, *wrong)
+        assert done.returncode == 2 and words in done.stderr and not (tmp_path / "y").exists(), done
     done = cli(*common, "-o", tmp_path / "x.relex", "--until-step", 2, "--json")
     assert done.returncode == 0, done
     assert json.loads(done.stdout)["steps"] == [1, 2]
@@ -282,3 +291,71 @@ def test_terminated_it_ends_cleanly(place: Place) -> None:
     assert watching.returncode == 0, errors
     assert "1 steps, 1 to 1, stopped" in out
     assert Journal(place.journal).numbers == [1] and Journal(place.journal).unfinished == 0
+
+
+def test_stopped_before_its_last_step_it_says_so(place: Place, tmp_path: Path) -> None:
+    """A script that goes on when the file is there must not go on."""
+    save(place.run, 1)
+    command = process(
+        ["watch", place.run, "--base", place.base, "-o", tmp_path / "x.relex", "--until-step", 9, "--settled", 0]
+    )
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ELSEWHERE)
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (tmp_path / "x.journal" / module.NOTES).exists():
+            time.sleep(0.1)
+        watching.send_signal(signal.SIGINT)
+        out, errors = watching.communicate(timeout=60)
+    finally:
+        watching.kill()
+        watching.wait()
+    assert watching.returncode == 130, errors
+    assert "1 steps, 1 to 1, stopped" in out and "stopped before step 9; the same command goes on" in errors
+    assert not (tmp_path / "x.relex").exists()
+
+
+def test_a_step_that_comes_late_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each, with what to do; it is never archived and never deleted."""
+    monkeypatch.setattr(module, "LATE_AGAIN", 0)
+    for step in (1, 2, 5):
+        save(place.run, step)
+    watcher = place.watcher()
+    while watcher.look():
+        pass
+    shutil.rmtree(place.run / "checkpoint-2")  # whose weights are gone anyway
+    save(place.run, 3)
+    for _ in range(2):
+        assert not watcher.look()
+    late = [line for line in place.said if line.startswith("left out: step 3")]
+    assert len(late) == 1 and "after step 5 was archived" in late[0] and "watch into another journal" in late[0]
+    save(place.run, 4)
+    save(place.run, 6)
+    assert watcher.look() and not watcher.look()
+    stop = threading.Event()
+    stop.set()
+    assert watcher.run(stop).left_out == [3, 4]
+    assert Journal(place.journal).numbers == [1, 2, 5, 6]
+    assert place.held(3) and place.held(4) and not place.held(5)
+
+
+def test_where_a_run_goes(memory: Any, tmp_path: Path) -> None:
+    assert target_of("runs/j") == ("runs/j", None)
+    assert target_of("runs/x.relex") == ("runs/x.journal", "runs/x.relex")
+    assert target_of("memory://b/runs/x.RELEX") == ("x.journal", "memory://b/runs/x.RELEX")
+    memory.pipe_file("/b/there.relex", b"")
+    (tmp_path / "there.relex").touch()
+    for there in ("memory://b/there.relex", tmp_path / "there.relex"):
+        with pytest.raises(InvalidArgument, match=r"there\.relex: it is there already"):
+            target_of(there)
+
+
+def test_a_file_at_a_url(place: Place, memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(place.run, step)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["watch", str(place.run), "--base", str(place.base), "-o", "memory://b/x.relex"]
+    found = CliRunner().invoke(group, [*arguments, "--until-step", "2", "--settled", "0"], catch_exceptions=False)
+    assert not found.exit_code, found.output
+    assert Journal(tmp_path / "x.journal").numbers == [1, 2]
+    with relex_codec.open("memory://b/x.relex", base=place.base) as run:
+        assert run.steps == [1, 2]

@@ -24,10 +24,10 @@ Zoo = Callable[..., Path]
 VECTORS = Path(__file__).parents[2] / "spec" / "vectors" / "valid"
 
 PUBLIC = [
-    "check_base", "check_exact", "close", "coefficients", "compare",
-    "compare_with_checkpoint", "compare_with_run", "device", "fits", "info", "iter_steps", "keys", "load_into",
-    "movement", "observed_steps", "patches", "path", "plot", "resident", "restore", "save", "scores", "state_dict",
-    "state_dicts", "step_within", "steps", "tensor", "tensor_info", "tier", "trust", "verify", "verify_against",
+    "check_base", "check_exact", "close", "coefficients", "compare", "compare_with_checkpoint", "compare_with_run",
+    "device", "fits", "info", "iter_steps", "keys", "load_into", "movement", "observed_steps", "patches", "path",
+    "plot", "resident", "restore", "save", "save_adapter", "scores", "state_dict", "state_dicts", "step_within",
+    "steps", "sweep", "tensor", "tensor_info", "tier", "trust", "verify", "verify_against",
 ]  # fmt: skip
 
 

@@ -47,9 +47,9 @@ def switch(
     """Have an engine serve another step.
 
     Requests wait meanwhile. The step is written by the engine's own ``/update_weights`` where it was started with the
-    weight-transfer engine ``relex``, and by ``reload_weights`` otherwise; the prefix cache is emptied; and each worker
-    compares its weights with those of the step, bit for bit. What is not equal after an update is loaded once more as a
-    whole.
+    weight-transfer engine ``relex``, else by ``reload_weights``; each worker compares its weights with those of
+    the step, bit for bit; and the caches of prefixes and of encoders are emptied. What is not equal after an update is
+    loaded once more as a whole.
 
     Args:
         llm_or_url: a ``vllm.LLM``, or the URL of a server that was started with ``VLLM_SERVER_DEV_MODE=1``.

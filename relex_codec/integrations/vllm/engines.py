@@ -54,6 +54,7 @@ class Local:
         self._llm.finish_weight_update()
 
     def reset_cache(self) -> bool:
+        self._llm.llm_engine.reset_encoder_cache()
         return bool(self._llm.reset_prefix_cache(reset_running_requests=True, reset_connector=True))
 
     def pause(self, mode: str) -> None:
@@ -89,6 +90,7 @@ class Server:
         self._post("/finish_weight_update", {"weight_version": as_path(asked)})
 
     def reset_cache(self) -> bool:
+        self._post("/reset_encoder_cache")
         query = "reset_running_requests=true&reset_external=true"
         return bool(self._post(f"/reset_prefix_cache?{query}")["success"])
 

@@ -22,11 +22,13 @@ def main(folder: Path) -> None:
     with relex_codec.open(folder / "run.relex", base=folder / "base") as run:
         whole = run.resident().nbytes
     switch(llm, 300)
-    for one in llm.collective_rpc("relex_state"):
-        assert one["step"] == 300 and 0.5 * whole <= one["resident_bytes"] < 0.6 * whole, (one, whole)
+    for one in llm.collective_rpc("relex_state"):  # half of the base, and of directions the chunks that a part lies in
+        assert one["step"] == 300 and 0.5 * whole <= one["resident_bytes"] < 0.7 * whole, (one, whole)
     for step in (20, 0, 50, 35):
         found = switch(llm, step)
-        assert len(found.digests) == 2 and found.unchecked == ()
+        assert len(found.digests) == 2
+        # of 16 tokens, padded to 64, the second worker has none: all that it has of the embeddings is padding
+        assert found.unchecked == ("model.embed_tokens.weight",), found
     assert verify(llm).step == 35
     greedy = SamplingParams(temperature=0, max_tokens=8)
     for step in (20, 35, 0):

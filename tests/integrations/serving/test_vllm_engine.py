@@ -37,7 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(*arguments: str, timeout: float = 300) -> str:
+def python(*arguments: str, timeout: float = 500) -> str:
     """Run Python in this directory; what it prints is shown if it fails."""
     done = subprocess.run(
         [sys.executable, *arguments], cwd=HERE, timeout=timeout, text=True,
@@ -48,9 +48,7 @@ def python(*arguments: str, timeout: float = 300) -> str:
 
 
 # vLLM makes no second engine in one process, so each kind of engine is a program, whose checks are assertions.
-@pytest.mark.parametrize(
-    "program", ["packed_engine", "unpacked_engine", "parallel_engine", "quantized_engine", "adapters_engine"]
-)
+@pytest.mark.parametrize("program", ["packed_engine", "unpacked_engine", "parallel_engine", "adapters_engine"])
 def test_an_engine_has_the_weights_of_each_step(program: str, served: Path) -> None:
     python(f"{program}.py", str(served))
 
@@ -73,7 +71,7 @@ class Serving:
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
-    def wait(self, seconds: float = 280) -> None:
+    def wait(self, seconds: float = 500) -> None:
         """Wait until it answers."""
         end = time.monotonic() + seconds
         while True:
@@ -88,7 +86,7 @@ class Serving:
         """Ask the server as a user would, with nothing of this package."""
         data = b"" if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method="POST")
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.loads(answer.read() or b"null")
 
     def tokens(self, prompt: list[int]) -> list[int]:
