@@ -124,7 +124,8 @@ def table(result: dict[str, Any]) -> str:
     lines += ["", "| budget | peak over next to nothing, MB | with `--exact`, MB |", "| --- | ---: | ---: |"]
     found = result["memory"]
     for budget, peak in found["over_least"].items():
-        lines.append(f"| {budget} | {peak / 1e6:,.0f} | {found['exact_over_least'][budget] / 1e6:,.0f} |")
+        exact = f"{found['exact_over_least'][budget] / 1e6:,.0f}" if "exact_over_least" in found else ""
+        lines.append(f"| {budget} | {peak / 1e6:,.0f} | {exact} |")
     lines += ["", "| steps | `encode`, processor s | `append` of one more, processor s |", "| ---: | ---: | ---: |"]
     for one, other in zip(result["sizes"]["by_steps"], result["sizes"]["append_one_step"], strict=True):
         lines.append(f"| {one['steps']} | {one['processor']:.2f} | {other['processor']:.2f} |")
@@ -149,7 +150,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.plot(x, y, "o-", color="#1f5fa8", clip_on=False)
         if title == "encode":
             axes.plot([0, x[-1]], [0, y[-1]], "--", color="0.6", linewidth=1)
-            axes.text(x[-1] * 0.97, y[-1] * 0.8, "in proportion", color="0.4", ha="right", va="top", fontsize=8)
+            axes.text(x[-1], y[-1] * 0.3, "dashed: in proportion", color="0.4", ha="right", va="top", fontsize=8)
         axes.set(title=title, xlabel=key if unit == 1 else f"million {key}", xlim=(0, None), ylim=(0, 1.1 * max(y)))
         axes.set_xticks(x)
         axes.spines[["top", "right"]].set_visible(False)

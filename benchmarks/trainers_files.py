@@ -240,6 +240,15 @@ def measured(run: Path, base: Path, file: Path, shapes: Sequence[Sequence[int]])
     ]  # fmt: skip
 
 
+def check(file: Path, base: Path, tensors_at: Callable[[int], dict[str, Tensor]]) -> None:
+    """Check that a file gives every step bit for bit, whatever kind it was read from."""
+    with relex_codec.open(file, base=base) as run:
+        for step in STEPS:
+            for name, (_, bits) in tensors_at(step).items():
+                found = run.tensor(name, step=step).view(torch.uint8).numpy()
+                assert found.tobytes() == bits.tobytes(), (name, step)
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table of Markdown."""
     head = ["kind", "bytes read / bytes of weights", "requests to open a step", "requests a tensor and step",
@@ -260,24 +269,22 @@ def main() -> None:
             (dict([("", whole), *KINDS.items()]), weights), (ADAPTERS, adapter_weights)
         ]  # fmt: skip
         for kinds, tensors_at in lists:  # the first kind of all compiles
-            contents = set()
             for number, (kind, write) in enumerate(kinds.items()):
                 run = root / f"{tensors_at.__name__}-{number}"
                 for step in STEPS:
                     write(run / f"step_{step}", tensors_at(step))
                 shapes = [bits.shape for _, bits in tensors_at(0).values()]
                 cells = measured(run, root / "base", root / "x.relex", shapes)
-                contents.add((root / "x.relex").read_bytes())
+                check(root / "x.relex", root / "base", tensors_at)
                 if kind:
                     rows.append([kind, *cells])
                     print(rows[-1], flush=True)
-            assert len(contents) == 1 or tensors_at is adapter_weights, "the file is not the same for all kinds"
         line = opening_steps(root / "chunks")
     count = sum(int(np.prod(shape)) for shape in SHAPES.values())
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     text = (
-        f"Six steps of {count:,} BF16 weights, and of adapters of rank 16 to them; {versions}. The file is the same, "
-        "byte for byte, for all kinds of whole weights.\n\n"
+        f"Six steps of {count:,} BF16 weights, and of adapters of rank 16 to them; {versions}. Every step "
+        "comes back bit for bit from each file.\n\n"
     )
     (RESULTS / "trainers_files.md").write_text(text + table(rows) + f"\n{line}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import (
     address_option,
     allow_pickle_option,
@@ -16,7 +17,15 @@ from .output import (
 )
 
 
-@click.command("append")
+@click.command(
+    "append",
+    cls=Command,
+    examples=(
+        ("One more step", "relex-codec append run.relex LATER/checkpoint-500"),
+        ("All steps that the run has by now, and fit again", "relex-codec append run.relex RUN --refit"),
+    ),
+    rare=("workers", "engine", "address", "memory"),
+)
 @click.argument("file")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CHECKPOINT...")
 @base_option

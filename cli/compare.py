@@ -8,10 +8,19 @@ import click
 
 from relex_codec.core.text import on_one_line
 
+from .help import Command
 from .output import as_json, base_option, columns, print_json, show
 
 
-@click.command("compare")
+@click.command(
+    "compare",
+    cls=Command,
+    examples=(
+        ("How far apart are two steps?", "relex-codec compare run.relex --steps 100,400"),
+        ("Is this checkpoint that step?", "relex-codec compare run.relex --step 400 --against RUN/checkpoint-400"),
+    ),
+    rare=("tier",),
+)
 @click.argument("file")
 @click.argument("other", required=False)
 @click.option("--steps", metavar="A,B", help="Compare two steps of FILE.")

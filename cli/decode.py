@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import as_json, base_option, force_option, print_json, show
 
 
-@click.command("decode")
+@click.command(
+    "decode",
+    cls=Command,
+    examples=(
+        ("A trained step, as it was", "relex-codec decode run.relex --step 400 -o step-400"),
+        ("A step that was never trained", "relex-codec decode run.relex --step 800 -o step-800"),
+    ),
+    rare=("fit", "along", "device", "max_distance", "merge"),
+)
 @click.argument("file")
 @click.option("--step", required=True, type=float, metavar="S", help="Any step: observed, between, or beyond the run.")
 @click.option(

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import click
 
+from .help import Command
 from .output import as_json, print_json, show
 
 
-@click.command("demo")
+@click.command(
+    "demo",
+    cls=Command,
+    examples=(("Keep what it makes, to look at", "relex-codec demo relex-demo"),),
+)
 @click.argument("directory", required=False, type=click.Path(path_type=Path))
 @click.option("--steps", type=click.IntRange(min=2), default=60, show_default=True, help="Training steps to observe.")
 @as_json

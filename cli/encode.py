@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .help import Command
 from .output import (
     address_option,
     allow_pickle_option,
@@ -19,7 +20,33 @@ from .output import (
 )
 
 
-@click.command("encode")
+@click.command(
+    "encode",
+    cls=Command,
+    examples=(
+        ("Keep a run bit for bit", "relex-codec encode RUN --base BASE -o run.relex --exact"),
+        ("The line alone, of some steps", "relex-codec encode RUN --base BASE -o line.relex --steps 100:400:100"),
+    ),
+    rare=(
+        "observe",
+        "rename",
+        "quality",
+        "factor_rank",
+        "rank",
+        "base_uri",
+        "keep_work_dir",
+        "shard",
+        "skip_incomplete",
+        "allow_any_base",
+        "allow_new_tensors",
+        "engine",
+        "address",
+        "exclude_steps",
+        "memory",
+        "work_dir",
+        "workers",
+    ),
+)
 @click.argument("run")
 @click.option(
     "--base",
@@ -146,7 +173,7 @@ def _forecast(run: str, output: str, as_json: bool, options: dict[str, Any]) -> 
 
     others = {"overwrite", "work_dir", "keep_work_dir", "shard"}
     given = {name: value for name, value in options.items() if name not in others}
-    found = forecast(Request(run=run, storage_options=None, **given), output)
+    found = forecast(Request(run=run, **given), output)
     left_out = [{"what": row.what, "files": row.files, "bytes": row.bytes} for row in found.left_out]
     if as_json:
         print_json({

@@ -32,18 +32,15 @@ class Command(click.Command):
         everything = click.Option(
             ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=self._show, help="Show all of it."
         )
-        return [*found[:-1], everything, *found[-1:]] if self._has_more() else found
+        return [*found[:-1], everything, *found[-1:]]
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what ``--help`` shows."""
-        self._write(ctx, formatter, everything=not self._has_more())
+        self._write(ctx, formatter, everything=False)
 
     def paragraphs(self) -> list[str]:
         """Return the paragraphs of the description."""
         return [part for part in (self.help or "").split("\n\n") if part]
-
-    def _has_more(self) -> bool:
-        return bool(self.rare) or len(self.paragraphs()) > 1
 
     def _show(self, ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
@@ -65,7 +62,9 @@ class Command(click.Command):
         rows = [
             record
             for parameter in self.get_params(ctx)
-            if (everything or parameter.name not in self.rare) and (record := parameter.get_help_record(ctx))
+            if isinstance(parameter, click.Option)  # click 8.5 has rows for arguments too, with nothing in them
+            and (everything or parameter.name not in self.rare)
+            and (record := parameter.get_help_record(ctx))
         ]
         with formatter.section("Options"):
             formatter.write_dl(rows)

@@ -6,10 +6,18 @@ import sys
 
 import click
 
+from .help import Command
 from .output import as_json, base_option, columns, print_json, show
 
 
-@click.command("info")
+@click.command(
+    "info",
+    cls=Command,
+    examples=(
+        ("What a file holds", "relex-codec info run.relex"),
+        ("For a script", "relex-codec info run.relex --json"),
+    ),
+)
 @click.argument("file")
 @click.option("--tensors", is_flag=True, help="Add a row for each tensor.")
 @click.option("--fits", is_flag=True, help="Add how well other curves than the line predict steps they have not seen.")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import as_json, print_json, show
 
 
-@click.command("merge")
+@click.command(
+    "merge",
+    cls=Command,
+    examples=(
+        ("After `relex-codec encode ... --shard I/N` on N machines", "relex-codec merge run.relex.part-* -o run.relex"),
+    ),
+)
 @click.argument("parts", nargs=-1, required=True, metavar="PART...")
 @click.option(
     "-o", "--output", required=True, metavar="FILE", help="The file to write, path or URL, called NAME.relex."
@@ -19,9 +26,6 @@ def command(parts: tuple[str, ...], output: str, overwrite: bool, as_json: bool)
 
     FILE is byte for byte what `encode` writes without --shard. All parts are needed, in any order; those that are
     missing, given twice, or of another run or other options are named. Parts stay where they are:
-
-    \b
-      relex-codec merge run.relex.part-* -o run.relex && rm run.relex.part-*
     """
     import relex_codec
 

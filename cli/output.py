@@ -31,8 +31,8 @@ steps_option = click.option(
 allow_pickle_option = click.option(
     "--allow-pickle",
     is_flag=True,
-    help="Read .bin, .pt, FSDP shards and torch.distributed checkpoints too. Pickles can run code in what loads them; "
-    "here they are parsed by a list of what is allowed, and nothing in them is run.",
+    help="Read pickled checkpoints too: FSDP shards, torch.distributed, .bin and .pt. Nothing in them is run: they are "
+    "parsed by a list of what is allowed.",
 )
 workers_option = click.option(
     "--workers", type=int, metavar="N", help="Tensors to work on at the same time.  [default: processors]"

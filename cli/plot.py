@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import as_json, base_option, print_json, show
 
 
-@click.command("plot")
+@click.command(
+    "plot",
+    cls=Command,
+    examples=(
+        ("Everything there is to see", "relex-codec plot run.relex -o run.png"),
+        ("One tensor, as vectors", "relex-codec plot run.relex -o embedding.svg --tensor model.embed_tokens.weight"),
+    ),
+    rare=("width", "dpi"),
+)
 @click.argument("file")
 @click.option("-o", "--output", required=True, metavar="PICTURE", help="NAME.png, NAME.svg or NAME.pdf, path or URL.")
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Replace PICTURE if it exists.")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import as_json, base_option, print_json, show
 
 
-@click.command("report")
+@click.command(
+    "report",
+    cls=Command,
+    examples=(("A page to send to somebody", "relex-codec report run.relex -o report.html"),),
+)
 @click.argument("file")
 @click.option("-o", "--output", required=True, metavar="PAGE", help="NAME.html, path or URL.")
 @click.option("-f", "--force", "overwrite", is_flag=True, help="Replace PAGE if it exists.")

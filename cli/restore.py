@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import as_json, base_option, exclude_steps_option, force_option, print_json, show, steps_option
 
 
-@click.command("restore")
+@click.command(
+    "restore",
+    cls=Command,
+    examples=(
+        ("All steps, as the run had them", "relex-codec restore run.relex -o RUN-again"),
+        ("Some of them", "relex-codec restore run.relex -o some --steps 100:300:100"),
+    ),
+)
 @click.argument("file")
 @click.option(
     "-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL; must not exist or be empty."

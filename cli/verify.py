@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import click
 
+from .help import Command
 from .output import allow_pickle_option, as_json, base_option, exclude_steps_option, print_json, show, steps_option
 
 
-@click.command("verify")
+@click.command(
+    "verify",
+    cls=Command,
+    examples=(
+        ("Is this copy whole?", "relex-codec verify run.relex"),
+        ("May the checkpoints be deleted?", "relex-codec verify run.relex --against RUN"),
+    ),
+    rare=("steps", "exclude_steps"),
+)
 @click.argument("file")
 @base_option
 @click.option(

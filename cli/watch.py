@@ -10,10 +10,22 @@ from typing import Any
 
 import click
 
+from .help import Command
 from .output import as_json, print_json, show
 
 
-@click.command("watch")
+@click.command(
+    "watch",
+    cls=Command,
+    examples=(
+        (
+            "Until step 400; then run.relex is written",
+            "relex-codec watch RUN --base BASE -o run.relex --until-step 400",
+        ),
+        ("Keep the disk free while it trains", "relex-codec watch RUN --base BASE -o run.journal --delete-verified"),
+    ),
+    rare=("also", "settled"),
+)
 @click.argument("directory")
 @click.option("--base", required=True, metavar="BASE", help="The model training started from: directory, URL, hf://...")
 @click.option(

@@ -26,6 +26,17 @@ Each command has `--help`, with what most need, and `--help-all`, which is what 
 """
 
 
+NOT_RUN = {
+    "relex-codec merge": "tests/encoding merges parts",
+    "relex-codec watch": "tests/recording watches directories",
+    "relex-codec append run.relex RUN": "the run of the tests has no further steps",
+    "relex-codec sweep": "docs/sweeps.md has a score",
+    "relex-codec demo": "tests/demo runs it",
+    "relex-codec card hf": "the Hub is not reached",
+}
+"""How examples begin that the tests of the pages cannot run, and why."""
+
+
 def page() -> str:
     """Return the page."""
     out = [HEAD, f"{paragraphs(group.help or '')}\n"]
@@ -45,18 +56,12 @@ def section(command: Command, context: click.Context) -> str:
     out = [f"## {command.name}", "", f"`relex-codec {command.name} {usage}`", ""]
     out += [paragraphs("\n\n".join(command.paragraphs())), ""]
     for what, line in command.examples:
-        out += [
-            f"{what}:",
-            "",
-            "```sh",
-            line,
-            "```",
-            "",
-        ]
+        why = next((why for begin, why in NOT_RUN.items() if line.startswith(begin)), "")
+        out += [f"{what}:", "", *([f"<!-- not run: {why} -->"] if why else []), "```sh", line, "```", ""]
     out += ["| option | |", "| --- | --- |"]
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if record and parameter.name != "help_all":
+        if record and isinstance(parameter, click.Option) and parameter.name != "help_all":
             names, what = (re.sub(r"\s+", " ", text).strip() for text in record)
             out.append(f"| {code(names)} | {escape(what)} |")
     return "\n".join(out)
@@ -68,8 +73,8 @@ def paragraphs(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return text whose signs mean nothing in Markdown."""
-    return re.sub(r"([*_|<>\[\]])", r"\\\1", text)
+    """Return text whose signs mean nothing in Markdown, but for those of code."""
+    return re.sub(r"(`[^`]*`)|([*_|<>\[\]])", lambda match: match[1] or f"\\{match[2]}", text)
 
 
 def code(text: str) -> str:

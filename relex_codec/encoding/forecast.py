@@ -121,7 +121,7 @@ def sample_of(sizes: Sequence[int], most: int = SAMPLE_UNITS) -> list[int]:
         [0, 2]
     """
     total, found, below, place = sum(sizes), set[int](), 0, 0
-    for number in range(most):
+    for number in range(most if total else 0):
         middle = total * (2 * number + 1) / (2 * most)
         while below + sizes[place] < middle and place < len(sizes) - 1:
             below += sizes[place]

@@ -26,7 +26,7 @@ from .driver import Done, Results
 from .joining import Outline
 from .output import condition_of
 from .unit_files import COPY, OpenFiles, UnitFile, UnitWriter
-from .work_dir import Identity
+from .work_identity import Identity
 
 KIND: Final = "relex part"
 _SHARD: Final = re.compile(r"(\d+)/(\d+)")

@@ -40,7 +40,7 @@ from .planning import plan_run
 from .quality import Quality
 from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunSource, everywhere, placed
 from .surroundings import Surroundings, surroundings
-from .work_dir import Identity, identity_of, identity_of_journal
+from .work_identity import Identity, identity_of, identity_of_journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Request:
     allow_pickle: bool
     workers: int | None
     engine: str
-    address: str | None
-    storage_options: Options
+    address: str | None = None
+    storage_options: Options = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from .contexts import (
     raw_bits,
     unzigzag,
 )
-from .interval_lists import IntervalList, Longs, MovedWords, Ranks, merge_moved, split_side, write_words
+from .interval_lists import IntervalList, Longs, MovedWords, Ranks, merge_moved, split_list, write_words
 from .list_decoder import decode_list
 from .rans import (
     COARSE_SHIFT,
@@ -116,17 +116,17 @@ def decode_frame(
     )
     if count < 0:
         return BAD_STREAM, BAD_STREAM
-    if side == BOTH_SIDES:
-        b = split_side(listed, middle, True, high_left, high_right, high)
     if write:
         write_words(rank, middle, order, current)
-    if count > 0:
-        if side != HIGH_SIDE:
-            a = merge_moved(low, a, moved, count, False)
-        if side != LOW_SIDE:
-            b = merge_moved(high, b, moved, count, True)
-        if write:
-            write_words(moved_rank[:count], after, order, current)
+        write_words(moved_rank[:count], after, order, current)
+    if side == BOTH_SIDES:  # in one pass, which merges for both: the list that was made is written over
+        return split_list(
+            rank, left, right, outer, middle, moved_rank[:count], before, after, True, True, low, high
+        )  # fmt: skip
+    if count > 0 and one_high:
+        b = merge_moved(high, b, moved, count, True)
+    elif count > 0:
+        a = merge_moved(low, a, moved, count, False)
     return a, b
 
 

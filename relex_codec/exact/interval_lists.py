@@ -168,36 +168,6 @@ def split_list(
     return a, b
 
 
-@compiled
-def split_side(
-    listed: IntervalList, middle: Bits, is_high: bool, here_of: Bits, end_of: Bits, out: IntervalList
-) -> int:
-    """Make the list on one side of a frame, without the quiet words that moved.
-
-    Args:
-        listed: the interval's list.
-        middle: its words in the frame.
-        is_high: which side.
-        here_of, end_of: of `out`, where the words in the frame go, and those at the end.
-        out: filled, with room for one word more than `listed`.
-
-    Returns:
-        Its length.
-    """
-    rank, left, right, outer = listed
-    out_rank, _, _, out_outer = out
-    end, other = (right, left) if is_high else (left, right)
-    keep, shift = (0xF0, 0) if is_high else (15, 4)
-    a = 0
-    for i in range(len(rank)):
-        here, at_end = np.int64(middle[i]), np.int64(end[i])
-        step = here - np.int64(other[i])
-        out_rank[a], here_of[a], end_of[a] = rank[i], here, at_end
-        out_outer[a] = (np.int64(outer[i]) & keep) | (clipped(step if is_high else -step) << shift)
-        a += here != at_end
-    return a
-
-
 def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
     """Return the ranks of the quiet words that differ, from rank `first` on.
 

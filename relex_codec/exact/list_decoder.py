@@ -1,9 +1,9 @@
 """Decoding the list of an interval: its words in the middle, and the lists on both sides (EXACT.md section 14).
 
-This is the innermost loop of restoring. A word takes about 40 cycles, of which half are the chain from one state of the
-lane to the next (two loads, one product) and most of the others branches that nobody can predict: whether the ends are
-far apart, whether a word of the stream is taken. Several streams decoded in turn, which hides such a chain, were not
-faster for that reason. What does not depend on the lane costs little beside it, so the lists are made on the way.
+This is the innermost loop of restoring (benchmarks/exact_words.py has its cycles). Branches that nobody can predict
+take most of them: whether the ends are far apart, whether raw bits follow, whether a word of the stream is taken.
+Several streams decoded in turn were slower for that reason, and so was a loop without these branches. What does not
+depend on the lane is cheaper on the way than in a pass of its own, so one of the lists is made here.
 """
 
 from __future__ import annotations

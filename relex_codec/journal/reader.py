@@ -141,6 +141,7 @@ class Journal:
 
     Attributes:
         path: as above.
+        shown: where it is, for messages: the path, or its URL.
         base_uri: how it refers to its base, None: it does not say.
         generations: those that have committed steps.
         steps: all that can be read, in order.
@@ -157,6 +158,7 @@ class Journal:
     def __init__(self, path: PathLike, origin: PathLike | None = None) -> None:
         self.path = os.path.abspath(local_path(path))
         self._origin = origin
+        self.shown = self.path if origin is None else without_secrets(origin)
         marker = os.path.join(self.path, MARKER)
         self.base_uri: str | None = parse_marker(_read(marker, MARKER_LIMIT + 1), marker)["base"]
         every = self._generations()
@@ -331,5 +333,5 @@ def open_journal(path: PathLike, origin: PathLike | None = None) -> Journal:
     """
     journal = Journal(path, origin)
     if not journal.steps:
-        raise CheckpointError(f"journal {journal.path} has no committed step yet; record one first")
+        raise CheckpointError(f"journal {journal.shown} has no committed step yet; record one first")
     return journal

@@ -23,7 +23,7 @@ from relex_codec.format.safetensors_header import build
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.remote import journal_at
 from relex_codec.storage.outputs import output_directory
-from relex_codec.storage.urls import Options, PathLike, is_url, without_secrets
+from relex_codec.storage.urls import Options, PathLike, is_url
 
 from .export import check_room, index_of, one_last
 from .own_base import refuse_own_base
@@ -36,7 +36,7 @@ AHEAD: Final = 4
 def describe(path: PathLike, storage_options: Options = None) -> dict[str, Any]:
     """Return what ``info --json`` prints of a journal."""
     with journal_at(path, storage_options, whole=False) as journal:
-        return {**_described(journal), "path": without_secrets(path) if is_url(path) else journal.path}
+        return _described(journal)
 
 
 def _described(journal: Journal) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _described(journal: Journal) -> dict[str, Any]:
     total = journal.size()
     begins = {tensor.name for tensor in journal.expected}
     return {
-        "path": journal.path,
+        "path": journal.shown,
         "journal": True,
         "base": journal.base_uri,
         "steps": journal.numbers,
@@ -150,14 +150,13 @@ def save(
     with journal_at(path, storage_options) as journal:
         steps = journal.numbers
         if step not in steps:
-            shown = without_secrets(path) if is_url(path) else journal.path
             raise InvalidArgument(
-                f"journal {shown} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between and "
-                "beyond, encode it"
+                f"journal {journal.shown} has no step {step:g}, it has {spell_steps(steps, steps)}; for steps between "
+                "and beyond, encode it"
             )
-        _save(
-            journal, int(step), _open_base(journal, base, storage_options), output, overwrite, progress, storage_options
-        )
+        opened = _open_base(journal, base, storage_options)
+        note = as_bytes(note_of_recorded(journal.shown, journal.base_uri, steps, int(step)))
+        _save(journal, int(step), opened, output, overwrite, progress, storage_options, {PROVENANCE: note})
         return steps
 
 
@@ -169,6 +168,7 @@ def _save(
     overwrite: bool,
     progress: bool,
     options: Options,
+    notes: Mapping[str, bytes],
 ) -> None:
     from relex_codec.journal.series import JournalSeries  # numba is only needed here
 
@@ -176,14 +176,13 @@ def _save(
     total = sum(info.size * ITEMSIZE[info.dtype] for info in reader.tensors.values())
     begins = {tensor.name for tensor in journal.expected}
     with progress_bar("decode", total, enabled=progress) as bar:
-        notes = {PROVENANCE: as_bytes(note_of_recorded(journal.path, journal.base_uri, journal.numbers, step))}
         _write(reader, begins, base, output, bar.update, options, overwrite, notes)
 
 
 def _open_base(journal: Journal, base: PathLike | None, options: Options) -> SafetensorsCheckpoint:
     place = journal.base_place() if base is None else os.fspath(base)
     if place is None:
-        raise InvalidArgument(f"journal {journal.path} does not say where its base is; give it with --base")
+        raise InvalidArgument(f"journal {journal.shown} does not say where its base is; give it with --base")
     return open_base(place, options)
 
 

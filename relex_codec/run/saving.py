@@ -101,6 +101,7 @@ def save_adapters_of(
     from .adapter import adapter_tiers, save_adapters
 
     reader = run._reader
+    reader.check_open()
     alone = not isinstance(steps, Sequence)
     found = adapter_tiers(reader.container, list(steps) if isinstance(steps, Sequence) else [steps], tier)
     if len(set(found)) != len(found):

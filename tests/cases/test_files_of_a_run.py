@@ -212,4 +212,5 @@ def test_a_directory_that_cannot_be_called_so_everywhere(tmp_path: Path) -> None
     write(tmp_path / "base", BASE)
     write_steps(tmp_path / "run", lambda n: moved(BASE, n), (1, 2), "r é {}")
     encoded(tmp_path, "--exact", run="run/r é {step}")
-    assert sorted(p.name for p in restored(tmp_path).iterdir()) == ["global_step_1", "global_step_2"]
+    names = {p.name for p in restored(tmp_path).iterdir()} - {"relex.json"}  # which commands write
+    assert names == {"global_step_1", "global_step_2"}

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
 from relex_codec.cli.main import group
-from relex_codec.exact import replay
+from relex_codec.exact import replay, segment_replay
 from relex_codec.exact.bisection import frames_of
 from relex_codec.exact.part_decoder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
@@ -192,8 +192,8 @@ def test_work_that_is_spread_gives_the_same(opened: relex_codec.Run, monkeypatch
     parts = all_of(tier)
     found = []
     for limit, processors in ((1 << 40, 1), (0, 1), (0, 3)):
-        monkeypatch.setattr(replay, "SPREAD_FROM", limit)
-        monkeypatch.setattr(replay, "cpu_count", lambda count=processors: count)
+        monkeypatch.setattr(segment_replay, "SPREAD_FROM", limit)
+        monkeypatch.setattr(segment_replay, "cpu_count", lambda count=processors: count)
         states = replay_parts(tier, parts, range(1, 18), opened._reader.decoder.part_origin)
         found.append([(number, [piece.tobytes() for piece in bits]) for number, bits in states])
     assert found[0] == found[1] == found[2]

@@ -46,9 +46,8 @@ def test_what_is_read_is_what_is_local(there: str, journal: Path, zoo_run: Made,
     step = zoo_run.steps[1]
     recorded.save(there, tmp_path / "a", step)  # its base is beside it
     recorded.save(journal, tmp_path / "b", step, base=zoo_run.base_path)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
-        p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
-    }
+    a, b = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
+    assert a == b and json.loads(a["relex.json"])["file"] == "j"  # not what it was fetched as
     for name, run in (("a", there), ("b", journal)):
         relex_codec.encode(run, tmp_path / f"{name}.relex", base=zoo_run.base_path, exact=True, base_uri="base")
     assert (tmp_path / "a.relex").read_bytes() == (tmp_path / "b.relex").read_bytes()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import relex_codec
 import relex_codec.journal.writer as writer_module
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
+from relex_codec.core import threads
 from relex_codec.journal.reader import Journal
 from relex_codec.journal.verify import check_journal
 from relex_codec.recording import lots, memory, rank_recorder
@@ -211,7 +212,8 @@ def test_the_commands_read_a_journal(recorded: Path, zoo_run: Made, tmp_path: Pa
     relex_codec.encode(recorded, tmp_path / "x.relex", base=zoo_run.base_path, exact=True)
     with relex_codec.open(tmp_path / "x.relex") as run:
         run.save(tmp_path / "b", 9)
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert json.loads((tmp_path / "a" / "relex.json").read_bytes())["step"] == 9
+    names = sorted(path.name for path in (tmp_path / "a").iterdir() if path.name != "relex.json")
     assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -397,8 +399,9 @@ def test_what_goes_wrong_while_a_step_is_compared(
     assert all(same(tmp_path / "j", tmp_path / "base", step, small(step)) for step in (1, 2, 3))
 
 
-def test_memory_is_the_step_before_once(tmp_path: Path) -> None:
+def test_memory_is_the_step_before_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside what is held anyway, a step takes little: no second copy, on either thread."""
+    monkeypatch.setattr(threads, "cpu_count", lambda: 1)  # each further thread has room for what it finds
     rng = np.random.default_rng(0)
     write_checkpoint(tmp_path / "base", {f"w{i}": bf16(rng.standard_normal((2048, 1024))) for i in range(8)})
     state = state_of(tmp_path / "base")

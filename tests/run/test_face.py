@@ -183,6 +183,8 @@ READS: dict[str, Callable[[Run, Path], Any]] = {
     "load_into": lambda run, out: run.load_into(torch.nn.Linear(2, 2), 9),
     "save": lambda run, out: run.save(out, 9),
     "save of the base": lambda run, out: run.save(out, 0),
+    "save_adapter": lambda run, out: run.save_adapter(out, 9),
+    "sweep": lambda run, out: run.sweep(lambda state: 0.0, [9]),
     "restore": lambda run, out: run.restore(out),
     "check_base": lambda run, out: run.check_base(),
     "verify": lambda run, out: run.verify(),

@@ -21,12 +21,12 @@ def main(folder: Path) -> None:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
+    llm = engine(folder, 0, dtype="float32", enable_lora=True, max_loras=2, max_lora_rank=8)
     with relex_codec.open(folder / "run.relex", base=folder / "base") as run:
         run.save_adapter(folder / "adapters", STEPS, rank=8, embeddings=False)
     places = [folder / "adapters" / f"step-{step}" for step in STEPS]
     changes = [change_of(place) for place in places]
     requests = [LoRARequest(f"step-{step}", step, str(place)) for step, place in zip(STEPS, places, strict=True)]
-    llm = engine(folder, 0, dtype="float32", enable_lora=True, max_loras=2, max_lora_rank=8)
     greedy = SamplingParams(temperature=0, max_tokens=8)
     for step in (0, 20):
         if step:
