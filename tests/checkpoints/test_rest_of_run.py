@@ -161,13 +161,13 @@ def test_what_cannot_be_listed_is_said_and_no_reason_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, base = write_run(tmp_path / "run", [1, 2], at_step), write_checkpoint(tmp_path / "base", at_step(0))
-    monkeypatch.setattr("relex_codec.encoding.encode.find_left_out", lambda *a: RestOfRun([LeftOut("x", 1, 5)], False))
+    monkeypatch.setattr("relex_codec.encoding.prepare.find_left_out", lambda *a: RestOfRun([LeftOut("x", 1, 5)], False))
     relex_codec.encode(run, tmp_path / "x.relex", base=base)
     assert "not in the file: other files (5 B), and more in directories that were not listed" in capsys.readouterr().err
 
     def fails(*arguments: Any) -> Any:
         raise relex_codec.CheckpointError("the server has gone")
 
-    monkeypatch.setattr("relex_codec.encoding.encode.find_left_out", fails)
+    monkeypatch.setattr("relex_codec.encoding.prepare.find_left_out", fails)
     relex_codec.encode(run, tmp_path / "y.relex", base=base)
     assert "what else the run holds is not known: the server has gone" in capsys.readouterr().err

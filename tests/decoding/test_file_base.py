@@ -23,7 +23,7 @@ from support.tensors import bf16
 def made(zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, base: Path | None = None) -> Path:
     """A file that says that its base is at `uri`."""
     with monkeypatch.context() as patch:
-        patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: uri)
+        patch.setattr("relex_codec.encoding.prepare.uri_of_base", lambda base, file: uri)
         relex_codec.encode(zoo_run.run, tmp_path / "x.relex", base=base or zoo_run.base_path, quality="raw")
     return tmp_path / "x.relex"
 
@@ -130,9 +130,9 @@ def test_a_path_from_a_file_in_a_bucket(zoo_run: Made, memory: Any) -> None:
     upload(memory, zoo_run.base_path, "/bucket/base")
     folder = "memory://bucket/runs"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: "../base")
+        patch.setattr("relex_codec.encoding.prepare.uri_of_base", lambda base, file: "../base")
         relex_codec.encode(zoo_run.run, f"{folder}/x.relex", base=zoo_run.base_path, quality="raw", steps="1")
-        patch.setattr("relex_codec.encoding.encode.uri_of_base", lambda base, file: "../../other/base")
+        patch.setattr("relex_codec.encoding.prepare.uri_of_base", lambda base, file: "../../other/base")
         relex_codec.encode(zoo_run.run, f"{folder}/y.relex", base=zoo_run.base_path, quality="raw", steps="1")
     with relex_codec.open(f"{folder}/x.relex") as run:
         assert len(run.state_dict(1)) == len(run.keys())
