@@ -201,6 +201,7 @@ class TensorsUnit:
                 frames = frames_of(spec, task, coder, self.frames) if spec.frames else None
                 with workplace(task, place) as where:
                     rows.append({"number": spec.number, **put_tensor(out, encode_tensor(task, where, frames))})
+            forget_working_arrays()
             if coder is not None:
                 read_missing(coder, [(spec, spec.task(run, self.settings)) for spec in self.extra])
             out.document["tensors"] = rows

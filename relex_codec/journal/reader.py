@@ -23,7 +23,7 @@ from relex_codec.errors import CheckpointError, Corrupt, RelexError, Truncated
 from relex_codec.format.constants import PIECE
 from relex_codec.storage.explain import read_error
 from relex_codec.storage.open import open_source
-from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, options_for, without_secrets
 
 from .boxes import Shape, tile
 from .format import (
@@ -57,7 +57,7 @@ def is_journal(path: PathLike, options: Options = None) -> bool:
     if PLACEHOLDER in name or name.lower().endswith((".relex", ".safetensors")):
         return False
     try:
-        with open_source(join_path(path, MARKER), options, error=CheckpointError) as source:
+        with open_source(join_path(path, MARKER), options_for(path, options), error=CheckpointError) as source:
             return source.size <= MARKER_LIMIT and FORMAT.encode() in source.read(0, source.size)
     except RelexError:
         return False

@@ -13,7 +13,7 @@ from relex_codec.storage.explain import write_error
 from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.open import list_directory, open_source
 from relex_codec.storage.remote import CONCURRENT_REQUESTS
-from relex_codec.storage.urls import Options, PathLike, is_url, join_path, without_secrets
+from relex_codec.storage.urls import Options, PathLike, is_url, join_path, options_for, without_secrets
 
 from .format import HEAD, MARKER, MARKER_LIMIT, parse_name
 from .reader import Journal, open_journal
@@ -41,7 +41,7 @@ def journal_at(path: PathLike, options: Options = None, *, whole: bool = True) -
     shown = without_secrets(path)
     with ScratchDirectory() as scratch:
         try:
-            _fetch(path, options, scratch.path, whole)
+            _fetch(path, options_for(path, options), scratch.path, whole)
             yield open_journal(scratch.path, path)
         except RelexError as error:  # which names a copy that is soon gone
             raise type(error)(str(error).replace(scratch.path, shown.rstrip("/"))) from None

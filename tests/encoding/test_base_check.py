@@ -204,4 +204,4 @@ def test_encode_refuses_new_tensors_and_takes_them_if_told_to(tmp_path: Path) ->
 
 @pytest.mark.parametrize("flag", ["--allow-any-base", "--allow-new-tensors"])
 def test_the_flags_are_explained(flag: str) -> None:
-    assert flag in cli("encode", "--help").stdout
+    assert flag in cli("encode", "--help-all").stdout

@@ -76,6 +76,7 @@ def peak(folder: Path, quality: str, memory: int = BUDGET, exact: str = "no") ->
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *paths, quality, str(memory), exact],
         cwd=ELSEWHERE, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # else what glibc keeps for each thread differs from run to run
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return int(done.stdout) * 1024
@@ -111,6 +112,8 @@ def test_the_search_adds_a_constant(runs: dict[str, Path], baseline: int) -> Non
 
 
 EXACT_STEPS = 48
+EXACT_OVER = 32 * 10**6
+"""What --exact holds beyond budgets that are barely what one piece of all steps needs (docs/limits.md)."""
 
 
 @pytest.fixture(scope="module", params=["BF16", "F32"])
@@ -138,4 +141,5 @@ def restless(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_exact_holds_the_budget(restless: tuple[Path, int], runs: dict[str, Path]) -> None:
     folder, budget = restless
     baseline = min(peak(runs["tiny"], "raw", budget, "exact") for _ in range(2))  # the first one may compile
-    assert peak(folder, "raw", budget, "exact") - baseline < 1.1 * budget
+    # A unit keeps what it has coded of its group while it reads the pieces of the next tensor that belong to it.
+    assert peak(folder, "raw", budget, "exact") - baseline < 1.1 * budget + EXACT_OVER

@@ -200,12 +200,14 @@ def test_kills_lose_nothing(made: Path, engine: str) -> None:
         if began.returncode == 0:
             break
         assert began.returncode == -signal.SIGKILL, error
+        if (made / "x.relex").exists():  # everything was done, and the directory was on its way out
+            break
         now = units_in(made)
         assert before <= now
         before, kills = now, kills + 1
     done = subprocess.run(command(made, "--engine", engine, "-f"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert kills > 0
+    assert kills > 0 or engine == "local"
     assert (made / "x.relex").read_bytes() == (made / "one.relex").read_bytes()
     left = {path.name for path in made.iterdir()} - {"base", "run", "later", "one.relex", "x.relex"}
     assert left == set()

@@ -279,7 +279,7 @@ def test_info_tells_errors_and_what_was_left_out() -> None:
     with open_vector("figures") as run:
         document = run.info()
         shown = text(document)
-    assert "track off  25 % of the way at step 10, 12 % at 20  █▅ \n" in shown
+    assert "track off  25 % of the way at step 10, 12 % at 20  █▅\n" in shown
     assert len(document["left_out"]) == 1000
     assert document["left_out"][0] == {"what": "optimizer.pt", "files": 3, "bytes": 4800000000}
     assert "\nleft out   other files (999,799 TB a step), optimizer states (534 GB a step)" in shown

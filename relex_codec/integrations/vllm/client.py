@@ -66,9 +66,9 @@ def switch(
         Corrupt: the engine's weights are not those of the step; a server stays paused.
         RelexError: the server does not answer, or something failed while writing; a server stays paused.
 
-    Example:
-        >>> switch("http://127.0.0.1:8000", 200)  # doctest: +SKIP
-        Switched(step=200.0, tier='exact', digests=('6b2e...',), unchecked=())
+    Example: a server that was started as docs/vllm.md says::
+
+        switch("http://127.0.0.1:8000", 200)  # Switched(step=200.0, tier='exact', digests=('6b2e...',), unchecked=())
     """
     if pause not in PAUSES:
         raise InvalidArgument(f"pause is {quote(pause)}, expected one of {', '.join(PAUSES)}")
