@@ -219,18 +219,17 @@ def units_in(root: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_two_processes_on_one_work_directory(made: Path) -> None:
-    first = subprocess.Popen(command(made, "--engine", "local"), stderr=subprocess.DEVNULL)
-    with first:
+    with subprocess.Popen(command(made, "--engine", "local"), stderr=subprocess.PIPE) as first:
         while not (made / "work" / "plan.json").exists():
-            time.sleep(0.02)
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)  # so that it is at work, however long the second takes to begin
         second = subprocess.run(
             command(made, name="y.relex"), stdin=subprocess.DEVNULL, capture_output=True, text=True
         )  # fmt: skip
-        alive = first.poll() is None
         first.kill()
-    if alive:
-        assert second.returncode == 1
-        assert "another process works in" in second.stderr.strip().splitlines()[-1]
+    assert second.returncode == 1
+    assert "another process works in" in second.stderr.strip().splitlines()[-1]
 
 
 # ---- Parts ----

@@ -116,6 +116,7 @@ def test_one_tensor_at_one_step_is_one_read(tmp_path: Path, quality: str, monkey
     with relex_codec.open(tmp_path / "x.relex") as run:
         source, reads = run._reader.container.source, []
         read_many = source.read_many
+        monkeypatch.setattr(source, "at_hand", False)  # as a store: what a local file has is read where it is used
         monkeypatch.setattr(source, "read_many", lambda ranges: (reads.append(len(ranges)), read_many(ranges))[1])
         run._reader.bits("w", 3.5)
     assert len(reads) == 1
