@@ -145,6 +145,12 @@ def remove_leftovers(folder: str, names: re.Pattern[str] = BESIDE) -> None:
                 _remove_if_dead(folder, match[0], inside=bool(match.groupdict().get("inside")))
 
 
+def is_scratch(folder: str) -> bool:
+    """Tell whether a directory is a `ScratchDirectory`, which is locked for as long as it is there."""
+    place, name = os.path.split(os.path.abspath(folder))
+    return IN_TMPDIR.fullmatch(name) is not None and place == os.path.abspath(tempfile.gettempdir())
+
+
 def remove_tree(folder: str) -> None:
     """Remove a directory with all that is in it, as far as that goes, also where hardly any file can be opened."""
     shutil.rmtree(folder, ignore_errors=True)  # it has two open at each level

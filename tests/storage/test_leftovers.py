@@ -18,6 +18,7 @@ import pytest
 
 from relex_codec.errors import InvalidArgument
 from relex_codec.storage import leftovers
+from relex_codec.storage.condition import ABSENT
 from relex_codec.storage.leftovers import BESIDE, IN_TMPDIR, ScratchDirectory, remove_leftovers
 from relex_codec.storage.local_directory import AtomicDirectory
 from relex_codec.storage.local_writer import AtomicFile
@@ -222,3 +223,16 @@ def test_many_at_once(tmp_path: Path) -> None:
         remove_leftovers(str(tmp_path))
     assert [worker.wait(10) for worker in workers] == [0, 0, 0]
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
+
+
+def test_files_in_a_scratch_directory_do_not_wait_for_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own process holds that; ten seconds went by until the file was put into place all the same."""
+
+    def slept(seconds: float) -> None:
+        raise AssertionError("somebody waits for a lock")
+
+    with ScratchDirectory() as scratch:
+        monkeypatch.setattr("relex_codec.storage.local_writer.time.sleep", slept)
+        with AtomicFile(os.path.join(scratch.path, "x"), condition=ABSENT) as file:
+            file.write(b"x")
+        assert os.listdir(scratch.path) == ["x"]
