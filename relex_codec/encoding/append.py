@@ -90,7 +90,9 @@ def append(
         refit: fit directions and lines again.
         allow_pickle: read checkpoints that pickles describe, as `encode` does.
         memory: budget in bytes or as ``4GB``.
-        workers, engine, address: as of `encode`.
+        workers: as of `encode`.
+        engine: as of `encode`.
+        address: as of `encode`.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
         storage_options: for fsspec, for all URLs, or by protocol: ``{"s3": {...}, "hf": {...}}``.
 

@@ -47,7 +47,8 @@ class RelexStorageReader(StorageReader):
         tied: keys (without the prefix) that the file does not have, and the names in the file that they share weights
             with: ``{"lm_head.weight": "model.embed_tokens.weight"}`` where a checkpoint leaves tied weights out.
         tier: as `Run.tensor`.
-        base, storage_options: as `relex_codec.open`.
+        base: as of `relex_codec.open`.
+        storage_options: as of `relex_codec.open`.
 
     Raises:
         InvalidArgument: no such file, or a step that the tier does not reach. As all errors while loading, it comes as

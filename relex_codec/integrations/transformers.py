@@ -47,8 +47,10 @@ def load_model(
 
     Args:
         url: path or URL of the ``.relex`` file.
-        step, tier: as `Run.tensor`.
-        base, storage_options: as `relex_codec.open`.
+        step: as of `Run.tensor`.
+        tier: as of `Run.tensor`.
+        base: as of `relex_codec.open`.
+        storage_options: as of `relex_codec.open`.
         dtype: of the model; by default what the configuration says.
         device_map: as in ``from_pretrained``; needs the package accelerate, if given.
         model_class: a model class or auto class; by default the first of the configuration's ``architectures``.
@@ -108,7 +110,8 @@ def load_tokenizer(
 
     Args:
         url: path or URL of the ``.relex`` file.
-        base, storage_options: as `relex_codec.open`.
+        base: as of `relex_codec.open`.
+        storage_options: as of `relex_codec.open`.
         kwargs: for ``AutoTokenizer.from_pretrained``.
 
     Raises:

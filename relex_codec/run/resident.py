@@ -38,8 +38,8 @@ class Resident:
 
     Args:
         decoder: of the open file, which is not needed any more when this has been made.
-        base: gives the reader of its base; called only if a tensor needs it.
-        device, slices: as `relex_codec.Run.resident`, which also says what is raised.
+        device: as of `relex_codec.Run.resident`, which also says what is raised.
+        slices: as of `relex_codec.Run.resident`.
 
     Attributes:
         device: torch device.
@@ -133,7 +133,8 @@ class Resident:
         For a consumer that takes them one by one, as a server's loader does: no more than one is made at a time.
 
         Args:
-            step, tier: as `tier`; they are checked before the first tensor is asked for.
+            step: as of `tier`; checked before the first tensor is asked for.
+            tier: as of `tier`.
         """
         chosen = [StepTier(float(step), self.tier(step, tier=tier))]
         self._check_reach(chosen, self._held)
@@ -163,8 +164,10 @@ class Resident:
         this device are written without a copy between, wherever their elements lie.
 
         Args:
-            step, tier: as `tier`.
-            names, prefix: as `Run.load_into`.
+            step: as of `tier`.
+            tier: as of `tier`.
+            names: as of `Run.load_into`.
+            prefix: as of `Run.load_into`.
             non_blocking: on a CUDA device, return when the work is queued on the current stream. Elsewhere the call
                 returns when it is done, as with torch's own ``copy_``.
 

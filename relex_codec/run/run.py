@@ -40,7 +40,10 @@ class Run(PicturedRun):
     answers what needs no reading (`info`, `steps`, `keys`).
 
     Args:
-        path, base, device, storage_options: as `relex_codec.open`, which also says what is raised.
+        path: of the file, or its URL.
+        base: where the base is; all of these as `relex_codec.open`, which also says what is raised.
+        device: where tensors are decoded.
+        storage_options: for fsspec.
 
     Attributes:
         path: of the file, as messages show it.
@@ -127,7 +130,8 @@ class Run(PicturedRun):
         of the first step, they give those of the second.
 
         Args:
-            before, after: steps, as of `tensor`.
+            before: the step that the changes are from, as of `tensor`.
+            after: the step that they lead to.
             tier: of both, as of `tensor`.
 
         Raises:
@@ -201,7 +205,8 @@ class Run(PicturedRun):
             tier: as `tensor`.
             search: find the best step between the least and the greatest of `steps` (`relex_codec.trust.peak_search`).
             evaluations: how many steps a search scores at most.
-            names, prefix: as `load_into`.
+            names: as of `load_into`.
+            prefix: as of `load_into`.
 
         Returns:
             The scores. One that is not finite counts as none; several in a row end the sweep.
@@ -226,7 +231,8 @@ class Run(PicturedRun):
         everything has been checked and decoded.
 
         Args:
-            step, tier: as `tensor`.
+            step: as of `tensor`.
+            tier: as of `tensor`.
             names: where tensors go that are not called in the module what they are called in the file: a mapping or a
                 function from the file's name to the module's, to ``(name, index)`` for a part of a fused parameter, or
                 to None for a tensor that is left out.
@@ -261,7 +267,8 @@ class Run(PicturedRun):
 
         Args:
             output: the directory; it must not exist or be empty.
-            step, tier: as `tensor`.
+            step: as of `tensor`.
+            tier: as of `tensor`.
             along: what tier ``line`` follows: ``line``, that of the file; another curve through the coefficients of the
                 observed steps, ``window:W``, ``poly:D`` or ``log`` (`relex_codec.trust.fits`); or ``secant``, which
                 needs the exact tier and goes on from the last observed step as training went since the middle one

@@ -31,8 +31,10 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         filename: path or URL of the ``.relex`` file.
         framework: ``pt`` for torch tensors, ``np`` for numpy arrays, which know no bfloat16.
         device: of torch tensors, where they are also decoded.
-        step, tier: as `Run.tensor`.
-        base, storage_options: as `relex_codec.open`.
+        step: as of `Run.tensor`.
+        tier: as of `Run.tensor`.
+        base: as of `relex_codec.open`.
+        storage_options: as of `relex_codec.open`.
 
     Raises:
         InvalidArgument: as `relex_codec.open`, an unknown framework, or a step that the tier does not reach.
