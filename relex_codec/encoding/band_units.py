@@ -6,7 +6,6 @@ last bit. When all bands of a tensor are there, `FinishUnit` finds its direction
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from relex_codec.format.constants import PIECE
 
 from .delta_sums import forget_working_arrays
 from .engines.protocol import Place
-from .frames import FrameCoder, FrameRange
+from .frames import FrameRange, coder_of
 from .gathered import Gathered, Summed
 from .run_source import RunSource, opened
 from .unit import encode_tensor, history_of
@@ -87,11 +86,7 @@ class BandUnit:
         spec = self.tensor
         with ExitStack() as stack:
             stack.callback(forget_working_arrays)
-            coder = None
-            if self.frames is not None:
-                coder = FrameCoder(
-                    self.frames, lambda: stack.enter_context(tempfile.TemporaryFile(dir=place.directory)), out
-                )
+            coder = coder_of(self.frames, place.directory, stack, out)
             task = spec.task(run, self.settings)
             frames = frames_of(spec, task, coder, self.frames) if spec.frames else None
             where = stack.enter_context(workplace(task, place, replace(room_of(task, place), size=0, held=False)))

@@ -7,7 +7,9 @@ next tensors that it needs are read too.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -86,6 +88,19 @@ class FrameCoder:
         self._at += 1
         if self._at in self._ends:
             self.groups.append((self._out.at, self._coder.close(self._out.write)))
+
+
+def coder_of(wanted: FrameRange | None, folder: str, stack: ExitStack, out: UnitWriter) -> FrameCoder | None:
+    """Return what codes the groups of a unit, if it has any.
+
+    Args:
+        folder: where symbols wait that are too many for memory.
+        stack: closes their file.
+        out: takes the blobs of groups.
+    """
+    if wanted is None:
+        return None
+    return FrameCoder(wanted, lambda: stack.enter_context(tempfile.TemporaryFile(dir=folder)), out)
 
 
 class TensorFrames:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from relex_codec.format.tensor_record import TensorRecord
 
 from .delta_sums import forget_working_arrays
 from .engines.protocol import Place
-from .frames import FrameCoder, FrameRange, TensorFrames
+from .frames import FrameCoder, FrameRange, TensorFrames, coder_of
 from .later_tensor import LaterTensor, add_piece, project_tensor
 from .run_source import RunSource, opened
 from .unit_files import UnitFile, UnitWriter
@@ -89,11 +88,7 @@ class LaterUnit:
         decoder, rows = run.file.decoder, []
         with ExitStack() as stack:
             stack.callback(forget_working_arrays)
-            coder = None
-            if self.frames is not None:
-                coder = FrameCoder(
-                    self.frames, lambda: stack.enter_context(tempfile.TemporaryFile(dir=place.directory)), out
-                )
+            coder = coder_of(self.frames, place.directory, stack, out)
             for spec in self.tensors:
                 tensor = decoder.container.index.tensors[spec.number]
                 frames = self._frames(spec, coder) if spec.frames else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from relex_codec.format.manifest import BaseRange
 from .arena import bytes_of
 from .delta_sums import forget_working_arrays
 from .engines.protocol import Place
-from .frames import FrameCoder, FrameRange, TensorFrames
+from .frames import FrameCoder, FrameRange, TensorFrames, coder_of
 from .origin import Origin
 from .planning import TensorPlan
 from .quality import Quality
@@ -191,11 +190,7 @@ class TensorsUnit:
         rows = []
         with ExitStack() as stack:
             stack.callback(forget_working_arrays)
-            coder = None
-            if self.frames is not None:
-                coder = FrameCoder(
-                    self.frames, lambda: stack.enter_context(tempfile.TemporaryFile(dir=place.directory)), out
-                )
+            coder = coder_of(self.frames, place.directory, stack, out)
             for spec in self.tensors:
                 task = spec.task(run, self.settings)
                 frames = frames_of(spec, task, coder, self.frames) if spec.frames else None
