@@ -26,7 +26,7 @@ from relex_codec.encoding.engines import ray as ray_engine
 from relex_codec.encoding.engines.protocol import Finished, Unit, WorkerLost
 from relex_codec.encoding.engines.ray import RayEngine, RayOptions
 from relex_codec.errors import CheckpointError, InvalidArgument, MissingCheckpoint
-from support.commands import process
+from support.commands import ELSEWHERE, process
 from support.ray_clusters import NODE, Cluster, cluster_of, lose, workers_of
 from support.ray_units import Counted, Dies, Fails, Plain, Waits
 from support.runs import Made
@@ -328,7 +328,8 @@ def test_a_command_that_started_a_cluster_ends(number: signal.Signals, zoo_run: 
     command = ["encode", zoo_run.run, "-o", tmp_path / "x.relex", "--base", zoo_run.base_path, "--exact"]
     with subprocess.Popen(
         process([*command, "--engine", "ray", "--address", "local", "--workers", 1]), stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={**os.environ, "TMPDIR": str(tmp_path / "scratch"), "RAY_TMPDIR": "/tmp"},
+        start_new_session=True, cwd=ELSEWHERE,
+        env={**os.environ, "TMPDIR": str(tmp_path / "scratch"), "RAY_TMPDIR": "/tmp"},
     ) as running:  # fmt: skip
         started = busy_below(running)
         os.killpg(running.pid, number)
@@ -348,7 +349,8 @@ def busy_below(running: subprocess.Popen[str]) -> list[psutil.Process]:
     """Wait until a worker of a command has a unit; return all processes that the command started."""
     deadline = time.monotonic() + 90
     while True:
-        assert running.poll() is None and time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
         found = psutil.Process(running.pid).children(recursive=True)
         for one in found:
             with suppress(psutil.Error):
