@@ -24,6 +24,7 @@ from relex_codec.encoding.units import TensorsUnit
 from relex_codec.errors import Corrupt, InvalidArgument
 from support import bands
 from support.checkpoints import write_checkpoint
+from support.commands import ELSEWHERE
 from support.tensors import bf16
 
 SMALL = {"WHOLE": 4 << 20, "SMALLEST_UNIT": 1 << 20, "LARGEST_UNIT": 4 << 20}
@@ -189,7 +190,9 @@ def test_kills_lose_nothing(made: Path, engine: str) -> None:
     """After some units more each time, and a moment: at most the units in flight are done again."""
     chance, before, kills = random.Random(engine), set[str](), 0
     for _ in range(4):
-        began = subprocess.Popen(command(made, "--engine", engine, "--workers", "2"), stderr=subprocess.PIPE)
+        began = subprocess.Popen(
+            command(made, "--engine", engine, "--workers", "2"), stderr=subprocess.PIPE, cwd=ELSEWHERE
+        )
         with began:
             wanted = len(before) + chance.randint(0, 2)
             while began.poll() is None and len(units_in(made)) < wanted:
@@ -205,7 +208,7 @@ def test_kills_lose_nothing(made: Path, engine: str) -> None:
         now = units_in(made)
         assert before <= now
         before, kills = now, kills + 1
-    done = subprocess.run(command(made, "--engine", engine, "-f"), capture_output=True, text=True)
+    done = subprocess.run(command(made, "--engine", engine, "-f"), capture_output=True, text=True, cwd=ELSEWHERE)
     assert done.returncode == 0, done.stderr
     assert kills > 0 or engine == "local"
     assert (made / "x.relex").read_bytes() == (made / "one.relex").read_bytes()
@@ -219,13 +222,13 @@ def units_in(root: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_two_processes_on_one_work_directory(made: Path) -> None:
-    with subprocess.Popen(command(made, "--engine", "local"), stderr=subprocess.PIPE) as first:
+    with subprocess.Popen(command(made, "--engine", "local"), stderr=subprocess.PIPE, cwd=ELSEWHERE) as first:
         while not (made / "work" / "plan.json").exists():
             assert first.poll() is None, first.communicate()[1]
             time.sleep(0.002)
         first.send_signal(signal.SIGSTOP)  # so that it is at work, however long the second takes to begin
         second = subprocess.run(
-            command(made, name="y.relex"), stdin=subprocess.DEVNULL, capture_output=True, text=True
+            command(made, name="y.relex"), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ELSEWHERE
         )  # fmt: skip
         first.kill()
     assert second.returncode == 1
