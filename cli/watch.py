@@ -89,6 +89,8 @@ def command(
         count = f"{len(steps)} steps" + (f", {steps[0]} to {steps[-1]}" if steps else "")
         late = f", {len(found.left_out)} left out" if found.left_out else ""
         show(f"{found.journal}: {count}{late}{', stopped' if stopped.number else ''}")
+        if target.file is not None and reached:
+            show(f"{target.file}: written")
     if not reached:
         show(f"note: stopped before step {until_step}; the same command goes on", err=True)
         click.get_current_context().exit(128 + stopped.number)

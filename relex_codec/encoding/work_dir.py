@@ -92,7 +92,10 @@ class WorkDirectory:
         try:
             if kind is None and not self._keep:
                 self._remove()
-            elif self._local is not None:
+                return
+            if kind is not None and self.path:
+                note(f"what is finished stays in {self.shown}: the same command goes on from there")
+            if self._local is not None:
                 with suppress(Exception):  # what it ended with is told; the next process sees that this one has gone
                     target = UploadTarget(self._place, self._options)
                     target.remove_file(f"{target.name}/{OWNER}")

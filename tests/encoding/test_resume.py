@@ -75,8 +75,11 @@ def count_units(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_what_is_finished_is_not_done_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_finished_is_not_done_again(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupted(made, monkeypatch, 3, workers=1, engine="local")
+    assert f"what is finished stays in {made / 'work'}: the same command goes on" in capsys.readouterr().err
     assert not (made / "x.relex").exists()
     kept = {path.stem for path in (made / "work").glob("*.unit")}
     assert len(kept) >= 3
