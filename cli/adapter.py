@@ -24,7 +24,7 @@ from .output import as_json, base_option, force_option, print_json, show
 @click.option("--steps", metavar="LIST", help="Several, such as 200:800:200 or 200,800: DIR gets step-N of each.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Directory to write, path or URL.")
 @force_option
-@click.option("--rank", type=click.IntRange(1), metavar="R", help="Of A and B.  [default: that of FILE's factors, else 16]")
+@click.option("--rank", type=click.IntRange(1), metavar="R", help="Of A and B.  [default: as in FILE, else 16]")
 @click.option(
     "--tier", type=click.Choice(["auto", "line", "track"]), default="auto", show_default=True, help="As of decode."
 )
