@@ -14,6 +14,7 @@ def register() -> None:
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.v1.worker.worker_base import WorkerBase
 
+    from . import beside_llvmlite
     from .loader import RelexModelLoader
     from .worker import METHODS
 
@@ -23,4 +24,5 @@ def register() -> None:
     )
     for method in METHODS:
         setattr(WorkerBase, method.__name__, method)
+    beside_llvmlite.mend()
     _DONE = True

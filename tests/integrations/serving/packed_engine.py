@@ -8,12 +8,16 @@ from pathlib import Path
 import torch
 from served_run import assert_at, engine, model_of, refused
 
+import relex_codec
 from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.integrations.vllm import switch, verify
 
 
 def main(folder: Path) -> None:
     """Run the checks."""
+    with relex_codec.open(folder / "run.relex", base=folder / "base") as run:
+        run.state_dict(20)
+    assert "llvmlite" in sys.modules  # beside which vLLM 0.32 would start no engine on CPUs
     llm = engine(folder, 20)
     assert_at(llm, folder, 20)
     assert verify(llm).unchecked == ()
