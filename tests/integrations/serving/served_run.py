@@ -77,7 +77,7 @@ def weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         found = dict(layer.named_parameters(recurse=False))
         if "cpu_linear" in layer.__dict__:
             rows = found["weight"].shape[1] if found["weight"].numel() else layer.input_size
-            found["weight"] = layer.cpu_linear(torch.eye(rows, dtype=torch.bfloat16), layer.weight, None).T
+            found["weight"] = layer.cpu_linear(torch.eye(rows, dtype=layer.weight.dtype), layer.weight, None).T
         place, _, kind = name.rpartition(".")
         for own, tensor in found.items():
             if kind in names:
@@ -92,15 +92,17 @@ def weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def assert_at(llm: Any, folder: Path, step: float, tier: str = "auto") -> None:
-    """Compare the engine's weights with those that are decoded, bit for bit."""
+    """Compare the engine's weights with those that are decoded, bit for bit; in float32 they are exact as well."""
     with relex_codec.open(folder / "run.relex", base=folder / "base") as run:
         expected = run.state_dict(step, tier=tier)
     expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
     found = dict(weights(model_of(llm)))
     assert sorted(found) == sorted(expected)
+    dtype = llm.llm_engine.model_config.dtype
+    integer = {torch.bfloat16: torch.int16, torch.float32: torch.int32}[dtype]
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype == torch.bfloat16, name
-        assert torch.equal(found[name].contiguous().view(torch.int16), tensor.view(torch.int16)), (step, name)
+        assert found[name].dtype == dtype and tensor.dtype == torch.bfloat16, name
+        assert torch.equal(found[name].contiguous().view(integer), tensor.to(dtype).view(integer)), (step, name)
 
 
 def refused(kind: type[BaseException], words: str, call: Any, *args: Any, **options: Any) -> None:
