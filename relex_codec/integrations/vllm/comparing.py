@@ -24,11 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from relex_codec.errors import Unsupported
 
 from .bits import differing, sha256
+from .patching import PRODUCT, is_packed
 
 _ROWS = 256
 """Rows of the identity that packed matrices are multiplied with at a time."""
-_PACKED = "cpu_linear"
-"""The attribute of a layer that multiplies with its packed matrix."""
 _WRITES = {torch.ops.aten.copy_.default, torch.ops.aten.fill_.Scalar, torch.ops.aten.zero_.default}
 
 
@@ -105,8 +104,8 @@ def compare(model: torch.nn.Module, model_config: Any, weights: Iterable[tuple[s
             if name in found:
                 digests[name] = sha256([tensor])
         for name, layer in model.named_modules():
-            in_use, loaded = kept[layer].get(_PACKED), layer.__dict__.get(_PACKED)
-            if in_use is None:
+            in_use, loaded = kept[layer].get(PRODUCT), layer.__dict__.get(PRODUCT)
+            if not is_packed(in_use):  # it multiplies with the weights, which are compared above
                 continue
             blocks = list(_unpacked(layer, in_use))
             if in_use is not loaded:

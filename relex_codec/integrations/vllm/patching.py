@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -11,6 +11,8 @@ from .bits import unequal
 
 FEW: Final = 0.25
 """Share of a tensor's elements up to which they are written alone; beyond, all of the tensor is."""
+PRODUCT: Final = "cpu_linear"
+"""The attribute of a layer that multiplies, on CPUs."""
 _TOGETHER: Final = 512 << 20
 """Bytes of tensors that go to the model's loader at a time."""
 
@@ -26,7 +28,7 @@ def takes_patches(model: torch.nn.Module, quantization: str | None) -> bool:
     if quantization is not None:
         return False
     for layer in model.modules():
-        if current_platform.is_cpu() and _is_packed(layer):
+        if current_platform.is_cpu() and is_packed(layer.__dict__.get(PRODUCT)):
             return False
         loaded = get_layerwise_info(layer).restore_metadata[0]
         for name, one in layer.named_parameters(recurse=False):
@@ -36,9 +38,8 @@ def takes_patches(model: torch.nn.Module, quantization: str | None) -> bool:
     return True
 
 
-def _is_packed(layer: torch.nn.Module) -> bool:
-    """Whether a layer multiplies with something else than its weights: a closure holds what is packed."""
-    multiply = layer.__dict__.get("cpu_linear")
+def is_packed(multiply: Any) -> bool:
+    """Whether what a layer multiplies with is something else than its weights: a closure holds what is packed."""
     return bool(getattr(multiply, "__closure__", None))
 
 
