@@ -55,7 +55,7 @@ def switch(
         llm_or_url: a ``vllm.LLM``, or the URL of a server that was started with ``VLLM_SERVER_DEV_MODE=1``.
         step, tier: as `relex_codec.Run.tensor`.
         file, base: another file of the same model, and its base; default: those that the engine was started with.
-        check: compare the weights, which takes about as long as the switch.
+        check: compare the weights, which on CPUs takes longer than the switch.
         pause: what happens to requests that a server is working on: ``wait`` until they are done, ``abort`` them, or
             ``keep`` them, and go on with the new weights from what was said so far.
         headers: of requests to a server, as ``{"Authorization": "Bearer KEY"}``.
