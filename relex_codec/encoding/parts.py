@@ -184,6 +184,13 @@ def merge(
         InvalidArgument: parts are missing, given twice, of different runs or options, or no parts; the output exists
             or cannot be written.
         Corrupt: a part is damaged.
+
+    Example:
+        >>> for shard in ("1/2", "2/2"):  # on two machines
+        ...     size = relex_codec.encode("ckpts/", "big.relex", base="base/", shard=shard)
+        >>> size = relex_codec.merge(["big.relex.part-1-of-2", "big.relex.part-2-of-2"], "big.relex")
+        >>> relex_codec.open("big.relex").steps
+        [10, 20, 30, 40, 50]
     """
     condition = condition_of(output, overwrite=overwrite, base=None, storage_options=storage_options)
     writer = FileWriter(output, storage_options, condition)

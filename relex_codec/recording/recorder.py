@@ -129,7 +129,16 @@ class Recorder:
 
     @property
     def last_step(self) -> int | None:
-        """The last step that is committed on this rank; None: there is none yet."""
+        """The last step that is committed on this rank; None: there is none yet.
+
+        Example:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     print(recorder.last_step)
+            ...     recorder.add(10, "ckpts/global_step_10")
+            ...     print(recorder.last_step)
+            None
+            10
+        """
         return self._recording.committed
 
     def add(self, step: int, state: State, *, verify: bool = False) -> None:
@@ -147,6 +156,13 @@ class Recorder:
             CheckpointError: a directory cannot be read.
             Corrupt: what was read back is not what the directory has.
             BaseMismatch: the base is not the journal's.
+
+        Example:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     recorder.add(10, run.state_dict(10))
+            ...     recorder.add(10, run.state_dict(10))
+            Traceback (most recent call last):
+            relex_codec.errors.InvalidArgument: step 10 is recorded already; ...
         """
         self._check_usable()
         self._wait()
@@ -172,6 +188,14 @@ class Recorder:
 
         Raises:
             InvalidArgument: as `add`, or a patch is not one of a tensor of the run.
+
+        Example:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     recorder.add(10, run.state_dict(10))
+            ...     recorder.patch(20, run.patches(10, 20))
+            ...     size = recorder.finish("recorded.relex")
+            >>> relex_codec.open("recorded.relex").verify_against("ckpts/", steps="10,20").ok
+            True
         """
         self._check_usable()
         self._wait()
@@ -191,6 +215,13 @@ class Recorder:
 
         Raises:
             InvalidArgument: as `add`: one could not be written.
+
+        Example:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     recorder.add(10, run.state_dict(10))
+            ...     recorder.flush()
+            ...     print(recorder.last_step)
+            10
         """
         self._check_usable()
         self._wait()
@@ -210,6 +241,14 @@ class Recorder:
 
         Raises:
             InvalidArgument, CheckpointError: as `relex_codec.encode`, or a step could not be written.
+
+        Example:
+            >>> recorder = relex_codec.Recorder("new.journal", base="base/")
+            >>> recorder.add(10, "ckpts/global_step_10")
+            >>> recorder.add(20, "ckpts/global_step_20")
+            >>> size = recorder.finish("recorded.relex")
+            >>> relex_codec.open("recorded.relex").info()["tiers"]
+            ['line', 'track', 'exact']
         """
         from relex_codec.encoding.encode import encode
 
@@ -228,6 +267,13 @@ class Recorder:
 
         Raises:
             InvalidArgument: one could not be written.
+
+        Example:
+            >>> recorder = relex_codec.Recorder("new.journal", base="base/")
+            >>> recorder.close()
+            >>> recorder.add(10, "ckpts/global_step_10")
+            Traceback (most recent call last):
+            relex_codec.errors.InvalidArgument: the recorder of ...new.journal is closed; make another one to go on
         """
         if self._closed:
             return

@@ -28,8 +28,8 @@ class Coefficients:
         >>> found.values.shape == (len(found.names), len(found.steps))
         True
         >>> norm = found.values[found.names.index("model.norm.weight")]  # plt.plot(found.steps, norm)
-        >>> norm.dtype, norm.shape
-        (dtype('float64'), (4,))
+        >>> norm.round(4).tolist()
+        [0.0003, 0.001, 0.0012, 0.0017]
     """
 
     values: npt.NDArray[np.float64]

@@ -111,11 +111,16 @@ class HeldOut:
     """How well a curve predicts coefficients that it has not seen.
 
     Attributes:
-        fit: the curve.
+        fit: the curve, as `Run.save` takes it for `along`.
         fitted: how many steps it was fitted on, and the last of them.
         held_out: first and last step that it was compared at.
         error: root of the summed squared differences over that of the coefficients; 1 is what the base itself gives.
         last: the same at the last held-out step alone.
+
+    Example:
+        >>> best = run.fits()[0]
+        >>> best.fit, best.fitted, best.held_out, round(best.error, 1)
+        ('line', (2, 20), (30, 40), 0.1)
     """
 
     fit: str

@@ -94,11 +94,11 @@ class Trust:
         words: two or three sentences of it.
 
     Example:
-        >>> found = run.trust(800)
-        >>> found.level, round(found.distance, 2), found.observed
-        ('refused', 1.53, (10, 40))
-        >>> print(found.words[0])
-        step 800 is 153 % of the weights' own size from the base: lines were best at 0.22 to 0.49 %
+        >>> found = run.trust(200)
+        >>> found.level, round(found.distance, 3), found.observed
+        ('far', 0.01, (10, 40))
+        >>> print(found.words[1])
+        beyond the best step scores fall, below the base at about twice that step: expect a worse model
     """
 
     step: float
@@ -113,7 +113,13 @@ class Trust:
     words: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as plain values, for JSON; a distance that overflows is None."""
+        """Return the same as plain values, for JSON; a distance that overflows is None.
+
+        Example:
+            >>> found = run.trust(60).as_dict()
+            >>> found["level"], found["band"], found["observed"]
+            ('score', [0.0022, 0.0049], [10, 40])
+        """
         found = asdict(self)
         for key in ("distance", "window_distance"):
             if found[key] is not None and not math.isfinite(found[key]):
