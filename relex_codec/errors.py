@@ -37,7 +37,7 @@ __all__ = [
 class RelexError(Exception):
     """Base class of all errors that relex-codec raises on purpose.
 
-    Example:
+    Examples:
         >>> try:
         ...     relex_codec.open("nothing.relex")
         ... except relex_codec.RelexError as error:
@@ -49,7 +49,7 @@ class RelexError(Exception):
 class InvalidArgument(RelexError, ValueError):
     """What the caller asked for cannot be: a step outside a tier, an unknown quality, an unknown tensor.
 
-    Example:
+    Examples:
         >>> run.tensor("model.norm.weight", step=800, tier="exact")
         Traceback (most recent call last):
         relex_codec.errors.InvalidArgument: tier 'exact' has the stored steps only, not 800; the nearest is 40
@@ -59,7 +59,7 @@ class InvalidArgument(RelexError, ValueError):
 class CheckpointError(RelexError):
     """A run or base that cannot be read: missing shards, other shapes or names, a pickle, non-finite weights.
 
-    Example:
+    Examples:
         >>> import os
         >>> os.remove("ckpts/global_step_50/model.safetensors")
         >>> relex_codec.append("run.relex", ["ckpts/global_step_50"])
@@ -71,7 +71,7 @@ class CheckpointError(RelexError):
 class BaseMismatch(RelexError):
     """The base given is not the one that the file was made from; the message names the first differing tensor.
 
-    Example:
+    Examples:
         >>> relex_codec.open("run.relex", base="ckpts/global_step_50").tensor("model.embed_tokens.weight", 60)
         Traceback (most recent call last):
         relex_codec.errors.BaseMismatch: base ckpts/global_step_50 does not match: tensor ... differs ...
@@ -81,7 +81,7 @@ class BaseMismatch(RelexError):
 class Unsupported(RelexError):
     """A newer format version or an unknown feature; the message names the release that reads the file.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
         ...     recorder.add(10, "ckpts/global_step_10")
@@ -96,7 +96,7 @@ class Unsupported(RelexError):
 class Truncated(RelexError, EOFError):
     """A file, or a storage server's answer, ends early.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> size = Path("short.relex").write_bytes(Path("run.relex").read_bytes()[:1000])
         >>> relex_codec.open("short.relex")
@@ -108,7 +108,7 @@ class Truncated(RelexError, EOFError):
 class Corrupt(RelexError):
     """A checksum, a bound or a structural rule of the format fails; the message names the entry.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> data = bytearray(Path("run.relex").read_bytes())
         >>> data[-9] ^= 1  # one bit

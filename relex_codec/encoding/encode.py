@@ -108,7 +108,7 @@ def encode(
         InvalidArgument: an argument cannot be, the output exists or cannot be written, or the base is not the one that
             the run began at.
 
-    Example:
+    Examples:
         >>> size = relex_codec.encode("ckpts/", "new.relex", base="base/", steps="10:40", exact=True)
         >>> relex_codec.open("new.relex").steps
         [10, 20, 30, 40]

@@ -54,7 +54,7 @@ class RelexStorageReader(StorageReader):
         InvalidArgument: no such file, or a step that the tier does not reach. As all errors while loading, it comes as
             ``CheckpointException`` from ``load`` where several ranks take part, which says what each rank met.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import torch.distributed.checkpoint as dcp
         >>> state = {"model.norm.weight": torch.zeros(16)}
@@ -90,7 +90,7 @@ class RelexStorageReader(StorageReader):
     def close(self) -> None:
         """Release the file; the next load opens it again.
 
-        Example:
+        Examples:
             >>> reader = relex_codec.RelexStorageReader("run.relex", 60)
             >>> reader.close()
         """

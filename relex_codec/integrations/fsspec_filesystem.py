@@ -99,7 +99,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         InvalidArgument: no such file, or the file has no such tier.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
 
-    Example:
+    Examples:
         >>> import fsspec
         >>> files = fsspec.filesystem("relex", fo="run.relex")
         >>> files.ls("", detail=False)

@@ -28,7 +28,7 @@ class RelexCallback(TrainerCallback):
     Raises:
         InvalidArgument: `every` is below 1. While training: as `Recorder`.
 
-    Example:
+    Examples:
         >>> from transformers import Trainer, TrainingArguments
         >>> from relex_codec.integrations.trainer import RelexCallback
         >>> model = relex_codec.load_model("run.relex", step=0)

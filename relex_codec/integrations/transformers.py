@@ -64,7 +64,7 @@ def load_model(
             those of one model, or as `Run.tensor`.
         BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
 
-    Example:
+    Examples:
         >>> model = relex_codec.load_model("run.relex", step=60)
         >>> type(model).__name__, model.dtype, model.model.norm.weight.shape
         ('Qwen3ForCausalLM', torch.bfloat16, torch.Size([16]))
@@ -123,7 +123,7 @@ def load_tokenizer(
         InvalidArgument: transformers is not installed.
         CheckpointError: the base is not there.
 
-    Example:
+    Examples:
         >>> relex_codec.load_tokenizer("run.relex")("12+34=")["input_ids"]
         [1, 2, 10, 3, 4, 13]
     """

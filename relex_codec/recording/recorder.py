@@ -76,7 +76,7 @@ class Recorder:
         CheckpointError: the base cannot be read.
         Corrupt, Truncated: the journal is damaged.
 
-    Example:
+    Examples:
         >>> state = dict(relex_codec.open("run.relex").state_dict(10))
         >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
         ...     recorder.add(10, state)  # after each step of training
@@ -131,7 +131,7 @@ class Recorder:
     def last_step(self) -> int | None:
         """The last step that is committed on this rank; None: there is none yet.
 
-        Example:
+        Examples:
             >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
             ...     print(recorder.last_step)
             ...     recorder.add(10, "ckpts/global_step_10")
@@ -157,7 +157,7 @@ class Recorder:
             Corrupt: what was read back is not what the directory has.
             BaseMismatch: the base is not the journal's.
 
-        Example:
+        Examples:
             >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
             ...     recorder.add(10, run.state_dict(10))
             ...     recorder.add(10, run.state_dict(10))
@@ -189,7 +189,7 @@ class Recorder:
         Raises:
             InvalidArgument: as `add`, or a patch is not one of a tensor of the run.
 
-        Example:
+        Examples:
             >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
             ...     recorder.add(10, run.state_dict(10))
             ...     recorder.patch(20, run.patches(10, 20))
@@ -216,7 +216,7 @@ class Recorder:
         Raises:
             InvalidArgument: as `add`: one could not be written.
 
-        Example:
+        Examples:
             >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
             ...     recorder.add(10, run.state_dict(10))
             ...     recorder.flush()
@@ -242,7 +242,7 @@ class Recorder:
         Raises:
             InvalidArgument, CheckpointError: as `relex_codec.encode`, or a step could not be written.
 
-        Example:
+        Examples:
             >>> recorder = relex_codec.Recorder("new.journal", base="base/")
             >>> recorder.add(10, "ckpts/global_step_10")
             >>> recorder.add(20, "ckpts/global_step_20")
@@ -268,7 +268,7 @@ class Recorder:
         Raises:
             InvalidArgument: one could not be written.
 
-        Example:
+        Examples:
             >>> recorder = relex_codec.Recorder("new.journal", base="base/")
             >>> recorder.close()
             >>> recorder.add(10, "ckpts/global_step_10")

@@ -62,7 +62,7 @@ class Adapter:
         left_out: the share that each kind of tensor has which is not in it, by the reason.
         directories: where the adapter of each step was written, by step.
 
-    Example:
+    Examples:
         >>> made = run.save_adapter("adapter-60", 60, rank=4)
         >>> made.rank, made.tiers, made.directories
         (4, {60.0: 'line'}, {60.0: 'adapter-60'})

@@ -23,7 +23,7 @@ class Coefficients:
             has none; one with several has its name there several times, the direction that explains most first.
         steps: int64 [steps], rising, all those of the run: observed and later ones.
 
-    Example:
+    Examples:
         >>> found = run.coefficients()
         >>> found.values.shape == (len(found.names), len(found.steps))
         True

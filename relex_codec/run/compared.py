@@ -46,7 +46,7 @@ class ComparedRun(TrustedRun):
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
 
-        Example:
+        Examples:
             >>> total = run.compare(20, 40)["total"]
             >>> f"{total['angle']:.0f} degrees, {100 * total['weights_differ']:.0f} % of the weights differ"
             '42 degrees, 50 % of the weights differ'
@@ -77,7 +77,7 @@ class ComparedRun(TrustedRun):
             InvalidArgument: the two share no tensor; and as `Run.tensor`.
             CheckpointError, Truncated: the checkpoint cannot be read.
 
-        Example:
+        Examples:
             >>> total = run.compare_with_checkpoint("ckpts/global_step_50", 50)["total"]  # which the line has not seen
             >>> f"{total['relative_error']:.1f} of what the checkpoint adds to the base"
             '0.4 of what the checkpoint adds to the base'
@@ -103,7 +103,7 @@ class ComparedRun(TrustedRun):
             InvalidArgument: the runs have different bases, or no tensor moves in both.
             BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
 
-        Example:
+        Examples:
             >>> size = relex_codec.encode("ckpts/", "early.relex", base="base/", steps=":20")
             >>> found = run.compare_with_run(relex_codec.open("early.relex"))
             >>> found["a"], found["b"], round(found["total"]["cosine"], 1)

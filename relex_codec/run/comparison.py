@@ -30,7 +30,7 @@ class Difference(NamedTuple):
         what: how it differs.
         is_tensor: whether it is a tensor.
 
-    Example:
+    Examples:
         >>> import shutil
         >>> copied = shutil.copy("ckpts/global_step_50/model.safetensors", "ckpts/global_step_40/")
         >>> found = run.verify_against("ckpts/", steps="40").differences[0]
@@ -75,7 +75,7 @@ class Comparison:
         base: where the base is that decoding needs; None: the file embeds it, or needs none.
         base_files: of that base.
 
-    Example:
+    Examples:
         >>> found = run.verify_against("ckpts/", steps=":40")
         >>> found.steps, found.differences, found.ok
         ([10, 20, 30, 40], [], True)
@@ -97,7 +97,7 @@ class Comparison:
     def equal_steps(self) -> int:
         """How many of `steps` have no difference.
 
-        Example:
+        Examples:
             >>> run.verify_against("ckpts/", steps="10,20").equal_steps
             2
         """
@@ -107,7 +107,7 @@ class Comparison:
     def ok(self) -> bool:
         """Whether the file has every step of the run, and nothing differs.
 
-        Example:
+        Examples:
             >>> run.verify_against("ckpts/").ok  # there is a step 50
             False
             >>> run.verify_against("ckpts/", exclude_steps="50").ok
@@ -118,7 +118,7 @@ class Comparison:
     def sentence(self) -> str:
         """Return all of it as one sentence.
 
-        Example:
+        Examples:
             >>> run.verify_against("ckpts/").sentence()
             '4 of 4 steps equal (43.9 kB); 1 step of the run NOT in the file; ...; needed to decode: the base ...'
         """
@@ -142,7 +142,7 @@ class Comparison:
     def lines(self) -> Iterator[str]:
         """Yield what differs, a line for each step: 20 lines at most, and then how many more there are.
 
-        Example:
+        Examples:
             >>> list(run.verify_against("ckpts/").lines())
             ['not in the file: step 50']
         """
@@ -160,7 +160,7 @@ class Comparison:
     def as_document(self) -> dict[str, Any]:
         """Return what ``verify --against --json`` prints.
 
-        Example:
+        Examples:
             >>> found = run.verify_against("ckpts/").as_document()
             >>> found["ok"], found["equal_steps"], found["only_in_run"]
             (False, 4, [50])

@@ -95,7 +95,7 @@ class DescribedRun:
     def steps(self) -> list[int]:
         """All steps that the file has coefficients of, rising.
 
-        Example:
+        Examples:
             >>> run.steps
             [10, 20, 30, 40]
         """
@@ -105,7 +105,7 @@ class DescribedRun:
     def observed_steps(self) -> list[int]:
         """The steps that directions and lines were fitted on: the first ones of `steps`, or all.
 
-        Example:
+        Examples:
             >>> size = relex_codec.encode("ckpts/", "early.relex", base="base/", observe=30)
             >>> relex_codec.open("early.relex").observed_steps
             [10, 20, 30]
@@ -115,7 +115,7 @@ class DescribedRun:
     def keys(self) -> list[str]:
         """Return the names of the tensors, in the file's order.
 
-        Example:
+        Examples:
             >>> run.keys()[:2]
             ['model.embed_tokens.weight', 'model.layers.0.input_layernorm.weight']
         """
@@ -160,7 +160,7 @@ class DescribedRun:
         Raises:
             InvalidArgument: no such tier, or it does not reach the step.
 
-        Example:
+        Examples:
             >>> [run.tier(step) for step in (0, 10, 12.5, 60)]
             ['base', 'exact', 'track', 'line']
             >>> run.tier(60, tier="track")
@@ -175,7 +175,7 @@ class DescribedRun:
         Raises:
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> found = run.coefficients()
             >>> found, found.values.dtype, found.steps.tolist()
             (Coefficients(16 directions of 16 tensors at 4 steps), dtype('float64'), [10, 20, 30, 40])

@@ -34,7 +34,7 @@ class Patch(NamedTuple):
         values: what they are at the second step, one-dimensional.
         indices: where they are, int64, increasing, in row-major order over the whole tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> patch = next(run.patches(10, 20))
         >>> patch.name, patch.shape, patch.dtype, patch.indices.dtype

@@ -30,7 +30,7 @@ class PicturedRun(ComparedRun):
             InvalidArgument: no such tensor or `what`, or matplotlib is not installed.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> axes = run.plot(tensor="model.norm.weight")
             >>> axes.get_xlabel()
             'step'

@@ -45,7 +45,7 @@ class Resident:
         device: torch device.
         nbytes: bytes that are held there.
 
-    Example:
+    Examples:
         >>> resident = run.resident()
         >>> resident, resident.nbytes < 2 * run.info()["checkpoint_bytes"]
         (Resident('run.relex', 24 tensors on cpu), True)
@@ -96,7 +96,7 @@ class Resident:
     def keys(self) -> list[str]:
         """Return the names of the tensors, in the file's order.
 
-        Example:
+        Examples:
             >>> run.resident().keys() == run.keys()
             True
         """
@@ -125,7 +125,7 @@ class Resident:
         Raises:
             InvalidArgument: tier ``exact``, or as `Run.tier`.
 
-        Example:
+        Examples:
             >>> resident = run.resident()
             >>> [resident.tier(step) for step in (0, 10, 12.5, 60)]
             ['base', 'track', 'track', 'line']
@@ -144,7 +144,7 @@ class Resident:
         Raises:
             InvalidArgument: a step or tier that is not there.
 
-        Example:
+        Examples:
             >>> import torch
             >>> found = run.resident().state_dict(60)["model.norm.weight"]
             >>> torch.equal(found, run.tensor("model.norm.weight", 60))
@@ -162,7 +162,7 @@ class Resident:
         Raises:
             InvalidArgument: a step or tier that is not there.
 
-        Example:
+        Examples:
             >>> states = run.resident().state_dicts([12.5, 60, 100])
             >>> len(states), states[0]["model.norm.weight"].shape
             (3, torch.Size([16]))
@@ -188,7 +188,7 @@ class Resident:
         Raises:
             InvalidArgument: a step or tier that is not there.
 
-        Example:
+        Examples:
             >>> for name, tensor in run.resident().iter_tensors(60):
             ...     if name.startswith("model.layers.0.mlp"):
             ...         print(name, tuple(tensor.shape))
@@ -235,7 +235,7 @@ class Resident:
         Raises:
             InvalidArgument: names or shapes of module and run differ; a step or tier that is not there.
 
-        Example:
+        Examples:
             >>> import torch
             >>> norm, resident = torch.nn.RMSNorm(16, dtype=torch.bfloat16), run.resident()
             >>> for step in (20, 60):

@@ -49,7 +49,7 @@ class Run(PicturedRun):
         path: of the file, as messages show it.
         device: where tensors are decoded and returned.
 
-    Example:
+    Examples:
         >>> run = relex_codec.open("run.relex")
         >>> run.steps, len(run), "model.norm.weight" in run
         ([10, 20, 30, 40], 24, True)
@@ -81,7 +81,7 @@ class Run(PicturedRun):
     def close(self) -> None:
         """Release the file; reading it afterwards is an error, closing it again is none.
 
-        Example:
+        Examples:
             >>> run.close()
             >>> run.tensor("model.norm.weight", step=10)
             Traceback (most recent call last):
@@ -112,7 +112,7 @@ class Run(PicturedRun):
             CheckpointError: the base cannot be read.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> norm = run.tensor("model.norm.weight", step=12.5)
             >>> norm.shape, norm.dtype, norm.device
             (torch.Size([16]), torch.bfloat16, device(type='cpu'))
@@ -135,7 +135,7 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
 
-        Example:
+        Examples:
             >>> state = run.state_dict(40, slices={"model.embed_tokens.weight": slice(0, 8)})
             >>> len(state), state["model.embed_tokens.weight"].shape, state["model.norm.weight"].shape
             (24, torch.Size([8, 16]), torch.Size([16]))
@@ -158,7 +158,7 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
 
-        Example:
+        Examples:
             >>> trained, beyond = run.state_dicts([40, 60])
             >>> difference = beyond["model.norm.weight"].float() - trained["model.norm.weight"].float()
             >>> bool(difference.abs().max() < 0.05)
@@ -181,7 +181,7 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
 
-        Example:
+        Examples:
             >>> for patch in run.patches(10, 20):
             ...     if "layers.0.self_attn" in patch.name:
             ...         print(patch.name, patch.shape, len(patch.values))
@@ -211,7 +211,7 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> resident = run.resident(device="cpu", slices={"model.embed_tokens.weight": slice(0, 24)})
             >>> resident.state_dict(60)["model.embed_tokens.weight"].shape
             torch.Size([24, 16])
@@ -240,7 +240,7 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> before = run.tensor("model.layers.0.self_attn.q_proj.weight", 10)
             >>> for step, state in run.iter_steps(start=20):
             ...     now = state["model.layers.0.self_attn.q_proj.weight"]
@@ -282,7 +282,7 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument: `steps` is nothing of this kind; and as `load_into`. What `score` raises comes through.
 
-        Example:
+        Examples:
             >>> found = run.sweep(lambda state: float(state["model.norm.weight"].float().std()), "20:100:20")
             >>> [row.step for row in found.rows], found.best.step
             ([20.0, 40.0, 60.0, 80.0, 100.0], 100.0)
@@ -316,7 +316,7 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument: names or shapes of module and file differ; and as `tensor`.
 
-        Example:
+        Examples:
             >>> import torch
             >>> norm = torch.nn.RMSNorm(16, dtype=torch.bfloat16)
             >>> run.load_into(norm, 40, names={"model.norm.weight": "weight"}.get)
@@ -370,7 +370,7 @@ class Run(PicturedRun):
             InvalidArgument: `output` exists and is not empty, or cannot be written; `along` is not one of these, or the
                 step is not read from tier ``line``; and as `tensor`.
 
-        Example:
+        Examples:
             >>> run.save("step-60", 60)
             'line'
             >>> import os
@@ -423,7 +423,7 @@ class Run(PicturedRun):
             BaseMismatch, CheckpointError: the base is needed (``config.json``, norms), and cannot be used.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> made = run.save_adapter("adapter-60", 60, rank=4)
             >>> made.rank, made.tiers, 0 < made.kept < 1
             (4, {60.0: 'line'}, True)
@@ -477,7 +477,7 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> run.restore("again", steps="20:40", exclude_steps="30")
             [20, 40]
             >>> import os
@@ -498,7 +498,7 @@ class Run(PicturedRun):
             BaseMismatch: it is not the one that the run was encoded against.
             CheckpointError: it cannot be read.
 
-        Example:
+        Examples:
             >>> run.check_base()
             >>> relex_codec.open("run.relex", base="ckpts/global_step_10").check_base()
             Traceback (most recent call last):
@@ -512,7 +512,7 @@ class Run(PicturedRun):
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
 
-        Example:
+        Examples:
             >>> run.verify()
         """
         check_all(self._reader.decoder)
@@ -531,7 +531,7 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
 
-        Example:
+        Examples:
             >>> run.check_exact()
             4
         """
@@ -576,7 +576,7 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
 
-        Example:
+        Examples:
             >>> comparison = relex_codec.open("run.relex").verify_against("ckpts/")
             >>> comparison.equal_steps, comparison.only_in_run, comparison.ok
             (4, [50], False)
@@ -613,7 +613,7 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         InvalidArgument: no such file (then also a ``FileNotFoundError``) or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
 
-    Example:
+    Examples:
         >>> with relex_codec.open("run.relex", device="cpu") as run:
         ...     norm = run.tensor("model.norm.weight", step=25)
         >>> norm.dtype

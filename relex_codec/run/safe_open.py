@@ -40,7 +40,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         InvalidArgument: as `relex_codec.open`, an unknown framework, or a step that the tier does not reach.
         Corrupt, Truncated, Unsupported: as `relex_codec.open`.
 
-    Example:
+    Examples:
         >>> with relex_codec.safe_open("run.relex", "pt", "cpu", step=800) as f:
         ...     rows = f.get_slice("model.embed_tokens.weight")[0:4]  # decodes these rows only
         >>> rows.shape
@@ -78,7 +78,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
     def keys(self) -> list[str]:
         """Return the names of the tensors, sorted, as safetensors gives them.
 
-        Example:
+        Examples:
             >>> with relex_codec.safe_open("run.relex", step=60) as f:
             ...     print(f.keys()[-1])
             model.norm.weight
@@ -91,7 +91,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
     def offset_keys(self) -> list[str]:
         """Return the names of the tensors in the order of the file.
 
-        Example:
+        Examples:
             >>> with relex_codec.safe_open("run.relex", step=60) as f:
             ...     print(f.offset_keys() == run.keys())
             True
@@ -101,7 +101,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
     def metadata(self) -> dict[str, str]:
         """Return what the decoded checkpoint's ``__metadata__`` is.
 
-        Example:
+        Examples:
             >>> with relex_codec.safe_open("run.relex", step=60) as f:
             ...     print(f.metadata())
             {'format': 'pt'}
@@ -118,7 +118,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
             InvalidArgument: no such tensor, or numpy has no dtype for it; and as `Run.tensor`.
             BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
 
-        Example:
+        Examples:
             >>> with relex_codec.safe_open("run.relex", step=60) as f:
             ...     print(f.get_tensor("model.norm.weight").shape)
             torch.Size([16])
@@ -131,7 +131,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `get_tensor`.
 
-        Example:
+        Examples:
             >>> with relex_codec.safe_open("run.relex", step=60) as f:
             ...     print(len(f.get_tensors()))
             24
@@ -149,7 +149,7 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         Raises:
             InvalidArgument: no such tensor.
 
-        Example:
+        Examples:
             >>> with relex_codec.safe_open("run.relex", step=60) as f:
             ...     print(f.get_slice("model.embed_tokens.weight")[8:12, :4].shape)
             torch.Size([4, 4])
@@ -176,7 +176,7 @@ class Slice:
         handle: what it reads from, which must be open when it is indexed.
         name: of the tensor.
 
-    Example:
+    Examples:
         >>> with relex_codec.safe_open("run.relex", step=60) as f:
         ...     rows = f.get_slice("model.embed_tokens.weight")
         ...     print(rows.get_shape(), rows.get_dtype(), rows[3].shape, rows[:, -1].shape)
@@ -190,7 +190,7 @@ class Slice:
     def get_shape(self) -> list[int]:
         """Return the shape of the whole tensor.
 
-        Example:
+        Examples:
             >>> relex_codec.safe_open("run.relex", step=60).get_slice("model.norm.weight").get_shape()
             [16]
         """
@@ -199,7 +199,7 @@ class Slice:
     def get_dtype(self) -> str:
         """Return safetensors' name of the dtype.
 
-        Example:
+        Examples:
             >>> relex_codec.safe_open("run.relex", step=60).get_slice("model.norm.weight").get_dtype()
             'BF16'
         """

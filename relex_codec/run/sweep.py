@@ -43,7 +43,7 @@ class SweepRow:
         seconds: that decoding and scoring took.
         problem: why there is no score.
 
-    Example:
+    Examples:
         >>> row = run.sweep(lambda state: 0.64, [60]).rows[0]
         >>> row.step, row.tier, row.score, row.problem
         (60.0, 'line', 0.64, '')
@@ -63,7 +63,7 @@ class Sweep:
     Attributes:
         rows: in the order of the steps.
 
-    Example:
+    Examples:
         >>> scores = iter([0.61, 0.66, 0.58])
         >>> found = run.sweep(lambda state: next(scores), [40, 60, 80])  # a real score solves problems with the weights
         >>> [(row.step, row.tier, row.score) for row in found.rows]
@@ -78,7 +78,7 @@ class Sweep:
     def best(self) -> SweepRow | None:
         """The row with the highest score, of several the first; None where nothing has a score.
 
-        Example:
+        Examples:
             >>> scores = iter([0.61, 0.66, 0.58])
             >>> run.sweep(lambda state: next(scores), [40, 60, 80]).best.step
             60.0
@@ -92,7 +92,7 @@ class Sweep:
         Args:
             row: what came of a step.
 
-        Example:
+        Examples:
             >>> found = run.sweep(lambda state: 0.6, [40])
             >>> found.add(run.sweep(lambda state: 0.7, [60]).rows[0])
             >>> [row.score for row in found.rows]
@@ -137,7 +137,7 @@ def wanted_steps(reader: RunReader, spec: str | Sequence[float]) -> tuple[float,
     Raises:
         InvalidArgument: it is no such list, or names nothing.
 
-    Example:
+    Examples:
         >>> wanted_steps(run._reader, "100:300:100,800"), wanted_steps(run._reader, "30:")
         ((100.0, 200.0, 300.0, 800.0), (30.0, 40.0))
     """

@@ -43,7 +43,7 @@ class TrustedRun(DescribedRun):
         root), ``trust`` (what `trust` says of the last observed step; None where the file has no norms and `trust` has
         not computed them yet), ``scores`` (those beside the file, or None) and ``tensor_rows``, one `tensor_info` each.
 
-        Example:
+        Examples:
             >>> found = run.info()
             >>> found["tiers"], found["parameters"], found["checkpoint_bytes"]
             (['line', 'track', 'exact'], 5488, 10976)
@@ -73,7 +73,7 @@ class TrustedRun(DescribedRun):
         Raises:
             InvalidArgument: there is no such tensor.
 
-        Example:
+        Examples:
             >>> found = run.tensor_info("model.norm.weight")
             >>> found["dtype"], found["shape"], found["kind"], round(found["r2"], 2)
             ('BF16', [16], 'moving', 0.97)
@@ -112,7 +112,7 @@ class TrustedRun(DescribedRun):
             The root of the summed squares of all coefficients for each of `steps`; empty where nothing moves, or where
             there are so many coefficients (over 16 MB) that they are not read with the file's tables.
 
-        Example:
+        Examples:
             >>> [round(distance, 4) for distance in run.movement()]
             [0.0009, 0.0027, 0.0045, 0.0064]
         """
@@ -130,7 +130,7 @@ class TrustedRun(DescribedRun):
         Raises:
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> [(found.fit, found.held_out, round(found.error, 2)) for found in run.fits()]
             [('line', (30, 40), 0.12), ('log', (30, 40), 0.27)]
         """
@@ -155,7 +155,7 @@ class TrustedRun(DescribedRun):
             BaseMismatch, CheckpointError: norms have to be computed, and the base cannot be used.
             Corrupt, Truncated: the file is damaged.
 
-        Example:
+        Examples:
             >>> found = run.trust(60)
             >>> found.level, f"{100 * found.distance:.2f} %", [round(step) for step in found.peak_steps]
             ('score', '0.27 %', [50, 103])
@@ -208,7 +208,7 @@ class TrustedRun(DescribedRun):
         Raises:
             InvalidArgument: `max_distance` is not above 0; and as `trust`.
 
-        Example:
+        Examples:
             >>> run.step_within(800, max_distance=0.004)
             85.0
         """
@@ -228,7 +228,7 @@ class TrustedRun(DescribedRun):
         Raises:
             InvalidArgument: there is such a file, but it does not hold scores.
 
-        Example:
+        Examples:
             >>> from pathlib import Path
             >>> text = '{"metric": "solved", "scores": [{"step": 60, "tier": "line", "score": 0.64}]}'
             >>> size = Path("run.scores.json").write_text(text)

@@ -57,7 +57,7 @@ def band_of_scores(points: Sequence[tuple[float, float]]) -> Band:
     Args:
         points: (D, score), a higher score is a better one; fewer than three different distances say nothing.
 
-    Example:
+    Examples:
         >>> band_of_scores([(0.001, 0.60), (0.002, 0.66), (0.003, 0.71), (0.006, 0.52)])
         Band(low=0.002, high=0.006, look=0.002, far=0.006, source='scores')
     """
@@ -93,7 +93,7 @@ class Trust:
         stored: whether the norms are the file's own, of unquantised directions.
         words: two or three sentences of it.
 
-    Example:
+    Examples:
         >>> found = run.trust(200)
         >>> found.level, round(found.distance, 3), found.observed
         ('far', 0.01, (10, 40))
@@ -115,7 +115,7 @@ class Trust:
     def as_dict(self) -> dict[str, Any]:
         """Return the same as plain values, for JSON; a distance that overflows is None.
 
-        Example:
+        Examples:
             >>> found = run.trust(60).as_dict()
             >>> found["level"], found["band"], found["observed"]
             ('score', [0.0022, 0.0049], [10, 40])
@@ -218,7 +218,7 @@ def _words(
 def percent(ratio: float) -> str:
     """Return a ratio in percent, with three digits.
 
-    Example:
+    Examples:
         >>> percent(0.00412), percent(31.2), percent(0)
         ('0.412 %', '3,120 %', '0 %')
     """
@@ -231,7 +231,7 @@ def percent(ratio: float) -> str:
 def shown_step(step: float) -> str:
     """Return a step as people write it: no decimals for whole ones and large ones.
 
-    Example:
+    Examples:
         >>> shown_step(800.0), shown_step(12.5), shown_step(1089.19), shown_step(1e9)
         ('800', '12.5', '1,089', '1,000,000,000')
     """

@@ -31,7 +31,7 @@ class Score:
         tier: what was scored: ``base``, ``trained``, ``exact``, ``track`` or ``line``.
         score: a higher one is better.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> text = '{"scores": [{"step": 60, "tier": "line", "score": 0.64}]}'
         >>> size = Path("run.scores.json").write_text(text)
@@ -52,7 +52,7 @@ class Scores:
         metric: what the scores are, in words; empty if the file does not say.
         scores: one for each step and tier that was scored.
 
-    Example:
+    Examples:
         >>> text = '{"metric": "solved", "scores": [{"step": 60, "tier": "line", "score": 0.64}]}'
         >>> from pathlib import Path
         >>> size = Path("run.scores.json").write_text(text)
@@ -69,7 +69,7 @@ class Scores:
         Args:
             tiers: as `Score` has them.
 
-        Example:
+        Examples:
             >>> rows = '{"step": 40, "tier": "exact", "score": 0.61}, {"step": 60, "tier": "line", "score": 0.64}'
             >>> from pathlib import Path
             >>> size = Path("run.scores.json").write_text(f'{{"scores": [{rows}]}}')
@@ -88,7 +88,7 @@ def parse_scores(text: str | bytes, path: str) -> Scores:
     Raises:
         InvalidArgument: it is not as the module says.
 
-    Example:
+    Examples:
         >>> found = parse_scores('{"scores": [{"step": 800, "tier": "line", "score": 0.693}]}', "run.scores.json")
         >>> found.scores
         (Score(step=800.0, tier='line', score=0.693),)
@@ -117,7 +117,7 @@ def with_scores(text: str | bytes | None, rows: Iterable[Mapping[str, Any]], met
     Raises:
         InvalidArgument: the file is not as the module says, or of another metric.
 
-    Example:
+    Examples:
         >>> old = b'{"scores": [{"step": 0, "tier": "base", "score": 0.5}]}'
         >>> made = with_scores(old, [{"step": 800.0, "tier": "line", "score": 0.7}], "solved", "run.scores.json")
         >>> [one.step for one in parse_scores(made, "run.scores.json").scores]

@@ -25,7 +25,7 @@ class Switched(NamedTuple):
             they were not compared.
         unchecked: parameters that nothing of the step goes to, so that they are what they were.
 
-    Example:
+    Examples:
         >>> from relex_codec.integrations.vllm import Switched
         >>> Switched(step=200.0, tier="exact", digests=("1bcb1710",))
         Switched(step=200.0, tier='exact', digests=('1bcb1710',), unchecked=())
@@ -76,7 +76,7 @@ def switch(
         Corrupt: the engine's weights are not those of the step; a server stays paused.
         RelexError: the server does not answer, or something failed while writing; a server stays paused.
 
-    Example:
+    Examples:
         >>> from relex_codec.integrations.vllm import switch
         >>> switch("http://127.0.0.1:8000", 200)  # doctest: +SKIP
         Switched(step=200.0, tier='exact', digests=('1bcb1710...',), unchecked=())
@@ -121,7 +121,7 @@ def verify(
         InvalidArgument: the engine was not loaded from a run.
         RelexError: the server does not answer.
 
-    Example:
+    Examples:
         >>> from relex_codec.integrations.vllm import verify
         >>> verify("http://127.0.0.1:8000").step  # doctest: +SKIP
         200.0
