@@ -86,7 +86,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     Args:
         fo: path or fsspec URL of the ``.relex`` file; the rest of a chained URL gives it.
-        target_protocol: of `fo`, if that is given without.
+        target_protocol: the protocol of `fo`, if `fo` comes without one.
         target_options: ``storage_options`` of `fo`, and of `base` if that is given.
         base: the base model, if it is not where the file says.
         tier: which one to read, as `Run.tensor`.

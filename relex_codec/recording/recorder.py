@@ -53,13 +53,13 @@ class Recorder:
     journal need not have as many ranks, or any.
 
     Args:
-        path: of the journal, a local directory that all ranks see. One that is there already is gone on with.
+        path: of the journal, a local directory that all ranks see. A journal that is there already is continued.
         base: the model that training started from: directory, ``.safetensors`` file, URL or
             ``hf://org/name@revision``. Default: what the journal says.
-        after: go on after the last step up to this one; later ones, which an earlier process recorded, are left behind.
-            Give the step that training resumes from. Default: after the last step.
-        names: where tensors of the state are called otherwise than in the base: a mapping or function from the one name
-            to the other, to None for a tensor that is left out.
+        after: the step that training resumes from. The journal continues after its last step up to this one; later
+            steps, which an earlier process recorded, are left behind. Default: the journal's last step.
+        names: for tensors that the state calls otherwise than the base: a mapping or function from the state's name to
+            the base's, or to None for a tensor that is left out.
         prefix: before all names in the state (``module.``, ``_orig_mod.``).
         dtype: ``state``: weights are recorded as they are. ``base``: floats are rounded to the dtype that the base has,
             as trainers do that keep float32 weights and save bfloat16 ones.
@@ -178,11 +178,11 @@ class Recorder:
                 self._add_state(step, state)
 
     def patch(self, step: int, patches: Iterable[Any]) -> None:
-        """Record a step that is said by what changed since the last one, as weight syncs of trainers have it.
+        """Record a step that is given as what changed since the last one, as weight syncs of trainers have it.
 
         Args:
-            step: later than the last one. The first step of a journal is said against the base; then the base's
-                tensors are those of the run.
+            step: later than the last one. In the first step of a journal, what changed is against the base; the run
+                then has the base's tensors.
             patches: with ``name``, ``values`` (one-dimensional) and ``indices`` (flat, None: ``values`` is the whole
                 tensor) each: vLLM's ``CheckpointWeightPatch``, or what `Run.patches` yields. A tensor may have several.
 

@@ -14,8 +14,9 @@ from relex_codec.decoding.tensor_decoder import TensorDecoder
 class Coefficients:
     """The coefficients of a run: at step ``steps[i]``, tensor ``names[j]`` is its base plus ``values[j, i]`` times v_j.
 
-    v_j is a direction of unit length in the space of the tensor's elements (before it was quantised), so that a
-    coefficient is a distance in weight space. Made by `Run.coefficients`.
+    v_j is a direction of unit length in the space of the tensor's elements (before it was quantised), and a coefficient
+    ``(W(t_i) - W0) . v_j``: a signed distance in weight space, in units of the weights (RELEX, arXiv 2605.21468). Made
+    by `Run.coefficients`.
 
     Attributes:
         values: float64 [directions, steps].

@@ -33,8 +33,8 @@ class Resident:
 
     Keep it as long as work may run that was queued on other streams, or captured in a CUDA graph.
 
-    On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and at 0 the base:
-    ``auto`` is what it is in a file without the exact tier, whose frames are not held.
+    On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and the base at 0. The
+    exact tier is not held: ``auto`` chooses as in a file without it.
 
     Args:
         decoder: of the open file, which is not needed any more when this has been made.

@@ -356,8 +356,8 @@ class Run(PicturedRun):
                 needs the exact tier and goes on from the last observed step as training went since the middle one
                 (`relex_codec.run.fitted.Secant`).
             provenance: write ``relex.json`` as well: which file and tier the step is of, and how far to believe it.
-            overwrite: go over what is in `output`: files of the same names are replaced, others stay, and further
-                weights beside them are refused.
+            overwrite: write into a directory that is not empty: files of the same names are replaced, others stay. It
+                is refused where other weights would be left beside the new ones.
             merge: of a run of adapters, write the base with the step's adapter merged into it; `base` must be given
                 when the file is opened.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
@@ -401,7 +401,7 @@ class Run(PicturedRun):
         """Write what a step changes as a LoRA adapter of PEFT: low-rank factors of the directions, and a model card.
 
         What the file stores as factors alone (``quality="micro"``) is read as such; of other directions the best
-        factors of that rank are computed. Neither reads the base's weights.
+        factors of that rank are computed (truncated SVD; Eckart and Young, 1936). Neither reads the base's weights.
 
         Args:
             output: the directory; it must not exist or be empty. For several steps it gets ``step-N`` of each.
