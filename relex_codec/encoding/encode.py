@@ -94,8 +94,8 @@ def encode(
             group of small ones; ``auto``: processes for runs of some gigabytes. The file is the same.
         address: of the Ray cluster, as `ray.init` takes it; ``local``: a new cluster on this machine, which ends with
             the call. Default: the one that this process is connected to or runs beside, or a new one.
-        work_dir: directory or URL that keeps finished work, so that the same call continues after a kill. Work of
-            another run or of other arguments is not taken. It is removed when the file is complete.
+        work_dir: directory or URL that keeps finished work, so that the same call continues after a kill. One that was
+            begun with another run or other arguments is refused. It is removed when the file is complete.
         keep_work_dir: leave `work_dir` there.
         shard: do one part of the work only, ``I/N`` for part I of N, and write it to ``OUTPUT.part-I-of-N``; `merge`
             joins them. ``auto`` takes it from a job array of Slurm, or from RANK and WORLD_SIZE.
