@@ -30,7 +30,7 @@ def test_every_page_is_in_the_menu(site: ModuleType) -> None:
 
 def test_every_public_name_is_on_the_page_of_the_api(site: ModuleType) -> None:
     named = [name for names in site.API.values() for name in names]
-    assert sorted(named) == sorted(set(relex_codec.__all__) - {"__version__"})
+    assert sorted(name for name in named if "." not in name) == sorted(set(relex_codec.__all__) - {"__version__"})
     assert all(f"::: relex_codec.{name}" in site.api_page() for name in named)
 
 
