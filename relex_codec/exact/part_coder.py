@@ -31,7 +31,7 @@ from .interval_lists import (
     trimmed,
     word_shape,
 )
-from .ordered_words import WordLayout, to_words
+from .ordered_words import WordLayout, to_words, words_at
 from .rans import CoderTables, encode_stream
 
 DENSE_FROM: Final = 1 / 12
@@ -179,8 +179,7 @@ class PartEncoder:
 
     def _ranked(self, step: int) -> Bits:
         """The words at a step, by rank."""
-        words: Bits = to_words(self.bits[step], self.layout)[self.order.places]
-        return words
+        return words_at(self.bits[step], self.order.places, self.layout)
 
     def _first(self, dense: int, counts: Counts) -> Symbols:
         before, after = self._ends
