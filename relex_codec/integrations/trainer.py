@@ -94,7 +94,7 @@ class RelexCallback(TrainerCallback):
 
 def _loaded_from(model: Any) -> str | None:
     """Return the directory that a model was loaded from; for a name on the Hub, the one of its commit in the cache."""
-    name = getattr(model, "name_or_path", None) or None
+    name: str | None = getattr(model, "name_or_path", None) or None
     if name is None or os.path.exists(name):
         return name
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)
