@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY
+from relex_codec.engines.places import everywhere
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.urls import Options, PathLike
@@ -17,7 +18,6 @@ from .parts import Shard, write_part
 from .pipeline import RunEncoder
 from .planning import TensorPlan
 from .prepare import Request, prepare
-from .run_source import everywhere
 from .usable_steps import left_out_of_fits
 from .work_dir import WorkDirectory
 

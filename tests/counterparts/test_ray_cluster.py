@@ -22,9 +22,9 @@ import ray
 
 import relex_codec
 from relex_codec.encoding import unit_plan
-from relex_codec.encoding.engines import ray as ray_engine
-from relex_codec.encoding.engines.protocol import Finished, Unit, WorkerLost
-from relex_codec.encoding.engines.ray import RayEngine, RayOptions
+from relex_codec.engines import ray as ray_engine
+from relex_codec.engines.protocol import Finished, Unit, WorkerLost
+from relex_codec.engines.ray import RayEngine, RayOptions
 from relex_codec.errors import CheckpointError, InvalidArgument, MissingCheckpoint
 from support.commands import ELSEWHERE, process
 from support.ray_clusters import NODE, Cluster, cluster_of, lose, workers_of

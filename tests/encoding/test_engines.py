@@ -17,11 +17,11 @@ import pytest
 
 import relex_codec
 from relex_codec.encoding import unit_plan
-from relex_codec.encoding.engines.choice import EngineChoice
-from relex_codec.encoding.engines.local import LocalEngine
-from relex_codec.encoding.engines.processes import ATTEMPTS, ProcessEngine
-from relex_codec.encoding.engines.protocol import Engine, Place, WorkerLost
-from relex_codec.encoding.unit_files import OpenFiles, UnitFile, UnitWriter
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.local import LocalEngine
+from relex_codec.engines.processes import ATTEMPTS, ProcessEngine
+from relex_codec.engines.protocol import Engine, Place, WorkerLost
+from relex_codec.engines.unit_files import OpenFiles, UnitFile, UnitWriter
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from support import bands
 

@@ -82,6 +82,11 @@ class EngineChoice:
         """Whether units are done in this process."""
         return self.name == LOCAL
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether units may be done on other machines."""
+        return self.name == RAY
+
     def start(self, work: Work, directory: str) -> Engine:
         """Return the engine, as a context manager.
 
@@ -90,7 +95,7 @@ class EngineChoice:
         """
         if self.is_local:
             return LocalEngine(local_place(work, self.workers), directory)
-        if self.name == RAY:
+        if self.is_remote:
             from .ray import RayEngine, RayOptions
 
             return RayEngine(RayOptions(self.address, self.workers), work.budget, directory)

@@ -28,7 +28,7 @@ GRACE: Final = 5.0
 """Seconds in which a worker ends that is told to."""
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from relex_codec.encoding.engines.worker import main; main(int(sys.argv[1]))"
+    "from relex_codec.engines.worker import main; main(int(sys.argv[1]))"
 )
 
 
