@@ -45,8 +45,8 @@ engine_option = click.option(
     default="auto",
     show_default=True,
     metavar="E",
-    help="local (threads), processes, ray (a cluster), or auto: processes for runs of some gigabytes. The "
-    "result is the same.",
+    help="local (threads), processes, ray (a cluster), or auto: processes for 5 workers and more on runs of some "
+    "gigabytes. The result is the same.",
 )
 address_option = click.option(
     "--address",

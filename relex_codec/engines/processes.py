@@ -151,7 +151,7 @@ class ProcessEngine:
         if task.begun < ATTEMPTS:
             self._waiting.appendleft(task)
             return
-        ended = f"the process that encoded {task.key} {_how(code)}, {task.begun} times in a row"
+        ended = f"the process that did {task.key} {_how(code)}, {task.begun} times in a row"
         error = WorkerLost(f"{ended}; {_advice(code)}")
         self._ended.append(Finished(task.key, None, error))
 

@@ -197,7 +197,7 @@ def _lost(key: str, error: Exception) -> RelexError:
         else ("look at the logs of Ray (`ray logs`) for what happened to it")
     )
     return WorkerLost(
-        f"the worker that encoded {key} was lost, {RETRIES + 1} times in a row ({type(error).__name__}: "
+        f"the worker that did {key} was lost, {RETRIES + 1} times in a row ({type(error).__name__}: "
         f"{one_line(error)}); {advice}"
     )
 

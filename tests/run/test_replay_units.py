@@ -194,9 +194,10 @@ def test_the_commands(made: Path, tmp_path: Path) -> None:
     assert len(contents(out)) > 3
     said = cli("verify", file, "--against", str(out), "--workers", "1", "--engine", "local").stdout
     assert said == cli("verify", file, "--against", str(out), "--workers", "2", "--engine", "processes").stdout
-    assert "--against RUN" in failed("verify", file, "--workers", "2", code=2)
-    assert "engine is 'gpu'" in failed("restore", file, "-o", str(tmp_path / "no"), "--engine", "gpu")
-    assert "--address" in failed("verify", file, "--address", "here", code=2)
+    failed(cli("restore", file, "-o", str(tmp_path / "no"), "--engine", "gpu"), "engine is 'gpu'")
+    for ignored in (("--workers", "2"), ("--engine", "processes"), ("--address", "here")):
+        done = cli("verify", file, *ignored)
+        assert done.returncode == 2 and "with --against RUN" in done.stderr
 
 
 def test_what_ray_cannot_write_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
