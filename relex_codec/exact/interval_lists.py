@@ -98,16 +98,6 @@ def order_of(words: Bits, shape: Longs) -> Order:
 
 
 @compiled
-def classes_of(shape: Longs) -> npt.NDArray[np.uint8]:
-    """Return the class of each word by its bits above the mantissa: uint8; computing it takes as long as a symbol."""
-    mantissa, half, low = shape[0], shape[1], shape[2]
-    classes = np.empty(max((2 * half) >> mantissa, 1), np.uint8)
-    for i in range(len(classes)):
-        classes[i] = scale_class(i << mantissa, mantissa, half, low)
-    return classes
-
-
-@compiled
 def split_list(
     rank: Ranks,
     left: Bits,
