@@ -42,8 +42,8 @@ engine_option = click.option(
     default="auto",
     show_default=True,
     metavar="E",
-    help="local (threads), processes, ray (a cluster), or auto: processes for runs of some gigabytes. The file is the "
-    "same.",
+    help="local (threads), processes, ray (a cluster), or auto: processes for runs of some gigabytes and more than "
+    "four workers. The file is the same.",
 )
 address_option = click.option(
     "--address",

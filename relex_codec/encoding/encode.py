@@ -88,7 +88,7 @@ def encode(
         workers: how many tensors are worked on at the same time; default: one for each processor.
         engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
             with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or group of small
-            ones; ``auto``: processes for runs of some gigabytes. The file is the same.
+            ones; ``auto``: processes where there are more than four, for runs of some gigabytes. The file is the same.
         address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
             takes. Default: the one that this process is connected to or runs beside, or a new one.
         work_dir: directory or URL where what is finished is kept, so that the same call goes on after a kill. What

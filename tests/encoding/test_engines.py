@@ -196,6 +196,6 @@ def test_arguments() -> None:
         EngineChoice("gpu")
     with pytest.raises(InvalidArgument, match="workers is 0, expected at least 1"):
         EngineChoice("local", 0)
-    assert EngineChoice("auto", 4).of(1 << 40).name == "processes"
-    assert EngineChoice("auto", 1).of(1 << 40).name == "local"
-    assert EngineChoice("auto", 4).of(1 << 20).name == "local"
+    assert EngineChoice("auto", 8).of(1 << 40).name == "processes"
+    assert EngineChoice("auto", 2).of(1 << 40).name == "local"
+    assert EngineChoice("auto", 8).of(1 << 20).name == "local"
