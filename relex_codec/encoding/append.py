@@ -106,7 +106,7 @@ def append(
             that has no exact tier, or is another one than the file has of its step.
         BaseMismatch: the base is not the one that the file was made from.
 
-    Example:
+    Examples:
         >>> size = relex_codec.append("run.relex", ["ckpts/global_step_50"])
         >>> relex_codec.open("run.relex").steps
         [10, 20, 30, 40, 50]

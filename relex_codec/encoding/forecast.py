@@ -114,7 +114,7 @@ def forecast(request: Request, output: PathLike) -> Forecast:
 def sample_of(sizes: Sequence[int], most: int = SAMPLE_UNITS) -> list[int]:
     """Return which units stand for all: those in which equal shares of the bytes have their middle, the smaller first.
 
-    Example:
+    Examples:
         >>> sample_of([5, 0, 5, 80, 10, 20], 2)
         [3]
         >>> sample_of([10, 10, 10, 10], 2)

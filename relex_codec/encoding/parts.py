@@ -56,7 +56,7 @@ class Shard:
         Raises:
             InvalidArgument: it is neither, or nothing says.
 
-        Example:
+        Examples:
             >>> Shard.parse("2/8")
             Shard(number=2, count=8)
             >>> Shard.parse("auto", {"RANK": "0", "WORLD_SIZE": "4"})
@@ -100,7 +100,7 @@ class Shard:
     def name(self, output: PathLike) -> str:
         """Return what the part of a file is called.
 
-        Example:
+        Examples:
             >>> Shard(2, 8).name("run.relex")
             'run.relex.part-2-of-8'
         """
@@ -184,6 +184,13 @@ def merge(
         InvalidArgument: parts are missing, given twice, of different runs or options, or no parts; the output exists
             or cannot be written.
         Corrupt: a part is damaged.
+
+    Examples:
+        >>> for shard in ("1/2", "2/2"):  # on two machines
+        ...     size = relex_codec.encode("ckpts/", "big.relex", base="base/", shard=shard)
+        >>> size = relex_codec.merge(["big.relex.part-1-of-2", "big.relex.part-2-of-2"], "big.relex")
+        >>> relex_codec.open("big.relex").steps
+        [10, 20, 30, 40, 50]
     """
     condition = condition_of(output, overwrite=overwrite, base=None, storage_options=storage_options)
     writer = FileWriter(output, storage_options, condition)

@@ -32,7 +32,7 @@ from .interval_lists import (
     word_shape,
 )
 from .list_blocks import empty_block
-from .ordered_words import WordLayout, to_words
+from .ordered_words import WordLayout, to_words, words_at
 from .rans import CoderTables, encode_stream
 
 DENSE_FROM: Final = 1 / 12
@@ -194,8 +194,7 @@ class PartEncoder:
 
     def _ranked(self, step: int) -> Bits:
         """The words at a step, by rank."""
-        words: Bits = to_words(self.bits[step], self.layout)[self.order.places]
-        return words
+        return words_at(self.bits[step], self.order.places, self.layout)
 
     def _first(self, dense: int, counts: Counts) -> Symbols:
         before, after = self._ends

@@ -25,8 +25,22 @@ class RelexCallback(TrainerCallback):
         output: a ``.relex`` file to write when training ends; None: the journal is all there is.
         options: further arguments of `Recorder`.
 
-    Example:
-        trainer = GRPOTrainer(..., callbacks=[RelexCallback("run.journal", base="Qwen/Qwen3-8B")])
+    Raises:
+        InvalidArgument: `every` is below 1. While training: as `Recorder`.
+
+    Examples:
+        >>> from transformers import Trainer, TrainingArguments
+        >>> from relex_codec.integrations.trainer import RelexCallback
+        >>> model = relex_codec.load_model("run.relex", step=0)
+        >>> text = {"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4]}
+        >>> few = TrainingArguments(
+        ...     "out", max_steps=3, report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no"
+        ... )
+        >>> recording = RelexCallback("trained.journal", base="base/", output="trained.relex")
+        >>> found = Trainer(model, few, train_dataset=[text] * 8, callbacks=[recording]).train()
+        {'train_runtime': ...}
+        >>> relex_codec.open("trained.relex").steps
+        [1, 2, 3]
     """
 
     def __init__(
