@@ -48,7 +48,7 @@ def filled(command: str, checkpoint: str, step: float) -> str:
     Raises:
         InvalidArgument: the path needs quotes, and the command has some around it.
 
-    Example:
+    Examples:
         >>> filled("python score.py {checkpoint} --tag s{step}", "/tmp/a b/checkpoint", 800.0)
         "python score.py '/tmp/a b/checkpoint' --tag s800"
     """
@@ -63,7 +63,7 @@ def filled(command: str, checkpoint: str, step: float) -> str:
 def last_number(text: str) -> float | None:
     """Return the last number of a text that stands for itself; None where there is none.
 
-    Example:
+    Examples:
         >>> last_number("loss 0.3\\nscore: 0.655 /tmp/step-800"), last_number("65.5%"), last_number("qwen2.5 v0.1.2")
         (0.655, 65.5, None)
     """
