@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY
+from relex_codec.engines.places import everywhere
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.urls import Options, PathLike
@@ -17,7 +18,6 @@ from .parts import Shard, write_part
 from .pipeline import RunEncoder
 from .planning import TensorPlan
 from .prepare import Request, prepare
-from .run_source import everywhere
 from .usable_steps import left_out_of_fits
 from .work_dir import WorkDirectory
 
@@ -91,7 +91,8 @@ def encode(
         workers: how many tensors are worked on at the same time; default: one for each processor.
         engine: where the work is done: ``local``, on threads of this process; ``processes``, in processes of this
             machine, each with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or
-            group of small ones; ``auto``: processes for runs of some gigabytes. The file is the same.
+            group of small ones; ``auto``: processes for five workers and more on runs of some gigabytes. The file is
+            the same.
         address: of the Ray cluster, as `ray.init` takes it; ``local``: a new cluster on this machine, which ends with
             the call. Default: the one that this process is connected to or runs beside, or a new one.
         work_dir: directory or URL that keeps finished work, so that the same call continues after a kill. One that was

@@ -11,13 +11,13 @@ from typing import Final
 
 from relex_codec.core.left_out import LeftOut
 from relex_codec.core.threads import cpu_count
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.driver import run_units
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import PathLike
 
 from .band_units import BandUnit
-from .driver import run_units
-from .engines.choice import EngineChoice
 from .planning import CopyPlan, TensorPlan
 from .prepare import Request, prepare
 

@@ -15,6 +15,8 @@ from typing import IO, Final, cast
 
 from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.core.steps import spell_steps
+from relex_codec.engines.driver import Done
+from relex_codec.engines.unit_files import COPY, OpenFiles, UnitFile, UnitWriter
 from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.format.manifest_parser import parse
 from relex_codec.format.writer import FileWriter
@@ -22,10 +24,9 @@ from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.open import open_source
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, options_for, without_secrets
 
-from .driver import Done, Results
 from .joining import Outline
 from .output import condition_of
-from .unit_files import COPY, OpenFiles, UnitFile, UnitWriter
+from .results import Results
 from .work_identity import Identity
 
 KIND: Final = "relex part"

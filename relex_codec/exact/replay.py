@@ -199,10 +199,13 @@ def replay_all(
     on_bytes: Callable[[int], Any] = lambda _: None,
     tensors: Collection[int] | None = None,
     plan: Plan = lambda _: [],
+    *,
+    found: Iterable[list[PartInfo]] | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Replay all tensors, a batch of parts after the other, one on each processor, or on several if there are fewer.
+    """Replay all tensors, a batch of parts after the other, one on each thread, or on several if there are fewer.
 
-    Memory is that of `replay_parts` for as many batches as there are processors, whatever the size of the model, and
+    Memory is that of `replay_parts` for as many batches as there are threads, whatever the size of the model, and
     what is read ahead: of remote files, the bytes of as many batches as `LOT` allows.
 
     Args:
@@ -210,6 +213,8 @@ def replay_all(
         on_bytes: called with the bytes of those elements afterwards, by one thread at a time.
         tensors: numbers of those that are replayed. Default: all.
         plan: gives what replaying parts will read, in order, if that shall be read ahead.
+        found: some of the batches, instead of all those of `tensors`.
+        threads: default: one a processor.
 
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
@@ -231,9 +236,10 @@ def replay_all(
             scope.cancel()
             raise
 
-    every = list(batches(tier, tensors))
-    lanes = max(1, cpu_count() // max(1, len(every)))
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    every = list(batches(tier, tensors) if found is None else found)
+    threads = threads or cpu_count()
+    lanes = max(1, threads // max(1, len(every)))
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for lot, uses in _lots(every, plan):
                 with prefetching(uses):

@@ -445,6 +445,9 @@ class Run(PicturedRun):
         exclude_steps: str | None = None,
         provenance: bool = False,
         overwrite: bool = False,
+        workers: int | None = None,
+        engine: str = "auto",
+        address: str | None = None,
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
@@ -465,6 +468,10 @@ class Run(PicturedRun):
             provenance: write ``output/relex.json`` as well: which file and steps these are. The directories of the
                 steps hold what they held, and nothing else.
             overwrite: as `save`, for the directory of each step; other steps stay.
+            workers: how many parts are replayed at the same time; default: one for each processor.
+            engine: where that is, as of `relex_codec.encode`. With ``ray``, `output` is a directory that all machines
+                have.
+            address: of the Ray cluster, as of `relex_codec.encode`.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -484,8 +491,11 @@ class Run(PicturedRun):
             >>> sorted(os.listdir("again"))
             ['global_step_20', 'global_step_40']
         """
+        from relex_codec.engines.choice import EngineChoice
+
         return restore_steps(
-            self._reader, output, steps, exclude_steps, provenance=provenance, overwrite=overwrite, progress=progress,
+            self._reader, output, steps, exclude_steps, provenance=provenance, overwrite=overwrite,
+            engine=EngineChoice(engine, workers, address), progress=progress,
             storage_options=self._options if storage_options is None else storage_options,
         )  # fmt: skip
 
@@ -549,6 +559,9 @@ class Run(PicturedRun):
         steps: str | None = None,
         exclude_steps: str | None = None,
         allow_pickle: bool = False,
+        workers: int | None = None,
+        engine: str = "auto",
+        address: str | None = None,
         progress: bool = False,
         storage_options: Options = None,
     ) -> Comparison:
@@ -563,6 +576,9 @@ class Run(PicturedRun):
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
             allow_pickle: read checkpoints that pickles describe, as `relex_codec.encode` does.
+            workers: how many parts are compared at the same time; default: one for each processor.
+            engine: where that is, as of `relex_codec.encode`.
+            address: of the Ray cluster, as of `relex_codec.encode`.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `run`. Default: those that the file was opened with.
 
@@ -583,11 +599,13 @@ class Run(PicturedRun):
             >>> relex_codec.open("run.relex").verify_against("ckpts/", exclude_steps="50").ok
             True
         """
+        from relex_codec.engines.choice import EngineChoice
+
         from .against import compare_with_run
 
         options = self._options if storage_options is None else storage_options
         return compare_with_run(
-            self._reader.decoder, run, steps=steps, exclude_steps=exclude_steps,
+            self._reader, run, engine=EngineChoice(engine, workers, address), steps=steps, exclude_steps=exclude_steps,
             allow_pickle=allow_pickle, progress=progress,
             storage_options=options,
         )  # fmt: skip

@@ -11,9 +11,10 @@ from typing import Final, NamedTuple, Protocol
 
 from relex_codec.core.blas import single_threaded_blas
 from relex_codec.core.threads import at_most_threads
-from relex_codec.encoding.arena import Arena
-from relex_codec.encoding.unit_files import UnitWriter
 from relex_codec.errors import RelexError
+
+from .arena import Arena
+from .unit_files import UnitWriter
 
 SUFFIX: Final = ".unit"
 
