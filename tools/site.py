@@ -60,6 +60,8 @@ def led(text: str, page: Path, known: set[Path], site: Path) -> str:
         before, target, after = match.groups()
         if "://" in target or target.startswith("mailto:"):
             return match[0]
+        if (site / page.parent / target).is_file() and Path(target).suffix in PICTURES:
+            return match[0]  # a picture of a notebook, which is on the site alone
         there = (REPOSITORY / page.parent / target).resolve()
         if not there.exists():
             raise SystemExit(f"{page} links to {target}, which is not there")

@@ -16,7 +16,7 @@ from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
 
 from .delta_sums import FEW, working_array
 from .fit import F64, Fit
-from .full_check import decoded_values
+from .large_direction import decoded_values
 from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
 

@@ -25,8 +25,18 @@ from .contexts import (
     raw_bits,
     unzigzag,
 )
-from .interval_lists import IntervalList, Longs, MovedWords, Ranks, merge_moved, split_list, write_words
-from .list_decoder import ListBlock, decode_list
+from .interval_lists import (
+    IntervalList,
+    Longs,
+    MovedWords,
+    Ranks,
+    listed_before,
+    merge_moved,
+    split_list,
+    write_words,
+)
+from .list_blocks import ListBlock
+from .list_decoder import decode_list
 from .rans import (
     LANES,
     LANES_FROM,
@@ -246,10 +256,9 @@ def decode_moved(
         if scale == CLASSES:
             return BAD_STREAM
         gap, x, at = take_number(x, GAP + scale, tables, words, at)
-        r = begin + gap
-        while passed < len(rank) and rank[passed] <= r:
-            r += 1
-            passed += 1
+        quiet = begin - passed + gap
+        passed = listed_before(rank, quiet, passed)
+        r = quiet + passed
         if r >= size:
             return BAD_STREAM
         while r >= bounds[scale + 1]:

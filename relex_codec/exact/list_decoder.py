@@ -7,7 +7,7 @@ one by one, and the words that go on are moved up without a branch. Blocks stay 
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +15,10 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
-from .contexts import (
-    ABOVE,
-    BELOW,
-    NEAR_CONTEXTS,
-    Int,
-    clipped,
-    far_context,
-    near_key,
-    number,
-    raw_bits,
-    scale_class,
-    unzigzag,
-)
+from .contexts import ABOVE, BELOW, Int, clipped, number, raw_bits, unzigzag
 from .interval_lists import Longs, Ranks
-from .list_vectors import MANY, many_contexts, many_words
+from .list_blocks import BLOCK, ListBlock, find_contexts
+from .list_vectors import MANY, many_words
 from .rans import (
     LOW,
     ONE,
@@ -50,35 +39,10 @@ from .rans import (
     without_raw,
 )
 
-BLOCK: Final = 1024
-"""Words of a list that are decoded together."""
 SHARE_BITS: Final = 40
 """Bits of the fraction that stands for a division by the steps of an interval."""
 SHARE_FROM: Final = 1 << 16
 """Distances from which on a division is done: below, ``distance * (2^40 share // length + 1) >> 40`` is the same."""
-
-
-class ListBlock(NamedTuple):
-    """What is known of the words of a block.
-
-    Attributes:
-        context: uint16, of each word's symbol.
-        distance: of its values at both ends, of the words' dtype.
-        way: from the near end to the middle, modulo the range of words, of the words' dtype.
-        moved: uint8, its outer movements in the list that is made.
-    """
-
-    context: npt.NDArray[np.uint16]
-    distance: Bits
-    way: Bits
-    moved: npt.NDArray[np.uint8]
-
-
-def empty_block(dtype: np.dtype[Any]) -> ListBlock:
-    """Return a block, to be filled; `dtype` is that of words."""
-    return ListBlock(
-        np.empty(BLOCK, np.uint16), np.empty(BLOCK, dtype), np.empty(BLOCK, dtype), np.empty(BLOCK, np.uint8)
-    )
 
 
 @compiled
@@ -126,45 +90,13 @@ def decode_list(
     at = np.uint64(0)
     for first in range(0, len(rank), BLOCK):
         count = min(BLOCK, len(rank) - first)
-        _find_contexts(near_of, far_of, outer, first, count, near_is_right, shape, block)
+        find_contexts(near_of, far_of, outer, first, count, near_is_right, shape, block)
         x, at = _take_ways(count, from_near, length, tables, x, words, at, block)
         _make_words(near_of, far_of, outer, other_of, first, count, is_high, shape[1], block, middle)
         made = _make_list(
             rank, middle, end_of, first, count, block.moved, out_rank, out_here, out_end, out_outer, made
         )  # fmt: skip
     return made, x, np.int64(at)
-
-
-@compiled
-def _find_contexts(
-    near_of: Bits,
-    far_of: Bits,
-    outer: npt.NDArray[np.uint8],
-    first: int,
-    count: int,
-    near_is_right: bool,
-    shape: Longs,
-    block: ListBlock,
-) -> None:
-    """Fill contexts and distances of a block."""
-    contexts, distances, _, _ = block
-    mantissa, half, low = shape[0], shape[1], shape[2]
-    flip = np.int64(near_is_right)
-    k = 0
-    while k + MANY <= count:
-        many_contexts(near_of, far_of, outer, first + k, contexts, distances, k, flip, mantissa, half, low)
-        k += MANY
-    while k < count:
-        i = first + k
-        near, far = np.int64(near_of[i]), np.int64(far_of[i])
-        d = abs(far - near)
-        scale = scale_class(near, mantissa, half, low)
-        if d < 8:
-            contexts[k] = NEAR_CONTEXTS[flip, near_key(d, scale, np.int64(outer[i]), (far > near) != near_is_right)]
-        else:
-            contexts[k] = far_context(d, scale)
-        distances[k] = d
-        k += 1
 
 
 @compiled

@@ -29,7 +29,7 @@ from .interval_lists import (
     word_shape,
     write_words,
 )
-from .list_decoder import ListBlock, empty_block
+from .list_blocks import ListBlock, empty_block
 from .ordered_words import from_words, layout_of, to_words
 from .part_coder import PLAIN
 from .rans import CoderTables, open_stream

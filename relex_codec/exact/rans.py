@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.jit import compiled, inlined
+from relex_codec.core.jit import compiled, inlined, woven
 
 from .contexts import FAR, Int, context_of, number, raw_bits, symbol_of
 
@@ -135,7 +135,7 @@ def without_raw(x: np.uint64, bits: Int) -> np.uint64:
     return x >> np.uint64(bits)
 
 
-@compiled
+@woven
 def take_number(x: np.uint64, context: Int, tables: CoderTables, words: Words, at: int) -> tuple[Int, np.uint64, int]:
     """Take a number from a lane.
 
@@ -161,21 +161,16 @@ def take_number(x: np.uint64, context: Int, tables: CoderTables, words: Words, a
     if x < LOW and at < len(words):
         x = refilled(x, words[at])
         at += 1
-    return take_rest(np.int64(symbol), x, words, at)
-
-
-@compiled
-def take_rest(symbol: Int, x: np.uint64, words: Words, at: int) -> tuple[Int, np.uint64, int]:
-    """Take the raw bits of a number whose symbol is known, and return what `take_number` does."""
-    bits = raw_bits(symbol)
-    if bits == 0:
-        return number(symbol, 0), x, at
+    value: Int = np.int64(symbol)
+    if value < 4:
+        return value, x, at
+    bits = raw_bits(value)
     raw = raw_of(x, bits)
     x = without_raw(x, bits)
     if x < LOW and at < len(words):
         x = refilled(x, words[at])
         at += 1
-    return number(symbol, raw), x, at
+    return number(value, raw), x, at
 
 
 def open_stream(stream: bytes, dense: int) -> tuple[npt.NDArray[np.uint64], Words, np.uint64] | None:

@@ -96,7 +96,16 @@ def pack_codes(codes: Codes, packing: Packing) -> Bytes:
     """
     if packing.name == "word":
         return to_planes((codes + packing.zero).astype("<u2"))
-    k, digits = packing.per_byte, (codes + packing.zero).astype(np.uint8)
+    return pack_digits((codes + packing.zero).astype(np.uint8), packing)
+
+
+def pack_digits(digits: Bytes, packing: Packing) -> Bytes:
+    """Pack one piece of codes of at most a byte, to each of which `zero` of the packing was added; see `pack_codes`.
+
+    Returns:
+        uint8, flat; `digits` itself, where each has a byte.
+    """
+    k = packing.per_byte
     if k == 1:
         return digits
     full = len(digits) // (BLOCK * k) * (BLOCK * k)

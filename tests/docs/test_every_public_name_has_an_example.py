@@ -25,13 +25,16 @@ def section(doc: str, title: str) -> str:
 
 
 def parameters(one: Public) -> list[str]:
-    """Return the names of what a caller gives."""
-    if isinstance(one.value, property) or (inspect.isclass(one.value) and "__init__" not in vars(one.value)):
-        return []  # of a tuple or a dataclass the attributes are told
-    if inspect.isclass(one.value) and hasattr(one.value, "__dataclass_fields__"):
+    """Return the names of what a caller gives; of a tuple or a dataclass its fields."""
+    if isinstance(one.value, property):
         return []
-    function = one.value.__init__ if inspect.isclass(one.value) else one.function
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls", "args", "kwargs")]
+    if not inspect.isclass(one.value):
+        names = list(inspect.signature(one.function).parameters)
+    elif "__init__" in vars(one.value) and not hasattr(one.value, "__dataclass_fields__"):
+        names = list(inspect.signature(one.value.__init__).parameters)
+    else:
+        names = list(getattr(one.value, "_fields", getattr(one.value, "__dataclass_fields__", ())))
+    return [name for name in names if name not in ("self", "cls", "args", "kwargs")]
 
 
 def raised(one: Public) -> set[str]:
@@ -51,7 +54,8 @@ def lacks(one: Public) -> Iterator[str]:
         yield "a summary"
     if one.overrides:
         return  # what goes in and comes out is told by the library that calls it
-    told = {name.strip() for line in re.findall(r"^([\w, ]+):", section(doc, "Args"), re.M) for name in line.split(",")}
+    given = section(doc, "Args") + "\n" + section(doc, "Attributes")
+    told = {name.strip() for line in re.findall(r"^([\w, ]+):", given, re.M) for name in line.split(",")}
     missing = [name for name in parameters(one) if name not in told]
     if missing:
         yield f"Args of {', '.join(missing)}"

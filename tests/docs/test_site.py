@@ -62,3 +62,11 @@ def test_a_notebook_becomes_a_page_with_what_it_printed_and_drew(site: ModuleTyp
     assert re.search(r"^```text\n12 of 12 steps equal", page, re.M)
     (picture,) = re.findall(r"!\[.*?\]\(pictures/(.*?)\)", page)
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_sources_can_be_laid_out(site: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no link that leads nowhere, pictures of notebooks included."""
+    monkeypatch.setattr("sys.argv", ["site.py", str(tmp_path / "pages")])
+    site.main()
+    written = {str(path.relative_to(tmp_path / "pages")) for path in (tmp_path / "pages").rglob("*.md")}
+    assert {str(page.with_suffix(".md")) for page in site.pages()} | {"docs/api.md"} == written

@@ -70,7 +70,7 @@ def slow_number(value: int) -> tuple[int, int, int]:
 @given(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 31).map(lambda k: (1 << k + 1) - 1)))
 def test_numbers_are_symbols_and_raw_bits(value: int) -> None:
     symbol, bits, raw = slow_number(value)
-    assert plainly(contexts.bit_length)(value) == value.bit_length()
+    assert contexts.bit_length(value) == value.bit_length()  # an instruction: there is no Python of it
     assert plainly(contexts.number_symbol)(value) == symbol
     assert plainly(contexts.raw_bits)(symbol) == bits <= 30
     assert plainly(contexts.number)(symbol, raw) == value

@@ -4,7 +4,7 @@ Both go through a tensor in strips of `STRIP` elements, counted from the beginni
 a strip at all steps stay in the second-level cache. Products are float32, and so are their sums over a strip, which
 vector registers hold in parts; sums over strips are float64. Against float64 throughout, the largest eigenvalue of a
 Gram matrix is off by 1e-8, and it takes a tenth of the time (RATIONALE.md). A delta is made, squared and stored, or
-added to a direction, in one go: what takes the time is going to the second-level cache and back.
+added to a direction, in one loop: storing and loading it again took a quarter and half of the time.
 
 A strip whose deltas are not finite, or so large or small that float32 does not hold their squares, is left to the
 caller, who has float64.
