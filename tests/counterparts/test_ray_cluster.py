@@ -195,12 +195,12 @@ def test_steps_are_restored_and_compared(
             at_result(patch, 2, lambda: lose(cluster, nodes[0]))
             run.restore(tmp_path / "out", engine="ray", address=cluster.address)
         assert contents("out") == contents("here")
-        shard = next((tmp_path / "out").glob("*_3/*.safetensors"))
+        shard = next((tmp_path / "out").glob("*_5/*.safetensors"))
         spoiled = bytearray(shard.read_bytes())
         spoiled[-1] ^= 1
         shard.write_bytes(spoiled)
         found = run.verify_against(tmp_path / "out", engine="ray", address=cluster.address)
-        assert len(found.differences) == 1 and found == run.verify_against(tmp_path / "out", engine="local")
+        assert found.differences and found == run.verify_against(tmp_path / "out", engine="local")
 
 
 def test_a_work_directory_goes_on(
