@@ -78,7 +78,7 @@ def against_peers(folder: Path) -> dict[str, Any]:
 def memory(folder: Path) -> dict[str, Any]:
     """Return peaks by budget, and that of next to nothing."""
     half = f"1:{max(int(path.name.rsplit('_', 1)[1]) for path in (folder / 'run').iterdir()) // 2}"
-    least = work("nothing", folder)["peak"]
+    least = min(work("nothing", folder)["peak"] for _ in range(2))  # the first one may compile
     peaks = {budget: work("encode", folder, memory=budget)["peak"] for budget in BUDGETS}
     exact = {budget: work("encode", folder, memory=budget, exact=True, steps=half)["peak"] for budget in BUDGETS}
     return {
