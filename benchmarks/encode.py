@@ -124,7 +124,8 @@ def table(result: dict[str, Any]) -> str:
     lines += ["", "| budget | peak over next to nothing, MB | with `--exact`, MB |", "| --- | ---: | ---: |"]
     found = result["memory"]
     for budget, peak in found["over_least"].items():
-        exact = f"{found['exact_over_least'][budget] / 1e6:,.0f}" if "exact_over_least" in found else ""
+        held = found["exact_over_least"].get(budget)  # None where measuring was cut short
+        exact = "" if held is None else f"{held / 1e6:,.0f}"
         lines.append(f"| {budget} | {peak / 1e6:,.0f} | {exact} |")
     lines += ["", "| steps | `encode`, processor s | `append` of one more, processor s |", "| ---: | ---: | ---: |"]
     for one, other in zip(result["sizes"]["by_steps"], result["sizes"]["append_one_step"], strict=True):
