@@ -30,7 +30,7 @@ TIERS: Final = 2
 def excerpt_spans(size: int) -> list[tuple[int, int]]:
     """Return the elements that are measured: first of each stretch, and the one after its last.
 
-    Example:
+    Examples:
         >>> excerpt_spans(5)
         [(0, 5)]
         >>> spans = excerpt_spans(10**7)

@@ -32,7 +32,7 @@ def packed_size(count: int, packing: Packing) -> int:
         count: elements of the piece.
         packing: of the remainder.
 
-    Example:
+    Examples:
         >>> from relex_codec.format.constants import TERNARY
         >>> packed_size(1000, TERNARY)  # five codes in a byte
         200
@@ -49,7 +49,7 @@ def to_planes(bits: npt.NDArray[Any]) -> Bytes:
     Returns:
         uint8, flat: the planes one after another.
 
-    Example:
+    Examples:
         >>> to_planes(np.array([0x1122, 0x3344], np.uint16)).tobytes().hex(" ")
         '22 44 11 33'
     """
@@ -86,7 +86,7 @@ def pack_codes(codes: Codes, packing: Packing) -> Bytes:
     Returns:
         uint8, flat.
 
-    Example:
+    Examples:
         >>> from relex_codec.format.constants import TERNARY
         >>> packed = pack_codes(np.array([-1, 0, 1, 1, 0, -1], np.int32), TERNARY)
         >>> packed.tolist()
