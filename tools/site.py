@@ -52,6 +52,8 @@ def led(text: str, page: Path, known: set[Path], site: Path) -> str:
         before, target, after = match.groups()
         if "://" in target or target.startswith("mailto:"):
             return match[0]
+        if (site / page.parent / target).suffix in PICTURES and (site / page.parent / target).exists():
+            return match[0]  # drawn by a notebook
         there = (REPOSITORY / page.parent / target).resolve()
         if not there.exists():
             raise SystemExit(f"{page} links to {target}, which is not there")
