@@ -8,7 +8,7 @@ KIND is one of
   relex      what RELEX's two scripts do (arXiv 2605.21468), written anew: the deltas of all steps to disk as float16,
              then of each tensor the first singular vector of its deltas (torch.svd_lowrank with q=1, its fastest way),
              a line through the coefficients, and one extrapolated checkpoint
-  encode     relex_codec.encode with these options
+  encode     relex_codec.encode with these options, on threads: time and peak of processes of its own would be missed
   append     relex_codec.append to FOLDER/all.relex of a checkpoint that is given as `checkpoint`
 Prints seconds of processor time and of wall time, without imports, and the peak of resident memory, as JSON.
 """
@@ -80,7 +80,7 @@ def relex(folder: Path, out: Path) -> None:
 
 def encode(folder: Path, out: Path, **options: Any) -> None:
     """Encode the run."""
-    relex_codec.encode(folder / "run", out, base=folder / "base", overwrite=True, **options)
+    relex_codec.encode(folder / "run", out, base=folder / "base", overwrite=True, engine="local", **options)
 
 
 def append(folder: Path, out: Path, checkpoint: str) -> None:

@@ -1,9 +1,10 @@
 """Encoding with engines: how it scales, what memory it takes, what plans of large runs look like, and what kills cost.
 
-usage: python benchmarks/engines.py FOLDER [--parameters 24] [--steps 16] [--kills 50] [--only speed,memory,plans,kills]
+usage: python benchmarks/engines.py FOLDER [--parameters 100] [--steps 16] [--kills 50] [--only speed,memory,plans]
 
-FOLDER is for scratch files; a run is made there by generator.py. Results go to results/engines.json, those of a part of
-it into what is there.
+FOLDER is for scratch files; a run is made there by generator.py, if it has none: 3.2 GB, which should stay in memory.
+Results go to results/engines.json, those of a part of it into what is there. Kills are quicker with a small run, in a
+folder of its own: --parameters 8 --only kills.
 
 speed   one worker against two, in pairs, alternating: wall clock and processor time of `encode --exact`, for threads
         and for processes. Processor time of all processes says what two workers cost more; wall clock how much faster
@@ -28,6 +29,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,10 +54,27 @@ def command(root: Path, out: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def started(arguments: list[str], stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """Begin a command, away from any checkout: Python looks for modules where it is started."""
+    return subprocess.Popen(arguments, cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL, stderr=stderr)
+
+
+def run(arguments: list[str]) -> None:
+    """Run a command to its end.
+
+    Raises:
+        SystemExit: it fails.
+    """
+    process = started(arguments, subprocess.PIPE)
+    said = process.communicate()[1].decode()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{said}")
+
+
 def timed(arguments: list[str]) -> tuple[float, float]:
     """Return wall clock and processor time of a command, its own processes included."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run(arguments, check=True, capture_output=True)
+    run(arguments)
     wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -85,10 +104,7 @@ def memory(root: Path, budgets: Sequence[str] = ("512MB", "1GB", "4GB")) -> dict
     """Peak of the workers, beside their budget."""
     rows = {}
     for budget in budgets:
-        process = subprocess.Popen(
-            command(root, "x.relex", "--engine", "processes", "--workers", "2", "--memory", budget),
-            stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        process = started(command(root, "x.relex", "--engine", "processes", "--workers", "2", "--memory", budget))
         peaks: dict[int, int] = {}
         while process.poll() is None:
             for child in _children(process.pid):
@@ -175,13 +191,13 @@ def _hours(costs: Sequence[float], workers: int) -> float:
 
 def kills(root: Path, count: int) -> dict[str, Any]:
     """Kill encodes and merges, and see what it costs."""
-    subprocess.run(command(root, "one.relex"), check=True, capture_output=True)
+    run(command(root, "one.relex"))
     right = (root / "one.relex").read_bytes()
     rows = {}
     for engine in ("local", "processes"):
         rows[engine] = _kill_encodes(root, engine, count, right)
     for number in (1, 2, 3):
-        subprocess.run(command(root, "p.relex", "--shard", f"{number}/3"), check=True, capture_output=True)
+        run(command(root, "p.relex", "--shard", f"{number}/3"))
     rows["merge"] = _kill_merges(root, count, right)
     return rows
 
@@ -194,7 +210,7 @@ def _kill_encodes(root: Path, engine: str, count: int, right: bytes) -> dict[str
     whole, _ = timed(arguments)
     while killed < count:
         before = {path.name: path.stat().st_mtime_ns for path in work.glob("*.unit")}
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(arguments)
         try:
             process.wait(chance.uniform(0.3, 1.0) * whole)
         except subprocess.TimeoutExpired:
@@ -208,7 +224,7 @@ def _kill_encodes(root: Path, engine: str, count: int, right: bytes) -> dict[str
         else:  # what was finished is there, and was not written again
             wrong += any(after.get(name) != time_of for name, time_of in before.items())
             again = max(again, len(list(work.glob("*.part"))))
-    subprocess.run(arguments, check=True, capture_output=True)
+    run(arguments)
     wrong += (root / "k.relex").read_bytes() != right
     return {"kills": killed, "encodes_completed": complete + 1, "most_units_in_flight": again, "wrong": wrong}
 
@@ -221,7 +237,7 @@ def _kill_merges(root: Path, count: int, right: bytes) -> dict[str, Any]:
     whole, _ = timed(arguments)
     while killed < count:
         out.unlink(missing_ok=True)
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = started(arguments)
         try:
             process.wait(chance.uniform(0.3, 1.0) * whole)
         except subprocess.TimeoutExpired:
@@ -230,7 +246,7 @@ def _kill_merges(root: Path, count: int, right: bytes) -> dict[str, Any]:
             killed += 1
         complete += process.returncode == 0
         wrong += out.exists() and out.read_bytes() != right
-    subprocess.run(arguments, check=True, capture_output=True)
+    run(arguments)
     left = [name for name in os.listdir(root) if ".tmp-relex-" in name]
     wrong += out.read_bytes() != right or bool(left)
     return {"kills": killed, "merges_completed": complete + 1, "wrong": wrong}
@@ -240,13 +256,13 @@ def main() -> None:
     """Run what is asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--parameters", type=float, default=24)
+    parser.add_argument("--parameters", type=float, default=100)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3, help="of speed")
     parser.add_argument("--only", default="speed,memory,plans,kills")
     options = parser.parse_args()
-    root, wanted = options.folder, options.only.split(",")
+    root, wanted = options.folder.resolve(), options.only.split(",")
     if not (root / "run").exists():
         write_run(root, int(options.parameters * 1e6), options.steps)
     gigabytes = sum(path.stat().st_size for path in (root / "run").rglob("*.safetensors")) / 1e9

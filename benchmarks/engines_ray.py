@@ -39,8 +39,8 @@ from speed import processor
 
 import relex_codec
 from relex_codec.encoding import unit_plan
-from relex_codec.encoding.engines.protocol import Finished
-from relex_codec.encoding.engines.ray import RayEngine
+from relex_codec.engines.protocol import Finished
+from relex_codec.engines.ray import RayEngine
 from support.checkpoints import write_checkpoint, write_run
 from support.ray_clusters import NODE, cluster_of, lose, workers_of
 from support.ray_units import Counted

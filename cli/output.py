@@ -35,15 +35,18 @@ allow_pickle_option = click.option(
     "parsed by a list of what is allowed.",
 )
 workers_option = click.option(
-    "--workers", type=int, metavar="N", help="Tensors to work on at the same time.  [default: processors]"
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Tensors, or parts of them, to work on at the same time.  [default: processors]",
 )
 engine_option = click.option(
     "--engine",
     default="auto",
     show_default=True,
     metavar="E",
-    help="local (threads), processes, ray (a cluster), or auto: processes for runs of some gigabytes. The file is the "
-    "same.",
+    help="local (threads), processes, ray (a cluster), or auto: processes for 5 workers and more on runs of some "
+    "gigabytes. The result is the same.",
 )
 address_option = click.option(
     "--address",

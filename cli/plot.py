@@ -51,20 +51,21 @@ def command(
     from relex_codec.errors import InvalidArgument
     from relex_codec.report.numbers import collect
     from relex_codec.report.plots import FORMATS, picture
-    from relex_codec.report.written import write_new
+    from relex_codec.report.written import new_files
     from relex_codec.storage.urls import without_secrets
 
     stem, _, form = output.rpartition(".")
     if not stem or form not in FORMATS:
         raise InvalidArgument(f"{without_secrets(output)} is no name of a picture: it ends in .png, .svg or .pdf")
-    with relex_codec.open(file, base=base) as run:
+    table = f"{stem}.npz"
+    with relex_codec.open(file, base=base) as run, new_files([output, table], overwrite) as outs:
         numbers = collect(run)
         name = without_secrets(file).rpartition("/")[2]
         drawn = picture(
             numbers, form, what, tensor, width=width or 0.0, title="" if tensor or len(what) == 1 else name, dpi=dpi
         )
-    table = f"{stem}.npz"
-    write_new({output: drawn, table: numbers.as_npz()}, overwrite)
+        for out, content in zip(outs, (drawn, numbers.as_npz()), strict=True):
+            out.write(content)
     for reason in numbers.missing:
         show(f"note: not in the picture: {reason}", err=True)
     if as_json:

@@ -29,16 +29,16 @@ def command(file: str, output: str, overwrite: bool, title: str | None, base: st
     from relex_codec.errors import InvalidArgument
     from relex_codec.report.numbers import collect
     from relex_codec.report.page import page, require_bokeh
-    from relex_codec.report.written import write_new
+    from relex_codec.report.written import new_files
     from relex_codec.storage.urls import without_secrets
 
     if not output.lower().endswith((".html", ".htm")):
         raise InvalidArgument(f"{without_secrets(output)} is no name of a page: it ends in .html")
     require_bokeh()
-    with relex_codec.open(file, base=base) as run:
+    with relex_codec.open(file, base=base) as run, new_files([output], overwrite) as (out,):
         numbers = collect(run)
         written = page(numbers, title or without_secrets(file).rpartition("/")[2]).encode()
-    write_new({output: written}, overwrite)
+        out.write(written)
     for reason in numbers.missing:
         show(f"note: not in the page: {reason}", err=True)
     if as_json:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import click
 
 from .help import Command
-from .output import as_json, base_option, exclude_steps_option, force_option, print_json, show, steps_option
+from .output import (
+    address_option,
+    as_json,
+    base_option,
+    engine_option,
+    exclude_steps_option,
+    force_option,
+    print_json,
+    show,
+    steps_option,
+    workers_option,
+)
 
 
 @click.command(
@@ -15,6 +26,7 @@ from .output import as_json, base_option, exclude_steps_option, force_option, pr
         ("All steps, as the run had them", "relex-codec restore run.relex -o RUN-again"),
         ("Some of them", "relex-codec restore run.relex -o some --steps 100:300:100"),
     ),
+    rare=("workers", "engine", "address"),
 )
 @click.argument("file")
 @click.option(
@@ -24,6 +36,9 @@ from .output import as_json, base_option, exclude_steps_option, force_option, pr
 @steps_option
 @exclude_steps_option
 @base_option
+@workers_option
+@engine_option
+@address_option
 @as_json
 def command(
     file: str,
@@ -32,6 +47,9 @@ def command(
     steps: str | None,
     exclude_steps: str | None,
     base: str | None,
+    workers: int | None,
+    engine: str,
+    address: str | None,
     as_json: bool,
 ) -> None:
     """Write the stored steps of FILE as a run, bit for bit: a Hugging Face checkpoint each, in the directory that it
@@ -46,7 +64,15 @@ def command(
 
     with relex_codec.open(file, base=base) as run:
         written = run.restore(
-            output, steps=steps, exclude_steps=exclude_steps, provenance=True, overwrite=overwrite, progress=True
+            output,
+            steps=steps,
+            exclude_steps=exclude_steps,
+            provenance=True,
+            overwrite=overwrite,
+            workers=workers,
+            engine=engine,
+            address=address,
+            progress=True,
         )
         document = run.info()
     if as_json:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import click
 
 from .help import Command
-from .output import allow_pickle_option, as_json, base_option, exclude_steps_option, print_json, show, steps_option
+from .output import (
+    address_option,
+    allow_pickle_option,
+    as_json,
+    base_option,
+    engine_option,
+    exclude_steps_option,
+    print_json,
+    show,
+    steps_option,
+    workers_option,
+)
 
 
 @click.command(
@@ -15,7 +26,7 @@ from .output import allow_pickle_option, as_json, base_option, exclude_steps_opt
         ("Is this copy whole?", "relex-codec verify run.relex"),
         ("May the checkpoints be deleted?", "relex-codec verify run.relex --against RUN"),
     ),
-    rare=("steps", "exclude_steps"),
+    rare=("steps", "exclude_steps", "workers", "engine", "address"),
 )
 @click.argument("file")
 @base_option
@@ -25,6 +36,9 @@ from .output import allow_pickle_option, as_json, base_option, exclude_steps_opt
 @steps_option
 @exclude_steps_option
 @allow_pickle_option
+@workers_option
+@engine_option
+@address_option
 @as_json
 def command(
     file: str,
@@ -33,6 +47,9 @@ def command(
     steps: str | None,
     exclude_steps: str | None,
     allow_pickle: bool,
+    workers: int | None,
+    engine: str,
+    address: str | None,
     as_json: bool,
 ) -> int:
     """Read every byte of FILE and check it; with --base check that base as well.
@@ -52,6 +69,8 @@ def command(
         raise click.UsageError("--steps and --exclude-steps choose what is compared, with --against RUN")
     if against is None and allow_pickle:
         raise click.UsageError("--allow-pickle is for what is compared, with --against RUN")
+    if against is None and (workers is not None or engine != "auto" or address is not None):
+        raise click.UsageError("--workers, --engine and --address are for what is compared, with --against RUN")
     if is_journal(file):
         if against is not None:
             raise InvalidArgument(
@@ -63,7 +82,14 @@ def command(
         run.verify()
         if against is not None:
             found = run.verify_against(
-                against, steps=steps, exclude_steps=exclude_steps, allow_pickle=allow_pickle, progress=True
+                against,
+                steps=steps,
+                exclude_steps=exclude_steps,
+                allow_pickle=allow_pickle,
+                workers=workers,
+                engine=engine,
+                address=address,
+                progress=True,
             )
             if as_json:
                 print_json(found.as_document())

@@ -35,31 +35,88 @@ __all__ = [
 
 
 class RelexError(Exception):
-    """Base class of all errors that relex-codec raises on purpose."""
+    """Base class of all errors that relex-codec raises on purpose.
+
+    Examples:
+        >>> try:
+        ...     relex_codec.open("nothing.relex")
+        ... except relex_codec.RelexError as error:
+        ...     print(error)
+        nothing.relex does not exist; check the path
+    """
 
 
 class InvalidArgument(RelexError, ValueError):
-    """What the caller asked for cannot be: a step outside a tier, an unknown quality, an unknown tensor."""
+    """What the caller asked for cannot be: a step outside a tier, an unknown quality, an unknown tensor.
+
+    Examples:
+        >>> run.tensor("model.norm.weight", step=800, tier="exact")
+        Traceback (most recent call last):
+        relex_codec.errors.InvalidArgument: tier 'exact' has the stored steps only, not 800; the nearest is 40
+    """
 
 
 class CheckpointError(RelexError):
-    """A run or base that cannot be read: missing shards, other shapes or names, a pickle, non-finite weights."""
+    """A run or base that cannot be read: missing shards, other shapes or names, a pickle, non-finite weights.
+
+    Examples:
+        >>> import os
+        >>> os.remove("ckpts/global_step_50/model.safetensors")
+        >>> relex_codec.append("run.relex", ["ckpts/global_step_50"])
+        Traceback (most recent call last):
+        relex_codec.errors.CheckpointError: checkpoint ckpts/global_step_50 has no weights: ...
+    """
 
 
 class BaseMismatch(RelexError):
-    """The base given is not the one that the file was made from; the message names the first differing tensor."""
+    """The base given is not the one that the file was made from; the message names the first differing tensor.
+
+    Examples:
+        >>> relex_codec.open("run.relex", base="ckpts/global_step_50").tensor("model.embed_tokens.weight", 60)
+        Traceback (most recent call last):
+        relex_codec.errors.BaseMismatch: base ckpts/global_step_50 does not match: tensor ... differs ...
+    """
 
 
 class Unsupported(RelexError):
-    """A newer format version or an unknown feature; the message names the release that reads the file."""
+    """A newer format version or an unknown feature; the message names the release that reads the file.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+        ...     recorder.add(10, "ckpts/global_step_10")
+        >>> marker = Path("new.journal/journal.json")
+        >>> size = marker.write_text(marker.read_text().replace('"version": 1', '"version": 2'))
+        >>> relex_codec.encode("new.journal", "new.relex", base="base/")
+        Traceback (most recent call last):
+        relex_codec.errors.Unsupported: ...journal.json says version 2, this release reads 1; use a newer one
+    """
 
 
 class Truncated(RelexError, EOFError):
-    """A file, or a storage server's answer, ends early."""
+    """A file, or a storage server's answer, ends early.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> size = Path("short.relex").write_bytes(Path("run.relex").read_bytes()[:1000])
+        >>> relex_codec.open("short.relex")
+        Traceback (most recent call last):
+        relex_codec.errors.Truncated: short.relex ends at byte 1000, inside its header, which ends at byte 1240
+    """
 
 
 class Corrupt(RelexError):
-    """A checksum, a bound or a structural rule of the format fails; the message names the entry."""
+    """A checksum, a bound or a structural rule of the format fails; the message names the entry.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> data = bytearray(Path("run.relex").read_bytes())
+        >>> data[-9] ^= 1  # one bit
+        >>> size = Path("damaged.relex").write_bytes(data)
+        >>> relex_codec.open("damaged.relex").verify()
+        Traceback (most recent call last):
+        relex_codec.errors.Corrupt: damaged.relex: a blob of relex.data.frames, ..., does not match its checksum: ...
+    """
 
 
 class MissingFile(InvalidArgument, FileNotFoundError):

@@ -1,8 +1,7 @@
 """Records docs/pictures/recording.svg: a run is archived, compared, deleted, restored, and compared once more.
 
-The commands are run in a temporary directory, and what is drawn is what they printed: with ``~`` for that directory, and
-without the line a minute that stands for a bar where there is no terminal. Lines appear one after another
-where the viewer animates; where it does not, or the reader prefers no motion, all of them are there at once.
+The commands are run in a temporary directory, and what is drawn is what they printed: with ``~`` for that directory,
+and without the line a minute that stands for a bar where there is no terminal. Lines appear one after another where the viewer animates; where it does not, or the reader prefers no motion, all of them are there at once.
 
 usage: python tools/recording.py RUN BASE    (RUN: global_step_1 to global_step_400 of the benchmarks' sparse run)
 """
@@ -27,7 +26,8 @@ PAUSE, READING = 1.1, 0.35
 """Seconds before each command and between two lines of output."""
 
 STYLE = f"""
-  text {{ font: {FONT}px ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace; fill: #1f2328; white-space: pre }}
+  text {{ font: {FONT}px ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace }}
+  text {{ fill: #1f2328; white-space: pre }}
   .screen {{ fill: #f6f8fa; stroke: #d1d9e0 }} .bar {{ fill: #d1d9e0 }}
   .prompt {{ fill: #0969da }} .command {{ font-weight: 600 }} .output {{ fill: #59636e }}
   g {{ animation: appear 0.01s both }}

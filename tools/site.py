@@ -22,14 +22,22 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 SOURCE = re.compile(r'(<img[^>]* src=")([^"]+)(")')
 
 API = {
-    "Open a file": ("open", "Run", "Resident", "safe_open", "Coefficients", "Trust"),
+    "Open a file": ("open", "Run", "Resident", "safe_open"),
     "Write one": ("encode", "append", "merge", "Recorder"),
-    "With other libraries": ("load_model", "load_tokenizer", "RelexStorageReader"),
+    "With other libraries": (
+        "load_model", "load_tokenizer", "RelexStorageReader", "integrations.fsspec_filesystem.RelexFileSystem",
+        "integrations.trainer.RelexCallback", "integrations.vllm.switch", "integrations.vllm.verify",
+    ),
+    "What these return": (
+        "Coefficients", "Trust", "run.adapter.Adapter", "run.comparison.Comparison", "run.comparison.Difference",
+        "run.patches.Patch", "run.safe_open.Slice", "run.sweep.Sweep", "run.sweep.SweepRow", "trust.fits.HeldOut",
+        "trust.scores.Score", "trust.scores.Scores", "integrations.vllm.Switched",
+    ),
     "Errors": (
         "RelexError", "InvalidArgument", "CheckpointError", "BaseMismatch", "Unsupported", "Truncated", "Corrupt",
     ),
 }  # fmt: skip
-"""Public names, by what one wants to do; a test holds it to be all of them."""
+"""Public names, by what one wants to do. Those of ``relex_codec`` itself are here all, which a test holds."""
 
 
 def address() -> str:
@@ -52,8 +60,8 @@ def led(text: str, page: Path, known: set[Path], site: Path) -> str:
         before, target, after = match.groups()
         if "://" in target or target.startswith("mailto:"):
             return match[0]
-        if (site / page.parent / target).suffix in PICTURES and (site / page.parent / target).exists():
-            return match[0]  # drawn by a notebook
+        if (site / page.parent / target).is_file() and Path(target).suffix in PICTURES:
+            return match[0]  # a picture of a notebook, which is on the site alone
         there = (REPOSITORY / page.parent / target).resolve()
         if not there.exists():
             raise SystemExit(f"{page} links to {target}, which is not there")
@@ -85,13 +93,21 @@ def notebook_page(notebook: Path, pictures: Path) -> str:
             else:
                 parts.append("```text\n" + "".join(data["text/plain"]).rstrip("\n") + "\n```")
         if number == 0:
-            parts.append(f"This page is [a notebook]({address()}/blob/main/{notebook.relative_to(REPOSITORY)}) with its output.")
+            parts.append(
+                f"This page is [a notebook]({address()}/blob/main/{notebook.relative_to(REPOSITORY)}) with its output."
+            )
     return "\n\n".join(parts) + "\n"
 
 
 def api_page() -> str:
     """Return the page of the public names; what stands there comes from their docstrings."""
-    lines = ["# Python API", "", "Everything of `import relex_codec`; [Python](python.md) shows it in use.", ""]
+    lines = [
+        "# Python API",
+        "",
+        "[Python](python.md) shows it in use. Examples read `run.relex`, which was encoded with `exact=True` from "
+        "`base/` and steps 10 to 40 of `ckpts/`, and is open as `run`.",
+        "",
+    ]
     for title, names in API.items():
         lines += [f"## {title}", ""]
         for name in names:

@@ -83,7 +83,7 @@ class OriginPart(NamedTuple):
 def parts_of(sources: Sequence[BaseRange], start: int, end: int) -> Iterator[OriginPart]:
     """Yield where elements `start` to `end` of an origin lie in the base, in order.
 
-    Example:
+    Examples:
         >>> sources = [BaseRange(0, "gate", (4,), 0, 4), BaseRange(0, "up", (4,), 0, 4)]
         >>> [(part.name, part.first, part.at, part.elements) for part in parts_of(sources, 3, 6)]
         [('gate', 3, 0, 1), ('up', 0, 1, 2)]

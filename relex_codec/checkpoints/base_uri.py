@@ -31,7 +31,7 @@ def uri_of_base(base: PathLike, file: PathLike) -> str | None:
     Raises:
         InvalidArgument: as `checked_uri`.
 
-    Example:
+    Examples:
         >>> uri_of_base("models/base", "runs/x.relex")
         '../models/base'
         >>> uri_of_base("/cache/models--Qwen--Qwen3-8B/snapshots/" + 40 * "a", "x.relex")

@@ -46,7 +46,7 @@ class Overlap(NamedTuple):
 def row_major(shape: Sequence[int]) -> Sizes:
     """Return the strides, in elements, of a contiguous tensor.
 
-    Example:
+    Examples:
         >>> row_major((4, 3, 2))
         (6, 2, 1)
     """
@@ -59,7 +59,7 @@ def boxes_of_range(shape: Sizes, lo: int, hi: int) -> Iterator[tuple[int, Box]]:
     Yields:
         How many elements come before the box, and the box.
 
-    Example:
+    Examples:
         >>> [(at, box.offsets, box.sizes) for at, box in boxes_of_range((4, 3), 2, 10)]
         [(0, (0, 2), (1, 1)), (1, (1, 0), (2, 3)), (7, (3, 0), (1, 1))]
     """
@@ -84,7 +84,7 @@ def boxes_of_range(shape: Sizes, lo: int, hi: int) -> Iterator[tuple[int, Box]]:
 def overlap(a: Box, b: Box) -> Overlap | None:
     """Return what two boxes of one tensor have in common, if anything.
 
-    Example:
+    Examples:
         >>> overlap(Box((0, 0), (2, 4)), Box((1, 2), (3, 2))).there
         (0, 0)
     """
@@ -100,7 +100,7 @@ def overlap(a: Box, b: Box) -> Overlap | None:
 def fault_of(shape: Sizes, boxes: Sequence[Box]) -> str | None:
     """Return what is wrong with boxes that should make up a tensor: one sticks out, two overlap, something is missing.
 
-    Example:
+    Examples:
         >>> fault_of((4, 3), [Box((0, 0), (2, 3)), Box((2, 0), (2, 3))])
         >>> fault_of((4, 3), [Box((0, 0), (2, 3))])
         'parts of it have 6 of its 12 elements'

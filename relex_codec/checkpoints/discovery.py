@@ -234,7 +234,7 @@ def find_checkpoints(
 def path_in_run(root: PathLike, path: str) -> str | None:
     """Return the path of a checkpoint that `find_run` found, from the directory of the run on; None if nobody knows.
 
-    Example:
+    Examples:
         >>> path_in_run("ckpts/", "ckpts/global_step_10/actor/huggingface")
         'global_step_10/actor/huggingface'
         >>> path_in_run("s3://bucket/m-{step}/hf", "s3://bucket/m-10/hf")
@@ -250,7 +250,7 @@ def path_in_run(root: PathLike, path: str) -> str | None:
 def path_of_step(path: str) -> str | None:
     """Return the path of a checkpoint that `find_checkpoints` found, from the directory of its step on.
 
-    Example:
+    Examples:
         >>> path_of_step("/data/run/global_step_10/actor/huggingface")
         'global_step_10/actor/huggingface'
         >>> path_of_step("hf://org/run@step_10") is None

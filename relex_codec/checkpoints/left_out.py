@@ -70,7 +70,7 @@ def group_files(files: Iterable[ListedFile], steps: Sequence[StepFolder]) -> lis
         files: of the run's directory and all below it.
         steps: those that are kept.
 
-    Example:
+    Examples:
         >>> names = ["a-1/x.safetensors", "a-1/optimizer.pt", "a-2/x.safetensors", "a-2/optimizer.pt", "x/1.log"]
         >>> steps = [StepFolder(n, f"a-{n}", f"a-{n}", {"x.safetensors"}) for n in (1, 2)]
         >>> group_files([ListedFile(name, 10) for name in names], steps)

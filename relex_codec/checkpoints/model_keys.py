@@ -34,7 +34,7 @@ def model_prefix(keys: Collection[str], expected: Collection[str], where: str) -
     Raises:
         CheckpointError: as many of them are under two prefixes.
 
-    Example:
+    Examples:
         >>> model_prefix(["app.model.norm.weight", "app.optimizers.norm.weight"], ["norm.weight"], "x")
         'app.model.'
         >>> model_prefix(["model.norm.weight", "lm_head.weight"], ["model.norm.weight"], "x")

@@ -49,7 +49,7 @@ class RenameRule(NamedTuple):
 
     It applies once in a name: at its beginning, or else at the first dot after which `old` follows.
 
-    Example:
+    Examples:
         >>> rule = RenameRule.parse("model.language_model.=model.")
         >>> rule.apply("model.language_model.norm.weight")
         'model.norm.weight'
@@ -101,7 +101,7 @@ def match_tensors(run: Tensors, base: Tensors, rules: Sequence[RenameRule] = ())
     Raises:
         InvalidArgument: a rule makes no tensor of the run one of the base.
 
-    Example:
+    Examples:
         >>> run = {"model.norm.weight": TensorInfo("model.norm.weight", "BF16", (8,))}
         >>> match_tensors(run, {"norm.weight": TensorInfo("norm.weight", "F32", (8,))})
         {'model.norm.weight': (BaseRange(shard=0, name='norm.weight', shape=(8,), first=0, elements=8),)}
@@ -174,7 +174,7 @@ def compatible(one: TensorInfo, other: TensorInfo) -> bool:
 def key_of(name: str) -> str:
     """Return a name without what wrappers and other places in a model add to it.
 
-    Example:
+    Examples:
         >>> key_of("model.language_model.layers.0._orig_mod.mlp.up_proj.weight")
         'layers.0.mlp.up_proj.weight'
         >>> key_of("model.layers.1.block_sparse_moe.experts.3.w1.weight")

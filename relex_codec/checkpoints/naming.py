@@ -90,7 +90,7 @@ class StepName(NamedTuple):
 def step_names(names: Iterable[str]) -> tuple[list[StepName], list[StepName]]:
     """Sort directory names into those of steps and those that say that they are incomplete; drop the rest.
 
-    Example:
+    Examples:
         >>> complete, incomplete = step_names(["checkpoint-20", "tmp-checkpoint-30", "runs"])
         >>> complete[0].step, incomplete[0].name
         (20, 'tmp-checkpoint-30')
@@ -141,7 +141,7 @@ def check_steps(found: Collection[StepName], where: str) -> None:
 def match_steps(names: Iterable[str], template: str) -> list[StepName]:
     """Return the steps among names that are ``template`` with digits for ``{step}``; `name` is the digits.
 
-    Example:
+    Examples:
         >>> match_steps(["m-007", "m-8", "n"], "m-{step}")[0]
         StepName(step=7, name='007', layout='m-{step}')
     """
@@ -154,7 +154,7 @@ def match_steps(names: Iterable[str], template: str) -> list[StepName]:
 def suggest_template(names: Iterable[str]) -> str | None:
     """Return the name with ``{step}`` in it that most of these directories have, if any has a number.
 
-    Example:
+    Examples:
         >>> suggest_template(["m-1-hf", "m-20-hf", "logs"])
         'm-{step}-hf'
     """

@@ -34,7 +34,7 @@ FSDP_WHOLE: Final = "pytorch_model_fsdp.bin"
 def telling_file(names: Collection[str]) -> str | None:
     """Return the file of a directory that tells which kind of checkpoint it holds, if it is none of whole safetensors.
 
-    Example:
+    Examples:
         >>> telling_file([".metadata", "__0_0.distcp", "__1_0.distcp"])
         '.metadata'
         >>> telling_file(["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt", "fsdp_config.json"])
@@ -56,7 +56,7 @@ def telling_file(names: Collection[str]) -> str | None:
 def lone_pickle(names: Collection[str]) -> str | None:
     """Return the only pickled file of a directory that is no training state, whatever it is called.
 
-    Example:
+    Examples:
         >>> lone_pickle(["policy.pt", "optimizer.pt", "rng_state_0.pth", "config.json"])
         'policy.pt'
         >>> lone_pickle(["policy.pt", "value.pt"])
@@ -79,7 +79,7 @@ def tells_kind(path: str) -> bool:
 def directory_of(path: str) -> str:
     """Return the directory of a checkpoint by the path that it is known by.
 
-    Example:
+    Examples:
         >>> directory_of("run/checkpoint-10/adapter_model.safetensors"), directory_of("run/checkpoint-10")
         ('run/checkpoint-10', 'run/checkpoint-10')
     """

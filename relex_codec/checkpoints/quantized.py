@@ -34,7 +34,7 @@ def held_together(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     Returns:
         By the name of each, the codes that it belongs to: itself, if it is them.
 
-    Example:
+    Examples:
         >>> names = {"a.weight": "F8_E4M3", "a.weight_scale_inv": "F32", "b.weight": "BF16", "b.weight_scale": "F32"}
         >>> held_together({name: TensorInfo(name, dtype, (8,)) for name, dtype in names.items()})
         {'a.weight_scale_inv': 'a.weight', 'a.weight': 'a.weight'}

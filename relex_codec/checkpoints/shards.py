@@ -214,7 +214,7 @@ def box_of_rank(shape: Sizes, cuts: Sequence[Cut], mesh: Sizes, at: Sizes) -> Bo
     Raises:
         ValueError: the tensor has no such dimension.
 
-    Example:
+    Examples:
         >>> [box_of_rank((5, 8), [Cut(0, 0)], (4,), (rank,)).sizes for rank in range(4)]
         [(2, 8), (2, 8), (1, 8), (0, 8)]
         >>> box_of_rank((8, 8), [Cut(0, 1), Cut(0, 0)], (2, 2), (1, 0)).offsets  # of the first half, the second one

@@ -8,7 +8,7 @@ knows the few kinds of records that describe tensors (torch_values.py, dcp.py) a
 Hostile pickles cost no more than their own size: lengths are compared with the bytes that are there before anything is
 taken, containers are counted, and nothing is walked through that could share parts with itself.
 
-Example:
+Examples:
     >>> import pickle
     >>> value, end = unpickle(pickle.dumps({"lr": 0.5, "betas": (0.9, 0.95)}), "a file", allowed=lambda name: False)
     >>> value

@@ -184,7 +184,7 @@ _KINDS: Final[tuple[Callable[[list[str], str], str | None], ...]] = (
 def cache_root(path: str, folders: Collection[str]) -> str | None:
     """Say what to give instead of the directory of a model in the cache of the Hub, if it is one.
 
-    Example:
+    Examples:
         >>> cache_root("/cache/models--Qwen--Qwen3-8B", ["blobs", "refs", "snapshots"])
         'is the cache of Qwen/Qwen3-8B, not a checkpoint: give hf://Qwen/Qwen3-8B, or a directory in its snapshots/'
     """

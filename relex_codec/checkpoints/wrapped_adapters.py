@@ -41,7 +41,7 @@ _LEVELS: Final = 5
 def has_adapter(tensors: Collection[str], expected: Collection[str]) -> str | None:
     """Return the first tensor that is an adapter's, of those that the model itself does not have.
 
-    Example:
+    Examples:
         >>> has_adapter(["model.norm.weight", "base_model.model.q_proj.lora_A.default.weight"], ["model.norm.weight"])
         'base_model.model.q_proj.lora_A.default.weight'
     """
@@ -54,7 +54,7 @@ def adapter_names(tensors: Iterable[str], where: str) -> dict[str, str]:
     Raises:
         CheckpointError: there are several adapters.
 
-    Example:
+    Examples:
         >>> found = adapter_names(["q_proj.base_layer.weight", "q_proj.lora_A.default.weight", "norm.weight"], "x")
         >>> found
         {'base_model.model.q_proj.lora_A.weight': 'q_proj.lora_A.default.weight'}

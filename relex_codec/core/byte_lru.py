@@ -20,7 +20,7 @@ class ByteLRU(Generic[K, V]):
     Args:
         limit: in bytes.
 
-    Example:
+    Examples:
         >>> cache = ByteLRU(limit=10)
         >>> cache.put_all({"a": ("first", 4), "b": ("second", 4)})
         >>> cache.get("a")  # from now on used later than "b"

@@ -31,7 +31,7 @@ class Cancelled(BaseException):
 class CancelScope:
     """Is cancelled once, with all threads that run in it, and all scopes that were made in it.
 
-    Example:
+    Examples:
         >>> scope = CancelScope()
         >>> scope.cancel()
         >>> try:

@@ -62,7 +62,7 @@ def file_allowed(name: str, shards: Sequence[str] = ()) -> bool:
         name: in a folder of `FOLDERS`, it begins with that and a slash.
         shards: the files of weights that it lies beside.
 
-    Example:
+    Examples:
         >>> [file_allowed(name) for name in ("tokenizer_config.json", "spiece.model", "modeling_x.py", "LICENSE")]
         [True, True, True, True]
         >>> [file_allowed(name) for name in ("pytorch_model.bin.index.json", "evil.model", "x.npy", "nul.json", "a.")]
@@ -93,7 +93,7 @@ def file_allowed(name: str, shards: Sequence[str] = ()) -> bool:
 def is_document(name: str) -> bool:
     """Tell whether an allowed file is read by people only, so that a step may do without it.
 
-    Example:
+    Examples:
         >>> [is_document(name) for name in ("README.md", "LICENSE", "config.json")]
         [True, True, False]
     """
@@ -104,7 +104,7 @@ def is_document(name: str) -> bool:
 def directory_allowed(path: str) -> bool:
     """Tell whether the directory of a step may be called so, from the directory of its run on.
 
-    Example:
+    Examples:
         >>> [directory_allowed(path) for path in ("checkpoint-10", "global_step_10/actor/huggingface", "../10", "nul")]
         [True, True, False, False]
     """
@@ -117,7 +117,7 @@ def directory_allowed(path: str) -> bool:
 def looks_like_weights(name: str) -> bool:
     """Tell whether a loader could take a file of this name for weights, or be led to some by it.
 
-    Example:
+    Examples:
         >>> [looks_like_weights(name) for name in ("model.safetensors", "pytorch_model.bin.index.json", "config.json")]
         [True, True, False]
     """

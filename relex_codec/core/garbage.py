@@ -20,7 +20,7 @@ def collector_paused() -> Iterator[None]:
     The collector looks at all objects again and again while their number grows: half of the time that parsing the
     metadata of 25,600 chunks takes, and it finds nothing. What is counted is freed all the same.
 
-    Example:
+    Examples:
         >>> with collector_paused():
         ...     gc.isenabled()
         False

@@ -99,6 +99,14 @@ def compiled(function: F) -> F:
     return _kept(function, numba.njit(nogil=True)(function))
 
 
+def woven(function: F) -> F:
+    """The same for a function that is made a part of each one that calls it by LLVM, arrays among its arguments or not.
+
+    References to arrays that are counted up and down again in one function are not counted at all.
+    """
+    return _kept(function, numba.njit(nogil=True, forceinline=True)(function))
+
+
 def summing(function: F) -> F:
     """The same for a function that adds up floats, whose sums may be taken in another order, with fused products.
 
@@ -181,6 +189,10 @@ def _lowest_bit(b: Any, word: Any) -> Any:
 
 bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
 """How many bits of a word are set."""
+
+
+leading_zeros = operation(types.int64, (types.int64,), lambda b, word: b.ctlz(word, ir.Constant(ir.IntType(1), 0)))
+"""How many bits of a number are zero above its highest one; 64 of 0."""
 
 
 lowest_bit = operation(types.uint64, (types.uint64,), _lowest_bit)

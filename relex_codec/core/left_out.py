@@ -58,7 +58,7 @@ class LeftOut(NamedTuple):
 def kind_of(what: str) -> str:
     """Return what files are for, going by their name.
 
-    Example:
+    Examples:
         >>> kind_of("actor/optim_world_size_*_rank_*.pt"), kind_of("trainer_state.json"), kind_of("notes.txt")
         ('optimizer states', "trainer's state", 'other files')
     """
@@ -85,7 +85,7 @@ def describe(rows: Sequence[LeftOut], steps: int = 0) -> str:
     Args:
         steps: of the run; what comes to the same number of files at each step is told by the step.
 
-    Example:
+    Examples:
         >>> rows = [LeftOut("optimizer.pt", 400, 4_800_000_000), LeftOut("trainer_state.json", 400, 800_000)]
         >>> describe(rows, 400)
         "optimizer states (12 MB a step), trainer's state (2 kB a step)"

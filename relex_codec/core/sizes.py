@@ -25,7 +25,7 @@ def parse_memory(size: str | int) -> int:
     Raises:
         InvalidArgument: not a size, or less than 64 MB.
 
-    Example:
+    Examples:
         >>> parse_memory("4GB"), parse_memory("1.5 GiB"), parse_memory(64_000_000)
         (4000000000, 1610612736, 64000000)
     """
@@ -43,7 +43,7 @@ def parse_memory(size: str | int) -> int:
 def spell_bytes(count: int) -> str:
     """Return a number of bytes with three digits and a unit.
 
-    Example:
+    Examples:
         >>> spell_bytes(12_345_678), spell_bytes(7), spell_bytes(1_200_000_000_000)
         ('12.3 MB', '7 B', '1.2 TB')
     """

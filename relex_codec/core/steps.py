@@ -41,7 +41,7 @@ def select_steps(steps: Iterable[int], spec: str | None, exclude: str | None = N
     Raises:
         InvalidArgument: a text is no such list, a part of it finds no step, or no step is left.
 
-    Example:
+    Examples:
         >>> select_steps([30, 5, 10, 20, 15], "5:10,30"), select_steps([30, 5, 10, 20, 15], "::10", exclude="5")
         ([5, 10, 30], [15])
     """
@@ -80,7 +80,7 @@ def listed_steps(spec: str | None) -> list[int] | None:
 def spell_steps(chosen: Collection[int], steps: Iterable[int]) -> str:
     """Return the shortest list that chooses just these of `steps`, as a user may type it.
 
-    Example:
+    Examples:
         >>> spell_steps({10, 20, 30, 50}, [10, 20, 30, 40, 50])
         '10:30,50'
     """

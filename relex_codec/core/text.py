@@ -17,7 +17,7 @@ def printable(text: str) -> str:
     Escape sequences clear screens and set titles, and what turns the direction of writing shows other words than there
     are. Commands print through this, and what is of others goes through `on_one_line` before, as it could forge lines.
 
-    Example:
+    Examples:
         >>> printable("red\\x1b[31m, turned \\u202e, ä, and\\nanother line")
         'red\\\\x1b[31m, turned \\\\u202e, ä, and\\nanother line'
     """
@@ -41,7 +41,7 @@ def labelled(rows: Iterable[tuple[str, str]], columns: int = 0) -> str:
         columns: a line that would be longer goes on in the next one, below where it began; 0: lines are as long as
             they are.
 
-    Example:
+    Examples:
         >>> print(labelled([("base", "../base"), ("trust", "here at steps 265 to 555")], columns=27))
         base   ../base
         trust  here at steps 265 to

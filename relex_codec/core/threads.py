@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from .cancellation import Cancelled, CancelScope, wait_for
@@ -22,6 +22,7 @@ IO_THREADS: Final = 8
 """Threads for reads, which wait more than they compute."""
 HELPERS: Final = 64
 """Threads that are kept for `parallel_map`, at most: making new ones for each call takes longer than many calls."""
+_THREAD: Final = threading.local()
 _pool: ThreadPoolExecutor
 
 
@@ -43,14 +44,31 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_pool)  # which has none of the threads
 
 
+@contextmanager
+def at_most_threads(count: int) -> Iterator[None]:
+    """Let `parallel_map` compute on so many threads by default, where this thread calls it.
+
+    For work that is one of several at the same time: with as many threads each as there are processors they are in each
+    other's way, and take weights from each other's caches.
+    """
+    before = getattr(_THREAD, "most", None)
+    _THREAD.most = count
+    try:
+        yield
+    finally:
+        _THREAD.most = before
+
+
 def parallel_map(function: Callable[[T], R], values: Iterable[T], threads: int | None = None) -> list[R]:
-    """Return ``[function(v) for v in values]``, computed on `threads` threads; by default one a processor.
+    """Return ``[function(v) for v in values]``, computed on `threads` threads.
+
+    By default that is one a processor, or what `at_most_threads` says.
 
     The caller's thread is one of them, and takes what the others have not begun: so calls inside calls never wait for
     each other. When one fails, or the caller is interrupted, those that wait for the network end at once.
     """
     values = list(values)
-    workers = min(threads or cpu_count(), len(values))
+    workers = min(threads or getattr(_THREAD, "most", None) or cpu_count(), len(values))
     if workers < 2:
         return [function(value) for value in values]
     found: dict[int, R] = {}

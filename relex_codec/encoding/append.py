@@ -22,6 +22,8 @@ from relex_codec.core.filenames import ADAPTER_WEIGHTS
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY, parse_memory
 from relex_codec.core.text import quote
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.places import placed
 from relex_codec.errors import BaseMismatch, CheckpointError, InvalidArgument, RelexError
 from relex_codec.format import constants as f
 from relex_codec.format.constants import STEP_LIMIT
@@ -34,7 +36,6 @@ from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .appended_series import AppendedSeries
 from .encode import report_not_finite
-from .engines.choice import EngineChoice
 from .known_steps import check_unchanged, split
 from .later_steps import StepAppender, has_all_targets
 from .output import condition_of, is_same_file
@@ -42,7 +43,7 @@ from .pipeline import RunEncoder
 from .planning import plan_append
 from .prepare import report_notes
 from .quality import Quality
-from .run_source import AppendedSource, OpenHere, OpenRun, placed
+from .run_source import AppendedSource, OpenHere, OpenRun
 from .surroundings import appended_surroundings
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def append(
             that has no exact tier, or is another one than the file has of its step.
         BaseMismatch: the base is not the one that the file was made from.
 
-    Example:
+    Examples:
         >>> size = relex_codec.append("run.relex", ["ckpts/global_step_50"])
         >>> relex_codec.open("run.relex").steps
         [10, 20, 30, 40, 50]

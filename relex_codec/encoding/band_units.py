@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from relex_codec.core.digests import DIGEST
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.engines.protocol import Place
+from relex_codec.engines.unit_files import OpenFiles, UnitFile, UnitWriter
 from relex_codec.format.constants import PIECE
 
 from .delta_sums import forget_working_arrays
-from .engines.protocol import Place
 from .frames import FrameRange, coder_of
 from .gathered import Gathered, Summed
 from .run_source import RunSource, opened
 from .unit import encode_tensor, history_of
-from .unit_files import OpenFiles, UnitFile, UnitWriter
 from .unit_results import put_groups, put_tensor
 from .units import (
     THREAD_MEMORY,

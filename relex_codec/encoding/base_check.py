@@ -78,7 +78,7 @@ def reach(first: int, gaps: Iterable[Gap]) -> float:
     one. So from a gap of `g` steps over a distance d, the base is expected within ``d max(r, sqrt(r))``, r = first / g.
     Step 0 is the base, or what one training step has made of it where a trainer counts from 0.
 
-    Example:
+    Examples:
         >>> reach(300, [Gap(10, 0.5)]), reach(10, [Gap(1000, 0.5)])
         (15.0, 0.05)
     """

@@ -177,9 +177,9 @@ def directions(
     from .loops.deltas import STRIP, combine  # numba is only needed here
     from .loops.widening import KINDS
 
-    strip, total = working_array("direction", (ROWS, STRIP), np.float32), working_array("total", (STRIP,), np.float64)
+    part, total = working_array("part", (STRIP,), np.float32), working_array("total", (STRIP,), np.float64)
     for row, values in zip(weights, out, strict=True):
-        combine(bits, KINDS[dtype], at, origin, row.astype(np.float32), strip, total, values)
+        combine(bits, KINDS[dtype], at, origin, row.astype(np.float32), part, total, values)
     if not np.isfinite(out).all():  # an infinity at the origin, that is still there
         these = np.flatnonzero(~np.isfinite(out).all(axis=0))
         delta = deltas(bits[:observed, at + these], dtype, origin_bits[these], origin_dtype)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import DEFAULT_MEMORY
+from relex_codec.engines.places import everywhere
 from relex_codec.errors import InvalidArgument
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.urls import Options, PathLike
@@ -17,7 +18,6 @@ from .parts import Shard, write_part
 from .pipeline import RunEncoder
 from .planning import TensorPlan
 from .prepare import Request, prepare
-from .run_source import everywhere
 from .usable_steps import left_out_of_fits
 from .work_dir import WorkDirectory
 
@@ -54,6 +54,9 @@ def encode(
 ) -> int:
     """Encode a run of checkpoints into one ``.relex`` file.
 
+    For each tensor the file holds a direction and a line: the first right singular vector of the changes since the
+    base, and least squares through how far each step lies along it (RELEX, arXiv 2605.21468).
+
     Args:
         run: directory or fsspec URL that holds ``global_step_N/``, ``checkpoint-N/`` and the like; or one with
             ``{step}`` in it, the checkpoint of each step: ``hf://org/run@step_{step}``. Or a journal (`Recorder`), or
@@ -65,35 +68,36 @@ def encode(
         steps: the steps to encode: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
             ``1:4,6,8``.
         exclude_steps: which of them are left out, written in the same way.
-        rename: rules ``OLD=NEW`` where run and base call a tensor differently, beyond the prefixes that are known:
-            names of one with OLD in them, at the beginning or after a dot, are those of the other with NEW there.
+        rename: rules ``OLD=NEW`` for tensors that run and base call differently, beyond the prefixes that are known:
+            OLD in a name of the one, at its beginning or after a dot, is NEW in the other.
         quality: ``raw fine default small micro``, or how much the weight error may grow, such as 0.03.
         factor_rank: factor pairs per matrix of quality ``micro`` (default 8).
         rank: number of directions; more than one does not help extrapolation.
-        exact: store every step bit for bit as well, whatever tensors and files it has. Without, steps may differ in
-            copies of tied weights only.
-        embed_base: store the base losslessly in the file. One that is pickled (``pytorch_model.bin``) can only be
-            embedded, and with `allow_pickle`.
-        base_uri: where the file shall say that its base is; empty: nowhere. Default: the URL of `base`, which is
+        exact: store every step bit for bit as well, whatever tensors and files it has. Without, all steps must have
+            the same tensors, apart from copies of tied weights.
+        embed_base: store the base losslessly in the file. A pickled base (``pytorch_model.bin``) must be embedded, and
+            needs `allow_pickle`.
+        base_uri: what the file says about where its base is; empty: nothing. Default: the URL of `base`, which is
             ``hf://org/name@commit`` in the cache of the Hub, or its path from the directory of the file.
         memory: budget in bytes or as ``4GB``.
-        skip_incomplete: leave incomplete checkpoints out instead of refusing them, and missing ones of ``{step}``.
-        allow_any_base: take the base although the first step is ten times farther from it than steps are from each
-            other at that pace.
+        skip_incomplete: leave out incomplete checkpoints, and with ``{step}`` missing ones, instead of refusing them.
+        allow_any_base: take the base although the run does not seem to begin at it: the first step is more than ten
+            times farther away than the distances between steps explain.
         allow_new_tensors: encode a run most of which is in tensors that the base does not have.
         allow_pickle: read checkpoints too that pickles describe: directories of torch.distributed.checkpoint, FSDP's
             ``model_world_size_W_rank_R.pt``, ``pytorch_model.bin``. Pickles can run code in what loads them; here they
             are parsed by a list of what is allowed, and nothing in them is run.
         overwrite: replace what is at `output`; otherwise an existing file is refused.
         workers: how many tensors are worked on at the same time; default: one for each processor.
-        engine: where that is: ``local``, on threads of this process; ``processes``, in processes of this machine, each
-            with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or group of small
-            ones; ``auto``: processes for runs of some gigabytes. The file is the same.
-        address: of the Ray cluster, as `ray.init` takes it; ``local``: a new one, on this machine, for as long as it
-            takes. Default: the one that this process is connected to or runs beside, or a new one.
-        work_dir: directory or URL where what is finished is kept, so that the same call goes on after a kill. What
-            changed in between, of the run or the arguments, is noticed. It is removed when the file is complete.
-        keep_work_dir: leave it there.
+        engine: where the work is done: ``local``, on threads of this process; ``processes``, in processes of this
+            machine, each with its part of `memory`; ``ray``, on a cluster of Ray, where `memory` is for each tensor or
+            group of small ones; ``auto``: processes for five workers and more on runs of some gigabytes. The file is
+            the same.
+        address: of the Ray cluster, as `ray.init` takes it; ``local``: a new cluster on this machine, which ends with
+            the call. Default: the one that this process is connected to or runs beside, or a new one.
+        work_dir: directory or URL that keeps finished work, so that the same call continues after a kill. One that was
+            begun with another run or other arguments is refused. It is removed when the file is complete.
+        keep_work_dir: leave `work_dir` there.
         shard: do one part of the work only, ``I/N`` for part I of N, and write it to ``OUTPUT.part-I-of-N``; `merge`
             joins them. ``auto`` takes it from a job array of Slurm, or from RANK and WORLD_SIZE.
         progress: show a bar on stderr, or a line a minute where that is no terminal.
@@ -108,7 +112,7 @@ def encode(
         InvalidArgument: an argument cannot be, the output exists or cannot be written, or the base is not the one that
             the run began at.
 
-    Example:
+    Examples:
         >>> size = relex_codec.encode("ckpts/", "new.relex", base="base/", steps="10:40", exact=True)
         >>> relex_codec.open("new.relex").steps
         [10, 20, 30, 40]

@@ -12,6 +12,8 @@ from relex_codec.core.dtypes import F32, from_float32, to_float32
 from relex_codec.format.factors import Factors
 from relex_codec.kernels.reference import factor_sum
 
+from .delta_sums import working_array
+from .large_direction import decoded_over
 from .quality import Quality
 from .quantizer import Chosen
 from .stored_direction import StoredDirection
@@ -46,6 +48,9 @@ class Excerpt:
         self._origin, self._target, self._other = some(sample.origins), some(sample.targets), some(sampled.others)
         self.values = some(sampled.values)
         self.count, self.complete = len(self.values), distance == 1
+        large = not self.complete and not self._other.any()
+        self._bits = from_float32(self._target, sample.dtype) if large else None
+        """Of the targets, where the error is measured by what is compiled: of a large tensor with one direction."""
         self._spans = sample.spans
         self._distance, self._sampled = distance, sampled
         self._sums: tuple[Factors | None, F32 | None] = (None, None)
@@ -74,7 +79,16 @@ class Excerpt:
 
     def error(self, stored: StoredDirection) -> float:
         """Squared error with the direction stored so."""
-        return self._error(stored.decoded_with(self.values, self._factor_sums(stored.factors)))
+        sums = self._factor_sums(stored.factors)
+        if self._bits is None:
+            return self._error(stored.decoded_with(self.values, sums))
+        from .loops.weights import STRIP, squared_miss_of  # numba is only needed here
+        from .loops.widening import KINDS
+
+        out = np.zeros(self.count, np.float32) if sums is None else sums.copy()
+        values, strips = decoded_over(stored, self.values, out), working_array("strips", (3, STRIP), np.float32)
+        origin = self._origin.view(np.uint32)
+        return squared_miss_of(origin, KINDS["F32"], self._bits, KINDS[self._dtype], values, self._g, strips)
 
     def errors(self, factors: Factors | None, chosen: Chosen) -> list[float]:
         """Return the squared errors with several quantisers for what factors leave: for few elements."""

@@ -11,13 +11,13 @@ from typing import Final
 
 from relex_codec.core.left_out import LeftOut
 from relex_codec.core.threads import cpu_count
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.driver import run_units
 from relex_codec.format.writer import FileWriter
 from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.urls import PathLike
 
 from .band_units import BandUnit
-from .driver import run_units
-from .engines.choice import EngineChoice
 from .planning import CopyPlan, TensorPlan
 from .prepare import Request, prepare
 
@@ -114,7 +114,7 @@ def forecast(request: Request, output: PathLike) -> Forecast:
 def sample_of(sizes: Sequence[int], most: int = SAMPLE_UNITS) -> list[int]:
     """Return which units stand for all: those in which equal shares of the bytes have their middle, the smaller first.
 
-    Example:
+    Examples:
         >>> sample_of([5, 0, 5, 80, 10, 20], 2)
         [3]
         >>> sample_of([10, 10, 10, 10], 2)

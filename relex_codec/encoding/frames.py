@@ -20,10 +20,9 @@ from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
 if TYPE_CHECKING:
+    from relex_codec.engines.unit_files import UnitWriter
     from relex_codec.exact.segment_writer import Blobs
     from relex_codec.exact.segments import PartInfo, SegmentShape
-
-    from .unit_files import UnitWriter
 
 
 @dataclass(frozen=True)

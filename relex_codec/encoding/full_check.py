@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from relex_codec.core.dtypes import F32, Bits
-from relex_codec.format.constants import NONE, PIECE
+from relex_codec.format.constants import PIECE
 
 from .delta_sums import working_array
 from .fit import F64
+from .large_direction import decoded_values
 from .quality import Quality
 from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
@@ -73,22 +74,3 @@ class FullCheck:
         for of_one in self._history.spread(of_piece):
             total = total + of_one
         return total
-
-
-def decoded_values(stored: StoredDirection, values: F32, start: int) -> F32:
-    """Return what `StoredDirection.decoded` does, compiled, in an array that this thread uses again."""
-    from .loops.weights import quantised, sum_of_factors
-
-    out: F32 = working_array("decoded", (PIECE,), np.float32)[: len(values)]
-    if stored.factors is None:
-        out[:] = 0
-    else:
-        sum_of_factors(stored.factors.a, stored.factors.b, start, out)
-    quantizer = stored.quantizer
-    if stored.packing is NONE:
-        return out
-    if quantizer is None:
-        return values if stored.factors is None else out + (values - out)
-    width, offset, most = np.float32(quantizer.width), np.float32(0.5 - quantizer.bias), stored.packing.zero
-    quantised(values, out, width, offset, np.float32(most), quantizer.scale, quantizer.shift)
-    return out

@@ -13,8 +13,8 @@ from relex_codec.format.manifest import FileEntry, Manifest
 from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.writer import FileWriter
 
-from .driver import Results
 from .layouts import step_entries
+from .results import Results
 from .surroundings import Surroundings
 from .tables import EncodedTensor, tables_of
 

@@ -19,6 +19,9 @@ from relex_codec.core.dtypes import FLOATS, ITEMSIZE
 from relex_codec.core.progress import note, progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
+from relex_codec.engines.choice import EngineChoice, Work
+from relex_codec.engines.driver import run_units
+from relex_codec.engines.unit_files import OpenFiles
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.index import Index
@@ -27,17 +30,15 @@ from relex_codec.format.tensor_record import TensorRecord
 from relex_codec.format.writer import ChunkWriter, FileWriter, FrameEntries, Tables
 from relex_codec.run.run_reader import RunReader
 
-from .driver import Results, run_units
-from .engines.choice import EngineChoice, Work
 from .fit import F64
 from .frames import FrameRange
 from .later_tensor import LaterTensor, moves_later
 from .later_units import LaterSpec, LaterUnit, later_tensor
 from .layouts import step_entries
+from .results import Results
 from .run_plan import Key
 from .run_source import OpenHere, OpenRun, RunSource
 from .surroundings import appended_surroundings
-from .unit_files import OpenFiles
 from .unit_plan import TensorSize, plan_units
 
 if TYPE_CHECKING:

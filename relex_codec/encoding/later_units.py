@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.engines.protocol import Place
+from relex_codec.engines.unit_files import UnitFile, UnitWriter
 from relex_codec.format import constants as f
 from relex_codec.format.tensor_record import TensorRecord
 
 from .delta_sums import forget_working_arrays
-from .engines.protocol import Place
 from .frames import FrameCoder, FrameRange, TensorFrames, coder_of
 from .later_tensor import LaterTensor, add_piece, project_tensor
 from .run_source import RunSource, opened
-from .unit_files import UnitFile, UnitWriter
 from .unit_results import put_groups
 from .units import THREAD_MEMORY, UNIT_MEMORY
 

@@ -70,7 +70,7 @@ def directory_names(paths: Iterable[str | None], steps: Sequence[int]) -> list[s
     Returns:
         None for a step whose directory is called ``global_step_N``, as those are that have no name.
 
-    Example:
+    Examples:
         >>> directory_names(["checkpoint-5", "checkpoint-10"], [5, 10])
         ['checkpoint-5', 'checkpoint-10']
         >>> directory_names(["a/é-5", "a/é-10"], [5, 10])

@@ -37,7 +37,7 @@ def decompose(read: ReadElements, shape: tuple[int, ...], rank: int) -> Factors:
     Returns:
         Factors with float32 a [H, rank, m] and b [H, rank, n']: a_j = sqrt(s_j) u_j, b_j = sqrt(s_j) v_j.
 
-    Example:
+    Examples:
         >>> matrix = np.outer(np.arange(1, 4), np.arange(4)).astype(np.float32)
         >>> factors = decompose(lambda lo, hi: matrix.reshape(-1)[lo:hi], matrix.shape, rank=1)
         >>> bool(np.allclose(np.outer(factors.a[0, 0], factors.b[0, 0]), matrix, atol=1e-5))

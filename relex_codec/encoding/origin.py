@@ -45,7 +45,7 @@ class Origin:
 def read_sources(base: TensorReader, sources: Sequence[BaseRange], lo: int, hi: int) -> Bits:
     """Return the bits of elements `lo` to `hi` of what several stretches of the base are together.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from relex_codec.checkpoints.checkpoint import TensorInfo
         >>> from relex_codec.format.manifest import whole_tensor

@@ -15,6 +15,8 @@ from typing import IO, Final, cast
 
 from relex_codec.checkpoints.base_uri import uri_of_base
 from relex_codec.core.steps import spell_steps
+from relex_codec.engines.driver import Done
+from relex_codec.engines.unit_files import COPY, OpenFiles, UnitFile, UnitWriter
 from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.format.manifest_parser import parse
 from relex_codec.format.writer import FileWriter
@@ -22,10 +24,9 @@ from relex_codec.storage.leftovers import ScratchDirectory
 from relex_codec.storage.open import open_source
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, options_for, without_secrets
 
-from .driver import Done, Results
 from .joining import Outline
 from .output import condition_of
-from .unit_files import COPY, OpenFiles, UnitFile, UnitWriter
+from .results import Results
 from .work_identity import Identity
 
 KIND: Final = "relex part"
@@ -56,7 +57,7 @@ class Shard:
         Raises:
             InvalidArgument: it is neither, or nothing says.
 
-        Example:
+        Examples:
             >>> Shard.parse("2/8")
             Shard(number=2, count=8)
             >>> Shard.parse("auto", {"RANK": "0", "WORLD_SIZE": "4"})
@@ -100,7 +101,7 @@ class Shard:
     def name(self, output: PathLike) -> str:
         """Return what the part of a file is called.
 
-        Example:
+        Examples:
             >>> Shard(2, 8).name("run.relex")
             'run.relex.part-2-of-8'
         """
@@ -184,6 +185,13 @@ def merge(
         InvalidArgument: parts are missing, given twice, of different runs or options, or no parts; the output exists
             or cannot be written.
         Corrupt: a part is damaged.
+
+    Examples:
+        >>> for shard in ("1/2", "2/2"):  # on two machines
+        ...     size = relex_codec.encode("ckpts/", "big.relex", base="base/", shard=shard)
+        >>> size = relex_codec.merge(["big.relex.part-1-of-2", "big.relex.part-2-of-2"], "big.relex")
+        >>> relex_codec.open("big.relex").steps
+        [10, 20, 30, 40, 50]
     """
     condition = condition_of(output, overwrite=overwrite, base=None, storage_options=storage_options)
     writer = FileWriter(output, storage_options, condition)

@@ -15,6 +15,9 @@ from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.progress import progress_bar
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
+from relex_codec.engines.choice import EngineChoice, Work
+from relex_codec.engines.driver import Done, run_units
+from relex_codec.engines.unit_files import OpenFiles
 from relex_codec.errors import InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import Manifest
@@ -22,17 +25,15 @@ from relex_codec.format.packed_span import PendingSpan
 from relex_codec.format.writer import FileWriter
 
 from .band_units import BandUnit, FinishUnit
-from .driver import Done, Results, run_units
-from .engines.choice import EngineChoice, Work
 from .frames import FrameRange
 from .joining import Contents, Outline
 from .moving import moves
 from .parts import Shard
 from .planning import CopyPlan, RunPlan, TensorPlan
 from .quality import Quality
+from .results import Results
 from .run_source import OpenHere, RunSource
 from .surroundings import Surroundings
-from .unit_files import OpenFiles
 from .unit_plan import TensorSize, plan_units, shard_of
 from .units import Settings, TensorSpec, TensorsUnit, frames_memory, room_of, task_of
 from .work_dir import WorkDirectory

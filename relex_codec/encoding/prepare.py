@@ -22,6 +22,8 @@ from relex_codec.core.left_out import LeftOut, describe
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import parse_memory
 from relex_codec.core.steps import select_steps
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.places import everywhere, placed
 from relex_codec.errors import CheckpointError, InvalidArgument
 from relex_codec.format import constants as f
 from relex_codec.format.writer import FileWriter
@@ -32,13 +34,12 @@ from relex_codec.storage.urls import Options, PathLike, without_secrets
 
 from .adapter_run import NoBase
 from .base_check import check_base, check_new_tensors
-from .engines.choice import EngineChoice
 from .layouts import directory_names
 from .matched_base import MatchedBase, started_somewhere
 from .pipeline import RunEncoder
 from .planning import plan_run
 from .quality import Quality
-from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunSource, everywhere, placed
+from .run_source import CheckpointSource, JournalSource, OpenHere, OpenRun, RunSource
 from .surroundings import Surroundings, surroundings
 from .work_identity import Identity, identity_of, identity_of_journal
 

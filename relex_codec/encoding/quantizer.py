@@ -51,7 +51,7 @@ class Quantizer:
     def codes(self, x: F32) -> Codes:
         """Return the codes of float32 values, int32 of the same shape, in ``-zero .. zero`` of the packing.
 
-        Example:
+        Examples:
             >>> from relex_codec.format.constants import QUINARY
             >>> tenths = Quantizer(QUINARY, 0.1, 0.0, np.float32(0.1), np.float32(0), 0.0, 0.0)
             >>> tenths.codes(np.array([0.04, 0.06, -0.21, 7.0], np.float32)).tolist()

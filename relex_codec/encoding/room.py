@@ -9,9 +9,9 @@ import numpy as np
 
 from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.core.dtypes import ITEMSIZE
+from relex_codec.engines.arena import bytes_of
 from relex_codec.format.constants import PIECE
 
-from .arena import bytes_of
 from .delta_sums import WIDE_STRIP
 
 SMALLEST_SLICE: Final = WIDE_STRIP

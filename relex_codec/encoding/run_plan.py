@@ -69,7 +69,7 @@ def plan_tensors(tables: Sequence[Table], steps: Sequence[int], main: int) -> li
     Raises:
         CheckpointError: a tensor has two shapes.
 
-    Example:
+    Examples:
         >>> old, new = TensorInfo("norm.weight", "BF16", (8,)), TensorInfo("model.norm.weight", "BF16", (8,))
         >>> planned = plan_tensors([{old.name: old}, {new.name: new}], [1, 2], main=1)
         >>> for tensor in planned:
@@ -118,7 +118,7 @@ def tie(planned: Iterable[PlannedTensor], targets: Mapping[Key, Key]) -> list[Pl
     Args:
         targets: by the key of each copy the tensor that it is a copy of, which is none itself.
 
-    Example:
+    Examples:
         >>> tables = [{n: TensorInfo(n, "BF16", (8,)) for n in names} for names in (["a", "b"], ["a"])]
         >>> planned = plan_tensors(tables, [1, 2], main=0)
         >>> [tensor.target for tensor in tie(planned, {Key("b", "BF16"): Key("a", "BF16")})]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import os
 import pickle
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -18,7 +16,7 @@ from relex_codec.checkpoints.pickled_base import open_base_to_encode
 from relex_codec.checkpoints.series import open_series
 from relex_codec.errors import InvalidArgument
 from relex_codec.run.run_reader import RunReader
-from relex_codec.storage.urls import Options, PathLike, is_url, local_path
+from relex_codec.storage.urls import Options
 
 from .adapter_run import NoBase
 from .appended_series import AppendedSeries
@@ -175,19 +173,3 @@ def opened(source: RunSource) -> OpenRun:
         RelexError: it cannot be opened.
     """
     return _KEPT.get(source)
-
-
-def everywhere(path: PathLike) -> str:
-    """Return a path that means the same in a process that works in another directory."""
-    if is_url(path):
-        return os.fspath(path)
-    text = os.fspath(path)
-    with suppress(OSError):  # the working directory was removed
-        if os.path.exists(local_path(text)):  # it may name a model of the Hub
-            return os.path.abspath(local_path(text))
-    return text
-
-
-def placed(found: Sequence[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
-    """Return steps and paths of checkpoints as other processes find them."""
-    return tuple((step, path if is_url(path) else everywhere(path)) for step, path in found)

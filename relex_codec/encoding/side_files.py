@@ -32,7 +32,7 @@ def files_from_base(own: Iterable[str], base: Iterable[str]) -> list[str]:
 
     All that it lacks, but nothing of a tokenizer or of a processor of which it has files itself.
 
-    Example:
+    Examples:
         >>> files_from_base(["config.json"], ["config.json", "tokenizer.json", "chat_template.jinja"])
         ['chat_template.jinja', 'tokenizer.json']
         >>> files_from_base(["config.json", "vocab.json"], ["tokenizer.json", "generation_config.json", "LICENSE"])
@@ -63,7 +63,7 @@ def fitted_config(raw: bytes, dtypes: Mapping[str, int], where: str) -> bytes:
         `raw` itself if all of it holds: a run without codes has no ``quantization_config``, and its ``dtype`` is that
         of most of its weights.
 
-    Example:
+    Examples:
         >>> fitted_config(b'{"dtype": "bfloat16", "quantization_config": {}}', {"F32": 9}, "base")
         b'{\\n  "dtype": "float32"\\n}\\n'
     """

@@ -16,7 +16,7 @@ from relex_codec.core.dtypes import F32, Bits, from_float32, to_float32
 
 from .delta_sums import FEW, working_array
 from .fit import F64, Fit
-from .full_check import decoded_values
+from .large_direction import decoded_values
 from .stored_direction import StoredDirection
 from .tensor_history import TensorHistory, Vectors
 
@@ -30,7 +30,7 @@ TIERS: Final = 2
 def excerpt_spans(size: int) -> list[tuple[int, int]]:
     """Return the elements that are measured: first of each stretch, and the one after its last.
 
-    Example:
+    Examples:
         >>> excerpt_spans(5)
         [(0, 5)]
         >>> spans = excerpt_spans(10**7)

@@ -14,6 +14,7 @@ from relex_codec.format.factors import Factors, stream
 from relex_codec.format.packing import pack_codes, split_planes, to_planes
 from relex_codec.kernels.reference import factor_sum, remainder
 
+from .delta_sums import FEW
 from .low_rank import ReadElements
 from .quantizer import Quantizer
 
@@ -54,6 +55,10 @@ class StoredDirection:
     def remainder_piece(self, values: F32, start: int) -> Bytes:
         """Pack the remainder of the elements `values` of the direction, which begin at element `start`: its planes
         one after another, or its blocks."""
+        if self.quantizer is not None and len(values) > FEW:
+            from .large_direction import packed_codes  # which stands on this class, and needs numba
+
+            return packed_codes(self, values, start)
         rest = values if self.factors is None else values - factor_sum(self.factors, start, start + len(values))
         if self.quantizer is None:
             return to_planes(rest.view(np.uint32))

@@ -22,10 +22,10 @@ from relex_codec.core.dtypes import F32, Bits, as_dtype, bits_dtype
 from relex_codec.core.steps import spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import ordered_map
+from relex_codec.engines.arena import Region
 from relex_codec.errors import CheckpointError
 from relex_codec.format.constants import PIECE
 
-from .arena import Region
 from .delta_sums import GramSums, directions, magnitude, widened, working_array
 from .fit import F64, Fit
 from .gathered import Gathered, Summed

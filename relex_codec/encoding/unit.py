@@ -15,11 +15,11 @@ import numpy as np
 from relex_codec.checkpoints.checkpoint import TensorInfo
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, ITEMSIZE, as_dtype, to_float32
+from relex_codec.engines.arena import Region
 from relex_codec.format import constants as f
 from relex_codec.format.packed_span import PackedSpan, pack
 from relex_codec.format.packing import packed_size, piece_lengths, split_planes
 
-from .arena import Region
 from .delta_sums import FEW
 from .direction_search import DirectionSearch, sample_starts
 from .excerpt import LIMIT

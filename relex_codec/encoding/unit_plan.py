@@ -138,7 +138,7 @@ def _framed(unit: PlannedUnit, groups: Sequence[tuple[PartInfo, ...]]) -> Planne
 def shard_of(sizes: Sequence[int], number: int, count: int) -> list[int]:
     """Return which units are part `number` of `count`, from 1 on: parts have about as many bytes each.
 
-    Example:
+    Examples:
         >>> [shard_of([5, 1, 1, 3, 4], number, 2) for number in (1, 2)]
         [[0, 1, 2], [4, 3]]
     """

@@ -9,12 +9,12 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from relex_codec.core.digests import DIGEST
+from relex_codec.engines.unit_files import COPY, UnitFile, UnitWriter
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import TensorEntry
 from relex_codec.format.packed_span import ChunkRow, PackedSpan
 
 from .tables import EncodedDirection, EncodedTensor
-from .unit_files import COPY, UnitFile, UnitWriter
 
 if TYPE_CHECKING:
     from relex_codec.exact.segment_writer import Blobs, CodedGroup

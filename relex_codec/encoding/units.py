@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from relex_codec.core.dtypes import ITEMSIZE, as_dtype
+from relex_codec.engines.arena import bytes_of
+from relex_codec.engines.protocol import Place
+from relex_codec.engines.unit_files import UnitWriter
 from relex_codec.format import constants as f
 from relex_codec.format.manifest import BaseRange
 
-from .arena import bytes_of
 from .delta_sums import forget_working_arrays
-from .engines.protocol import Place
 from .frames import FrameCoder, FrameRange, TensorFrames, coder_of
 from .origin import Origin
 from .planning import TensorPlan
@@ -25,7 +26,6 @@ from .run_plan import PlannedTensor
 from .run_source import OpenRun, RunSource, opened
 from .tensor_steps import TensorSteps
 from .unit import TensorTask, Workplace, encode_tensor
-from .unit_files import UnitWriter
 from .unit_results import put_groups, put_tensor
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ def fit_usable(gram: F64, steps: npt.NDArray[np.int64], observed: int, rank: int
     Returns:
         A `Fit` over all steps. Other steps have weight 0 in the directions, and the line's value as coefficient.
 
-    Example:
+    Examples:
         >>> deltas = np.array([[1.0], [2.0], [np.nan], [4.0]])
         >>> fit = fit_usable(deltas @ deltas.T, np.array([1, 2, 3, 4]), 4, 1, np.array([True, True, False, True]))
         >>> fit.coefficients.round(9).tolist(), fit.slope.round(9).tolist()
@@ -61,7 +61,7 @@ def left_out_of_fits(bad: Mapping[str, Collection[int]], steps: list[int], tenso
     Returns:
         A line for each set of steps.
 
-    Example:
+    Examples:
         >>> left_out_of_fits({"a": [4], "b": [4]}, [1, 2, 3, 4], 2)
         ['not finite at step 4: all 2 tensors; lines are fitted on the other steps']
     """

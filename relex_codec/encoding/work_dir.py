@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Final
 
 from relex_codec.core.progress import note
+from relex_codec.engines.protocol import SUFFIX, result_path
+from relex_codec.engines.unit_files import OpenFiles, UnitFile
 from relex_codec.errors import Corrupt, InvalidArgument
 from relex_codec.storage.explain import write_error
 from relex_codec.storage.leftovers import ScratchDirectory, remove_tree
@@ -26,8 +28,6 @@ from relex_codec.storage.outputs import output_file
 from relex_codec.storage.upload import UploadTarget
 from relex_codec.storage.urls import Options, PathLike, is_url, local_path, options_for, without_secrets
 
-from .engines.protocol import SUFFIX, result_path
-from .unit_files import OpenFiles, UnitFile
 from .work_identity import Identity
 from .work_owner import OWNER, owner_document, refuse_owner
 

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.jit import inlined
+from relex_codec.core.jit import inlined, leading_zeros
 
 Int: TypeAlias = int | np.int64
 """Integers of compiled code, all of which have 64 bits there."""
@@ -47,18 +47,17 @@ STILL: Final = 2 | 2 << 4
 """The outer movement of a word of which nothing is known: none at either end."""
 
 
-LENGTHS: Final = np.array([value.bit_length() for value in range(256)], np.int64)
-"""Bits of small numbers: counting them one by one mispredicts a branch for most numbers."""
-
-
 @inlined
 def bit_length(value: Int) -> Int:
     """Number of bits of a non-negative int64."""
-    bits = 0
-    while value >= 256:
-        value >>= 8
-        bits += 8
-    return bits + np.int64(LENGTHS[value])
+    return 64 - leading_zeros(value)
+
+
+@inlined
+def bounded(value: Int, most: Int) -> Int:
+    """A number as one of 0 .. `most`, without a branch, which would be mispredicted for many words."""
+    rest = most - (value & ~(value >> 63))
+    return most - (rest & ~(rest >> 63))
 
 
 @inlined
@@ -123,22 +122,20 @@ def wrapped(value: Int, half: Int) -> Int:
 @inlined
 def scale_class(word: Int, mantissa: Int, half: Int, low: Int) -> Int:
     """Class of an ordered word: its exponent above `low`, 0 to 15."""
-    magnitude = word - half if word >= half else half - 1 - word
-    value = (magnitude >> mantissa) - low
-    return 0 if value < 0 else (CLASSES - 1 if value >= CLASSES else value)
+    above = word - half
+    return bounded(((above ^ (above >> 63)) >> mantissa) - low, CLASSES - 1)
 
 
 @inlined
 def clipped(movement: Int) -> Int:
     """A movement as 0 .. 4, which stand for -2 or less, -1, 0, 1, 2 or more."""
-    return 0 if movement < -2 else (4 if movement > 2 else movement + 2)
+    return bounded(movement + 2, 4)
 
 
 @inlined
 def far_context(distance: Int, scale: Int) -> Int:
     """Context of a list word whose ends are 8 or more apart."""
-    length = bit_length(distance) - 4
-    return FAR + (8 if length > 8 else length) * CLASSES + scale
+    return FAR + bounded(bit_length(distance) - 4, 8) * CLASSES + scale
 
 
 @inlined

@@ -25,23 +25,36 @@ from .contexts import (
     raw_bits,
     unzigzag,
 )
-from .interval_lists import IntervalList, Longs, MovedWords, Ranks, merge_moved, split_list, write_words
+from .interval_lists import (
+    IntervalList,
+    Longs,
+    MovedWords,
+    Ranks,
+    listed_before,
+    merge_moved,
+    split_list,
+    write_words,
+)
+from .list_blocks import ListBlock
 from .list_decoder import decode_list
 from .rans import (
-    COARSE_SHIFT,
     LANES,
     LANES_FROM,
-    LOOKUP_SHIFT,
     LOW,
     ONE,
-    SYMBOL_SHIFT,
+    SYMBOL_OF_BUCKET,
     CoderTables,
     Words,
     after_symbol,
-    is_beyond,
+    bucket_of,
+    entry_of,
+    past_entry,
+    past_start,
     raw_of,
     refilled,
     slot_of,
+    slots_in,
+    slots_of,
     take_number,
     without_raw,
 )
@@ -71,6 +84,7 @@ def decode_frame(
     write: bool,
     low: IntervalList,
     high: IntervalList,
+    block: ListBlock,
     middle: Bits,
     moved: MovedWords,
     current: Bits,
@@ -88,6 +102,7 @@ def decode_frame(
         side: which lists are wanted: `LOW_SIDE`, `HIGH_SIDE` or `BOTH_SIDES`.
         write: whether the words of the frame shall be written to `current`.
         low, high: filled, if they are wanted; with room for one word more than the part.
+        block: used up.
         middle: filled with the words of the list in the frame.
         moved: filled with the quiet words that moved.
         current, order: as of `decode_moved`.
@@ -107,7 +122,7 @@ def decode_frame(
         out_rank, out_here, out_end, out_outer = low_rank, low_right, low_left, low_outer
     made, states[0], at = decode_list(
         rank, near_of, far_of, outer, near_is_right, from_near, length, shape, tables, states[0], words,
-        middle, one_high, end_of, other_of, out_rank, out_here, out_end, out_outer,
+        block, middle, one_high, end_of, other_of, out_rank, out_here, out_end, out_outer,
     )  # fmt: skip
     a, b = (0, made) if one_high else (made, 0)
     moved_rank, before, after = moved
@@ -153,7 +168,7 @@ def decode_all(
     Returns:
         Their number and the number of words used.
     """
-    table_of, lookup, entries = tables
+    table_of, buckets, entries = tables
     x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     mask = 2 * half - 1
     many = len(words)
@@ -163,21 +178,21 @@ def decode_all(
         while i >= bounds[scale + 1]:
             scale += 1
         stop = min(bounds[scale + 1], first)
-        t = table_of[DENSE + scale]
-        base, row = t << LOOKUP_SHIFT, t << SYMBOL_SHIFT
+        table = np.uint64(table_of[DENSE + scale])
         while i < stop:
             # with four lanes, the lane in turn is always kept in x0
             slot = slot_of(x0)
-            v = np.uint64(lookup[base | (slot >> COARSE_SHIFT)])
-            entry = entries[row | v]
-            while is_beyond(slot, entry):
-                v += ONE
-                entry = entries[row | v]
-            x0 = after_symbol(x0, entry)
+            bucket = np.uint64(buckets[bucket_of(table, slot)])
+            symbol, slots, past = bucket >> SYMBOL_OF_BUCKET, slots_in(bucket), past_start(slot, bucket)
+            while past >= slots:
+                symbol += ONE
+                entry = np.uint64(entries[entry_of(table, symbol)])
+                slots, past = slots_of(entry), past_entry(slot, entry)
+            x0 = after_symbol(x0, slots, past)
             if x0 < LOW and at < many:
                 x0 = refilled(x0, words[at])
                 at += 1
-            move: Int = np.int64(v)
+            move: Int = np.int64(symbol)
             if move >= 4:
                 bits = raw_bits(move)
                 raw = raw_of(x0, bits)
@@ -241,10 +256,9 @@ def decode_moved(
         if scale == CLASSES:
             return BAD_STREAM
         gap, x, at = take_number(x, GAP + scale, tables, words, at)
-        r = begin + gap
-        while passed < len(rank) and rank[passed] <= r:
-            r += 1
-            passed += 1
+        quiet = begin - passed + gap
+        passed = listed_before(rank, quiet, passed)
+        r = quiet + passed
         if r >= size:
             return BAD_STREAM
         while r >= bounds[scale + 1]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.jit import compiled
+from relex_codec.core.jit import compiled, woven
 
 from .contexts import (
     ABOVE,
@@ -15,18 +15,15 @@ from .contexts import (
     DENSE,
     GAP,
     MOVE,
-    NEAR_CONTEXTS,
     Int,
-    far_context,
-    near_key,
     number_symbol,
     raw_bits,
     record_of,
-    scale_class,
     wrapped,
     zigzag,
 )
-from .interval_lists import Longs, Ranks
+from .interval_lists import Longs, Ranks, ranks_before
+from .list_blocks import BLOCK, ListBlock, find_contexts
 
 Codes = npt.NDArray[np.uint16]
 """Symbols with their contexts, see `contexts.record_of`."""
@@ -34,7 +31,7 @@ Records = npt.NDArray[np.uint32]
 """Raw bits of numbers, and codes two by two."""
 
 
-@compiled
+@woven
 def _record(
     records: Codes,
     raws: Records,
@@ -67,6 +64,7 @@ def encode_list(
     from_near: int,
     length: int,
     shape: Longs,
+    block: ListBlock,
     counts: Longs,
     records: Codes,
     raws: Records,
@@ -80,43 +78,37 @@ def encode_list(
         from_near: steps from the near end to the middle.
         length: steps from end to end; a word is expected to have gone ``from_near / length`` of its way.
         shape: int64 [3]: bits of mantissa, half of the range of words, lowest exponent.
+        block: used up.
         counts: int64 [contexts, 64], added to.
         records, raws: filled; at least 2 per word.
 
     Returns:
         Numbers of records and raws.
     """
-    mantissa, half, low = shape[0], shape[1], shape[2]
-    contexts = NEAR_CONTEXTS[1] if near_is_right else NEAR_CONTEXTS[0]
+    half = shape[1]
+    contexts, distances, _, _ = block
+    near_of, far_of = (right, left) if near_is_right else (left, right)
     at = 0
     raw_at = 0
-    for i in range(len(rank)):
-        if near_is_right:
-            near, far = np.int64(right[i]), np.int64(left[i])
-        else:
-            near, far = np.int64(left[i]), np.int64(right[i])
-        distance = far - near
-        sign = 1
-        if distance < 0:
-            distance, sign = -distance, -1
-        scale = scale_class(near, mantissa, half, low)
-        if distance < 8:
-            key = near_key(distance, scale, np.int64(outer[i]), (sign > 0) != near_is_right)
-            context: Int = np.int64(contexts[key])
-        else:
-            context = far_context(distance, scale)
-        u = (np.int64(words[rank[i]]) - near) * sign
-        if distance >= 8:
-            rest = zigzag(wrapped(u - distance * from_near // length, half))
-            at, raw_at = _record(records, raws, counts, at, raw_at, context, rest, True)
-        elif u < 0:
-            at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 1, False)
-            at, raw_at = _record(records, raws, counts, at, raw_at, BELOW, -1 - u, True)
-        elif u > distance:
-            at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 2, False)
-            at, raw_at = _record(records, raws, counts, at, raw_at, ABOVE, u - distance - 1, True)
-        else:
-            at, raw_at = _record(records, raws, counts, at, raw_at, context, u, False)
+    for first in range(0, len(rank), BLOCK):
+        count = min(BLOCK, len(rank) - first)
+        find_contexts(near_of, far_of, outer, first, count, near_is_right, shape, block)
+        for k in range(np.uint64(count)):
+            i = np.uint64(first) + k
+            near, context, distance = np.int64(near_of[i]), np.int64(contexts[k]), np.int64(distances[k])
+            falls = -np.int64(far_of[i] < near_of[i])
+            u = ((np.int64(words[np.uint64(rank[i])]) - near) ^ falls) - falls
+            if distance >= 8:
+                rest = zigzag(wrapped(u - distance * from_near // length, half))
+                at, raw_at = _record(records, raws, counts, at, raw_at, context, rest, True)
+            elif u < 0:
+                at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 1, False)
+                at, raw_at = _record(records, raws, counts, at, raw_at, BELOW, -1 - u, True)
+            elif u > distance:
+                at, raw_at = _record(records, raws, counts, at, raw_at, context, distance + 2, False)
+                at, raw_at = _record(records, raws, counts, at, raw_at, ABOVE, u - distance - 1, True)
+            else:
+                at, raw_at = _record(records, raws, counts, at, raw_at, context, u, False)
     return at, raw_at
 
 
@@ -165,10 +157,9 @@ def encode_moved(
     scale = 0
     for i in range(len(moved)):
         r = np.int64(moved[i])
-        gap = r - start
-        while passed < len(rank) and rank[passed] < r:
-            gap -= 1
-            passed += 1
+        known = passed
+        passed = ranks_before(rank, r, passed)
+        gap = r - start - (passed - known)
         while start >= bounds[scale + 1]:
             scale += 1
         at, raw_at = _record(records, raws, counts, at, raw_at, GAP + scale, gap, True)

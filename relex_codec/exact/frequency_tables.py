@@ -185,18 +185,18 @@ def most_table_bytes(count: int) -> int:
 def lay_out(tables: FrequencyTables) -> CoderTables:
     """Return a table set as coding and decoding use it. A context that is not used decodes to symbol 0."""
     used = len(tables.frequency)
-    lookup = np.empty((used + 1) * (SCALE >> COARSE_BITS), np.uint8)
+    buckets = np.empty((used + 1) * (SCALE >> COARSE_BITS), np.uint32)
     entries = np.zeros((used + 1) * SYMBOLS, np.uint32)
-    _fill_tables(tables.frequency, lookup, entries)
-    contexts = np.where(tables.contexts == UNUSED, used, tables.contexts).astype(np.uint64)
-    return CoderTables(contexts, lookup, entries)
+    _fill_tables(tables.frequency, buckets, entries)
+    contexts = np.where(tables.contexts == UNUSED, used, tables.contexts).astype(np.uint8)
+    return CoderTables(contexts, buckets, entries)
 
 
 @compiled
 def _fill_tables(
-    frequency: npt.NDArray[np.uint16], lookup: npt.NDArray[np.uint8], entries: npt.NDArray[np.uint32]
+    frequency: npt.NDArray[np.uint16], buckets: npt.NDArray[np.uint32], entries: npt.NDArray[np.uint32]
 ) -> None:
-    """Fill lookup and entries of tables, and of one more that only knows symbol 0."""
+    """Fill buckets and entries of tables, and of one more that only knows symbol 0."""
     step = 1 << COARSE_BITS
     at = 0
     for table in range(len(frequency)):
@@ -205,10 +205,11 @@ def _fill_tables(
         for symbol in range(SYMBOLS):
             count = np.int64(frequency[table, symbol])
             entries[table * SYMBOLS + symbol] = count | (start << 16)
+            bucket = count | start << 13 | symbol << 25
             start += count
             while slot < start:
-                lookup[at] = symbol
+                buckets[at] = bucket
                 at += 1
                 slot += step
     entries[len(frequency) * SYMBOLS] = SCALE
-    lookup[at:] = 0
+    buckets[at:] = SCALE

@@ -22,6 +22,8 @@ from .ordered_words import WordLayout
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
+_ONE, _THREE, _Q = np.uint64(1), np.uint64(3), np.uint64(CLASSES)
+
 
 class IntervalList(NamedTuple):
     """Words that differ at the ends of an interval, in the order of their ranks.
@@ -93,18 +95,8 @@ class Order(NamedTuple):
 def order_of(words: Bits, shape: Longs) -> Order:
     """Sort the words at the left end of a segment."""
     places, bounds = np.empty(len(words), np.uint32), np.empty(CLASSES + 1, np.int64)
-    _sort_by_class(words, shape[0], shape[1], shape[2], np.empty(len(words), np.uint8), places, bounds)
+    _sort_by_class(words, shape[0], shape[1], shape[2], places, bounds)
     return Order(places, bounds)
-
-
-@compiled
-def classes_of(shape: Longs) -> npt.NDArray[np.uint8]:
-    """Return the class of each word by its bits above the mantissa: uint8; computing it takes as long as a symbol."""
-    mantissa, half, low = shape[0], shape[1], shape[2]
-    classes = np.empty(max((2 * half) >> mantissa, 1), np.uint8)
-    for i in range(len(classes)):
-        classes[i] = scale_class(i << mantissa, mantissa, half, low)
-    return classes
 
 
 @compiled
@@ -189,6 +181,41 @@ def _clear(flags: npt.NDArray[np.bool_], rank: Ranks) -> None:
 
 
 @compiled
+def listed_before(rank: Ranks, quiet: Int, passed: Int) -> Int:
+    """Return how many words of a list come before quiet word number `quiet` of the part, both counted by rank.
+
+    Args:
+        rank: ranks of the list; before the one at `p` there are ``rank[p] - p`` quiet words.
+        passed: so many of them are known to come before; the search is short where that is nearly all.
+    """
+    size = len(rank)
+    stride = 1
+    while passed + stride <= size and np.int64(rank[passed + stride - 1]) - (passed + stride - 1) <= quiet:
+        passed += stride
+        stride *= 2
+    while stride > 0:
+        if passed + stride <= size and np.int64(rank[passed + stride - 1]) - (passed + stride - 1) <= quiet:
+            passed += stride
+        stride //= 2
+    return passed
+
+
+@compiled
+def ranks_before(rank: Ranks, end: Int, passed: Int) -> Int:
+    """Return how many of some ranks are below `end`, given that `passed` are; the search is short if nearly all are."""
+    size = len(rank)
+    stride = 1
+    while passed + stride <= size and rank[passed + stride - 1] < end:
+        passed += stride
+        stride *= 2
+    while stride > 0:
+        if passed + stride <= size and rank[passed + stride - 1] < end:
+            passed += stride
+        stride //= 2
+    return passed
+
+
+@compiled
 def merge_moved(listed: IntervalList, size: int, moved: MovedWords, count: int, is_high: bool) -> int:
     """Put the quiet words that moved into the list on one side of a frame; returns its new length.
 
@@ -226,31 +253,38 @@ def write_words(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
 
 
 @compiled
-def _sort_by_class(
-    words: Bits, mantissa: Int, half: Int, low: Int, classes: npt.NDArray[np.uint8], order: Ranks, bounds: Longs
-) -> None:
+def _sort_by_class(words: Bits, mantissa: Int, half: Int, low: Int, order: Ranks, bounds: Longs) -> None:
     """Sort words by class, stably: fills `order` (uint32, the place of each rank) and `bounds` (int64 [17])."""
+    size = len(words)
+    # classes by the bits above the mantissa, of which there are few: a word needs a shift and a look-up
+    tops = max((2 * half) >> mantissa, 1)
+    classes = np.empty(tops, np.uint8)
+    for top in range(tops):
+        classes[top] = scale_class(top << mantissa, mantissa, half, low)
     # four quarters at a time, each with its own counts, so that neighbours of one class do not wait for each other
-    quarter = (len(words) + 3) // 4
-    counts = np.zeros((4, CLASSES), np.int64)
-    for i in range(len(words)):
-        classes[i] = scale_class(np.int64(words[i]), mantissa, half, low)
-    for i in range(quarter):
-        for q in range(4):
-            if q * quarter + i < len(words):
-                counts[q, classes[q * quarter + i]] += 1
-    begin = np.zeros((4, CLASSES), np.int64)
-    at = 0
+    quarter = size // 4
+    shift = np.uint64(mantissa)
+    counts = np.zeros(4 * CLASSES, np.uint64)
+    for i in range(np.uint64(quarter)):
+        for q in range(np.uint64(4)):
+            counts[_Q * q + np.uint64(classes[np.uint64(words[np.uint64(quarter) * q + i]) >> shift])] += _ONE
+    for i in range(np.uint64(4 * quarter), np.uint64(size)):
+        counts[_Q * _THREE + np.uint64(classes[np.uint64(words[i]) >> shift])] += _ONE
+    at: Int = 0
     for scale in range(CLASSES):
         bounds[scale] = at
         for q in range(4):
-            begin[q, scale] = at
-            at += counts[q, scale]
+            count = np.int64(counts[CLASSES * q + scale])
+            counts[CLASSES * q + scale] = at
+            at += count
     bounds[CLASSES] = at
-    for i in range(quarter):
-        for q in range(4):
-            place = q * quarter + i
-            if place < len(words):
-                scale = classes[place]
-                order[begin[q, scale]] = place
-                begin[q, scale] += 1
+    for i in range(np.uint64(quarter)):
+        for q in range(np.uint64(4)):
+            place = np.uint64(quarter) * q + i
+            which = _Q * q + np.uint64(classes[np.uint64(words[place]) >> shift])
+            order[counts[which]] = place
+            counts[which] += _ONE
+    for i in range(np.uint64(4 * quarter), np.uint64(size)):
+        which = _Q * _THREE + np.uint64(classes[np.uint64(words[i]) >> shift])
+        order[counts[which]] = i
+        counts[which] += _ONE

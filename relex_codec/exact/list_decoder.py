@@ -1,9 +1,8 @@
 """Decoding the list of an interval: its words in the middle, and the lists on both sides (EXACT.md section 14).
 
-This is the innermost loop of restoring (benchmarks/exact_words.py has its cycles). Branches that nobody can predict
-take most of them: whether the ends are far apart, whether raw bits follow, whether a word of the stream is taken.
-Several streams decoded in turn were slower for that reason, and so was a loop without these branches. What does not
-depend on the lane is cheaper on the way than in a pass of its own, so one of the lists is made here.
+This is the innermost loop of restoring (benchmarks/exact_words.py has its cycles). It goes block by block: what does
+not depend on the lane is computed for 32 words at a time (list_vectors.py), so that only symbols are left to be taken
+one by one, and the words that go on are moved up without a branch. Blocks stay in the nearest cache.
 """
 
 from __future__ import annotations
@@ -16,21 +15,27 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
-from .contexts import ABOVE, BELOW, NEAR_CONTEXTS, Int, clipped, far_context, near_key, unzigzag
-from .interval_lists import Longs, Ranks, classes_of
+from .contexts import ABOVE, BELOW, Int, clipped, number, raw_bits, unzigzag
+from .interval_lists import Longs, Ranks
+from .list_blocks import BLOCK, ListBlock, find_contexts
+from .list_vectors import MANY, many_words
 from .rans import (
-    COARSE_SHIFT,
-    LOOKUP_SHIFT,
     LOW,
     ONE,
-    SYMBOL_SHIFT,
+    SYMBOL_OF_BUCKET,
     CoderTables,
     Words,
     after_symbol,
-    is_beyond,
+    bucket_of,
+    entry_of,
+    past_entry,
+    past_start,
     raw_of,
     refilled,
     slot_of,
+    slots_in,
+    slots_of,
+    take_number,
     without_raw,
 )
 
@@ -53,6 +58,7 @@ def decode_list(
     tables: CoderTables,
     x: np.uint64,
     words: Words,
+    block: ListBlock,
     middle: Bits,
     is_high: bool,
     end_of: Bits,
@@ -70,6 +76,7 @@ def decode_list(
         near_is_right, from_near, length, shape: as of `frame_encoder.encode_list`.
         tables: of the frame.
         x, words: lane and words of the stream, see `rans.open_stream`.
+        block: used up.
         middle: filled with the words of the list in the frame.
         is_high: which side is made.
         end_of, other_of: the list's words at the end of that side, and at the other end.
@@ -79,79 +86,120 @@ def decode_list(
     Returns:
         Length of the list that is made, the lane, and how many words of the stream are used.
     """
-    mantissa, half = shape[0], shape[1]
-    table_of, lookup, entries = tables
-    mask = 2 * half - 1
-    many = len(words)
-    classes = classes_of(shape)
-    flip = np.int64(near_is_right)
-    contexts = NEAR_CONTEXTS[flip]
+    made = 0
+    at = np.uint64(0)
+    for first in range(0, len(rank), BLOCK):
+        count = min(BLOCK, len(rank) - first)
+        find_contexts(near_of, far_of, outer, first, count, near_is_right, shape, block)
+        x, at = _take_ways(count, from_near, length, tables, x, words, at, block)
+        _make_words(near_of, far_of, outer, other_of, first, count, is_high, shape[1], block, middle)
+        made = _make_list(
+            rank, middle, end_of, first, count, block.moved, out_rank, out_here, out_end, out_outer, made
+        )  # fmt: skip
+    return made, x, np.int64(at)
+
+
+@compiled
+def _take_ways(
+    count: int,
+    from_near: int,
+    length: int,
+    tables: CoderTables,
+    x: np.uint64,
+    words: Words,
+    at: np.uint64,
+    block: ListBlock,
+) -> tuple[np.uint64, np.uint64]:
+    """Take the ways of a block from the lane; returns it, and how many words of the stream are used."""
+    contexts, distances, ways, _ = block
+    table_of, buckets, entries = tables
+    many = np.uint64(len(words))
     short = length < 1 << 20
     share = (from_near << SHARE_BITS) // length + 1
-    keep, shift, way_out = (0xF0, 0, 1) if is_high else (15, 4, -1)
-    at = made = 0
-    for i in range(len(rank)):
-        near, far = np.int64(near_of[i]), np.int64(far_of[i])
-        d = far - near
-        rises = np.int64(d > 0)
-        sign = 2 * rises - 1
-        d *= sign
-        scale, around = np.int64(classes[near >> mantissa]), np.int64(outer[i])
-        if d < 8:
-            context: Int = np.int64(contexts[near_key(d, scale, around, rises != flip)])
-        else:
-            context = far_context(d, scale)
-        t = table_of[context]
+    for k in range(np.uint64(count)):
+        d = np.int64(distances[k])
+        table = np.uint64(table_of[np.uint64(contexts[k])])
         slot = slot_of(x)
-        v = np.uint64(lookup[(t << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
-        entry = entries[(t << SYMBOL_SHIFT) | v]
-        while is_beyond(slot, entry):
-            v += ONE
-            entry = entries[(t << SYMBOL_SHIFT) | v]
-        x = after_symbol(x, entry)
+        bucket = np.uint64(buckets[bucket_of(table, slot)])
+        symbol, slots, past = bucket >> SYMBOL_OF_BUCKET, slots_in(bucket), past_start(slot, bucket)
+        while past >= slots:
+            symbol += ONE
+            entry = np.uint64(entries[entry_of(table, symbol)])
+            slots, past = slots_of(entry), past_entry(slot, entry)
+        x = after_symbol(x, slots, past)
         if x < LOW and at < many:
             x = refilled(x, words[at])
-            at += 1
-        u: Int = np.int64(v)
+            at += ONE
+        u: Int = np.int64(symbol)
         if d >= 8:
-            bits = (u >> 1) - 1
-            if bits > 0:
+            if u >= 4:
+                bits = raw_bits(u)
                 raw = raw_of(x, bits)
                 x = without_raw(x, bits)
                 if x < LOW and at < many:
                     x = refilled(x, words[at])
-                    at += 1
-                u = ((2 + (u & 1)) << bits) | raw
+                    at += ONE
+                u = number(u, raw)
             way = (d * share) >> SHARE_BITS if short and d < SHARE_FROM else d * from_near // length
             u = way + unzigzag(u)
         elif u > d:
-            # a number, written out: a call for it costs as much as ten words
-            t = table_of[BELOW if u == d + 1 else ABOVE]
-            slot = slot_of(x)
-            v = np.uint64(lookup[(t << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
-            entry = entries[(t << SYMBOL_SHIFT) | v]
-            while is_beyond(slot, entry):
-                v += ONE
-                entry = entries[(t << SYMBOL_SHIFT) | v]
-            x = after_symbol(x, entry)
-            if x < LOW and at < many:
-                x = refilled(x, words[at])
-                at += 1
-            beyond: Int = np.int64(v)
-            bits = (beyond >> 1) - 1
-            if bits > 0:
-                raw = raw_of(x, bits)
-                x = without_raw(x, bits)
-                if x < LOW and at < many:
-                    x = refilled(x, words[at])
-                    at += 1
-                beyond = ((2 + (beyond & 1)) << bits) | raw
+            beyond, x, used = take_number(x, BELOW if u == d + 1 else ABOVE, tables, words, np.int64(at))
+            at = np.uint64(used)
             u = -1 - beyond if u == d + 1 else d + 1 + beyond
-        here = (near + sign * u) & mask
+        ways[k] = u
+    return x, at
+
+
+@compiled
+def _make_words(
+    near_of: Bits,
+    far_of: Bits,
+    outer: npt.NDArray[np.uint8],
+    other_of: Bits,
+    first: int,
+    count: int,
+    is_high: bool,
+    half: Int,
+    block: ListBlock,
+    middle: Bits,
+) -> None:
+    """Fill the words of a block in the frame, and their outer movements in the list that is made."""
+    _, _, ways, moved = block
+    high = np.int64(is_high)
+    mask = 2 * half - 1
+    k = 0
+    while k + MANY <= count:
+        many_words(near_of, far_of, outer, other_of, first + k, ways, k, middle, moved, high)
+        k += MANY
+    while k < count:
+        i = first + k
+        near, way, around = np.int64(near_of[i]), np.int64(ways[k]), np.int64(outer[i])
+        here = (near + (way if far_of[i] > near_of[i] else -way)) & mask
+        movement = here - np.int64(other_of[i])
         middle[i] = here
+        moved[k] = clipped(movement) | (around & 0xF0) if is_high else (around & 15) | (clipped(-movement) << 4)
+        k += 1
+
+
+@compiled
+def _make_list(
+    rank: Ranks,
+    middle: Bits,
+    end_of: Bits,
+    first: int,
+    count: int,
+    moved: npt.NDArray[np.uint8],
+    out_rank: Ranks,
+    out_here: Bits,
+    out_end: Bits,
+    out_outer: npt.NDArray[np.uint8],
+    made: int,
+) -> int:
+    """Append the words of a block that differ from those of the end to the list that is made; returns its length."""
+    end = np.uint64(made)
+    for k in range(np.uint64(count)):
+        i = np.uint64(first) + k
         # each is written first and counted if it is one: half of the words would mispredict a branch
-        end = np.int64(end_of[i])
-        out_rank[made], out_here[made], out_end[made] = rank[i], here, end
-        out_outer[made] = (around & keep) | (clipped((here - np.int64(other_of[i])) * way_out) << shift)
-        made += here != end
-    return made, x, at
+        out_rank[end], out_here[end], out_end[end], out_outer[end] = rank[i], middle[i], end_of[i], moved[k]
+        end += np.uint64(middle[i] != end_of[i])
+    return np.int64(end)

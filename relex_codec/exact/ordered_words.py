@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.jit import compiled
@@ -62,6 +63,17 @@ def from_words(words: Bits, layout: WordLayout, dtype: str) -> Bits:
     return bits.view(f"<u{ITEMSIZE[dtype]}")
 
 
+def words_at(bits: Bits, places: npt.NDArray[np.uint32], layout: WordLayout) -> Bits:
+    """Return the ordered words at some places, in one pass: numpy's ``to_words(bits, layout)[places]`` takes six times
+    as long.
+    """
+    source = np.ascontiguousarray(bits).view(f"<u{layout.width}").reshape(-1)
+    words = np.empty(len(places), source.dtype)
+    top = 0 if layout.sign == "none" else layout.half
+    _order_at(source, places, words, top, top, layout.sign == "float")
+    return words
+
+
 @compiled
 def _order(source: Bits, target: Bits, top: int, negative_top: int, is_float: bool) -> None:
     """Flip the sign bit of each word, but all bits of the negative floats.
@@ -72,5 +84,16 @@ def _order(source: Bits, target: Bits, top: int, negative_top: int, is_float: bo
     """
     for i in range(len(source)):
         word = np.int64(source[i])
+        negative = is_float and (word & top) == negative_top
+        target[i] = word ^ (2 * top - 1 if negative else top)
+
+
+@compiled
+def _order_at(
+    source: Bits, places: npt.NDArray[np.uint32], target: Bits, top: int, negative_top: int, is_float: bool
+) -> None:
+    """Do the same with the words at some places, which all are in `source`."""
+    for i in range(len(places)):
+        word = np.int64(source[places[i]])
         negative = is_float and (word & top) == negative_top
         target[i] = word ^ (2 * top - 1 if negative else top)

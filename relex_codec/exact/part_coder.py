@@ -31,7 +31,8 @@ from .interval_lists import (
     trimmed,
     word_shape,
 )
-from .ordered_words import WordLayout, to_words
+from .list_blocks import empty_block
+from .ordered_words import WordLayout, to_words, words_at
 from .rans import CoderTables, encode_stream
 
 DENSE_FROM: Final = 1 / 12
@@ -39,6 +40,11 @@ DENSE_FROM: Final = 1 / 12
 CODED: Final = 0
 PLAIN: Final = 1
 """Codings of a stream: symbols, or the XOR with the left end, compressed by zstd."""
+MANY_RECORDS: Final = 4096
+"""Symbols from which on what a stream will take is estimated closely, and an excerpt is tried in coding 1."""
+EXCERPT: Final = 1 << 14
+"""Elements of an excerpt, in stretches over the part."""
+STRETCH: Final = 1 << 12
 NO_RECORD: Final = 0xFFFF
 """What stands in the place of a record that is not there."""
 _local = threading.local()
@@ -129,6 +135,7 @@ class PartEncoder:
         left = to_words(bits[0], layout)
         self.order = order_of(left, self.shape)
         size = len(left)
+        self._block = empty_block(left.dtype)
         self._none = np.empty(0, np.uint32)
         self._records = np.empty(2 * size + 64, np.uint16)
         self._raws = np.empty(2 * size + 64, np.uint32)
@@ -165,7 +172,15 @@ class PartEncoder:
             counts = counter.of(table_set_of(interval))
             after = self._ranked(interval.middle)
             at, raw_at = encode_list(
-                *listed, after, interval.near_is_right, *interval.share, self.shape, counts, self._records, self._raws
+                *listed,
+                after,
+                interval.near_is_right,
+                *interval.share,
+                self.shape,
+                self._block,
+                counts,
+                self._records,
+                self._raws,
             )
             ends = interval.left, interval.middle
             found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at, ends)
@@ -179,8 +194,7 @@ class PartEncoder:
 
     def _ranked(self, step: int) -> Bits:
         """The words at a step, by rank."""
-        words: Bits = to_words(self.bits[step], self.layout)[self.order.places]
-        return words
+        return words_at(self.bits[step], self.order.places, self.layout)
 
     def _first(self, dense: int, counts: Counts) -> Symbols:
         before, after = self._ends
@@ -209,19 +223,28 @@ class PartEncoder:
             moved, before, after, rank, first, self.shape[1], self.order.bounds,
             counts, self._records, self._raws, at, raw_at,
         )  # fmt: skip
-        plain = self._plain(*ends, at // 8 + 4 * raw_at)
+        plain = self._plain(*ends, at, raw_at)
         return Symbols(packed_records(self._records[:at]), self._raws[:raw_at].copy(), first, plain), moved
 
-    def _plain(self, left: int, middle: int, estimate: int) -> bytes | None:
-        """Code the XOR too where that may pay: where its zeros alone take less than `estimate`, a bit a symbol."""
+    def _plain(self, left: int, middle: int, records: int, raws: int) -> bytes | None:
+        """Code the XOR too where that may pay: where an excerpt of it, or its zeros alone, do not say otherwise."""
+        before, after = self.bits[left], self.bits[middle]
+        # a bit a symbol; of many symbols the raw bits are known better
+        estimate = records // 8 + (3 * raws // 2 if records >= MANY_RECORDS else 4 * raws)
         if estimate < 24:
             return None
-        size = -(-len(self.bits[left]) // 8)
+        if len(before) >= 2 * EXCERPT and records >= MANY_RECORDS:
+            begins = range(0, len(before) - STRETCH + 1, len(before) // (EXCERPT // STRETCH))
+            excerpt = np.concatenate([before[at : at + STRETCH] ^ after[at : at + STRETCH] for at in begins])
+            size = len(_compressor(1).compress(to_planes(excerpt).data))
+            if size * len(before) // len(excerpt) * 4 // 5 >= estimate:
+                return None
+        size = -(-len(before) // 8)
         if estimate <= _most_compressed(size):
-            changed = np.packbits(self.bits[middle] != self.bits[left])
+            changed = np.packbits(after != before)
             if len(_compressor(1).compress(changed.data)) >= estimate:
                 return None
-        planes = to_planes(self.bits[middle] ^ self.bits[left])
+        planes = to_planes(after ^ before)
         found: bytes = _compressor(3).compress(planes.data)
         return found
 

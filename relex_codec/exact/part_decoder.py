@@ -29,6 +29,7 @@ from .interval_lists import (
     word_shape,
     write_words,
 )
+from .list_blocks import ListBlock, empty_block
 from .ordered_words import from_words, layout_of, to_words
 from .part_coder import PLAIN
 from .rans import CoderTables, open_stream
@@ -56,6 +57,7 @@ class _Room(NamedTuple):
 
     low: IntervalList
     high: IntervalList
+    block: ListBlock
     middle: Bits
     moved: MovedWords
 
@@ -66,7 +68,8 @@ def _room(size: int, dtype: np.dtype[Any]) -> _Room:
     found: _Room | None = getattr(_local, name, None)
     if found is None or len(found.moved.rank) <= size:
         moved = MovedWords(np.empty(size + 1, np.uint32), np.empty(size + 1, dtype), np.empty(size + 1, dtype))
-        found = _Room(empty_list(size + 1, dtype), empty_list(size + 1, dtype), np.empty(size + 1, dtype), moved)
+        low, high = empty_list(size + 1, dtype), empty_list(size + 1, dtype)
+        found = _Room(low, high, empty_block(dtype), np.empty(size + 1, dtype), moved)
         setattr(_local, name, found)
     return found
 
@@ -193,7 +196,7 @@ class PartDecoder:
         sizes = decode_frame(
             listed, interval.near_is_right, *interval.share, self.shape, self.order.bounds,
             stream.tables, stream.states, stream.words, stream.last,
-            side, write, low, high, room.middle, room.moved, self.words, self.order.places,
+            side, write, low, high, room.block, room.middle, room.moved, self.words, self.order.places,
         )  # fmt: skip
         if sizes[0] < 0:
             raise Corrupt("a stream does not decode")

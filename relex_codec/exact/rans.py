@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.jit import compiled, inlined
+from relex_codec.core.jit import compiled, inlined, woven
 
 from .contexts import FAR, Int, context_of, number, raw_bits, symbol_of
 
@@ -40,11 +40,14 @@ _WORD: Final = np.uint64(32)
 _LIMIT: Final = np.uint64(64 - SCALE_BITS)
 SYMBOL_SHIFT: Final = np.uint64(6)
 COARSE_BITS: Final = 4
-"""Slots are looked up in groups of 16, so that the tables of a frame stay in the nearest cache."""
+"""Slots are looked up in groups of 16, so that the tables of a frame stay in the nearest caches."""
 COARSE_SHIFT: Final = np.uint64(COARSE_BITS)
 LOOKUP_SHIFT: Final = np.uint64(SCALE_BITS - COARSE_BITS)
 _SIXTEEN: Final = np.uint64(16)
 _HALF: Final = np.uint64(0xFFFF)
+START_SHIFT: Final = np.uint64(13)
+SYMBOL_OF_BUCKET: Final = np.uint64(25)
+_FREQUENCY: Final = np.uint64((1 << 13) - 1)
 _SIXTYFOUR: Final = np.uint64(64)
 ONE: Final = np.uint64(1)
 _EIGHT: Final = np.uint64(8)
@@ -54,14 +57,15 @@ class CoderTables(NamedTuple):
     """One set of frequency tables as coding and decoding use it; `frequency_tables.lay_out` makes it.
 
     Attributes:
-        table_of: uint64 [contexts], the table of each context; unused ones have a further table, which only knows
+        table_of: uint8 [contexts], the table of each context; unused ones have a further table, which only knows
             symbol 0.
-        lookup: uint8 [256 tables], the symbol of each 16th slot of each table; those between have it or one after it.
+        buckets: uint32 [256 tables], the symbol of each 16th slot of each table << 25, with the first of its slots
+            << 13, and how many it has; slots between have it or one after it.
         entries: uint32 [64 tables], how many slots a symbol has, and the first of them << 16.
     """
 
-    table_of: npt.NDArray[np.uint64]
-    lookup: npt.NDArray[np.uint8]
+    table_of: npt.NDArray[np.uint8]
+    buckets: npt.NDArray[np.uint32]
     entries: npt.NDArray[np.uint32]
 
 
@@ -72,17 +76,45 @@ def slot_of(x: np.uint64) -> np.uint64:
 
 
 @inlined
-def is_beyond(slot: np.uint64, entry: np.uint32) -> np.bool_:
-    """Whether a slot is behind those of the symbol with frequency and start `entry`."""
-    wide = np.uint64(entry)
-    return slot >= (wide & _HALF) + (wide >> _SIXTEEN)
+def bucket_of(table: np.uint64, slot: np.uint64) -> np.uint64:
+    """Where a table has the symbol of a slot, or one before it: its place in `CoderTables.buckets`."""
+    return (table << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)
 
 
 @inlined
-def after_symbol(x: np.uint64, entry: np.uint32) -> np.uint64:
-    """The lane after a symbol whose frequency and start are `entry`, before it is refilled."""
-    wide = np.uint64(entry)
-    return (wide & _HALF) * (x >> SCALE_SHIFT) + (x & _MASK) - (wide >> _SIXTEEN)
+def entry_of(table: np.uint64, symbol: np.uint64) -> np.uint64:
+    """The place of a symbol in `CoderTables.entries`."""
+    return (table << SYMBOL_SHIFT) | symbol
+
+
+@inlined
+def slots_in(bucket: np.uint64) -> np.uint64:
+    """How many slots the symbol of a bucket has."""
+    return bucket & _FREQUENCY
+
+
+@inlined
+def past_start(slot: np.uint64, bucket: np.uint64) -> np.uint64:
+    """How many slots of the symbol of a bucket are before `slot`."""
+    return slot - ((bucket >> START_SHIFT) & _MASK)
+
+
+@inlined
+def slots_of(entry: np.uint64) -> np.uint64:
+    """How many slots the symbol of an entry has."""
+    return entry & _HALF
+
+
+@inlined
+def past_entry(slot: np.uint64, entry: np.uint64) -> np.uint64:
+    """How many slots of the symbol of an entry are before `slot`."""
+    return slot - (entry >> _SIXTEEN)
+
+
+@inlined
+def after_symbol(x: np.uint64, slots: np.uint64, past: np.uint64) -> np.uint64:
+    """The lane after a symbol with so many slots, of which `past` were before its own; before it is refilled."""
+    return slots * (x >> SCALE_SHIFT) + past
 
 
 @inlined
@@ -103,7 +135,7 @@ def without_raw(x: np.uint64, bits: Int) -> np.uint64:
     return x >> np.uint64(bits)
 
 
-@compiled
+@woven
 def take_number(x: np.uint64, context: Int, tables: CoderTables, words: Words, at: int) -> tuple[Int, np.uint64, int]:
     """Take a number from a lane.
 
@@ -116,31 +148,29 @@ def take_number(x: np.uint64, context: Int, tables: CoderTables, words: Words, a
     Returns:
         (number, lane, words used).
     """
-    table_of, lookup, entries = tables
-    table = table_of[context]
+    table_of, buckets, entries = tables
+    table = np.uint64(table_of[context])
     slot = slot_of(x)
-    symbol = np.uint64(lookup[(table << LOOKUP_SHIFT) | (slot >> COARSE_SHIFT)])
-    while is_beyond(slot, entries[(table << SYMBOL_SHIFT) | symbol]):
+    bucket = np.uint64(buckets[bucket_of(table, slot)])
+    symbol, slots, past = bucket >> SYMBOL_OF_BUCKET, slots_in(bucket), past_start(slot, bucket)
+    while past >= slots:
         symbol += ONE
-    x = after_symbol(x, entries[(table << SYMBOL_SHIFT) | symbol])
+        entry = np.uint64(entries[entry_of(table, symbol)])
+        slots, past = slots_of(entry), past_entry(slot, entry)
+    x = after_symbol(x, slots, past)
     if x < LOW and at < len(words):
         x = refilled(x, words[at])
         at += 1
-    return take_rest(np.int64(symbol), x, words, at)
-
-
-@compiled
-def take_rest(symbol: Int, x: np.uint64, words: Words, at: int) -> tuple[Int, np.uint64, int]:
-    """Take the raw bits of a number whose symbol is known, and return what `take_number` does."""
-    bits = raw_bits(symbol)
-    if bits == 0:
-        return number(symbol, 0), x, at
+    value: Int = np.int64(symbol)
+    if value < 4:
+        return value, x, at
+    bits = raw_bits(value)
     raw = raw_of(x, bits)
     x = without_raw(x, bits)
     if x < LOW and at < len(words):
         x = refilled(x, words[at])
         at += 1
-    return number(symbol, raw), x, at
+    return number(value, raw), x, at
 
 
 def open_stream(stream: bytes, dense: int) -> tuple[npt.NDArray[np.uint64], Words, np.uint64] | None:
@@ -179,7 +209,7 @@ def encode_stream(
     records: npt.NDArray[np.uint16],
     raws: npt.NDArray[np.uint32],
     dense: int,
-    table_of: npt.NDArray[np.uint64],
+    table_of: npt.NDArray[np.uint8],
     entries: npt.NDArray[np.uint32],
     out: npt.NDArray[np.uint8],
 ) -> int:
@@ -214,7 +244,7 @@ def encode_stream(
                     at = _put_word(out, at, x)
                     x >>= _WORD
                 x = (x << k) | np.uint64(raws[raw_at])
-        entry = np.uint64(entries[(table_of[context] << SYMBOL_SHIFT) | np.uint64(symbol)])
+        entry = np.uint64(entries[(np.uint64(table_of[context]) << SYMBOL_SHIFT) | np.uint64(symbol)])
         f = entry & _HALF
         if x >> _LIMIT >= f:
             at = _put_word(out, at, x)

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, Final, TypeVar
+from contextlib import ExitStack, closing
+from itertools import accumulate, pairwise
+from typing import Any, Final
 
 import numpy as np
 
 from relex_codec.core.cancellation import Cancelled, CancelScope
 from relex_codec.core.dtypes import Bits, bits_dtype
-from relex_codec.core.threads import cpu_count, parallel_map
+from relex_codec.core.threads import cpu_count, prefetched
 from relex_codec.format import constants as f
 from relex_codec.storage.prefetch import PREFETCH_BYTES, PlannedRange, prefetching
 
 from . import segments
 from .bisection import replay_order
 from .blobs import Key
-from .segment_replay import SegmentReplay, lanes_for
+from .segment_replay import SegmentReplay
 from .segments import PartInfo
 from .tier_reader import ExactTier, Origin
 
-T = TypeVar("T")
 Plan = Callable[[Sequence[PartInfo]], list[PlannedRange]]
 BATCH_WORDS: Final = 1 << 20
 """Words that `batches` puts together at most."""
+LANE_WORDS: Final = 1 << 18
+"""Words that are worth a thread of their own."""
 LOT: Final = PREFETCH_BYTES
 """Bytes of remote files that are read together: of each frame the blobs of some batches that lie side by side."""
 
 
 def replay_parts(
-    tier: ExactTier, parts: Sequence[PartInfo], steps: Collection[int], origin: Origin
+    tier: ExactTier,
+    parts: Sequence[PartInfo],
+    steps: Collection[int],
+    origin: Origin,
+    lanes: int | None = None,
 ) -> Iterator[tuple[int, list[Bits]]]:
     """Yield the number of each step in order, and the elements that each part has there, with their digests checked.
 
@@ -40,19 +47,47 @@ def replay_parts(
     order (6 bytes a BF16 element), a list of the words that differ at the ends of each interval that the steps still
     to come lie in (9 bytes a word), and its elements at each step that a later segment begins from.
 
+    Parts are shared out to threads, which go from step to step on their own, a step or two ahead of the caller: handing
+    over each frame would take longer than decoding that of a small model. Each thread holds its elements of those
+    steps besides.
+
     The arrays may come again at another step: they are to be read, not to be written to.
 
     Args:
         steps: numbers, from 1 on.
-        origin: called once for each part.
+        origin: called once for each part, from several threads.
+        lanes: how many threads there may be. Default: one a processor.
 
     Raises:
         Corrupt: a blob is damaged, a stream does not decode, or a digest differs.
     """
+    own, *others = _shares(parts, cpu_count() if lanes is None else lanes)
+    with ExitStack() as stack:
+        replayed = [_replay_share(tier, own, steps, origin)]
+        for share in others:
+            replayed.append(stack.enter_context(closing(prefetched(_replay_share(tier, share, steps, origin), 1))))
+        for found in zip(*replayed, strict=True):
+            yield found[0][0], [bits for _, share in found for bits in share]
+            del found
+
+
+def _shares(parts: Sequence[PartInfo], lanes: int) -> list[Sequence[PartInfo]]:
+    """Cut parts into up to so many lists of about as many words, of at least `LANE_WORDS` each; at least one list."""
+    ends = list(accumulate(part.words for part in parts))
+    total = ends[-1] if ends else 0
+    lanes = max(1, min(lanes, total // LANE_WORDS))
+    cuts = [bisect_left(ends, total * lane // lanes) for lane in range(1, lanes)]
+    return [parts[begin:end] for begin, end in pairwise([0, *cuts, len(parts)])]
+
+
+def _replay_share(
+    tier: ExactTier, parts: Sequence[PartInfo], steps: Collection[int], origin: Origin
+) -> Iterator[tuple[int, list[Bits]]]:
+    """Do what `replay_parts` says on one thread."""
     wanted = frozenset(steps)
     needed = _needed(tier, wanted)
     last_use = {tier.segments[number].left: number for number in needed}
-    known = {0: parallel_map(origin, parts, lanes_for(parts))}
+    known = {0: [origin(part) for part in parts]}
     for number, local in needed.items():
         segment = tier.segments[number]
         left = known[segment.left]
@@ -164,10 +199,13 @@ def replay_all(
     on_bytes: Callable[[int], Any] = lambda _: None,
     tensors: Collection[int] | None = None,
     plan: Plan = lambda _: [],
+    *,
+    found: Iterable[list[PartInfo]] | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Replay all tensors, a batch of parts after the other, one on each processor.
+    """Replay all tensors, a batch of parts after the other, one on each thread, or on several if there are fewer.
 
-    Memory is that of `replay_parts` for as many batches as there are processors, whatever the size of the model, and
+    Memory is that of `replay_parts` for as many batches as there are threads, whatever the size of the model, and
     what is read ahead: of remote files, the bytes of as many batches as `LOT` allows.
 
     Args:
@@ -175,6 +213,8 @@ def replay_all(
         on_bytes: called with the bytes of those elements afterwards, by one thread at a time.
         tensors: numbers of those that are replayed. Default: all.
         plan: gives what replaying parts will read, in order, if that shall be read ahead.
+        found: some of the batches, instead of all those of `tensors`.
+        threads: default: one a processor.
 
     Raises:
         Corrupt: as `replay_parts`; and whatever `use` raises.
@@ -184,7 +224,7 @@ def replay_all(
 
     def one(parts: list[PartInfo]) -> None:
         try:
-            for number, bits in replay_parts(tier, parts, steps, origin):
+            for number, bits in replay_parts(tier, parts, steps, origin, lanes):
                 if scope.is_cancelled():
                     return
                 use(parts, number, bits)
@@ -196,9 +236,12 @@ def replay_all(
             scope.cancel()
             raise
 
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    every = list(batches(tier, tensors) if found is None else found)
+    threads = threads or cpu_count()
+    lanes = max(1, threads // max(1, len(every)))
+    with ThreadPoolExecutor(threads) as pool:
         try:
-            for lot, uses in _lots(batches(tier, tensors), plan):
+            for lot, uses in _lots(every, plan):
                 with prefetching(uses):
                     for _ in pool.map(scope.bind(one), lot):
                         pass

@@ -9,7 +9,6 @@ from typing import Final, TypeVar
 import numpy as np
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.threads import cpu_count, parallel_map
 from relex_codec.errors import Corrupt
 
 from .bisection import Interval, whole_segment
@@ -20,16 +19,9 @@ from .segments import PartInfo
 from .tier_reader import ExactTier
 
 T = TypeVar("T")
-SPREAD_FROM: Final = 1 << 22
-"""Words from which a frame is spread over threads: with fewer, handing the work over takes longer than the work."""
 _NOTHING: Final = IntervalList(
     np.empty(0, np.uint32), np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint8)
 )
-
-
-def lanes_for(parts: Sequence[PartInfo]) -> int:
-    """Return on how many threads work on parts is worth spreading."""
-    return cpu_count() if sum(part.words for part in parts) >= SPREAD_FROM else 1
 
 
 class SegmentReplay:
@@ -49,8 +41,7 @@ class SegmentReplay:
         """Tables, the frame that is being decoded, and digests of those whose steps are still to come."""
         self._blobs |= tier.fetch([Key(number, 0, group) for group in self._groups])
         self._held = held
-        self._lanes = lanes_for(parts)
-        self._decoders = self._spread(lambda i: tier.decoder(number, parts[held[i]], left[held[i]], self._blobs))
+        self._decoders = [tier.decoder(number, parts[i], left[i], self._blobs) for i in held]
 
     def walk(self, wanted: list[int]) -> Iterator[int]:
         """Yield the steps in `wanted`, in order, when `bits` are theirs."""
@@ -71,7 +62,7 @@ class SegmentReplay:
                 self._tier.check_digest(part, self._segment.first + step, bits, self._blobs)
             return bits
 
-        found = self._still | dict(zip(self._held, self._spread(one), strict=True))
+        found = self._still | {at: one(i) for i, at in enumerate(self._held)}
         for key in self._keys(step):
             del self._blobs[key]
         return [found[i] for i in range(len(self._parts))]
@@ -127,18 +118,7 @@ class SegmentReplay:
             except Corrupt as error:
                 raise Corrupt(f"{self._tier.where(self._parts[self._held[i]])}: {error}") from None
 
-        return self._spread(one)
-
-    def _spread(self, call: Callable[[int], T]) -> list[T]:
-        """Return ``[call(i) for i in range(number of decoders)]``, computed on several threads if that pays."""
-        found: dict[int, T] = {}
-
-        def lane(first: int) -> None:
-            for i in range(first, len(self._held), self._lanes):
-                found[i] = call(i)
-
-        parallel_map(lane, range(self._lanes), self._lanes)
-        return [found[i] for i in range(len(self._held))]
+        return [one(i) for i in range(len(self._held))]
 
     def _keys(self, step: int) -> list[Key]:
         return [Key(self._number, step, group) for group in self._groups]

@@ -23,6 +23,8 @@ MEMORY: Final = 8 << 20
 """Bytes that are held before they go to the file."""
 SMALL: Final = 512
 """Bytes that are not worth compressing."""
+LEVEL: Final = -3
+"""zstd level: a fast one, as what is compressed is soon decompressed, and for memory alone."""
 NONE: Final = 0xFFFFFFFF
 ENTRY: Final = np.dtype([
     ("at", "<i8"), ("stored", "<u4"), ("records", "<u4"), ("raws", "<u4"), ("dense", "<u4"), ("plain", "<u4"),
@@ -113,7 +115,7 @@ def _compress(words: Records) -> bytes:
     if words.nbytes <= SMALL:
         return words.tobytes()
     if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(1)
+        _local.compressor = zstandard.ZstdCompressor(LEVEL)
     found: bytes = _local.compressor.compress(to_planes(words).data)
     return found if len(found) < words.nbytes else words.tobytes()
 

@@ -64,7 +64,7 @@ def compress(raw: Bytes, *, match: bool = False, fill: bool = True) -> Stored:
     The way ``CODEC_FILL`` codes which bytes differ from the most frequent one, and those bytes, each with a Huffman
     code of its own: a Huffman code spends at least one bit on a byte, so it wastes where one byte is most of a chunk.
 
-    Example:
+    Examples:
         >>> raw = np.arange(1000).astype(np.uint8) // 100
         >>> stored = compress(raw)
         >>> len(stored.data) < 500

@@ -23,7 +23,7 @@ TIMES: Final = 64
 def packed(text: bytes) -> bytes:
     """Return an entry that holds `text`, packed where that is smaller; its length is a multiple of 8.
 
-    Example:
+    Examples:
         >>> text = b"{" + b" " * 1000 + b"}"
         >>> len(packed(text)) < 100, unpacked(packed(text)) == text
         (True, True)

@@ -32,7 +32,7 @@ def packed_size(count: int, packing: Packing) -> int:
         count: elements of the piece.
         packing: of the remainder.
 
-    Example:
+    Examples:
         >>> from relex_codec.format.constants import TERNARY
         >>> packed_size(1000, TERNARY)  # five codes in a byte
         200
@@ -49,7 +49,7 @@ def to_planes(bits: npt.NDArray[Any]) -> Bytes:
     Returns:
         uint8, flat: the planes one after another.
 
-    Example:
+    Examples:
         >>> to_planes(np.array([0x1122, 0x3344], np.uint16)).tobytes().hex(" ")
         '22 44 11 33'
     """
@@ -86,7 +86,7 @@ def pack_codes(codes: Codes, packing: Packing) -> Bytes:
     Returns:
         uint8, flat.
 
-    Example:
+    Examples:
         >>> from relex_codec.format.constants import TERNARY
         >>> packed = pack_codes(np.array([-1, 0, 1, 1, 0, -1], np.int32), TERNARY)
         >>> packed.tolist()
@@ -96,7 +96,16 @@ def pack_codes(codes: Codes, packing: Packing) -> Bytes:
     """
     if packing.name == "word":
         return to_planes((codes + packing.zero).astype("<u2"))
-    k, digits = packing.per_byte, (codes + packing.zero).astype(np.uint8)
+    return pack_digits((codes + packing.zero).astype(np.uint8), packing)
+
+
+def pack_digits(digits: Bytes, packing: Packing) -> Bytes:
+    """Pack one piece of codes of at most a byte, to each of which `zero` of the packing was added; see `pack_codes`.
+
+    Returns:
+        uint8, flat; `digits` itself, where each has a byte.
+    """
+    k = packing.per_byte
     if k == 1:
         return digits
     full = len(digits) // (BLOCK * k) * (BLOCK * k)

@@ -53,6 +53,14 @@ class RelexStorageReader(StorageReader):
     Raises:
         InvalidArgument: no such file, or a step that the tier does not reach. As all errors while loading, it comes as
             ``CheckpointException`` from ``load`` where several ranks take part, which says what each rank met.
+
+    Examples:
+        >>> import torch
+        >>> import torch.distributed.checkpoint as dcp
+        >>> state = {"model.norm.weight": torch.zeros(16)}
+        >>> dcp.load(state, storage_reader=relex_codec.RelexStorageReader("run.relex", 60), no_dist=True)
+        >>> torch.equal(state["model.norm.weight"], run.tensor("model.norm.weight", 60).float())
+        True
     """
 
     def __init__(
@@ -80,7 +88,12 @@ class RelexStorageReader(StorageReader):
             self.checkpoint_id = os.fspath(checkpoint_id)
 
     def close(self) -> None:
-        """Release the file; the next load opens it again."""
+        """Release the file; the next load opens it again.
+
+        Examples:
+            >>> reader = relex_codec.RelexStorageReader("run.relex", 60)
+            >>> reader.close()
+        """
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -119,7 +132,11 @@ class RelexStorageReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Decode what the plan asks for and copy it into the tensors of the state dict."""
+        """Decode what the plan asks for and copy it into the tensors of the state dict.
+
+        Raises:
+            InvalidArgument: the state dict has something that is no tensor, or a tensor of another shape.
+        """
         reader, names = self._opened()
         for item in plan.items:
             if item.type != LoadItemType.TENSOR:

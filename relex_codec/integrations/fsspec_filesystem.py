@@ -86,10 +86,11 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     Args:
         fo: path or fsspec URL of the ``.relex`` file; the rest of a chained URL gives it.
-        target_protocol: of `fo`, if that is given without.
+        target_protocol: the protocol of `fo`, if `fo` comes without one.
         target_options: ``storage_options`` of `fo`, and of `base` if that is given.
         base: the base model, if it is not where the file says.
         tier: which one to read, as `Run.tensor`.
+        storage_options: what every filesystem of fsspec takes (``use_listings_cache``, ``asynchronous``, ...).
 
     Attributes:
         url: where the ``.relex`` file is.
@@ -97,6 +98,17 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     Raises:
         InvalidArgument: no such file, or the file has no such tier.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
+
+    Examples:
+        >>> import fsspec
+        >>> files = fsspec.filesystem("relex", fo="run.relex")
+        >>> files.ls("", detail=False)
+        ['step_10', 'step_20', 'step_30', 'step_40']
+        >>> files.ls("step_60", detail=False)
+        ['step_60/config.json', 'step_60/model.safetensors', 'step_60/tokenizer.json', 'step_60/tokenizer_config.json']
+        >>> with fsspec.open("relex://step_60/config.json::run.relex") as f:
+        ...     f.read(1)
+        b'{'
     """
 
     protocol = PROTOCOL
@@ -259,6 +271,11 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     # ---- Writing, of which there is none ----
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: what is here comes from the file and cannot be changed.
+
+        Raises:
+            OSError: always (``EROFS``).
+        """
         raise OSError(
             errno.EROFS, "relex:// is read-only: nothing there can be made, changed or removed; see relex-codec append"
         )

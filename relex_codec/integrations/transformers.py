@@ -63,6 +63,11 @@ def load_model(
         InvalidArgument: transformers is not installed or does not know the model, its weights and the file's are not
             those of one model, or as `Run.tensor`.
         BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
+
+    Examples:
+        >>> model = relex_codec.load_model("run.relex", step=60)
+        >>> type(model).__name__, model.dtype, model.model.norm.weight.shape
+        ('Qwen3ForCausalLM', torch.bfloat16, torch.Size([16]))
     """
     transformers = _transformers()
     with RunReader(url, base=base, storage_options=storage_options) as reader:
@@ -117,6 +122,10 @@ def load_tokenizer(
     Raises:
         InvalidArgument: transformers is not installed.
         CheckpointError: the base is not there.
+
+    Examples:
+        >>> relex_codec.load_tokenizer("run.relex")("12+34=")["input_ids"]
+        [1, 2, 10, 3, 4, 13]
     """
     transformers = _transformers()
     with (

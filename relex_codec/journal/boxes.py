@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 class Box(NamedTuple):
     """A part of a tensor.
 
-    Example:
+    Examples:
         >>> half = Box((4, 6), (0, 3), (4, 3))
         >>> half.elements, half.first_at_or_after(2), half.first_at_or_after(4)
         (12, 0, 1)

@@ -114,7 +114,7 @@ def encode_difference(old: Bits, new: Bits, dtype: str) -> bytes:
     Args:
         old, new, dtype: as for `find_changes`.
 
-    Example:
+    Examples:
         >>> old = np.array([16256, 16384, 0, 49024], np.uint16)
         >>> new = np.array([16256, 16385, 0, 49025], np.uint16)
         >>> blob = encode_difference(old, new, "BF16")

@@ -83,7 +83,7 @@ class Window(NamedTuple):
 def flat(lo: int, hi: int) -> Window:
     """Return the window of the elements lo .. hi of a tensor, as one row.
 
-    Example:
+    Examples:
         >>> flat(10, 14)
         Window(width=14, row=0, rows=1, column=10, columns=4, lo=10, hi=14)
     """

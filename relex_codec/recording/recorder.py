@@ -53,13 +53,13 @@ class Recorder:
     journal need not have as many ranks, or any.
 
     Args:
-        path: of the journal, a local directory that all ranks see. One that is there already is gone on with.
+        path: of the journal, a local directory that all ranks see. A journal that is there already is continued.
         base: the model that training started from: directory, ``.safetensors`` file, URL or
             ``hf://org/name@revision``. Default: what the journal says.
-        after: go on after the last step up to this one; later ones, which an earlier process recorded, are left behind.
-            Give the step that training resumes from. Default: after the last step.
-        names: where tensors of the state are called otherwise than in the base: a mapping or function from the one name
-            to the other, to None for a tensor that is left out.
+        after: the step that training resumes from. The journal continues after its last step up to this one; later
+            steps, which an earlier process recorded, are left behind. Default: the journal's last step.
+        names: for tensors that the state calls otherwise than the base: a mapping or function from the state's name to
+            the base's, or to None for a tensor that is left out.
         prefix: before all names in the state (``module.``, ``_orig_mod.``).
         dtype: ``state``: weights are recorded as they are. ``base``: floats are rounded to the dtype that the base has,
             as trainers do that keep float32 weights and save bfloat16 ones.
@@ -76,7 +76,7 @@ class Recorder:
         CheckpointError: the base cannot be read.
         Corrupt, Truncated: the journal is damaged.
 
-    Example:
+    Examples:
         >>> state = dict(relex_codec.open("run.relex").state_dict(10))
         >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
         ...     recorder.add(10, state)  # after each step of training
@@ -129,7 +129,16 @@ class Recorder:
 
     @property
     def last_step(self) -> int | None:
-        """The last step that is committed on this rank; None: there is none yet."""
+        """The last step that is committed on this rank; None: there is none yet.
+
+        Examples:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     print(recorder.last_step)
+            ...     recorder.add(10, "ckpts/global_step_10")
+            ...     print(recorder.last_step)
+            None
+            10
+        """
         return self._recording.committed
 
     def add(self, step: int, state: State, *, verify: bool = False) -> None:
@@ -147,6 +156,13 @@ class Recorder:
             CheckpointError: a directory cannot be read.
             Corrupt: what was read back is not what the directory has.
             BaseMismatch: the base is not the journal's.
+
+        Examples:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     recorder.add(10, run.state_dict(10))
+            ...     recorder.add(10, run.state_dict(10))
+            Traceback (most recent call last):
+            relex_codec.errors.InvalidArgument: step 10 is recorded already; ...
         """
         self._check_usable()
         self._wait()
@@ -162,16 +178,24 @@ class Recorder:
                 self._add_state(step, state)
 
     def patch(self, step: int, patches: Iterable[Any]) -> None:
-        """Record a step that is said by what changed since the last one, as weight syncs of trainers have it.
+        """Record a step that is given as what changed since the last one, as weight syncs of trainers have it.
 
         Args:
-            step: later than the last one. The first step of a journal is said against the base; then the base's
-                tensors are those of the run.
+            step: later than the last one. In the first step of a journal, what changed is against the base; the run
+                then has the base's tensors.
             patches: with ``name``, ``values`` (one-dimensional) and ``indices`` (flat, None: ``values`` is the whole
                 tensor) each: vLLM's ``CheckpointWeightPatch``, or what `Run.patches` yields. A tensor may have several.
 
         Raises:
             InvalidArgument: as `add`, or a patch is not one of a tensor of the run.
+
+        Examples:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     recorder.add(10, run.state_dict(10))
+            ...     recorder.patch(20, run.patches(10, 20))
+            ...     size = recorder.finish("recorded.relex")
+            >>> relex_codec.open("recorded.relex").verify_against("ckpts/", steps="10,20").ok
+            True
         """
         self._check_usable()
         self._wait()
@@ -191,6 +215,13 @@ class Recorder:
 
         Raises:
             InvalidArgument: as `add`: one could not be written.
+
+        Examples:
+            >>> with relex_codec.Recorder("new.journal", base="base/") as recorder:
+            ...     recorder.add(10, run.state_dict(10))
+            ...     recorder.flush()
+            ...     print(recorder.last_step)
+            10
         """
         self._check_usable()
         self._wait()
@@ -210,6 +241,14 @@ class Recorder:
 
         Raises:
             InvalidArgument, CheckpointError: as `relex_codec.encode`, or a step could not be written.
+
+        Examples:
+            >>> recorder = relex_codec.Recorder("new.journal", base="base/")
+            >>> recorder.add(10, "ckpts/global_step_10")
+            >>> recorder.add(20, "ckpts/global_step_20")
+            >>> size = recorder.finish("recorded.relex")
+            >>> relex_codec.open("recorded.relex").info()["tiers"]
+            ['line', 'track', 'exact']
         """
         from relex_codec.encoding.encode import encode
 
@@ -228,6 +267,13 @@ class Recorder:
 
         Raises:
             InvalidArgument: one could not be written.
+
+        Examples:
+            >>> recorder = relex_codec.Recorder("new.journal", base="base/")
+            >>> recorder.close()
+            >>> recorder.add(10, "ckpts/global_step_10")
+            Traceback (most recent call last):
+            relex_codec.errors.InvalidArgument: the recorder of ...new.journal is closed; make another one to go on
         """
         if self._closed:
             return

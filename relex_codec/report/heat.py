@@ -47,7 +47,7 @@ def log_low(values: npt.NDArray[np.float64]) -> float | None:
 def heat_table(places: Sequence[Place], numbers: npt.NDArray[np.float64]) -> HeatTable:
     """Arrange a number of each tensor, in the order in which kinds come up.
 
-    Example:
+    Examples:
         >>> places = [Place(0, "q"), Place(0, "k"), Place(1, "q"), Place(None, "norm")]
         >>> found = heat_table(places, np.array([1.0, 2.0, 3.0, 4.0]))
         >>> found.kinds, found.layers, found.values[0].tolist()

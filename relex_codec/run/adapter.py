@@ -62,10 +62,12 @@ class Adapter:
         left_out: the share that each kind of tensor has which is not in it, by the reason.
         directories: where the adapter of each step was written, by step.
 
-    Example:
-        >>> made = Adapter(rank=8, tiers={800.0: "line"}, kept=0.684, left_out={"norms and biases": 0.0006})
-        >>> f"step 800: {100 * made.kept:.1f} % in {made.rank} pairs a matrix"
-        'step 800: 68.4 % in 8 pairs a matrix'
+    Examples:
+        >>> made = run.save_adapter("adapter-60", 60, rank=4)
+        >>> made.rank, made.tiers, made.directories
+        (4, {60.0: 'line'}, {60.0: 'adapter-60'})
+        >>> f"{100 * made.kept:.0f} % of the squared change, without {', '.join(made.left_out)}"
+        '46 % of the squared change, without tied embeddings, norms and biases'
     """
 
     rank: int

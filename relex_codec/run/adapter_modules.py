@@ -195,7 +195,7 @@ def names_in_adapter(part: Part, nested: Collection[str] = ()) -> tuple[str, str
         nested: full names of further parameters of the same module that PEFT wraps after this one, which lies deeper
             then.
 
-    Example:
+    Examples:
         >>> from relex_codec.format.tensor_record import TensorRecord
         >>> names_in_adapter(Part(None, "model.layers.0.mlp.up_proj.weight", LINEAR))[0]
         'base_model.model.model.layers.0.mlp.up_proj.lora_A.weight'

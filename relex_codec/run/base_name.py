@@ -20,7 +20,7 @@ def name_of_base(reader: RunReader) -> tuple[str | None, str | None]:
 def hub_name(uri: str | None) -> tuple[str | None, str | None]:
     """Return name and revision that a reference to a base means.
 
-    Example:
+    Examples:
         >>> hub_name("hf://Qwen/Qwen3-8B@abc"), hub_name("../base"), hub_name(None)
         (('Qwen/Qwen3-8B', 'abc'), ('../base', None), (None, None))
     """

@@ -14,8 +14,9 @@ from relex_codec.decoding.tensor_decoder import TensorDecoder
 class Coefficients:
     """The coefficients of a run: at step ``steps[i]``, tensor ``names[j]`` is its base plus ``values[j, i]`` times v_j.
 
-    v_j is a direction of unit length in the space of the tensor's elements (before it was quantised), so that a
-    coefficient is a distance in weight space. Made by `Run.coefficients`.
+    v_j is a direction of unit length in the space of the tensor's elements (before it was quantised), and a coefficient
+    ``(W(t_i) - W0) . v_j``: a signed distance in weight space, in units of the weights (RELEX, arXiv 2605.21468). Made
+    by `Run.coefficients`.
 
     Attributes:
         values: float64 [directions, steps].
@@ -23,13 +24,13 @@ class Coefficients:
             has none; one with several has its name there several times, the direction that explains most first.
         steps: int64 [steps], rising, all those of the run: observed and later ones.
 
-    Example:
+    Examples:
         >>> found = run.coefficients()
         >>> found.values.shape == (len(found.names), len(found.steps))
         True
         >>> norm = found.values[found.names.index("model.norm.weight")]  # plt.plot(found.steps, norm)
-        >>> norm.dtype, norm.shape
-        (dtype('float64'), (4,))
+        >>> norm.round(4).tolist()
+        [0.0003, 0.001, 0.0012, 0.0017]
     """
 
     values: npt.NDArray[np.float64]

@@ -31,7 +31,8 @@ class ComparedRun(TrustedRun):
         Reads base and file once, part by part, so that memory does not grow with the model.
 
         Args:
-            first, second: steps, a and b.
+            first: step a, any number.
+            second: step b.
             tier: what they are read from, as `Run.tensor`.
 
         Returns:
@@ -44,6 +45,11 @@ class ComparedRun(TrustedRun):
 
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
+
+        Examples:
+            >>> total = run.compare(20, 40)["total"]
+            >>> f"{total['angle']:.0f} degrees, {100 * total['weights_differ']:.0f} % of the weights differ"
+            '42 degrees, 50 % of the weights differ'
         """
         decoder = self._reader.decoder
         steps = [StepTier(float(step), self._reader.tier(step, tier)) for step in (first, second)]
@@ -70,6 +76,11 @@ class ComparedRun(TrustedRun):
         Raises:
             InvalidArgument: the two share no tensor; and as `Run.tensor`.
             CheckpointError, Truncated: the checkpoint cannot be read.
+
+        Examples:
+            >>> total = run.compare_with_checkpoint("ckpts/global_step_50", 50)["total"]  # which the line has not seen
+            >>> f"{total['relative_error']:.1f} of what the checkpoint adds to the base"
+            '0.4 of what the checkpoint adds to the base'
         """
         decoder = self._reader.decoder
         chosen = StepTier(float(step), self._reader.tier(step, tier))
@@ -81,6 +92,9 @@ class ComparedRun(TrustedRun):
     def compare_with_run(self, other: ComparedRun) -> dict[str, Any]:
         """Compare the ways that two runs of one base went to their last observed steps, by their directions.
 
+        Args:
+            other: the other one, open too.
+
         Returns:
             As `compare`. Each says: ``weights``; ``moved_a``, ``moved_b``, L2 norms; ``cosine`` of the two ways: 1
             where both moved the same way, 0 where they have nothing in common.
@@ -88,6 +102,12 @@ class ComparedRun(TrustedRun):
         Raises:
             InvalidArgument: the runs have different bases, or no tensor moves in both.
             BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
+
+        Examples:
+            >>> size = relex_codec.encode("ckpts/", "early.relex", base="base/", steps=":20")
+            >>> found = run.compare_with_run(relex_codec.open("early.relex"))
+            >>> found["a"], found["b"], round(found["total"]["cosine"], 1)
+            ('run.relex, to step 40', 'early.relex, to step 20', 0.8)
         """
         found = table(compare_runs(self._reader.decoder, other._reader.decoder), said_of_runs)
         sides = [f"{without_secrets(run.path)}, to step {run.observed_steps[-1]}" for run in (self, other)]

@@ -29,6 +29,15 @@ class Difference(NamedTuple):
         name: of the tensor, or of the file beside the weights.
         what: how it differs.
         is_tensor: whether it is a tensor.
+
+    Examples:
+        >>> import shutil
+        >>> copied = shutil.copy("ckpts/global_step_50/model.safetensors", "ckpts/global_step_40/")
+        >>> found = run.verify_against("ckpts/", steps="40").differences[0]
+        >>> found.step, found.name, found.is_tensor
+        (40, 'model.embed_tokens.weight', True)
+        >>> found.what
+        'has 244 of 768 elements with other bits'
     """
 
     step: int
@@ -65,6 +74,11 @@ class Comparison:
         rest: what else the run's directory holds.
         base: where the base is that decoding needs; None: the file embeds it, or needs none.
         base_files: of that base.
+
+    Examples:
+        >>> found = run.verify_against("ckpts/", steps=":40")
+        >>> found.steps, found.differences, found.ok
+        ([10, 20, 30, 40], [], True)
     """
 
     file: str
@@ -81,16 +95,33 @@ class Comparison:
 
     @property
     def equal_steps(self) -> int:
-        """How many of `steps` have no difference."""
+        """How many of `steps` have no difference.
+
+        Examples:
+            >>> run.verify_against("ckpts/", steps="10,20").equal_steps
+            2
+        """
         return len(self.steps) - len({difference.step for difference in self.differences})
 
     @property
     def ok(self) -> bool:
-        """Whether the file has every step of the run, and nothing differs."""
+        """Whether the file has every step of the run, and nothing differs.
+
+        Examples:
+            >>> run.verify_against("ckpts/").ok  # there is a step 50
+            False
+            >>> run.verify_against("ckpts/", exclude_steps="50").ok
+            True
+        """
         return bool(self.steps) and not (self.differences or self.only_in_run or self.unreadable)
 
     def sentence(self) -> str:
-        """Return all of it as one sentence."""
+        """Return all of it as one sentence.
+
+        Examples:
+            >>> run.verify_against("ckpts/").sentence()
+            '4 of 4 steps equal (43.9 kB); 1 step of the run NOT in the file; ...; needed to decode: the base ...'
+        """
         with_weights = len(self.steps) - len({one.step for one in self.differences if one.is_tensor})
         weights = f", {with_weights} in their weights" if with_weights > self.equal_steps else ""
         parts = [f"{self.equal_steps} of {len(self.steps)} steps equal{weights} ({spell_bytes(self.bytes)})"]
@@ -109,7 +140,12 @@ class Comparison:
         return "; ".join(parts)
 
     def lines(self) -> Iterator[str]:
-        """Yield what differs, a line for each step; only so many, and then how many more."""
+        """Yield what differs, a line for each step: 20 lines at most, and then how many more there are.
+
+        Examples:
+            >>> list(run.verify_against("ckpts/").lines())
+            ['not in the file: step 50']
+        """
         by_step = groupby(self.differences, key=lambda one: one.step)
         found = [
             *(f"step {step}: {_some(list(differences))}" for step, differences in by_step),
@@ -122,7 +158,13 @@ class Comparison:
             yield f"and {len(found) - SHOWN} more (all with --json)"
 
     def as_document(self) -> dict[str, Any]:
-        """Return what ``verify --against --json`` prints."""
+        """Return what ``verify --against --json`` prints.
+
+        Examples:
+            >>> found = run.verify_against("ckpts/").as_document()
+            >>> found["ok"], found["equal_steps"], found["only_in_run"]
+            (False, 4, [50])
+        """
         return {
             "file": self.file,
             "run": self.run,

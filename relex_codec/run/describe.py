@@ -93,16 +93,32 @@ class DescribedRun:
 
     @property
     def steps(self) -> list[int]:
-        """All steps that the file has coefficients of."""
+        """All steps that the file has coefficients of, rising.
+
+        Examples:
+            >>> run.steps
+            [10, 20, 30, 40]
+        """
         return self._reader.steps
 
     @property
     def observed_steps(self) -> list[int]:
-        """The steps that directions and lines were fitted on."""
+        """The steps that directions and lines were fitted on: the first ones of `steps`, or all.
+
+        Examples:
+            >>> size = relex_codec.encode("ckpts/", "early.relex", base="base/", observe=30)
+            >>> relex_codec.open("early.relex").observed_steps
+            [10, 20, 30]
+        """
         return self.steps[: self._reader.container.index.manifest.observed]
 
     def keys(self) -> list[str]:
-        """Names of the tensors, in the file's order."""
+        """Return the names of the tensors, in the file's order.
+
+        Examples:
+            >>> run.keys()[:2]
+            ['model.embed_tokens.weight', 'model.layers.0.input_layernorm.weight']
+        """
         return self._reader.keys()
 
     def info(self) -> dict[str, Any]:
@@ -137,8 +153,19 @@ class DescribedRun:
     def tier(self, step: float, *, tier: str = "auto") -> str:
         """Return what `step` is read from: ``base``, ``exact``, ``track`` or ``line``.
 
+        Args:
+            step: as of `tensor`.
+            tier: that is asked for, as of `tensor`.
+
         Raises:
             InvalidArgument: no such tier, or it does not reach the step.
+
+        Examples:
+            >>> [run.tier(step) for step in (0, 10, 12.5, 60)]
+            ['base', 'exact', 'track', 'line']
+            >>> run.tier(60, tier="track")
+            Traceback (most recent call last):
+            relex_codec.errors.InvalidArgument: tier 'track' reaches from step 10 to 40, not 60; 'line' does
         """
         return self._reader.tier(step, tier)
 
@@ -147,5 +174,10 @@ class DescribedRun:
 
         Raises:
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> found = run.coefficients()
+            >>> found, found.values.dtype, found.steps.tolist()
+            (Coefficients(16 directions of 16 tensors at 4 steps), dtype('float64'), [10, 20, 30, 40])
         """
         return read_coefficients(self._reader.decoder)

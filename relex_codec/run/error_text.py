@@ -17,7 +17,7 @@ def error_line(steps: Sequence[int], values: Sequence[float | None], blocks: str
     Args:
         values: relative to how far the step is from where it started, one for each step.
 
-    Example:
+    Examples:
         >>> error_line([10, 20, 30], [0.5, 0.25, 0.125])
         '50 % of the way at step 10, 25 % at 20, 12 % at 30  █▅▃'
     """

@@ -16,7 +16,7 @@ from relex_codec.trust.scores import with_scores
 def place_of_scores(path: str) -> Path | None:
     """Return where the scores of a file lie: ``run.scores.json`` beside ``run.relex``; None where there can be none.
 
-    Example:
+    Examples:
         >>> place_of_scores("runs/x.relex"), place_of_scores("s3://bucket/x.relex")
         (PosixPath('runs/x.scores.json'), None)
     """

@@ -33,6 +33,16 @@ class Patch(NamedTuple):
         dtype: of its elements.
         values: what they are at the second step, one-dimensional.
         indices: where they are, int64, increasing, in row-major order over the whole tensor.
+
+    Examples:
+        >>> import torch
+        >>> patch = next(run.patches(10, 20))
+        >>> patch.name, patch.shape, patch.dtype, patch.indices.dtype
+        ('model.embed_tokens.weight', (48, 16), torch.bfloat16, torch.int64)
+        >>> weights = run.tensor(patch.name, 10)
+        >>> weights.view(-1)[patch.indices] = patch.values
+        >>> torch.equal(weights, run.tensor(patch.name, 20))
+        True
     """
 
     name: str

@@ -29,6 +29,12 @@ class PicturedRun(ComparedRun):
         Raises:
             InvalidArgument: no such tensor or `what`, or matplotlib is not installed.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> axes = run.plot(tensor="model.norm.weight")
+            >>> axes.get_xlabel()
+            'step'
+            >>> axes.figure.savefig("run.png")
         """
         self._reader.check_open()
         # Pictures stand above this layer, and only who asks for one imports them.

@@ -20,7 +20,7 @@ class Place(NamedTuple):
 def place_of(name: str) -> Place:
     """Return where a tensor stands.
 
-    Example:
+    Examples:
         >>> place_of("model.layers.3.self_attn.q_proj.weight")
         Place(layer=3, kind='self_attn.q_proj')
         >>> place_of("model.layers.10.mlp.experts.17.up_proj.weight")

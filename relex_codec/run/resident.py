@@ -33,8 +33,8 @@ class Resident:
 
     Keep it as long as work may run that was queued on other streams, or captured in a CUDA graph.
 
-    On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and at 0 the base:
-    ``auto`` is what it is in a file without the exact tier, whose frames are not held.
+    On a CUDA device work is queued on the current stream. The tiers are ``line`` and ``track``, and the base at 0. The
+    exact tier is not held: ``auto`` chooses as in a file without it.
 
     Args:
         decoder: of the open file, which is not needed any more when this has been made.
@@ -44,6 +44,14 @@ class Resident:
     Attributes:
         device: torch device.
         nbytes: bytes that are held there.
+
+    Examples:
+        >>> resident = run.resident()
+        >>> resident, resident.nbytes < 2 * run.info()["checkpoint_bytes"]
+        (Resident('run.relex', 24 tensors on cpu), True)
+        >>> state = resident.state_dict(60)
+        >>> state["model.norm.weight"].dtype
+        torch.bfloat16
     """
 
     def __init__(self, decoder: TensorDecoder, device: Any, *, slices: Mapping[str, TensorIndex] | None = None) -> None:
@@ -86,7 +94,12 @@ class Resident:
         return f"Resident({self._container.source.path!r}, {len(self._held)} tensors on {self.device})"
 
     def keys(self) -> list[str]:
-        """Names of the tensors, in the file's order."""
+        """Return the names of the tensors, in the file's order.
+
+        Examples:
+            >>> run.resident().keys() == run.keys()
+            True
+        """
         return list(self._held)
 
     # -- what is held ----------------------------------------------------------------------------------------------
@@ -105,19 +118,55 @@ class Resident:
     def tier(self, step: float, *, tier: str = "auto") -> str:
         """Return what `step` is decoded from: ``base``, ``track`` or ``line``.
 
+        Args:
+            step: any number, as of `Run.tensor`.
+            tier: that is asked for: ``line``, ``track`` or ``auto``.
+
         Raises:
             InvalidArgument: tier ``exact``, or as `Run.tier`.
+
+        Examples:
+            >>> resident = run.resident()
+            >>> [resident.tier(step) for step in (0, 10, 12.5, 60)]
+            ['base', 'track', 'track', 'line']
         """
         if tier == "exact":
             raise InvalidArgument("tier 'exact' is not held on a device: use Run.state_dict or Run.load_into")
         return choose_tier(self._container, as_step(step), tier, exact=False)
 
     def state_dict(self, step: float, *, tier: str = "auto") -> dict[str, torch.Tensor]:
-        """Return all tensors at a step, as `Run.state_dict`, in memory of their own."""
+        """Return all tensors at a step, as `Run.state_dict`, in memory of their own.
+
+        Args:
+            step: as of `tier`.
+            tier: as of `tier`.
+
+        Raises:
+            InvalidArgument: a step or tier that is not there.
+
+        Examples:
+            >>> import torch
+            >>> found = run.resident().state_dict(60)["model.norm.weight"]
+            >>> torch.equal(found, run.tensor("model.norm.weight", 60))
+            True
+        """
         return self.state_dicts([step], tier=tier)[0]
 
     def state_dicts(self, steps: Sequence[float], *, tier: str = "auto") -> list[dict[str, torch.Tensor]]:
-        """Return all tensors at each of some steps; base and codes are read once for all of them."""
+        """Return all tensors at each of some steps; base and codes are read once for all of them.
+
+        Args:
+            steps: as of `tier`, in any order.
+            tier: of all of them, as of `tier`.
+
+        Raises:
+            InvalidArgument: a step or tier that is not there.
+
+        Examples:
+            >>> states = run.resident().state_dicts([12.5, 60, 100])
+            >>> len(states), states[0]["model.norm.weight"].shape
+            (3, torch.Size([16]))
+        """
         chosen = [StepTier(float(step), self.tier(step, tier=tier)) for step in steps]
         self._check_reach(chosen, self._held)
         states = [
@@ -135,6 +184,17 @@ class Resident:
         Args:
             step: as of `tier`; checked before the first tensor is asked for.
             tier: as of `tier`.
+
+        Raises:
+            InvalidArgument: a step or tier that is not there.
+
+        Examples:
+            >>> for name, tensor in run.resident().iter_tensors(60):
+            ...     if name.startswith("model.layers.0.mlp"):
+            ...         print(name, tuple(tensor.shape))
+            model.layers.0.mlp.down_proj.weight (16, 32)
+            model.layers.0.mlp.gate_proj.weight (32, 16)
+            model.layers.0.mlp.up_proj.weight (32, 16)
         """
         chosen = [StepTier(float(step), self.tier(step, tier=tier))]
         self._check_reach(chosen, self._held)
@@ -164,6 +224,7 @@ class Resident:
         this device are written without a copy between, wherever their elements lie.
 
         Args:
+            module: that has them.
             step: as of `tier`.
             tier: as of `tier`.
             names: as of `Run.load_into`.
@@ -173,6 +234,14 @@ class Resident:
 
         Raises:
             InvalidArgument: names or shapes of module and run differ; a step or tier that is not there.
+
+        Examples:
+            >>> import torch
+            >>> norm, resident = torch.nn.RMSNorm(16, dtype=torch.bfloat16), run.resident()
+            >>> for step in (20, 60):
+            ...     resident.load_into(norm, step, names={"model.norm.weight": "weight"}.get)
+            >>> torch.equal(norm.weight, run.tensor("model.norm.weight", 60))
+            True
         """
         chosen = [StepTier(float(step), self.tier(step, tier=tier))]
         shapes = {name: held.shape for name, held in self._held.items()}

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from relex_codec.core.dtypes import ITEMSIZE, Bits
 from relex_codec.core.filenames import STEP_FOLDER
 from relex_codec.core.steps import select_steps
 from relex_codec.core.threads import IO_THREADS, parallel_map
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.errors import InvalidArgument
-from relex_codec.format import constants as f
 from relex_codec.format.index import Index
 from relex_codec.format.step_layout import StepLayout
 from relex_codec.storage.local_directory import AtomicDirectory
 from relex_codec.storage.local_writer import create_file, flush_directory, write_at
 from relex_codec.storage.outputs import UploadedDirectory
-from relex_codec.storage.urls import Options, PathLike, is_url
+from relex_codec.storage.urls import Options, PathLike, is_url, without_secrets
 
-from .export import Shard, check_room, completing_last, nbytes, other_files, shards_of, stored_bytes, weight_files
+from .export import Shard, check_room, completing_last, other_files, shards_of, stored_bytes, weight_files
 from .own_base import needed_base, refuse_own_base
+from .run_reader import RunReader
+
+if TYPE_CHECKING:
+    from relex_codec.engines.choice import EngineChoice
 
 ROOM: Final = 0.8
 """Share of the free room in the temporary directory that files on their way to a URL may take."""
@@ -65,9 +66,10 @@ def numbered_steps(decoder: TensorDecoder, start: float | None, stop: float | No
 
 
 def restore(
-    decoder: TensorDecoder,
+    file: RunReader,
     output: PathLike,
     steps: Sequence[int],
+    engine: EngineChoice,
     on_bytes: Callable[[int], Any] = lambda _: None,
     storage_options: Options = None,
     overwrite: bool = False,
@@ -80,6 +82,7 @@ def restore(
     directory here. Where there is not room for all, frames are decoded again for each lot.
 
     Args:
+        engine: replays them; with that of Ray, `output` is a directory that all machines have.
         on_bytes: called with how many bytes of weights have been written since the last call.
         storage_options: for fsspec, if `output` is a URL.
         overwrite: replace files of the same names, as `Run.restore`.
@@ -90,7 +93,13 @@ def restore(
         BaseMismatch: the base is not the one that the run was encoded against.
         Corrupt: the file is damaged; the message names the tensor or the byte.
     """
+    decoder = file.decoder
     index = decoder.container.index
+    if is_url(output) and engine.is_remote:
+        raise InvalidArgument(
+            f"cannot write {without_secrets(output)} with the engine 'ray': its workers fill files of a directory that "
+            "all machines have; restore to one, or with another engine"
+        )
     numbers = {int(step): number for number, step in enumerate(index.steps, 1)}
     groups: dict[StepLayout, dict[int, str]] = {}
     for step in steps:
@@ -109,11 +118,11 @@ def restore(
         refuse_own_base(output, replaced, needed_base(decoder))
     if is_url(output):
         with UploadedDirectory(output, storage_options, replaced=replaced) as uploaded:
-            _restore_to_url(decoder, uploaded, lots, on_bytes)
+            _restore_to_url(file, uploaded, lots, engine, on_bytes)
             _write_notes(uploaded, notes or {})
     else:
         with AtomicDirectory(output, replaced=replaced) as directory_here:
-            _restore_to_disk(decoder, directory_here, lots, on_bytes)
+            _restore_to_disk(file, directory_here, lots, engine, on_bytes)
             _write_notes(directory_here, notes or {})
 
 
@@ -145,8 +154,14 @@ def needed_tensors(index: Index, numbers: Iterable[int]) -> dict[int, set[int]]:
 
 
 def _restore_to_disk(
-    decoder: TensorDecoder, directory: AtomicDirectory, groups: Sequence[Group], on_bytes: Callable[[int], Any]
+    file: RunReader,
+    directory: AtomicDirectory,
+    groups: Sequence[Group],
+    engine: EngineChoice,
+    on_bytes: Callable[[int], Any],
 ) -> None:
+    from .filled_shards import FillTask, fill  # engines are only needed here
+
     folders = {number: folder for group in groups for number, folder in group.folders.items()}
 
     def place(number: int, name: str) -> str:
@@ -163,11 +178,14 @@ def _restore_to_disk(
                 os.makedirs(place(number, ""))
                 for shard in group.shards:
                     create_file(place(number, shard.name), shard.head, shard.size)
-    _replay(decoder, {number: group.shards for group in groups for number in group.folders}, place,
-            directory.reported, on_bytes)  # fmt: skip
+    filling = FillTask.of(
+        file, {number: group.shards for group in groups for number in group.folders}, lambda number: place(number, ""),
+        directory.shown,
+    )  # fmt: skip
+    fill(filling, engine, on_bytes)
     for group in groups:
         first, *others = group.folders
-        for name, content in group.side(decoder):
+        for name, content in group.side(file.decoder):
             _write_file(place(first, name), content, directory.reported)
             with directory.reported():
                 for number in others:
@@ -178,8 +196,14 @@ def _restore_to_disk(
 
 
 def _restore_to_url(
-    decoder: TensorDecoder, directory: UploadedDirectory, groups: Sequence[Group], on_bytes: Callable[[int], Any]
+    file: RunReader,
+    directory: UploadedDirectory,
+    groups: Sequence[Group],
+    engine: EngineChoice,
+    on_bytes: Callable[[int], Any],
 ) -> None:
+    from .filled_shards import FillTask, fill  # engines are only needed here
+
     def place(number: int, name: str) -> str:
         return os.path.join(directory.path, f"{number}-{name}")
 
@@ -190,59 +214,15 @@ def _restore_to_url(
                 with directory.local():
                     for number in lot:
                         create_file(place(number, shard.name), shard.head, shard.size)
-                _replay(decoder, dict.fromkeys(lot, own), place, directory.local, on_bytes)
+                here = f"{directory.shown} by way of {directory.path}"
+                fill(FillTask.of(file, dict.fromkeys(lot, own), lambda at: place(at, ""), here), engine, on_bytes)
                 directory.upload([(place(number, shard.name), f"{folders[number]}/{shard.name}") for number in lot])
     for group in groups:
-        for name, content in group.side(decoder):
+        for name, content in group.side(file.decoder):
             path = place(0, name.replace("/", "-"))
             _write_file(path, content, directory.local)
             directory.upload([(path, f"{folder}/{name}") for folder in group.folders.values()], keep=True)
             os.unlink(path)
-
-
-def _replay(
-    decoder: TensorDecoder,
-    shards: Mapping[int, Sequence[Shard]],
-    place: Callable[[int, str], str],
-    reported: Callable[[], AbstractContextManager[None]],
-    on_bytes: Callable[[int], Any],
-) -> None:
-    """Fill the files of some shards, ``place(step number, name)`` each; `shards` are those of each step."""
-    from relex_codec.exact.replay import replay_all
-    from relex_codec.exact.segments import PartInfo  # numba is only needed here
-
-    index = decoder.container.index
-    tables: dict[int, dict[int, list[tuple[str, int]]]] = {}
-    """For the shards of a layout, by their identity: where each tensor goes, under each of its names."""
-    for own in shards.values():
-        if id(own) in tables:
-            continue
-        places = tables[id(own)] = {}
-        for shard in own:
-            at = len(shard.head)
-            for tensor in shard.tensors:
-                places.setdefault(index.target(tensor).number, []).append((shard.name, at))
-                at += nbytes(tensor)
-
-    def use(parts: list[PartInfo], number: int, found: list[Bits]) -> None:
-        pieces: dict[str, list[tuple[int, Bits]]] = {}
-        written = 0
-        for part, bits in zip(parts, found, strict=True):
-            for name, begin in tables[id(shards[number])].get(part.tensor, ()):
-                pieces.setdefault(name, []).append((begin + part.piece * f.PIECE * ITEMSIZE[part.dtype], bits))
-                written += bits.nbytes
-        with reported():
-            for name, rows in pieces.items():
-                write_at(place(number, name), rows)
-        with lock:
-            on_bytes(written)
-
-    lock = threading.Lock()
-    replay_all(
-        decoder.exact, shards.keys(), decoder.part_origin, use,
-        tensors={number for places in tables.values() for number in places},
-        plan=decoder.fetcher.replay_plan(decoder.exact, shards.keys()),
-    )  # fmt: skip
 
 
 def _lots(directory: UploadedDirectory, shard: Shard, numbers: list[int]) -> Iterator[list[int]]:

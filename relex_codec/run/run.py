@@ -49,12 +49,12 @@ class Run(PicturedRun):
         path: of the file, as messages show it.
         device: where tensors are decoded and returned.
 
-    Example:
+    Examples:
         >>> run = relex_codec.open("run.relex")
         >>> run.steps, len(run), "model.norm.weight" in run
-        ([10, 20, 30, 40], 2, True)
-        >>> run.tensor("model.norm.weight", step=800).shape  # extrapolated
-        torch.Size([32])
+        ([10, 20, 30, 40], 24, True)
+        >>> run.tensor("model.norm.weight", step=60).shape  # a step that was never trained
+        torch.Size([16])
         >>> run.tensor_info("model.norm.weight")["dtype"]
         'BF16'
         >>> state = run.state_dict(25)  # between two checkpoints
@@ -79,7 +79,14 @@ class Run(PicturedRun):
         self.close()
 
     def close(self) -> None:
-        """Release the file; reading it afterwards is an error, closing it again is none."""
+        """Release the file; reading it afterwards is an error, closing it again is none.
+
+        Examples:
+            >>> run.close()
+            >>> run.tensor("model.norm.weight", step=10)
+            Traceback (most recent call last):
+            relex_codec.errors.InvalidArgument: run.relex is closed; open it again to read it
+        """
         self._reader.close()
 
     # -- weights -----------------------------------------------------------------------------------------------------
@@ -88,6 +95,7 @@ class Run(PicturedRun):
         """Return one tensor at a step, on the run's device; reads only what that needs.
 
         Args:
+            name: of the tensor, as in the checkpoints.
             step: any number; fractional and extrapolated steps are decoded like observed ones.
             tier: ``line`` for any step, ``track`` for those from the first to the last stored one, ``exact`` for the
                 stored ones themselves, bit for bit, if the file has that tier. ``auto``: ``exact`` where a step is
@@ -103,23 +111,59 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             CheckpointError: the base cannot be read.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> norm = run.tensor("model.norm.weight", step=12.5)
+            >>> norm.shape, norm.dtype, norm.device
+            (torch.Size([16]), torch.bfloat16, device(type='cpu'))
+            >>> rows = run.tensor("model.embed_tokens.weight", step=10, tier="exact", index=(slice(0, 4), ...))
+            >>> rows.shape
+            torch.Size([4, 16])
         """
         return self._reader.tensor(name, step, tier, index, self.device)
 
     def state_dict(
         self, step: float, *, tier: str = "auto", slices: Mapping[str, TensorIndex] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Return all tensors at a step: ``{name: tensor}``; steps, tiers and errors are those of `tensor`.
+        """Return all tensors at a step: ``{name: tensor}``.
 
         Args:
+            step: as of `tensor`.
+            tier: as of `tensor`.
             slices: of the tensors of which only a part is wanted, as the `index` of `tensor`.
+
+        Raises:
+            InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
+
+        Examples:
+            >>> state = run.state_dict(40, slices={"model.embed_tokens.weight": slice(0, 8)})
+            >>> len(state), state["model.embed_tokens.weight"].shape, state["model.norm.weight"].shape
+            (24, torch.Size([8, 16]), torch.Size([16]))
         """
         return self.state_dicts([step], tier=tier, slices=slices)[0]
 
     def state_dicts(
         self, steps: Sequence[float], *, tier: str = "auto", slices: Mapping[str, TensorIndex] | None = None
     ) -> list[dict[str, torch.Tensor]]:
-        """Return all tensors at each of some steps, as `state_dict`; base and codes are read once for all of them."""
+        """Return all tensors at each of some steps; base and codes are read once for all of them.
+
+        Args:
+            steps: as of `tensor`, in any order.
+            tier: of all of them, as of `tensor`.
+            slices: as of `state_dict`.
+
+        Returns:
+            For each step what `state_dict` returns, in the order of `steps`.
+
+        Raises:
+            InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
+
+        Examples:
+            >>> trained, beyond = run.state_dicts([40, 60])
+            >>> difference = beyond["model.norm.weight"].float() - trained["model.norm.weight"].float()
+            >>> bool(difference.abs().max() < 0.05)
+            True
+        """
         return self._reader.states(slices or {}, steps, tier, self.device)
 
     def patches(self, before: float, after: float, *, tier: str = "auto") -> Iterator[Patch]:
@@ -137,11 +181,14 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `tensor`.
 
-        Example:
+        Examples:
             >>> for patch in run.patches(10, 20):
-            ...     print(patch.name, patch.shape, len(patch.values) == len(patch.indices))
-            model.embed_tokens.weight (24, 32) True
-            model.norm.weight (32,) True
+            ...     if "layers.0.self_attn" in patch.name:
+            ...         print(patch.name, patch.shape, len(patch.values))
+            model.layers.0.self_attn.k_proj.weight (8, 16) 42
+            model.layers.0.self_attn.o_proj.weight (16, 16) 89
+            model.layers.0.self_attn.q_proj.weight (16, 16) 89
+            model.layers.0.self_attn.v_proj.weight (8, 16) 42
         """
         from .patches import patches
 
@@ -156,10 +203,18 @@ class Run(PicturedRun):
             device: default: the run's.
             slices: of the tensors of which only a part is held, as the `index` of `tensor`: a rank's shards.
 
+        Returns:
+            What decodes steps from there. It needs the run no more, which may be closed.
+
         Raises:
             InvalidArgument: no such device, tensor or index.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> resident = run.resident(device="cpu", slices={"model.embed_tokens.weight": slice(0, 24)})
+            >>> resident.state_dict(60)["model.embed_tokens.weight"].shape
+            torch.Size([24, 16])
         """
         from .resident import Resident
 
@@ -170,17 +225,30 @@ class Run(PicturedRun):
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Yield ``(step, {name: tensor})`` for every stored step from `start` to `stop`, bit for bit.
 
-        Both ends are included, as in ``--steps A:B``; None is the first or the last stored step. Each frame that the
-        steps need is decoded once, where `state_dict` decodes some log2 of their number for each step anew. The tensors
-        belong to the caller.
+        Each part of the file that the steps need is decoded once, where `state_dict` decodes about log2 of their number
+        of such parts for each step anew. The tensors belong to the caller.
 
         While it runs, lists of the words that differ between steps around the present one are in memory: for BF16 and
         some hundred steps 15 to 20 times the size of a checkpoint. `restore` needs no such memory.
+
+        Args:
+            start: the first step, included, as in ``--steps A:B``. Default: the first stored one.
+            stop: the last step, included. Default: the last stored one.
 
         Raises:
             InvalidArgument: the file has no exact tier, or no stored step in the range.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> before = run.tensor("model.layers.0.self_attn.q_proj.weight", 10)
+            >>> for step, state in run.iter_steps(start=20):
+            ...     now = state["model.layers.0.self_attn.q_proj.weight"]
+            ...     print(step, int((now != before).sum()), "of", now.numel(), "weights changed")
+            ...     before = now
+            20 89 of 256 weights changed
+            30 94 of 256 weights changed
+            40 93 of 256 weights changed
         """
         return iterate(self._reader, numbered_steps(self._reader.decoder, start, stop), self.device)
 
@@ -213,6 +281,11 @@ class Run(PicturedRun):
 
         Raises:
             InvalidArgument: `steps` is nothing of this kind; and as `load_into`. What `score` raises comes through.
+
+        Examples:
+            >>> found = run.sweep(lambda state: float(state["model.norm.weight"].float().std()), "20:100:20")
+            >>> [row.step for row in found.rows], found.best.step
+            ([20.0, 40.0, 60.0, 80.0, 100.0], 100.0)
         """
         self._reader.check_open()
         wanted = wanted_steps(self._reader, steps)
@@ -231,6 +304,8 @@ class Run(PicturedRun):
         everything has been checked and decoded.
 
         Args:
+            module: that has them, on any device. A parameter of another dtype than the file's takes the values as
+                ``copy_`` does.
             step: as of `tensor`.
             tier: as of `tensor`.
             names: where tensors go that are not called in the module what they are called in the file: a mapping or a
@@ -240,6 +315,13 @@ class Run(PicturedRun):
 
         Raises:
             InvalidArgument: names or shapes of module and file differ; and as `tensor`.
+
+        Examples:
+            >>> import torch
+            >>> norm = torch.nn.RMSNorm(16, dtype=torch.bfloat16)
+            >>> run.load_into(norm, 40, names={"model.norm.weight": "weight"}.get)
+            >>> torch.equal(norm.weight, run.tensor("model.norm.weight", 40))
+            True
         """
         from .loading import load_module
 
@@ -274,8 +356,8 @@ class Run(PicturedRun):
                 needs the exact tier and goes on from the last observed step as training went since the middle one
                 (`relex_codec.run.fitted.Secant`).
             provenance: write ``relex.json`` as well: which file and tier the step is of, and how far to believe it.
-            overwrite: go over what is in `output`: files of the same names are replaced, others stay, and further
-                weights beside them are refused.
+            overwrite: write into a directory that is not empty: files of the same names are replaced, others stay. It
+                is refused where other weights would be left beside the new ones.
             merge: of a run of adapters, write the base with the step's adapter merged into it; `base` must be given
                 when the file is opened.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
@@ -287,6 +369,13 @@ class Run(PicturedRun):
         Raises:
             InvalidArgument: `output` exists and is not empty, or cannot be written; `along` is not one of these, or the
                 step is not read from tier ``line``; and as `tensor`.
+
+        Examples:
+            >>> run.save("step-60", 60)
+            'line'
+            >>> import os
+            >>> sorted(os.listdir("step-60"))
+            ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
         """
         self._reader.check_open()
         at = StepTier(float(step), self.tier(step, tier=tier))
@@ -312,7 +401,7 @@ class Run(PicturedRun):
         """Write what a step changes as a LoRA adapter of PEFT: low-rank factors of the directions, and a model card.
 
         What the file stores as factors alone (``quality="micro"``) is read as such; of other directions the best
-        factors of that rank are computed. Neither reads the base's weights.
+        factors of that rank are computed (truncated SVD; Eckart and Young, 1936). Neither reads the base's weights.
 
         Args:
             output: the directory; it must not exist or be empty. For several steps it gets ``step-N`` of each.
@@ -333,6 +422,14 @@ class Run(PicturedRun):
                 exists and is not empty, or cannot be written.
             BaseMismatch, CheckpointError: the base is needed (``config.json``, norms), and cannot be used.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> made = run.save_adapter("adapter-60", 60, rank=4)
+            >>> made.rank, made.tiers, 0 < made.kept < 1
+            (4, {60.0: 'line'}, True)
+            >>> import os
+            >>> sorted(os.listdir("adapter-60"))
+            ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'relex.json']
         """
         return save_adapters_of(
             self, output, step, tier=tier, rank=rank, modules_to_save=modules_to_save, embeddings=embeddings,
@@ -348,6 +445,9 @@ class Run(PicturedRun):
         exclude_steps: str | None = None,
         provenance: bool = False,
         overwrite: bool = False,
+        workers: int | None = None,
+        engine: str = "auto",
+        address: str | None = None,
         progress: bool = False,
         storage_options: Options = None,
     ) -> list[int]:
@@ -361,12 +461,17 @@ class Run(PicturedRun):
         number of steps.
 
         Args:
+            output: the directory; it must not exist or be empty.
             steps: which ones: ``A:B``, ``A:B:K`` (ends included, every K-th from A) or ``N``, or several of them:
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
             provenance: write ``output/relex.json`` as well: which file and steps these are. The directories of the
                 steps hold what they held, and nothing else.
             overwrite: as `save`, for the directory of each step; other steps stay.
+            workers: how many parts are replayed at the same time; default: one for each processor.
+            engine: where that is, as of `relex_codec.encode`. With ``ray``, `output` is a directory that all machines
+                have.
+            address: of the Ray cluster, as of `relex_codec.encode`.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `output`. Default: those that the file was opened with.
 
@@ -378,9 +483,19 @@ class Run(PicturedRun):
                 cannot be written.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> run.restore("again", steps="20:40", exclude_steps="30")
+            [20, 40]
+            >>> import os
+            >>> sorted(os.listdir("again"))
+            ['global_step_20', 'global_step_40']
         """
+        from relex_codec.engines.choice import EngineChoice
+
         return restore_steps(
-            self._reader, output, steps, exclude_steps, provenance=provenance, overwrite=overwrite, progress=progress,
+            self._reader, output, steps, exclude_steps, provenance=provenance, overwrite=overwrite,
+            engine=EngineChoice(engine, workers, address), progress=progress,
             storage_options=self._options if storage_options is None else storage_options,
         )  # fmt: skip
 
@@ -392,6 +507,12 @@ class Run(PicturedRun):
         Raises:
             BaseMismatch: it is not the one that the run was encoded against.
             CheckpointError: it cannot be read.
+
+        Examples:
+            >>> run.check_base()
+            >>> relex_codec.open("run.relex", base="ckpts/global_step_10").check_base()
+            Traceback (most recent call last):
+            relex_codec.errors.BaseMismatch: base ckpts/global_step_10 does not match: tensor ... differs ...
         """
         self._reader.base.check()
 
@@ -400,6 +521,9 @@ class Run(PicturedRun):
 
         Raises:
             Corrupt, Truncated: it is damaged; the message names the entry.
+
+        Examples:
+            >>> run.verify()
         """
         check_all(self._reader.decoder)
 
@@ -416,6 +540,10 @@ class Run(PicturedRun):
             InvalidArgument: the file has no exact tier.
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
+
+        Examples:
+            >>> run.check_exact()
+            4
         """
         decoder = self._reader.decoder
         count = len(choose_steps(decoder, None))
@@ -431,6 +559,9 @@ class Run(PicturedRun):
         steps: str | None = None,
         exclude_steps: str | None = None,
         allow_pickle: bool = False,
+        workers: int | None = None,
+        engine: str = "auto",
+        address: str | None = None,
         progress: bool = False,
         storage_options: Options = None,
     ) -> Comparison:
@@ -445,6 +576,9 @@ class Run(PicturedRun):
                 ``1:4,6,8``. Default: all.
             exclude_steps: which of them are left out, written in the same way.
             allow_pickle: read checkpoints that pickles describe, as `relex_codec.encode` does.
+            workers: how many parts are compared at the same time; default: one for each processor.
+            engine: where that is, as of `relex_codec.encode`.
+            address: of the Ray cluster, as of `relex_codec.encode`.
             progress: show a bar on stderr, or a line a minute where that is no terminal.
             storage_options: for `run`. Default: those that the file was opened with.
 
@@ -458,16 +592,20 @@ class Run(PicturedRun):
             BaseMismatch: the base is not the one that the run was encoded against.
             Corrupt, Truncated: the file is damaged; the message names the tensor or the byte.
 
-        Example:
+        Examples:
             >>> comparison = relex_codec.open("run.relex").verify_against("ckpts/")
             >>> comparison.equal_steps, comparison.only_in_run, comparison.ok
             (4, [50], False)
+            >>> relex_codec.open("run.relex").verify_against("ckpts/", exclude_steps="50").ok
+            True
         """
+        from relex_codec.engines.choice import EngineChoice
+
         from .against import compare_with_run
 
         options = self._options if storage_options is None else storage_options
         return compare_with_run(
-            self._reader.decoder, run, steps=steps, exclude_steps=exclude_steps,
+            self._reader, run, engine=EngineChoice(engine, workers, address), steps=steps, exclude_steps=exclude_steps,
             allow_pickle=allow_pickle, progress=progress,
             storage_options=options,
         )  # fmt: skip
@@ -493,7 +631,7 @@ def open(  # noqa: A001 (the public name is relex_codec.open)
         InvalidArgument: no such file (then also a ``FileNotFoundError``) or device.
         Corrupt, Truncated, Unsupported: see `relex_codec.errors`.
 
-    Example:
+    Examples:
         >>> with relex_codec.open("run.relex", device="cpu") as run:
         ...     norm = run.tensor("model.norm.weight", step=25)
         >>> norm.dtype

@@ -40,11 +40,11 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         InvalidArgument: as `relex_codec.open`, an unknown framework, or a step that the tier does not reach.
         Corrupt, Truncated, Unsupported: as `relex_codec.open`.
 
-    Example:
+    Examples:
         >>> with relex_codec.safe_open("run.relex", "pt", "cpu", step=800) as f:
         ...     rows = f.get_slice("model.embed_tokens.weight")[0:4]  # decodes these rows only
         >>> rows.shape
-        torch.Size([4, 32])
+        torch.Size([4, 16])
     """
 
     def __init__(
@@ -76,32 +76,84 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
         self._reader.close()
 
     def keys(self) -> list[str]:
-        """Names of the tensors, sorted, as safetensors gives them."""
+        """Return the names of the tensors, sorted, as safetensors gives them.
+
+        Examples:
+            >>> with relex_codec.safe_open("run.relex", step=60) as f:
+            ...     print(f.keys()[-1])
+            model.norm.weight
+        """
         return sorted(self._keys())
 
     def _keys(self) -> list[str]:
         return self._reader.keys(self._reader.layout(self._step, self._tier))
 
     def offset_keys(self) -> list[str]:
-        """Names of the tensors in the order of the file."""
+        """Return the names of the tensors in the order of the file.
+
+        Examples:
+            >>> with relex_codec.safe_open("run.relex", step=60) as f:
+            ...     print(f.offset_keys() == run.keys())
+            True
+        """
         return self._keys()
 
     def metadata(self) -> dict[str, str]:
-        """What the decoded checkpoint's ``__metadata__`` is."""
+        """Return what the decoded checkpoint's ``__metadata__`` is.
+
+        Examples:
+            >>> with relex_codec.safe_open("run.relex", step=60) as f:
+            ...     print(f.metadata())
+            {'format': 'pt'}
+        """
         return {"format": "pt"}
 
     def get_tensor(self, name: str) -> Any:
-        """Return a tensor (``pt``) or array (``np``)."""
+        """Return a tensor (``pt``) or array (``np``).
+
+        Args:
+            name: of the tensor.
+
+        Raises:
+            InvalidArgument: no such tensor, or numpy has no dtype for it; and as `Run.tensor`.
+            BaseMismatch, CheckpointError, Corrupt, Truncated: as `Run.tensor`.
+
+        Examples:
+            >>> with relex_codec.safe_open("run.relex", step=60) as f:
+            ...     print(f.get_tensor("model.norm.weight").shape)
+            torch.Size([16])
+        """
         return self._part(name, ...)
 
     def get_tensors(self) -> dict[str, Any]:
-        """Return every tensor: ``{name: tensor}``."""
+        """Return every tensor: ``{name: tensor}``.
+
+        Raises:
+            InvalidArgument, BaseMismatch, CheckpointError, Corrupt, Truncated: as `get_tensor`.
+
+        Examples:
+            >>> with relex_codec.safe_open("run.relex", step=60) as f:
+            ...     print(len(f.get_tensors()))
+            24
+        """
         names = self.offset_keys()
         with self._reader.ahead([(name, ...) for name in names], self._step, self._tier):
             return {name: self.get_tensor(name) for name in names}
 
     def get_slice(self, name: str) -> Slice:
-        """Return a lazy view; indexing it decodes what it needs."""
+        """Return a lazy view; indexing it decodes what it needs.
+
+        Args:
+            name: of the tensor.
+
+        Raises:
+            InvalidArgument: no such tensor.
+
+        Examples:
+            >>> with relex_codec.safe_open("run.relex", step=60) as f:
+            ...     print(f.get_slice("model.embed_tokens.weight")[8:12, :4].shape)
+            torch.Size([4, 4])
+        """
         return Slice(self, name)
 
     def _entry(self, name: str) -> TensorRecord:
@@ -118,18 +170,39 @@ class safe_open:  # noqa: N801 (the name of safetensors' class)
 
 
 class Slice:
-    """A tensor that is decoded when indexed, and then only what the index needs."""
+    """A tensor that is decoded when indexed, and then only what the index needs; made by `safe_open.get_slice`.
+
+    Args:
+        handle: what it reads from, which must be open when it is indexed.
+        name: of the tensor.
+
+    Examples:
+        >>> with relex_codec.safe_open("run.relex", step=60) as f:
+        ...     rows = f.get_slice("model.embed_tokens.weight")
+        ...     print(rows.get_shape(), rows.get_dtype(), rows[3].shape, rows[:, -1].shape)
+        [48, 16] BF16 torch.Size([16]) torch.Size([48])
+    """
 
     def __init__(self, handle: safe_open, name: str) -> None:
         self._handle, self._name = handle, name
         self._entry = handle._entry(name)
 
     def get_shape(self) -> list[int]:
-        """Shape of the whole tensor."""
+        """Return the shape of the whole tensor.
+
+        Examples:
+            >>> relex_codec.safe_open("run.relex", step=60).get_slice("model.norm.weight").get_shape()
+            [16]
+        """
         return list(self._entry.shape)
 
     def get_dtype(self) -> str:
-        """Safetensors' name of the dtype."""
+        """Return safetensors' name of the dtype.
+
+        Examples:
+            >>> relex_codec.safe_open("run.relex", step=60).get_slice("model.norm.weight").get_dtype()
+            'BF16'
+        """
         return self._entry.dtype
 
     def __getitem__(self, index: Any) -> Any:

@@ -21,6 +21,8 @@ from .run_reader import RunReader
 from .trusted import TrustedRun
 
 if TYPE_CHECKING:
+    from relex_codec.engines.choice import EngineChoice
+
     from .adapter import Adapter
 
 
@@ -70,6 +72,7 @@ def restore_steps(
     *,
     provenance: bool,
     overwrite: bool,
+    engine: EngineChoice,
     progress: bool,
     storage_options: Options,
 ) -> list[int]:
@@ -80,7 +83,7 @@ def restore_steps(
     layouts = [index.layout_of(reader.steps.index(step) + 1) for step in chosen]
     notes = {PROVENANCE: as_bytes(note_of_restored(reader.container, chosen))} if provenance else {}
     with bar_for("restore", layouts, progress) as bar:
-        restore(decoder, output, chosen, bar.update, storage_options, overwrite, notes)
+        restore(reader, output, chosen, engine, bar.update, storage_options, overwrite, notes)
     return chosen
 
 

@@ -7,7 +7,8 @@ import re
 import shlex
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from relex_codec.core.text import on_one_line
@@ -47,7 +48,7 @@ def filled(command: str, checkpoint: str, step: float) -> str:
     Raises:
         InvalidArgument: the path needs quotes, and the command has some around it.
 
-    Example:
+    Examples:
         >>> filled("python score.py {checkpoint} --tag s{step}", "/tmp/a b/checkpoint", 800.0)
         "python score.py '/tmp/a b/checkpoint' --tag s800"
     """
@@ -62,7 +63,7 @@ def filled(command: str, checkpoint: str, step: float) -> str:
 def last_number(text: str) -> float | None:
     """Return the last number of a text that stands for itself; None where there is none.
 
-    Example:
+    Examples:
         >>> last_number("loss 0.3\\nscore: 0.655 /tmp/step-800"), last_number("65.5%"), last_number("qwen2.5 v0.1.2")
         (0.655, 65.5, None)
     """
@@ -73,7 +74,7 @@ def last_number(text: str) -> float | None:
 def score_with(command: str, checkpoint: str, step: float) -> float:
     """Run a command on a checkpoint, and return the last number that it prints.
 
-    What it says on stderr goes where ours does. It, and what it has started, is ended with this process.
+    What it says on stderr goes where ours does. It, and what it has started, ends with this process, even by SIGKILL.
 
     Raises:
         ScoreFailed: it ends with another status than 0, or prints no number.
@@ -84,7 +85,8 @@ def score_with(command: str, checkpoint: str, step: float) -> float:
         line, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
-        said = process.communicate()[0].decode(errors="replace")
+        with _watched(process):
+            said = process.communicate()[0].decode(errors="replace")
     except BaseException:
         _end(process)
         raise
@@ -111,6 +113,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+@contextmanager
+def _watched(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Have a command ended, with all that it has started, if this process is killed meanwhile.
+
+    A shell waits for the end of a pipe whose other end only this process has. Linux could send a signal to a child
+    whose parent dies, but only to the child: the shell that runs the command, not what it has started.
+    """
+    group = process.pid
+    line = f"read _; kill -s TERM -- -{group}; sleep {PATIENCE:g}; kill -s KILL -- -{group}"
+    watcher = subprocess.Popen(
+        ["/bin/sh", "-c", line],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        watcher.kill()  # before its pipe is closed, as it should leave alone what runs on
+        watcher.wait()
+        assert watcher.stdin is not None
+        watcher.stdin.close()
 
 
 def _signal_name(number: int) -> str:

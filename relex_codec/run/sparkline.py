@@ -43,7 +43,7 @@ def sparkline(values: Sequence[float | None], blocks: str = BLOCKS) -> str:
 
     With more values than columns, each column stands for the largest of its values: no peak is hidden.
 
-    Example:
+    Examples:
         >>> sparkline([0.0, 0.5, None, 1.0])
         '▁▅ █'
     """

@@ -37,10 +37,16 @@ class SweepRow:
     """What came of one step.
 
     Attributes:
+        step: that was scored.
         tier: what it was read from.
         score: a finite number; None where there is none.
         seconds: that decoding and scoring took.
         problem: why there is no score.
+
+    Examples:
+        >>> row = run.sweep(lambda state: 0.64, [60]).rows[0]
+        >>> row.step, row.tier, row.score, row.problem
+        (60.0, 'line', 0.64, '')
     """
 
     step: float
@@ -57,22 +63,41 @@ class Sweep:
     Attributes:
         rows: in the order of the steps.
 
-    Example:
-        >>> found = run.sweep(lambda state: -abs(float(state["model.norm.weight"].mean()) - 1), [10, 40, 800])
-        >>> [row.step for row in found.rows], found.best.step in (10, 40, 800)
-        ([10.0, 40.0, 800.0], True)
+    Examples:
+        >>> scores = iter([0.61, 0.66, 0.58])
+        >>> found = run.sweep(lambda state: next(scores), [40, 60, 80])  # a real score solves problems with the weights
+        >>> [(row.step, row.tier, row.score) for row in found.rows]
+        [(40.0, 'exact', 0.61), (60.0, 'line', 0.66), (80.0, 'line', 0.58)]
+        >>> found.best.step
+        60.0
     """
 
     rows: list[SweepRow] = field(default_factory=list)
 
     @property
     def best(self) -> SweepRow | None:
-        """The row with the highest score, of several the first; None where nothing has a score."""
+        """The row with the highest score, of several the first; None where nothing has a score.
+
+        Examples:
+            >>> scores = iter([0.61, 0.66, 0.58])
+            >>> run.sweep(lambda state: next(scores), [40, 60, 80]).best.step
+            60.0
+        """
         scored = [row for row in self.rows if row.score is not None]
         return max(scored, key=lambda row: (row.score or 0.0, -row.step), default=None)
 
     def add(self, row: SweepRow) -> None:
-        """Take a row in; it replaces one of the same step."""
+        """Take a row in; it replaces one of the same step.
+
+        Args:
+            row: what came of a step.
+
+        Examples:
+            >>> found = run.sweep(lambda state: 0.6, [40])
+            >>> found.add(run.sweep(lambda state: 0.7, [60]).rows[0])
+            >>> [row.score for row in found.rows]
+            [0.6, 0.7]
+        """
         self.rows = sorted([*(old for old in self.rows if old.step != row.step), row], key=lambda one: one.step)
 
 
@@ -112,7 +137,7 @@ def wanted_steps(reader: RunReader, spec: str | Sequence[float]) -> tuple[float,
     Raises:
         InvalidArgument: it is no such list, or names nothing.
 
-    Example:
+    Examples:
         >>> wanted_steps(run._reader, "100:300:100,800"), wanted_steps(run._reader, "30:")
         ((100.0, 200.0, 300.0, 800.0), (30.0, 40.0))
     """

@@ -50,7 +50,7 @@ def mixed(coefficients: F32) -> tuple[F32, F32]:
     Args:
         coefficients: float32 [S, K].
 
-    Example:
+    Examples:
         >>> q, t = mixed(np.float32([[2.0], [4.0]]))
         >>> bool(np.allclose(q @ t, [[2], [4]]))
         True
@@ -67,7 +67,7 @@ def truncated(changes: Changes, rank: int) -> tuple[torch.Tensor, torch.Tensor, 
     Returns:
         float32 [J m, r] and [r, n] of equal size, r at most `rank`, and how much of the energy their product has.
 
-    Example:
+    Examples:
         >>> matrix = torch.outer(torch.arange(4.0), torch.arange(3.0))
         >>> left, right, kept = truncated(Changes(matrix), rank=1)
         >>> torch.allclose(left @ right, matrix, atol=1e-5), round(kept, 3), round(Changes(matrix).energy, 3)

@@ -42,6 +42,11 @@ class TrustedRun(DescribedRun):
         and ``r2`` (from 0 to 1; they describe the observed steps and say nothing of others), ``digest`` (of header and
         root), ``trust`` (what `trust` says of the last observed step; None where the file has no norms and `trust` has
         not computed them yet), ``scores`` (those beside the file, or None) and ``tensor_rows``, one `tensor_info` each.
+
+        Examples:
+            >>> found = run.info()
+            >>> found["tiers"], found["parameters"], found["checkpoint_bytes"]
+            (['line', 'track', 'exact'], 5488, 10976)
         """
         document, norms = super().info(), self._known()
         observed, scores = self.observed_steps, self.scores()
@@ -55,6 +60,9 @@ class TrustedRun(DescribedRun):
     def tensor_info(self, name: str) -> dict[str, Any]:
         """Return what the file says about a tensor, without reading it.
 
+        Args:
+            name: of the tensor, which some step has.
+
         Returns:
             ``name``; ``dtype``, as safetensors calls it (``BF16``); ``shape``, a list; ``kind``: ``moving``, ``same``
             (at all steps), ``framed`` (stored step by step) or ``tied`` (another name of a tensor). Of a moving one
@@ -64,6 +72,11 @@ class TrustedRun(DescribedRun):
 
         Raises:
             InvalidArgument: there is no such tensor.
+
+        Examples:
+            >>> found = run.tensor_info("model.norm.weight")
+            >>> found["dtype"], found["shape"], found["kind"], round(found["r2"], 2)
+            ('BF16', [16], 'moving', 0.97)
         """
         return self._with_distance(super().tensor_info(name))
 
@@ -98,6 +111,10 @@ class TrustedRun(DescribedRun):
         Returns:
             The root of the summed squares of all coefficients for each of `steps`; empty where nothing moves, or where
             there are so many coefficients (over 16 MB) that they are not read with the file's tables.
+
+        Examples:
+            >>> [round(distance, 4) for distance in run.movement()]
+            [0.0009, 0.0027, 0.0045, 0.0064]
         """
         return movement(self._reader.container)
 
@@ -107,8 +124,15 @@ class TrustedRun(DescribedRun):
         Those are the later steps where a run has some, else the second half of the observed ones. Of the curves that
         `save` can follow, ``line`` is what every reader takes.
 
+        Returns:
+            A row for each curve; none where there are too few steps to fit on and to compare at.
+
         Raises:
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> [(found.fit, found.held_out, round(found.error, 2)) for found in run.fits()]
+            [('line', (30, 40), 0.12), ('log', (30, 40), 0.27)]
         """
         found = self.coefficients()
         return held_out_errors(found.steps.tolist(), found.values, len(self.observed_steps))
@@ -130,6 +154,11 @@ class TrustedRun(DescribedRun):
             InvalidArgument: `step` is no finite number, or the file of scores is not one.
             BaseMismatch, CheckpointError: norms have to be computed, and the base cannot be used.
             Corrupt, Truncated: the file is damaged.
+
+        Examples:
+            >>> found = run.trust(60)
+            >>> found.level, f"{100 * found.distance:.2f} %", [round(step) for step in found.peak_steps]
+            ('score', '0.27 %', [50, 103])
         """
         number = as_step(step)
         if not abs(number) < float("inf"):
@@ -170,6 +199,7 @@ class TrustedRun(DescribedRun):
         """Return the step nearest to `step` whose distance from the base, as `trust` gives it, is at most so much.
 
         Args:
+            step: any number.
             max_distance: a ratio: 0.004 is 0.4 % of the weights' own size.
 
         Returns:
@@ -178,9 +208,9 @@ class TrustedRun(DescribedRun):
         Raises:
             InvalidArgument: `max_distance` is not above 0; and as `trust`.
 
-        Example:
-            >>> run.step_within(800, max_distance=0.15)
-            78.0
+        Examples:
+            >>> run.step_within(800, max_distance=0.004)
+            85.0
         """
         if not max_distance > 0:
             raise InvalidArgument(f"the largest distance is {max_distance}, expected a number above 0")
@@ -197,6 +227,13 @@ class TrustedRun(DescribedRun):
 
         Raises:
             InvalidArgument: there is such a file, but it does not hold scores.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> text = '{"metric": "solved", "scores": [{"step": 60, "tier": "line", "score": 0.64}]}'
+            >>> size = Path("run.scores.json").write_text(text)
+            >>> run.scores()
+            Scores(metric='solved', scores=(Score(step=60.0, tier='line', score=0.64),))
         """
         beside = place_of_scores(self.path)
         text = None if beside is None else read_scores(beside)

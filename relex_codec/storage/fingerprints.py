@@ -60,7 +60,7 @@ def fingerprint(
 def difference(before: Fingerprint, now: Fingerprint) -> str | None:
     """Say in what two fingerprints differ; None: in nothing.
 
-    Example:
+    Examples:
         >>> difference({"a": [5, 1], "b": [7, 1]}, {"a": [5, 1], "b": [8, 2]})
         'b has 8 bytes, 7 before'
         >>> difference({"a": [5, 1]}, {"a": [5, 2]}), difference({"a": [5, 1]}, {})

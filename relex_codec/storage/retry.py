@@ -55,7 +55,7 @@ def call_with_retries(attempt: Callable[[], T], policy: RetryPolicy) -> T:
         Cancelled: the scope that this runs in was cancelled between two attempts.
         Exception: what the first attempt raised, if it is not transient or there is no time for another.
 
-    Example:
+    Examples:
         >>> answers = [ConnectionResetError(), "bytes"]
         >>> def attempt():
         ...     answer = answers.pop(0)

@@ -50,7 +50,7 @@ class Lines:
 def distance(coefficients: F64, norms: Norms) -> float:
     """Return D for the coefficients at a step: a ratio, NaN where the base has no norm, infinite where they overflow.
 
-    Example:
+    Examples:
         >>> distance(np.array([2.0, -1.0]), Norms(400.0, np.array([1.0, 2.0])))
         0.01
     """
@@ -69,7 +69,7 @@ def step_at(lines: Lines, norms: Norms, wanted: float) -> float | None:
     Returns:
         None where D never gets there, as nothing moves, or is larger at every step.
 
-    Example:
+    Examples:
         >>> lines = Lines(np.array([1.0, 2.0]), np.array([0.0, -10.0]))
         >>> step_at(lines, Norms(1000.0, np.array([1.0, 1.0])), 0.05)
         20.0

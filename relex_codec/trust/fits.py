@@ -53,7 +53,7 @@ def parse_curve(text: str) -> Curve:
     Raises:
         InvalidArgument: it names none.
 
-    Example:
+    Examples:
         >>> parse_curve("window:20"), parse_curve("log").needs
         (Curve(kind='window', number=20), 2)
     """
@@ -82,7 +82,7 @@ def predicted(curve: Curve, steps: Sequence[int], values: F64, at: Sequence[floa
     Raises:
         InvalidArgument: there are too few steps, or ``log`` is asked for step -1 or before.
 
-    Example:
+    Examples:
         >>> predicted(Curve("line"), [1, 2, 3], np.array([[2.0, 4.0, 6.0]]), [10]).round(6).tolist()
         [[20.0]]
     """
@@ -111,11 +111,16 @@ class HeldOut:
     """How well a curve predicts coefficients that it has not seen.
 
     Attributes:
-        fit: the curve.
+        fit: the curve, as `Run.save` takes it for `along`.
         fitted: how many steps it was fitted on, and the last of them.
         held_out: first and last step that it was compared at.
         error: root of the summed squared differences over that of the coefficients; 1 is what the base itself gives.
         last: the same at the last held-out step alone.
+
+    Examples:
+        >>> best = run.fits()[0]
+        >>> best.fit, best.fitted, best.held_out, round(best.error, 1)
+        ('line', (2, 20), (30, 40), 0.1)
     """
 
     fit: str

@@ -57,7 +57,7 @@ def band_of_scores(points: Sequence[tuple[float, float]]) -> Band:
     Args:
         points: (D, score), a higher score is a better one; fewer than three different distances say nothing.
 
-    Example:
+    Examples:
         >>> band_of_scores([(0.001, 0.60), (0.002, 0.66), (0.003, 0.71), (0.006, 0.52)])
         Band(low=0.002, high=0.006, look=0.002, far=0.006, source='scores')
     """
@@ -80,6 +80,10 @@ def band_of_scores(points: Sequence[tuple[float, float]]) -> Band:
 class Trust:
     """How far a step is from the base, and what that says of the step. Made by `Run.trust`.
 
+    The distance is D(S) = sum of ``|c_k(S)| ||v_k||_1`` over directions k, divided by the sum of ``||W0||_1`` over
+    tensors: the mean change of a weight over the mean weight (`relex_codec.trust.figures`). Where the best step lies
+    was measured on six small runs; docs/trust.md says how.
+
     Attributes:
         step: that was asked for.
         observed: first and last step that lines were fitted on.
@@ -93,12 +97,12 @@ class Trust:
         stored: whether the norms are the file's own, of unquantised directions.
         words: two or three sentences of it.
 
-    Example:
-        >>> found = run.trust(800)
-        >>> found.level, round(found.distance, 2), found.observed
-        ('refused', 1.53, (10, 40))
-        >>> print(found.words[0])
-        step 800 is 153 % of the weights' own size from the base: lines were best at 0.22 to 0.49 %
+    Examples:
+        >>> found = run.trust(200)
+        >>> found.level, round(found.distance, 3), found.observed
+        ('far', 0.01, (10, 40))
+        >>> print(found.words[1])
+        beyond the best step scores fall, below the base at about twice that step: expect a worse model
     """
 
     step: float
@@ -113,7 +117,13 @@ class Trust:
     words: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same as plain values, for JSON; a distance that overflows is None."""
+        """Return the same as plain values, for JSON; a distance that overflows is None.
+
+        Examples:
+            >>> found = run.trust(60).as_dict()
+            >>> found["level"], found["band"], found["observed"]
+            ('score', [0.0022, 0.0049], [10, 40])
+        """
         found = asdict(self)
         for key in ("distance", "window_distance"):
             if found[key] is not None and not math.isfinite(found[key]):
@@ -212,7 +222,7 @@ def _words(
 def percent(ratio: float) -> str:
     """Return a ratio in percent, with three digits.
 
-    Example:
+    Examples:
         >>> percent(0.00412), percent(31.2), percent(0)
         ('0.412 %', '3,120 %', '0 %')
     """
@@ -225,7 +235,7 @@ def percent(ratio: float) -> str:
 def shown_step(step: float) -> str:
     """Return a step as people write it: no decimals for whole ones and large ones.
 
-    Example:
+    Examples:
         >>> shown_step(800.0), shown_step(12.5), shown_step(1089.19), shown_step(1e9)
         ('800', '12.5', '1,089', '1,000,000,000')
     """

@@ -42,7 +42,7 @@ def next_step(
     Returns:
         A whole number, as a float.
 
-    Example:
+    Examples:
         >>> known = {}
         >>> while (step := next_step(known, 100, 2000, most=9)) is not None:
         ...     known[step] = -(math.log(step / 700) ** 2)

@@ -24,7 +24,20 @@ SCORED: Final = ("base", "trained", "exact", "track", "line")
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a step."""
+    """The score of a step.
+
+    Attributes:
+        step: the step.
+        tier: what was scored: ``base``, ``trained``, ``exact``, ``track`` or ``line``.
+        score: a higher one is better.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> text = '{"scores": [{"step": 60, "tier": "line", "score": 0.64}]}'
+        >>> size = Path("run.scores.json").write_text(text)
+        >>> run.scores().scores[0]
+        Score(step=60.0, tier='line', score=0.64)
+    """
 
     step: float
     tier: str
@@ -37,13 +50,32 @@ class Scores:
 
     Attributes:
         metric: what the scores are, in words; empty if the file does not say.
+        scores: one for each step and tier that was scored.
+
+    Examples:
+        >>> text = '{"metric": "solved", "scores": [{"step": 60, "tier": "line", "score": 0.64}]}'
+        >>> from pathlib import Path
+        >>> size = Path("run.scores.json").write_text(text)
+        >>> run.scores()
+        Scores(metric='solved', scores=(Score(step=60.0, tier='line', score=0.64),))
     """
 
     metric: str
     scores: tuple[Score, ...]
 
     def of(self, *tiers: str) -> list[Score]:
-        """Return the scores of some tiers."""
+        """Return the scores of some tiers, in the order of the steps.
+
+        Args:
+            tiers: as `Score` has them.
+
+        Examples:
+            >>> rows = '{"step": 40, "tier": "exact", "score": 0.61}, {"step": 60, "tier": "line", "score": 0.64}'
+            >>> from pathlib import Path
+            >>> size = Path("run.scores.json").write_text(f'{{"scores": [{rows}]}}')
+            >>> [one.step for one in run.scores().of("line", "track")]
+            [60.0]
+        """
         return [one for one in self.scores if one.tier in tiers]
 
 
@@ -56,7 +88,7 @@ def parse_scores(text: str | bytes, path: str) -> Scores:
     Raises:
         InvalidArgument: it is not as the module says.
 
-    Example:
+    Examples:
         >>> found = parse_scores('{"scores": [{"step": 800, "tier": "line", "score": 0.693}]}', "run.scores.json")
         >>> found.scores
         (Score(step=800.0, tier='line', score=0.693),)
@@ -85,7 +117,7 @@ def with_scores(text: str | bytes | None, rows: Iterable[Mapping[str, Any]], met
     Raises:
         InvalidArgument: the file is not as the module says, or of another metric.
 
-    Example:
+    Examples:
         >>> old = b'{"scores": [{"step": 0, "tier": "base", "score": 0.5}]}'
         >>> made = with_scores(old, [{"step": 800.0, "tier": "line", "score": 0.7}], "solved", "run.scores.json")
         >>> [one.step for one in parse_scores(made, "run.scores.json").scores]

@@ -162,6 +162,19 @@ def test_paths_with_spaces(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert list(odd.iterdir()) == []
 
 
+def commands(place: Path) -> list[int]:
+    """The processes that score something in a folder."""
+    found = []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(place / "score.py").encode() in line:
+            found.append(pid)
+    return found
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted(place: Path, scratch: Path, how: signal.Signals) -> None:
     rule(place, s2="sleep")
@@ -173,17 +186,13 @@ def test_interrupted(place: Path, scratch: Path, how: signal.Signals) -> None:
     while "2" not in ((place / "asked").read_text().split() if (place / "asked").exists() else []):
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.1)
+    assert commands(place)
     running.send_signal(how)
-    if how == signal.SIGKILL:
-        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):  # its command lives on: end it here
-            try:
-                line = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(place / "score.py").encode() in line:
-                os.kill(pid, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     if how == signal.SIGKILL:
+        while commands(place):  # of which nothing lives on
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         (left,) = scratch.iterdir()
         assert (left / "checkpoint").is_dir()
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from relex_codec.core import threads
-from relex_codec.core.threads import parallel_map
+from relex_codec.core.threads import at_most_threads, parallel_map
 from support.commands import ELSEWHERE
 
 
@@ -31,6 +31,28 @@ def test_as_many_run_at_a_time_as_are_asked_for() -> None:
 def test_one_thread_is_the_callers() -> None:
     seen = parallel_map(lambda _: (time.sleep(0.01), threading.current_thread())[1], range(8), 4)
     assert threading.current_thread() in seen and len(set(seen)) <= 4
+
+
+def test_no_more_than_at_most_are_taken_unless_asked_for() -> None:
+    def who() -> int:
+        return len(set(parallel_map(lambda _: (time.sleep(0.01), threading.get_ident())[1], range(16))))
+
+    def four() -> None:
+        together = threading.Barrier(4, timeout=20)
+        parallel_map(lambda _: together.wait(), range(8), 4)
+
+    with at_most_threads(1):
+        assert who() == 1
+        with at_most_threads(2):
+            assert who() <= 2
+        assert who() == 1
+        four()
+        elsewhere: list[int | None] = []
+        thread = threading.Thread(target=lambda: elsewhere.append(getattr(threads._THREAD, "most", None)))
+        thread.start()
+        thread.join()
+        assert elsewhere == [None]
+    assert getattr(threads._THREAD, "most", None) is None
 
 
 def test_calls_inside_calls_do_not_wait_for_each_other() -> None:

@@ -22,10 +22,11 @@ import ray
 
 import relex_codec
 from relex_codec.encoding import unit_plan
-from relex_codec.encoding.engines import ray as ray_engine
-from relex_codec.encoding.engines.protocol import Finished, Unit, WorkerLost
-from relex_codec.encoding.engines.ray import RayEngine, RayOptions
+from relex_codec.engines import ray as ray_engine
+from relex_codec.engines.protocol import Finished, Unit, WorkerLost
+from relex_codec.engines.ray import RayEngine, RayOptions
 from relex_codec.errors import CheckpointError, InvalidArgument, MissingCheckpoint
+from relex_codec.run import replay_units
 from support.commands import ELSEWHERE, process
 from support.ray_clusters import NODE, Cluster, cluster_of, lose, workers_of
 from support.ray_units import Counted, Dies, Fails, Plain, Waits
@@ -173,6 +174,33 @@ def test_steps_are_appended_without_fitting_again(
     relex_codec.append(old, [zoo_run.run], output=new, engine="ray", address=cluster.address)
     assert new.read_bytes() == (tmp_path / "here.relex").read_bytes()
     assert small_units()
+
+
+def test_steps_are_restored_and_compared(
+    zoo_run: Made, cluster: Cluster, nodes: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By workers that write to the directory and read the run themselves; one node is lost on the way."""
+    monkeypatch.setattr(replay_units, "SMALLEST_UNIT", 1)
+    relex_codec.encode(
+        zoo_run.run, tmp_path / "x.relex", base=zoo_run.base_path, base_uri=str(zoo_run.base_path), exact=True
+    )
+
+    def contents(name: str) -> dict[str, bytes]:
+        found = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in found}
+
+    with relex_codec.open(tmp_path / "x.relex") as run:
+        run.restore(tmp_path / "here", engine="local")
+        with monkeypatch.context() as patch:
+            at_result(patch, 2, lambda: lose(cluster, nodes[0]))
+            run.restore(tmp_path / "out", engine="ray", address=cluster.address)
+        assert contents("out") == contents("here")
+        shard = next((tmp_path / "out").glob("*_3/*.safetensors"))
+        spoiled = bytearray(shard.read_bytes())
+        spoiled[-1] ^= 1
+        shard.write_bytes(spoiled)
+        found = run.verify_against(tmp_path / "out", engine="ray", address=cluster.address)
+        assert len(found.differences) == 1 and found == run.verify_against(tmp_path / "out", engine="local")
 
 
 def test_a_work_directory_goes_on(

@@ -17,11 +17,11 @@ import pytest
 
 import relex_codec
 from relex_codec.encoding import unit_plan
-from relex_codec.encoding.engines.choice import EngineChoice
-from relex_codec.encoding.engines.local import LocalEngine
-from relex_codec.encoding.engines.processes import ATTEMPTS, ProcessEngine
-from relex_codec.encoding.engines.protocol import Engine, Place, WorkerLost
-from relex_codec.encoding.unit_files import OpenFiles, UnitFile, UnitWriter
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.local import LocalEngine
+from relex_codec.engines.processes import ATTEMPTS, ProcessEngine
+from relex_codec.engines.protocol import Engine, Place, WorkerLost
+from relex_codec.engines.unit_files import OpenFiles, UnitFile, UnitWriter
 from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument
 from support import bands
 
@@ -196,6 +196,7 @@ def test_arguments() -> None:
         EngineChoice("gpu")
     with pytest.raises(InvalidArgument, match="workers is 0, expected at least 1"):
         EngineChoice("local", 0)
-    assert EngineChoice("auto", 4).of(1 << 40).name == "processes"
-    assert EngineChoice("auto", 1).of(1 << 40).name == "local"
-    assert EngineChoice("auto", 4).of(1 << 20).name == "local"
+    assert EngineChoice("auto", 5).of(1 << 40).name == "processes"
+    assert EngineChoice("auto", 4).of(1 << 40).name == "local"
+    assert EngineChoice("auto", 5).of(1 << 20).name == "local"
+    assert EngineChoice("processes", 1).of(1 << 20).name == "processes"

@@ -15,8 +15,8 @@ import relex_codec
 from relex_codec.core import threads
 from relex_codec.encoding import tensor_history
 from relex_codec.encoding.delta_sums import GramSums, directions
-from relex_codec.encoding.engines import choice
 from relex_codec.encoding.fit import deltas, directions_from_deltas, fit_directions, fit_line, gram_of
+from relex_codec.engines import choice
 from support import plain
 from support.checkpoints import write_checkpoint, write_run
 from support.plain import Array, File

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import relex_codec
-from relex_codec.encoding.engines.choice import EngineChoice
-from relex_codec.encoding.engines.failures import Failure
-from relex_codec.encoding.engines.ray_task import do_unit, remote_unit
-from relex_codec.encoding.unit_files import OpenFiles, UnitFile
+from relex_codec.engines.choice import EngineChoice
+from relex_codec.engines.failures import Failure
+from relex_codec.engines.ray_task import do_unit, remote_unit
+from relex_codec.engines.unit_files import OpenFiles, UnitFile
 from relex_codec.errors import CheckpointError, InvalidArgument
 from support.commands import cli, failed
 from support.ray_units import Fails, Plain

@@ -70,7 +70,7 @@ def slow_number(value: int) -> tuple[int, int, int]:
 @given(st.one_of(st.integers(0, 300), st.integers(0, 2**32 - 1), st.integers(0, 31).map(lambda k: (1 << k + 1) - 1)))
 def test_numbers_are_symbols_and_raw_bits(value: int) -> None:
     symbol, bits, raw = slow_number(value)
-    assert plainly(contexts.bit_length)(value) == value.bit_length()
+    assert contexts.bit_length(value) == value.bit_length()  # an instruction: there is no Python of it
     assert plainly(contexts.number_symbol)(value) == symbol
     assert plainly(contexts.raw_bits)(symbol) == bits <= 30
     assert plainly(contexts.number)(symbol, raw) == value
@@ -311,13 +311,15 @@ def check_laid_out(coder: CoderTables, tables: FrequencyTables) -> None:
         assert coder.table_of[context] == (used if table == UNUSED else table)
     for table, row in enumerate([*tables.frequency.tolist(), [4096]]):
         symbols = [s for s, f in enumerate(row) for _ in range(f)]
-        assert coder.lookup[256 * table : 256 * table + 256].tolist() == symbols[::16]
+        starts = [sum(row[:symbol]) for symbol in range(len(row))]
+        buckets = [row[symbol] | starts[symbol] << 13 | symbol << 25 for symbol in symbols[::16]]
+        assert coder.buckets[256 * table : 256 * table + 256].tolist() == buckets
         begin = 0
         for s, f in enumerate(row):
             if begin < 4096:  # those behind the last one are never looked at
                 assert coder.entries[64 * table + s] == f | begin << 16
             begin += f
-    assert (len(coder.lookup), len(coder.entries)) == (256 * (used + 1), 64 * (used + 1))
+    assert (len(coder.buckets), len(coder.entries)) == (256 * (used + 1), 64 * (used + 1))
 
 
 def test_contexts_that_differ_get_tables_of_their_own() -> None:

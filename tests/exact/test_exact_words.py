@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.exact.ordered_words import from_words, layout_of, to_words
+from relex_codec.exact.ordered_words import from_words, layout_of, to_words, words_at
 from support.plain import Array, narrow, widen
 from support.tensors import WIDTH
 
@@ -158,3 +158,12 @@ def test_arrays_in_any_layout_are_read() -> None:
         assert to_words(view, layout_of("U16")).tolist() == view.tolist()
     table.setflags(write=False)
     to_words(table[0], layout_of("BF16"))[0] = 7
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_words_at_places_are_those_there(dtype: str) -> None:
+    bits, layout = elements(dtype, specials(dtype)), layout_of(dtype)
+    words = to_words(bits, layout)
+    places = np.random.default_rng(0).permutation(len(words)).astype(np.uint32)[: len(words) * 3 // 4]
+    found = words_at(bits, places, layout)
+    assert found.dtype == words.dtype and np.array_equal(found, words[places])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import tracemalloc
 import weakref
 from collections import Counter
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 import relex_codec
 from relex_codec import BaseMismatch, Corrupt, InvalidArgument
 from relex_codec.cli.main import group
-from relex_codec.exact import replay, segment_replay
+from relex_codec.exact import replay
 from relex_codec.exact.bisection import frames_of
 from relex_codec.exact.part_decoder import PartDecoder
 from relex_codec.exact.replay import batches, keys_of, replay_all, replay_parts
@@ -191,12 +192,55 @@ def test_work_that_is_spread_gives_the_same(opened: relex_codec.Run, monkeypatch
     tier = opened._reader.decoder.exact
     parts = all_of(tier)
     found = []
-    for limit, processors in ((1 << 40, 1), (0, 1), (0, 3)):
-        monkeypatch.setattr(segment_replay, "SPREAD_FROM", limit)
-        monkeypatch.setattr(segment_replay, "cpu_count", lambda count=processors: count)
+    for least, processors, shares in ((1 << 40, 3, 1), (1, 1, 1), (1, 3, 3), (1, 40, 40)):
+        monkeypatch.setattr(replay, "LANE_WORDS", least)
+        monkeypatch.setattr(replay, "cpu_count", lambda count=processors: count)
+        assert len(replay._shares(parts, processors)) == shares
         states = replay_parts(tier, parts, range(1, 18), opened._reader.decoder.part_origin)
         found.append([(number, [piece.tobytes() for piece in bits]) for number, bits in states])
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+def test_threads_of_a_replay_end_when_the_caller_stops(
+    opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "LANE_WORDS", 1)
+    tier = opened._reader.decoder.exact
+    before = threading.active_count()
+    states = replay_parts(tier, all_of(tier), range(1, 18), opened._reader.decoder.part_origin, lanes=4)
+    assert next(states)[0] == 1
+    assert threading.active_count() == before + 3
+    states.close()
+    assert threading.active_count() == before
+
+
+def test_few_batches_are_replayed_on_several_processors(
+    opened: relex_codec.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = opened._reader.decoder.exact
+    monkeypatch.setattr(replay, "LANE_WORDS", 1)
+    given: list[tuple[int, int]] = []
+    plain = replay._shares
+
+    def shares(parts: Any, lanes: int) -> Any:
+        given.append((len(parts), lanes))
+        return plain(parts, lanes)
+
+    monkeypatch.setattr(replay, "_shares", shares)
+    count = len(list(batches(tier)))
+    for processors in (1, 3 * count):
+        monkeypatch.setattr(replay, "cpu_count", lambda processors=processors: processors)
+        given.clear()
+        seen: Counter[int] = Counter()
+        lock = threading.Lock()
+
+        def use(parts: Any, number: int, bits: Any, seen: Counter[int] = seen, lock: Any = lock) -> None:
+            with lock:
+                seen[number] += len(parts)
+
+        replay_all(tier, range(1, 18), opened._reader.decoder.part_origin, use)
+        assert seen == Counter(dict.fromkeys(range(1, 18), len(all_of(tier))))
+        assert [lanes for _, lanes in given] == [max(1, processors // count)] * count
 
 
 def test_only_what_a_later_segment_begins_from_is_kept(opened: relex_codec.Run) -> None:

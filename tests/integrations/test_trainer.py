@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,32 @@ def test_which_steps_are_recorded(tmp_path: Path) -> None:
         assert all(torch.equal(value, model.values[name]) for name, value in run.state_dict(5).items())
     with pytest.raises(InvalidArgument, match="every is 0"):
         RelexCallback(tmp_path / "j", every=0)
+
+
+@pytest.mark.parametrize("name", ["org/tiny", str(BASE)])
+def test_the_base_is_where_the_model_was_loaded_from(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is a name on the Hub: its files are in the cache, and the journal says which commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copytree(BASE, tmp_path / "hub" / "models--org--tiny" / "snapshots" / commit)
+    model = Model()
+    model.name_or_path = name
+    model.config = SimpleNamespace(_commit_hash=commit if name == "org/tiny" else None)
+    drive(RelexCallback(tmp_path / "j"), model, 1, 2)
+    assert Journal(tmp_path / "j").numbers == [1, 2]
+    if name == "org/tiny":
+        assert Journal(tmp_path / "j").base_uri == f"hf://org/tiny@{commit}"
+
+
+def test_a_base_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("org/tiny", "a/b/c"):
+        model = Model()
+        model.name_or_path = name
+        with pytest.raises(relex_codec.RelexError, match=f"{name} does not exist"):
+            drive(RelexCallback(tmp_path / "j"), model, 1, 2)
 
 
 def test_training_that_resumes_leaves_later_steps_behind(tmp_path: Path) -> None:

@@ -36,18 +36,12 @@ def checkpoint_files(
 ) -> dict[str, bytes]:
     """Return the files of a Hugging Face checkpoint by name.
 
-    Parameters
-    ----------
-    tensors
-        In the order in which they are laid out; shards take consecutive ones.
-    shards
-        1 makes ``model.safetensors``, more make ``model-0000i-of-0000n.safetensors``.
-    index
-        Whether there is an index; by default if there are several shards.
-    metadata
-        Of the safetensors files; ``{"format": "pt"}`` by default.
-    side
-        Further files: bytes as they are, anything else as JSON; a small ``config.json`` by default.
+    Args:
+        tensors: in the order in which they are laid out; shards take consecutive ones.
+        shards: 1 makes ``model.safetensors``, more make ``model-0000i-of-0000n.safetensors``.
+        index: whether there is an index; by default if there are several shards.
+        metadata: of the safetensors files; ``{"format": "pt"}`` by default.
+        side: further files: bytes as they are, anything else as JSON; a small ``config.json`` by default.
     """
     metadata = {"format": "pt"} if metadata is None else metadata
     names = list(tensors)

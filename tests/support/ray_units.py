@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from relex_codec.encoding.engines.protocol import Place, Unit
-from relex_codec.encoding.unit_files import UnitWriter
+from relex_codec.engines.protocol import Place, Unit
+from relex_codec.engines.unit_files import UnitWriter
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.dtypes import F32, Bits
+from relex_codec.core.dtypes import F32, Bits, Bytes
 from relex_codec.core.jit import compiled, summing
 
 from .widening import round_to, widen
@@ -71,6 +71,21 @@ def quantised(
         if rest < 0:
             value = -value
         sums[i] += value
+
+
+@compiled
+def digits_of(values: F32, sums: F32, width: np.float32, offset: np.float32, zero: np.float32, out: Bytes) -> None:
+    """Set `out` to the codes of what `sums`, of factors, leave of `values`, each plus `zero`: the highest level.
+
+    Args:
+        width, offset: as of `quantised`.
+    """
+    for i in range(len(values)):
+        rest = values[i] - sums[i]
+        level = np.floor(min(np.divide(abs(rest), width) + offset, zero))
+        if rest < 0:
+            level = -level
+        out[i] = np.uint8(np.int32(level + zero))
 
 
 @compiled

@@ -24,6 +24,11 @@ class Switched(NamedTuple):
         digests: SHA-256 of the weights that each worker has, of their names and bits as they are in the engine; None if
             they were not compared.
         unchecked: parameters that nothing of the step goes to, so that they are what they were.
+
+    Examples:
+        >>> from relex_codec.integrations.vllm import Switched
+        >>> Switched(step=200.0, tier="exact", digests=("1bcb1710",))
+        Switched(step=200.0, tier='exact', digests=('1bcb1710',), unchecked=())
     """
 
     step: float
@@ -53,22 +58,28 @@ def switch(
 
     Args:
         llm_or_url: a ``vllm.LLM``, or the URL of a server that was started with ``VLLM_SERVER_DEV_MODE=1``.
-        step, tier: as `relex_codec.Run.tensor`.
-        file, base: another file of the same model, and its base; default: those that the engine was started with.
+        step: as of `relex_codec.Run.tensor`.
+        tier: as of `relex_codec.Run.tensor`.
+        file: another file of the same model. Default: that which the engine was started with.
+        base: of `file`. Default: that which the engine was started with.
         check: compare the weights, which takes about as long as the switch.
         pause: what happens to requests that a server is working on: ``wait`` until they are done, ``abort`` them, or
             ``keep`` them, and go on with the new weights from what was said so far.
         headers: of requests to a server, as ``{"Authorization": "Bearer KEY"}``.
         timeout: seconds that a request to a server may take.
 
+    Returns:
+        What the engine has now.
+
     Raises:
         InvalidArgument: the file has no such step or tier, or the engine cannot be switched; nothing has changed.
         Corrupt: the engine's weights are not those of the step; a server stays paused.
         RelexError: the server does not answer, or something failed while writing; a server stays paused.
 
-    Example: a server that was started as docs/vllm.md says::
-
-        switch("http://127.0.0.1:8000", 200)  # Switched(step=200.0, tier='exact', digests=('6b2e...',), unchecked=())
+    Examples:
+        >>> from relex_codec.integrations.vllm import switch
+        >>> switch("http://127.0.0.1:8000", 200)  # doctest: +SKIP
+        Switched(step=200.0, tier='exact', digests=('1bcb1710...',), unchecked=())
     """
     if pause not in PAUSES:
         raise InvalidArgument(f"pause is {quote(pause)}, expected one of {', '.join(PAUSES)}")
@@ -98,11 +109,22 @@ def verify(
     """Compare an engine's weights with those of the step that it should have, bit for bit.
 
     Args:
-        llm_or_url, headers, timeout: as `switch`.
+        llm_or_url: as of `switch`.
+        headers: as of `switch`.
+        timeout: as of `switch`.
+
+    Returns:
+        What the engine has.
 
     Raises:
         Corrupt: they are not equal.
         InvalidArgument: the engine was not loaded from a run.
+        RelexError: the server does not answer.
+
+    Examples:
+        >>> from relex_codec.integrations.vllm import verify
+        >>> verify("http://127.0.0.1:8000").step  # doctest: +SKIP
+        200.0
     """
     to = engine(llm_or_url, headers, timeout)
     state = _answers(to, "relex_state")[0]

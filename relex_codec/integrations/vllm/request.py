@@ -76,7 +76,7 @@ def from_config(extra: object) -> Request:
     Raises:
         InvalidArgument: it lacks file or step, or has something that nobody knows.
 
-    Example:
+    Examples:
         >>> from_config({"file": "run.relex", "step": 800}).tier
         'auto'
     """
@@ -96,7 +96,7 @@ def from_path(path: str) -> dict[str, str]:
     Raises:
         InvalidArgument: it is not written as a query: ``relex:step=200&tier=line``.
 
-    Example:
+    Examples:
         >>> from_path("relex:step=200&tier=line")
         {'step': '200', 'tier': 'line'}
     """
@@ -113,7 +113,7 @@ def from_path(path: str) -> dict[str, str]:
 def as_path(asked: Mapping[str, Any]) -> str:
     """Return the path that `from_path` reads.
 
-    Example:
+    Examples:
         >>> as_path({"step": 200, "tier": None})
         'relex:step=200'
     """

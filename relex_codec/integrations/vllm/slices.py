@@ -68,7 +68,7 @@ class _Followed(TorchDispatchMode):
 def box_of_view(shape: tuple[int, ...], offset: Any, size: Iterable[Any], stride: Iterable[Any]) -> Box | None:
     """Return the smallest box of a contiguous tensor that holds a view of it; None if strides do not tell.
 
-    Example:
+    Examples:
         >>> box_of_view((6, 4), 8, (2, 4), (4, 1))  # rows 2 and 3
         ((2, 4), (0, 4))
         >>> box_of_view((6, 4), 2, (6, 2), (4, 1))  # the last two columns

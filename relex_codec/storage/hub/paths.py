@@ -39,7 +39,7 @@ def is_hub(path: PathLike) -> bool:
 def parse_model_url(path: PathLike) -> Model | None:
     """Return what a URL of a model means, or None for what is not one: paths, other URLs, data sets.
 
-    Example:
+    Examples:
         >>> parse_model_url("hf://org/name@v1/sub/folder")
         Model(repo='org/name', revision='v1', below='sub/folder')
         >>> parse_model_url("s3://bucket/name") is None

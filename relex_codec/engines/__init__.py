@@ -1,16 +1,16 @@
 """Engines: what runs units. In this process (local.py), in others (processes.py), or on a Ray cluster (ray.py).
 
-A *unit* (`protocol.Unit`) is a part of the work that depends on nothing but its own description: the steps of one
-tensor, of some small ones, or of a band of a large one. Its description can be pickled, is a few hundred kilobytes at
-most, and holds no weights: paths or URLs of the checkpoints and of the base, their storage options, numbers and names
-of tensors, what they are called at each step, which groups of frames it codes, and what was asked for (quality, rank).
-It opens what it reads by itself (`encoding.run_source`), once in a process.
+A *unit* (`protocol.Unit`) is a part of the work that depends on nothing but its own description. Of an encoding it is
+the steps of one tensor, of some small ones, or of a band of a large one (`encoding.units`); of `restore` and `verify
+--against` parts of tensors at all steps (`run.replay_units`). Its description can be pickled, is a few hundred
+kilobytes at most, and holds no weights: paths or URLs, their storage options, numbers and names of tensors, and what
+was asked for. It opens what it reads by itself, once in a process.
 
-Its *result* is one file (`encoding.unit_files`): compressed spans, records, and complete groups of frames, with
-checksums. It is bytes and nothing else, so that it may come from anywhere: it needs no pickle. Whoever joins results
-(`encoding.joining`) copies what is in them, and computes nothing: frequency tables are fitted and frames are coded in
-the unit, as a unit has whole groups. Where a group reaches over the end of a unit's last tensor, the unit reads the
-first pieces of the next one too, at most as many as a group has (2^20 elements of 16 bits).
+Its *result* is one file (`engines.unit_files`): compressed spans, records, and complete groups of frames, with
+checksums. It is bytes and nothing else, so that it may come from anywhere: it needs no pickle. Who joins results of an
+encoding (`encoding.joining`) copies what is in them, and computes nothing: frequency tables are fitted and frames are
+coded in the unit, as a unit has whole groups. Where a group reaches over the end of a unit's last tensor, the unit
+reads the first pieces of the next one too, at most as many as a group has (2^20 elements of 16 bits).
 
 Results depend on the unit alone, not on memory, threads or the engine; a unit may be done again, anywhere, at any time.
 

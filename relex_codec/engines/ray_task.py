@@ -66,7 +66,7 @@ def remote_unit() -> Callable[[str, str | None, bytes, int, int], Answer]:
             return "other", "relex-codec is not installed", ""
         if found != version:
             return "other", f"relex-codec is {found}", ""
-        from relex_codec.encoding.engines.ray_task import do_unit
+        from relex_codec.engines.ray_task import do_unit
 
         done = do_unit(pickled, budget, threads)
         return done.kind, done.data, done.trace

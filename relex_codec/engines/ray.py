@@ -23,13 +23,13 @@ from relex_codec.core.cancellation import POLL_SECONDS, check_cancelled
 from relex_codec.core.progress import note
 from relex_codec.core.sizes import spell_bytes
 from relex_codec.core.text import one_line
-from relex_codec.encoding.unit_files import OpenFiles, UnitFile
 from relex_codec.errors import InvalidArgument, RelexError
 
 from .failures import Failure
 from .protocol import Finished, Unit, WorkerLost, result_path
 from .ray_cluster import Cluster, connected
 from .ray_task import remote_unit
+from .unit_files import OpenFiles, UnitFile
 
 RETRIES: Final = 5
 """How often a unit is begun again whose worker dies."""
@@ -197,7 +197,7 @@ def _lost(key: str, error: Exception) -> RelexError:
         else ("look at the logs of Ray (`ray logs`) for what happened to it")
     )
     return WorkerLost(
-        f"the worker that encoded {key} was lost, {RETRIES + 1} times in a row ({type(error).__name__}: "
+        f"the worker that did {key} was lost, {RETRIES + 1} times in a row ({type(error).__name__}: "
         f"{one_line(error)}); {advice}"
     )
 

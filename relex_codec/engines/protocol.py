@@ -10,9 +10,11 @@ from types import TracebackType
 from typing import Final, NamedTuple, Protocol
 
 from relex_codec.core.blas import single_threaded_blas
-from relex_codec.encoding.arena import Arena
-from relex_codec.encoding.unit_files import UnitWriter
+from relex_codec.core.threads import at_most_threads
 from relex_codec.errors import RelexError
+
+from .arena import Arena
+from .unit_files import UnitWriter
 
 SUFFIX: Final = ".unit"
 
@@ -119,7 +121,7 @@ def run_unit(unit: Unit, place: Place, path: str) -> None:
     """
     temporary = f"{path}.{os.getpid()}.part"
     try:
-        with open(temporary, "wb") as file, single_threaded_blas():
+        with open(temporary, "wb") as file, single_threaded_blas(), at_most_threads(place.threads):
             out = UnitWriter(file)
             unit.run(place, out)
             out.finish()

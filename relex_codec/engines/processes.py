@@ -28,7 +28,7 @@ GRACE: Final = 5.0
 """Seconds in which a worker ends that is told to."""
 _START: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from relex_codec.encoding.engines.worker import main; main(int(sys.argv[1]))"
+    "from relex_codec.engines.worker import main; main(int(sys.argv[1]))"
 )
 
 
@@ -151,7 +151,7 @@ class ProcessEngine:
         if task.begun < ATTEMPTS:
             self._waiting.appendleft(task)
             return
-        ended = f"the process that encoded {task.key} {_how(code)}, {task.begun} times in a row"
+        ended = f"the process that did {task.key} {_how(code)}, {task.begun} times in a row"
         error = WorkerLost(f"{ended}; {_advice(code)}")
         self._ended.append(Finished(task.key, None, error))
 

@@ -1,0 +1,180 @@
+"""What a list word needs beside its symbol, for 32 words at a time, in vector registers (EXACT.md section 14).
+
+Contexts and distances do not depend on what is decoded, and words in the middle only on the ways, so both take a few
+instructions a word here where a loop over int64 takes fifty. Lanes are as wide as words, and sums are modulo their
+range, as words are. `list_decoder` does the rest of a block, which is shorter than 32, with the functions of
+contexts.py; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numba
+from llvmlite import ir
+from numba import types
+
+from .contexts import CLASSES, FAR, NEAR
+
+MANY: Final = 32
+"""Words that are worked on together."""
+_I1, _I8, _I16, _I64 = (ir.IntType(width) for width in (1, 8, 16, 64))
+_FAR_LENGTHS: Final = range(4, 12)
+"""Lengths in bits, less one, at which a further range of distances begins, from 8 on."""
+
+
+def _vector(kind: Any) -> Any:
+    return ir.VectorType(kind, MANY)
+
+
+def _all(kind: Any, value: int) -> Any:
+    return ir.Constant(_vector(kind), [value] * MANY)
+
+
+class _Lanes:
+    """Loads, stores and operations on 32 lanes, for the arguments of one intrinsic."""
+
+    def __init__(self, context: Any, builder: Any, signature: Any, values: Any) -> None:
+        self.context, self.b, self.kinds, self.values = context, builder, signature.args, values
+        self.word = ir.IntType(signature.args[0].dtype.bitwidth)
+
+    def _place(self, which: int, at: int) -> Any:
+        """Where element ``values[at]`` of an array begins, as a pointer to 32 of them; not checked."""
+        kind = self.kinds[which]
+        first = self.b.gep(
+            self.context.make_array(kind)(self.context, self.b, self.values[which]).data, [self.values[at]]
+        )
+        return self.b.bitcast(first, _vector(ir.IntType(kind.dtype.bitwidth)).as_pointer())
+
+    def load(self, which: int, at: int) -> Any:
+        return self.b.load(self._place(which, at), align=1)
+
+    def store(self, value: Any, which: int, at: int) -> None:
+        self.b.store(value, self._place(which, at), align=1)
+
+    def spread(self, value: Any, kind: Any) -> Any:
+        """A number in all lanes."""
+        if value.type != kind:
+            value = self.b.trunc(value, kind)
+        empty = ir.Constant(_vector(kind), ir.Undefined)
+        one = self.b.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+        return self.b.shuffle_vector(one, empty, _all(ir.IntType(32), 0))
+
+    def flag(self, which: int) -> Any:
+        """An integer, 0 or 1, as a condition in all lanes."""
+        return self.spread(self.values[which], _I1)
+
+    def short(self, value: Any) -> Any:
+        """Lanes of words, which are below 2^16, as lanes of 16 bits."""
+        width = value.type.element.width
+        if width == 16:
+            return value
+        return self.b.zext(value, _vector(_I16)) if width < 16 else self.b.trunc(value, _vector(_I16))
+
+    def least(self, x: Any, y: Any) -> Any:
+        return self.b.select(self.b.icmp_unsigned("<", x, y), x, y)
+
+    def most(self, x: Any, y: Any) -> Any:
+        return self.b.select(self.b.icmp_unsigned(">", x, y), x, y)
+
+    def beyond(self, x: Any, y: Any) -> Any:
+        """How far x is above y, 0 if it is not."""
+        return self.b.sub(self.most(x, y), y)
+
+    def five(self, x: Any) -> Any:
+        return self.b.add(self.b.shl(x, _all(_I16, 2)), x)
+
+
+def _class(v: _Lanes, word: Any, mantissa: Any, half: Any, low: Any) -> Any:
+    """`contexts.scale_class`, in 16 bits."""
+    b, width = v.b, v.word.width
+    middle = v.spread(half, v.word)
+    flip = b.select(b.icmp_unsigned(">=", word, middle), middle, b.sub(middle, _all(v.word, 1)))
+    shift = b.and_(mantissa, ir.Constant(_I64, width - 1))
+    above = v.beyond(b.lshr(b.xor(word, flip), v.spread(shift, v.word)), v.spread(low, v.word))
+    found = v.least(above, _all(v.word, CLASSES - 1))
+    without = v.spread(b.icmp_unsigned(">=", mantissa, ir.Constant(_I64, width)), _I1)  # no bits above the mantissa
+    return v.short(b.select(without, _all(v.word, 0), found))
+
+
+def _contexts(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        near, far, outer = v.load(0, 3), v.load(1, 3), b.zext(v.load(2, 3), _vector(_I16))
+        rises, right = b.icmp_unsigned(">", far, near), v.flag(7)
+        distance = b.sub(v.most(near, far), v.least(near, far))
+        v.store(distance, 5, 6)
+        scale = _class(v, near, *values[8:11])
+        left_end, right_end = b.and_(outer, _all(_I16, 15)), b.lshr(outer, _all(_I16, 4))
+        along = b.xor(rises, right)  # movements count upwards: from left to right, if that is the way
+        ends = []
+        for one, other in ((right_end, left_end), (left_end, right_end)):
+            end = b.select(right, one, other)
+            ends.append(b.select(along, end, b.sub(_all(_I16, 4), end)))
+        base = b.add(v.five(scale), ends[0])
+        one_apart = b.add(v.five(base), ends[1])
+        small = v.least(v.short(v.least(distance, _all(v.word, 8))), _all(_I16, 8))
+        rows = b.sub(small, _all(_I16, 2))
+        eighty = b.add(b.shl(rows, _all(_I16, 6)), b.shl(rows, _all(_I16, 4)))
+        near_apart = b.add(b.add(eighty, base), _all(_I16, NEAR))
+        lengths = _all(_I16, 0)
+        for bits in (bits for bits in _FAR_LENGTHS if bits < v.word.width):
+            longer = b.icmp_unsigned(">=", distance, _all(v.word, 1 << bits))
+            lengths = b.add(lengths, b.zext(longer, _vector(_I16)))
+        far_apart = b.add(b.add(b.shl(lengths, _all(_I16, 4)), scale), _all(_I16, FAR))
+        found = b.select(b.icmp_unsigned("<", small, _all(_I16, 2)), one_apart, near_apart)
+        v.store(b.select(b.icmp_unsigned("<", small, _all(_I16, 8)), found, far_apart), 4, 6)
+        return context.get_dummy_value()
+
+    return types.none(*arguments), build
+
+
+def _words(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        near, far, outer, other = (v.load(which, 4) for which in range(4))
+        way, high = v.load(5, 6), v.flag(9)
+        here = b.add(near, b.select(b.icmp_unsigned(">", far, near), way, b.sub(_all(v.word, 0), way)))
+        v.store(here, 7, 4)
+        up, down = (v.least(found, _all(v.word, 2)) for found in (v.beyond(here, other), v.beyond(other, here)))
+        movement = b.add(b.select(high, b.sub(up, down), b.sub(down, up)), _all(v.word, 2))
+        movement = movement if v.word.width == 8 else b.trunc(movement, _vector(_I8))
+        kept = b.select(high, b.and_(outer, _all(_I8, 0xF0)), b.and_(outer, _all(_I8, 15)))
+        v.store(b.or_(kept, b.select(high, movement, b.shl(movement, _all(_I8, 4)))), 8, 6)
+        return context.get_dummy_value()
+
+    return types.none(*arguments), build
+
+
+@numba.extending.intrinsic
+def many_contexts(
+    _: Any, near: Any, far: Any, outer: Any, first: Any, context: Any, distance: Any, at: Any, near_is_right: Any,
+    mantissa: Any, half: Any, low: Any,
+) -> Any:  # fmt: skip
+    """Contexts and distances of `MANY` words of a list, from `first` on, to `context` and `distance` from `at` on.
+
+    Args:
+        near, far, outer: as of `list_decoder.decode_list`.
+        context: uint16; `distance`: of the words' dtype. Neither these nor the list are checked to be long enough.
+        near_is_right: 0 or 1.
+        mantissa, half, low: `interval_lists.word_shape`.
+    """
+    return _contexts(near, far, outer, first, context, distance, at, near_is_right, mantissa, half, low)
+
+
+@numba.extending.intrinsic
+def many_words(
+    _: Any, near: Any, far: Any, outer: Any, other: Any, first: Any, way: Any, at: Any, middle: Any, moved: Any,
+    is_high: Any,
+) -> Any:  # fmt: skip
+    """The words of `MANY` words of a list in the frame, from `first` on, and their outer movements on one side.
+
+    Args:
+        near, far, outer: as of `list_decoder.decode_list`.
+        other: the list's words at the end that is not of that side.
+        way: ways, from `at` on, of the words' dtype.
+        middle: filled from `first` on.
+        moved: uint8, outer movements of the side that is made, filled from `at` on.
+        is_high: 0 or 1, that side.
+    """
+    return _words(near, far, outer, other, first, way, at, middle, moved, is_high)
