@@ -1,7 +1,8 @@
 """Records docs/pictures/recording.svg: a run is archived, compared, deleted, restored, and compared once more.
 
 The commands are run in a temporary directory, and what is drawn is what they printed: with ``~`` for that directory,
-and without the line a minute that stands for a bar where there is no terminal. Lines appear one after another where the viewer animates; where it does not, or the reader prefers no motion, all of them are there at once.
+and without the line a minute that stands for a bar where there is no terminal. Lines appear one after another where
+the viewer animates; where it does not, or the reader prefers no motion, all of them are there at once.
 
 usage: python tools/recording.py RUN BASE    (RUN: global_step_1 to global_step_400 of the benchmarks' sparse run)
 """
