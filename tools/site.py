@@ -93,7 +93,9 @@ def notebook_page(notebook: Path, pictures: Path) -> str:
             else:
                 parts.append("```text\n" + "".join(data["text/plain"]).rstrip("\n") + "\n```")
         if number == 0:
-            parts.append(f"It is [a notebook]({address()}/blob/main/{notebook.relative_to(REPOSITORY)}).")
+            parts.append(
+                f"This page is [a notebook]({address()}/blob/main/{notebook.relative_to(REPOSITORY)}) with its output."
+            )
     return "\n\n".join(parts) + "\n"
 
 

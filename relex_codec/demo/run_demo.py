@@ -134,7 +134,7 @@ def _run(directory: Path, steps: int, progress: bool, keep: bool) -> DemoReport:
         with _few_threads():
 
             def trained(step: int, mean_reward: float) -> None:
-                bar.set_postfix(reward=f"{mean_reward:.2f}", refresh=False)
+                bar.set_postfix(reward=f"{mean_reward:.2f}")
                 bar.update()
 
             grpo.train(base, run, steps, progress=trained)
