@@ -31,6 +31,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ def engine(folder: Path, kind: str) -> Any:
         layers.check_cpu_sgl_kernel = lambda *_: False
     apply = patching.apply
 
-    def noted(*args: Any) -> int:
-        WRITTEN["weights"] = apply(*args)
+    def noted(model: Any, found: Any) -> int:
+        WRITTEN["weights"] = apply(model, found)
         return WRITTEN["weights"]
 
     patching.apply = noted
@@ -123,15 +124,11 @@ def measure(folder: Path, kind: str, rounds: int) -> list[dict[str, Any]]:
         for move, (step, tier) in MOVES.items():
             # a reload from disk is not known to what switches, so that a whole reload comes next
             ways: dict[str, Callable[[], dict[str, float]]] = {
-                "decode to disk": lambda step=step, tier=tier: timed(lambda: run.save(out, step, tier=tier)),
+                "decode to disk": partial(timed, partial(run.save, out, step, tier=tier)),
                 "reload_weights of that": from_disk,
-                "reload_weights relex:": lambda step=step, tier=tier: timed(
-                    lambda: reload(f"relex:step={step}&tier={tier}")
-                ),
-                "switch, not compared": lambda step=step, tier=tier: timed(
-                    lambda: switch(llm, step, tier=tier, check=False)
-                ),
-                "switch": lambda step=step, tier=tier: timed(lambda: switch(llm, step, tier=tier)),
+                "reload_weights relex:": partial(timed, partial(reload, f"relex:step={step}&tier={tier}")),
+                "switch, not compared": partial(timed, partial(switch, llm, step, tier=tier, check=False)),
+                "switch": partial(timed, partial(switch, llm, step, tier=tier)),
             }
             for way, function in ways.items():
                 if way != "decode to disk":

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
@@ -141,7 +141,7 @@ def ordered_map(
                 future.cancel()
 
 
-def prefetched(values: Iterable[T], count: int) -> Iterator[T]:
+def prefetched(values: Iterable[T], count: int) -> Generator[T, None, None]:
     """Yield `values`, of which up to `count` are made on a thread before they are asked for.
 
     What making them raises is raised here; when the caller stops early, no more of them are made.

@@ -50,7 +50,8 @@ STILL: Final = 2 | 2 << 4
 @inlined
 def bit_length(value: Int) -> Int:
     """Number of bits of a non-negative int64."""
-    return 64 - leading_zeros(value)
+    zeros: Int = leading_zeros(value)
+    return 64 - zeros
 
 
 @inlined

@@ -248,7 +248,8 @@ def decode_moved(
     if count > size - first - len(rank):
         return BAD_STREAM
     mask = 2 * half - 1
-    passed = found = scale = 0
+    passed: Int = 0
+    found = scale = 0
     begin = np.int64(first)
     for _ in range(count):
         while scale < CLASSES and begin >= bounds[scale + 1]:

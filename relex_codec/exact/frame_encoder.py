@@ -152,7 +152,7 @@ def encode_moved(
         at, raw_at: ends of records and raws, which are appended to.
     """
     at, raw_at = _record(records, raws, counts, at, raw_at, COUNT, len(moved), True)
-    passed = 0
+    passed: Int = 0
     start: Int = first
     scale = 0
     for i in range(len(moved)):

@@ -7,7 +7,7 @@ one by one, and the words that go on are moved up without a branch. Blocks stay 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +96,8 @@ def decode_list(
         made = _make_list(
             rank, middle, end_of, first, count, block.moved, out_rank, out_here, out_end, out_outer, made
         )  # fmt: skip
-    return made, x, np.int64(at)
+    used: Any = np.int64(at)
+    return made, x, used
 
 
 @compiled
@@ -143,7 +144,8 @@ def _take_ways(
             way = (d * share) >> SHARE_BITS if short and d < SHARE_FROM else d * from_near // length
             u = way + unzigzag(u)
         elif u > d:
-            beyond, x, used = take_number(x, BELOW if u == d + 1 else ABOVE, tables, words, np.int64(at))
+            used: Any = np.int64(at)
+            beyond, x, used = take_number(x, BELOW if u == d + 1 else ABOVE, tables, words, used)
             at = np.uint64(used)
             u = -1 - beyond if u == d + 1 else d + 1 + beyond
         ways[k] = u
@@ -202,4 +204,4 @@ def _make_list(
         # each is written first and counted if it is one: half of the words would mispredict a branch
         out_rank[end], out_here[end], out_end[end], out_outer[end] = rank[i], middle[i], end_of[i], moved[k]
         end += np.uint64(middle[i] != end_of[i])
-    return np.int64(end)
+    return int(np.int64(end))

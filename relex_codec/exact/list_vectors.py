@@ -146,8 +146,7 @@ def _words(*arguments: Any) -> Any:
     return types.none(*arguments), build
 
 
-@numba.extending.intrinsic
-def many_contexts(
+def _many_contexts(
     _: Any, near: Any, far: Any, outer: Any, first: Any, context: Any, distance: Any, at: Any, near_is_right: Any,
     mantissa: Any, half: Any, low: Any,
 ) -> Any:  # fmt: skip
@@ -162,8 +161,10 @@ def many_contexts(
     return _contexts(near, far, outer, first, context, distance, at, near_is_right, mantissa, half, low)
 
 
-@numba.extending.intrinsic
-def many_words(
+many_contexts: Any = numba.extending.intrinsic(_many_contexts)
+
+
+def _many_words(
     _: Any, near: Any, far: Any, outer: Any, other: Any, first: Any, way: Any, at: Any, middle: Any, moved: Any,
     is_high: Any,
 ) -> Any:  # fmt: skip
@@ -178,3 +179,6 @@ def many_words(
         is_high: 0 or 1, that side.
     """
     return _words(near, far, outer, other, first, way, at, middle, moved, is_high)
+
+
+many_words: Any = numba.extending.intrinsic(_many_words)
