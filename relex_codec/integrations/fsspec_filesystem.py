@@ -11,21 +11,24 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 from fsspec.callbacks import NoOpCallback
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, tokenize
 
 from relex_codec.core.forks import new_lock
 from relex_codec.core.text import quote
 from relex_codec.core.threads import IO_THREADS, parallel_map
-from relex_codec.errors import CheckpointError, InvalidArgument, RelexError
+from relex_codec.errors import InvalidArgument
 from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
 from relex_codec.storage.local_writer import AtomicFile
 from relex_codec.storage.source import closed_on_error
-from relex_codec.storage.urls import OWN_OPTIONS, without_secrets
+from relex_codec.storage.urls import without_secrets
+
+from .fsspec_chain import unchained
+from .fsspec_file import Place, RelexFile, base_found
 
 PROTOCOL: Final = "relex"
 _STEP: Final = re.compile(r"step_(-?[0-9]{1,18}(?:\.[0-9]{1,18})?)")
@@ -33,45 +36,6 @@ _COMMON: Final = ("use_listings_cache", "listings_expiry_time", "max_paths", "as
 """Options of every filesystem of fsspec."""
 _NO_CALLBACK: Final = NoOpCallback()
 Info = dict[str, Any]
-
-
-class Place(NamedTuple):
-    """A path below the root, understood; the name is empty for the directory of a step itself."""
-
-    files: StepFiles
-    step: float
-    asked: str
-    """The tier that was asked for."""
-    tier: str
-    """What the step is read from."""
-    name: str
-
-    def read(self, start: int, end: int) -> bytes:
-        """Return bytes `start` to `end` of the file."""
-        with _found():
-            return self.files.read(self.name, self.step, self.asked, start, end)
-
-    def stream(self) -> Iterator[bytes | memoryview]:
-        """Yield the bytes of the file, tensor by tensor."""
-        with _found():
-            yield from self.files.stream(self.name, self.step, self.asked)
-
-    def size(self) -> int | None:
-        """Return the bytes of the file, or None if there is none of that name."""
-        with _found():
-            return self.files.at(self.step, self.asked).size(self.name)
-
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of every file of the step by name."""
-        with _found():
-            return self.files.at(self.step, self.asked).sizes()
-
-    def widened(self, start: int, end: int) -> tuple[int, int]:
-        """Return the range that reading `start` to `end` of the file decodes in any case."""
-        shards = self.files.at(self.step, self.asked).shards
-        if self.name in shards:
-            return shards[self.name].widened(start, end)
-        return 0, self.size() or 0  # the other files are small, and read whole
 
 
 class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -287,7 +251,7 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _opened(self) -> StepFiles:
         with self._opening:
             if self._files is None:
-                with _found():
+                with base_found():
                     self._files = self._open_run()
             return self._files
 
@@ -322,76 +286,6 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if info["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, f"{quote(path)} is a directory of {without_secrets(self.url)}")
         return self._place(path), info["size"]
-
-
-@contextmanager
-def _found() -> Iterator[None]:
-    """Turn the error for a base or ``.relex`` file that is gone into one that is no ``FileNotFoundError``.
-
-    Of a path of this filesystem that would say that the path does not exist, which callers of fsspec pass over in
-    silence.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        if isinstance(error, RelexError):
-            kind = InvalidArgument if isinstance(error, InvalidArgument) else CheckpointError
-            raise kind(str(error)) from None
-        raise
-
-
-def unchained(fo: str, protocol: str | None, options: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
-    """Return the URL, and its options, of what fsspec gives the first filesystem of a chain as three arguments.
-
-    Where the file itself is behind a chain (``simplecache::s3://``), the options of each link are nested in those of
-    the link before, which come back by protocol, as `relex_codec.open` takes them.
-    """
-    if protocol is None:
-        return fo, options
-    path, name, own = fo, protocol, dict(options or {})
-    links: list[str] = []
-    found: dict[str, dict[str, Any]] = {}
-    while "target_protocol" in own:
-        below, rest = own.pop("fo", path), own.pop("target_options", None)
-        links.append(name if path == below else _link(name, path))  # a cache has the path of what it keeps
-        found[name], name = own, own.pop("target_protocol")
-        path, own = below, dict(rest or {})
-    links.append(_link(name, path))
-    if not found:
-        return links[0], options
-    found[name] = own
-    settings = {key: link.pop(key) for link in found.values() for key in (OWN_OPTIONS,) if key in link}
-    return "::".join(links), found | settings
-
-
-def _link(protocol: str, path: str) -> str:
-    return path if "://" in path else f"{protocol}://{path}"  # paths of HTTP are whole URLs
-
-
-class RelexFile(AbstractBufferedFile):  # type: ignore[misc]
-    """A file of a step, opened for reading.
-
-    It reads no further ahead than decoding does by itself, and keeps the end of what was decoded last, so that small
-    reads one after another decode each piece of a tensor once. It goes on reading what it was opened on.
-    """
-
-    def __init__(self, *args: Any, place: Place, **kwargs: Any) -> None:
-        self._place = place
-        self._kept: tuple[int, bytes] = (0, b"")  # where the bytes kept begin, and these
-        super().__init__(*args, **kwargs)
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        begin, kept = self._kept
-        end = min(end, self.size)
-        found = kept[start - begin : end - begin] if start >= begin else b""
-        at = start + len(found)
-        if at < end:
-            low, high = self._place.widened(at, end)
-            data = self._place.read(low, high)
-            found += data[at - low : end - low]
-            last = max(low, self._place.widened(end - 1, end)[0])
-            self._kept = last, data[last - low :]
-        return found
 
 
 def _directory_info(name: str) -> Info:

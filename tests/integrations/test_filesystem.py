@@ -29,7 +29,7 @@ from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
 from relex_codec.decoding.read_plan import WindowPlan
 from relex_codec.decoding.tensor_decoder import TensorDecoder
 from relex_codec.format.constants import PIECE
-from relex_codec.integrations.fsspec_filesystem import unchained
+from relex_codec.integrations.fsspec_chain import unchained
 from relex_codec.run.run_reader import RunReader
 from relex_codec.run.step_files import StepFiles
 from support.checkpoints import write_checkpoint, write_run
