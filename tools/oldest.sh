@@ -27,5 +27,6 @@ for name, version in floors.items():
     print(f"{name}=={version}" if name == "torch" else f"{name}=={version}.*")
 PYTHON
 cat "$oldest"
-"$VENV/bin/pip" install --quiet -c "$oldest" "$(echo dist/*.whl)[test]"
+# The oldest s3fs says with boto3 which release of it goes with it; without, pip tries one after another for many minutes.
+"$VENV/bin/pip" install --quiet -c "$oldest" "$(echo dist/*.whl)[test]" "s3fs[boto3]"
 "$VENV/bin/pytest" -n "${PROCESSES:-auto}" --dist worksteal -m "not servers and not slow" "$@"
