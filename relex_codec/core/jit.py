@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 
 import llvmlite
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import compiler, registry
@@ -23,6 +24,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from .machine_code import DIGEST, Compiled, sources
 
 F = TypeVar("F", bound=Callable[..., Any])
+INTERPRETED: Final = bool(numba.config.DISABLE_JIT)  # type: ignore[attr-defined]
+"""Whether compiling is switched off: NUMBA_DISABLE_JIT."""
 
 
 class _CheckedFiles(IndexDataCacheFile):
@@ -165,8 +168,17 @@ def inlined(function: F) -> F:
     return cast(F, numba.njit(inline="always")(function))
 
 
-def operation(result: Any, arguments: tuple[Any, ...], build: Callable[..., Any]) -> Any:
-    """Return a function for compiled code whose instructions are made by ``build(builder, *values)``."""
+def operation(
+    result: Any, arguments: tuple[Any, ...], build: Callable[..., Any], interpreted: Callable[..., Any] | None = None
+) -> Any:
+    """Return a function for compiled code whose instructions are made by ``build(builder, *values)``.
+
+    Args:
+        result, arguments: types of numba.
+        interpreted: does the same where compiling is switched off, as tests do for the interpreter's bounds checks.
+    """
+    if INTERPRETED and interpreted is not None:
+        return interpreted
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return build(builder, *values)
@@ -187,11 +199,16 @@ def _lowest_bit(b: Any, word: Any) -> Any:
     return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
 
 
-bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
+bits_set = operation(
+    types.uint64, (types.uint64,), lambda b, word: b.ctpop(word), lambda word: np.uint64(int(word).bit_count())
+)
 """How many bits of a word are set."""
 
 
-leading_zeros = operation(types.int64, (types.int64,), lambda b, word: b.ctlz(word, ir.Constant(ir.IntType(1), 0)))
+leading_zeros = operation(
+    types.int64, (types.int64,), lambda b, word: b.ctlz(word, ir.Constant(ir.IntType(1), 0)),
+    lambda word: 64 - (int(word) & (1 << 64) - 1).bit_length(),
+)  # fmt: skip
 """How many bits of a number are zero above its highest one; 64 of 0."""
 
 

@@ -14,21 +14,25 @@ import numba
 from llvmlite import ir
 from numba import types
 
+from relex_codec.core.jit import INTERPRETED
+
 from .contexts import CLASSES, FAR, NEAR
 
-MANY: Final = 32
-"""Words that are worked on together."""
+LANES: Final = 32
+MANY: Final = 1 << 30 if INTERPRETED else LANES
+"""Words that are worked on together. Where compiling is switched off they are never so many, and loops over what is
+left do all of them."""
 _I1, _I8, _I16, _I64 = (ir.IntType(width) for width in (1, 8, 16, 64))
 _FAR_LENGTHS: Final = range(4, 12)
 """Lengths in bits, less one, at which a further range of distances begins, from 8 on."""
 
 
 def _vector(kind: Any) -> Any:
-    return ir.VectorType(kind, MANY)
+    return ir.VectorType(kind, LANES)
 
 
 def _all(kind: Any, value: int) -> Any:
-    return ir.Constant(_vector(kind), [value] * MANY)
+    return ir.Constant(_vector(kind), [value] * LANES)
 
 
 class _Lanes:
