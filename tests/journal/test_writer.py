@@ -162,7 +162,7 @@ def test_a_later_generation_says_what_it_follows(tmp_path: Path) -> None:
 
 
 def test_what_a_directory_may_be(tmp_path: Path) -> None:
-    assert not is_journal(tmp_path) and not is_journal(tmp_path / "none") and not is_journal("s3://bucket/j")
+    assert not is_journal(tmp_path) and not is_journal(tmp_path / "none") and not is_journal("memory://bucket/j")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(InvalidArgument, match="is no journal and holds x"):
