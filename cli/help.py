@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +41,7 @@ class Command(click.Command):
 
     def paragraphs(self) -> list[str]:
         """Return the paragraphs of the description."""
-        return [part for part in (self.help or "").split("\n\n") if part]
+        return [part for part in inspect.cleandoc(self.help or "").split("\n\n") if part]
 
     def _show(self, ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:

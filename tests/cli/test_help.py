@@ -35,6 +35,8 @@ def test_help_is_short_and_help_all_has_everything(name: str) -> None:
     short, everything = shown(name, "--help"), shown(name, "--help-all")
     for text in (short, everything):
         assert max(map(len, text.splitlines())) <= 80
+        described = text[text.index("\n") : text.index("Examples:")]
+        assert "  " not in described.replace("\n  ", "\n"), "indents of the docstring are in the text"
         assert "Examples:" in text and text.count("# ") == len(command(name).examples)
     assert len(short.splitlines()) <= 32
     for parameter in command(name).params:
