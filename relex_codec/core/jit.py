@@ -15,7 +15,6 @@ from typing import Any, Final, TypeVar, cast
 
 import llvmlite
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import compiler, registry
@@ -199,9 +198,7 @@ def _lowest_bit(b: Any, word: Any) -> Any:
     return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
 
 
-bits_set = operation(
-    types.uint64, (types.uint64,), lambda b, word: b.ctpop(word), lambda word: np.uint64(int(word).bit_count())
-)
+bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
 """How many bits of a word are set."""
 
 

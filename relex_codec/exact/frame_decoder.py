@@ -258,7 +258,7 @@ def decode_moved(
             return BAD_STREAM
         gap, x, at = take_number(x, GAP + scale, tables, words, at)
         quiet = begin - passed + gap
-        passed = listed_before(rank, quiet, passed)
+        passed = listed_before(rank, quiet + 1, passed, True)
         r = quiet + passed
         if r >= size:
             return BAD_STREAM

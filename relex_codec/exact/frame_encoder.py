@@ -22,7 +22,7 @@ from .contexts import (
     wrapped,
     zigzag,
 )
-from .interval_lists import Longs, Ranks, ranks_before
+from .interval_lists import Longs, Ranks, listed_before
 from .list_blocks import BLOCK, ListBlock, find_contexts
 
 Codes = npt.NDArray[np.uint16]
@@ -158,7 +158,7 @@ def encode_moved(
     for i in range(len(moved)):
         r = np.int64(moved[i])
         known = passed
-        passed = ranks_before(rank, r, passed)
+        passed = listed_before(rank, r, passed, False)
         gap = r - start - (passed - known)
         while start >= bounds[scale + 1]:
             scale += 1

@@ -181,35 +181,22 @@ def _clear(flags: npt.NDArray[np.bool_], rank: Ranks) -> None:
 
 
 @compiled
-def listed_before(rank: Ranks, quiet: Int, passed: Int) -> Int:
-    """Return how many words of a list come before quiet word number `quiet` of the part, both counted by rank.
+def listed_before(rank: Ranks, end: Int, passed: Int, among_quiet: bool) -> Int:
+    """Return how many words of a list come before a place, given that `passed` do.
 
     Args:
-        rank: ranks of the list; before the one at `p` there are ``rank[p] - p`` quiet words.
-        passed: so many of them are known to come before; the search is short where that is nearly all.
+        rank: ranks of the list; before the one at ``p`` there are ``rank[p] - p`` quiet words.
+        end: the place, as a rank; or, `among_quiet`, as the number of quiet words up to the one there, itself included.
+        passed: where the search begins; it is short if nearly all that come before are known.
     """
     size = len(rank)
-    stride = 1
-    while passed + stride <= size and np.int64(rank[passed + stride - 1]) - (passed + stride - 1) <= quiet:
+    slope = np.int64(among_quiet)
+    stride: Int = 1
+    while passed + stride <= size and np.int64(rank[passed + stride - 1]) - slope * (passed + stride - 1) < end:
         passed += stride
         stride *= 2
     while stride > 0:
-        if passed + stride <= size and np.int64(rank[passed + stride - 1]) - (passed + stride - 1) <= quiet:
-            passed += stride
-        stride //= 2
-    return passed
-
-
-@compiled
-def ranks_before(rank: Ranks, end: Int, passed: Int) -> Int:
-    """Return how many of some ranks are below `end`, given that `passed` are; the search is short if nearly all are."""
-    size = len(rank)
-    stride = 1
-    while passed + stride <= size and rank[passed + stride - 1] < end:
-        passed += stride
-        stride *= 2
-    while stride > 0:
-        if passed + stride <= size and rank[passed + stride - 1] < end:
+        if passed + stride <= size and np.int64(rank[passed + stride - 1]) - slope * (passed + stride - 1) < end:
             passed += stride
         stride //= 2
     return passed
