@@ -13,7 +13,7 @@ from relex_codec.core.filenames import FOLDERS, INDEX, SINGLE, shard_allowed
 from relex_codec.core.text import quote
 from relex_codec.core.threads import parallel_map
 from relex_codec.errors import CheckpointError, MissingCheckpoint
-from relex_codec.format.safetensors_header import load_object
+from relex_codec.format.safetensors_header import LFS_POINTER, lfs_pointer, load_object
 from relex_codec.storage.open import Item, list_directory, open_source
 from relex_codec.storage.remote import CONCURRENT_REQUESTS
 from relex_codec.storage.urls import Options, PathLike, is_url, join_path, local_path, without_secrets
@@ -148,8 +148,8 @@ def _read_index(
     """Return what the index says; if that cannot be right, what it says as it is fetched anew."""
 
     def parsed(raw: bytes) -> dict[str, str]:
-        if raw.startswith(unreadable.LFS_POINTER):
-            raise CheckpointError(f"{where}: {unreadable.lfs_pointer(INDEX)}")
+        if raw.startswith(LFS_POINTER):
+            raise CheckpointError(f"{where}: {lfs_pointer(INDEX)}")
         return weight_files.weight_map_of(load_object(raw, error=CheckpointError, where=f"{INDEX} of {where}"), where)
 
     raw = index() if index else read_whole(join_path(path, INDEX), options)

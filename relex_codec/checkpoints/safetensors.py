@@ -311,8 +311,6 @@ def _raw_header(source: Source) -> bytes:
 
 def _read_header(source: Source) -> bytes:
     head = source.read_cached(0, min(source.size, FIRST_READ))
-    if head.startswith(unreadable.LFS_POINTER):
-        raise CheckpointError(unreadable.lfs_pointer(source.path))
     end = WORD + header_length(head, source.size, error=CheckpointError, where=source.path)
     if end > len(head):
         head += source.read_cached(len(head), end)

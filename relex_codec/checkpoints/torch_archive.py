@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 from relex_codec.core.dtypes import ITEMSIZE
 from relex_codec.core.text import quote
 from relex_codec.errors import CheckpointError, Truncated
+from relex_codec.format.safetensors_header import LFS_POINTER, lfs_pointer
 from relex_codec.storage.source import Source
 
-from . import unreadable
 from .boxed import Place, Storage, StoredBox
 from .boxes import Box, row_major
 from .checkpoint import TensorInfo
@@ -83,8 +83,8 @@ def open_torch_file(source: Source, number: int, *, shards: bool = False) -> Tor
     """
     allowed = allowed_of_shards if shards else allowed_of_tensors
     start = source.read_cached(0, min(source.size, HEAD))
-    if start.startswith(unreadable.LFS_POINTER):
-        raise CheckpointError(unreadable.lfs_pointer(source.path))
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(lfs_pointer(source.path))
     if start.startswith(_LEGACY):
         return _open_legacy(source, number, allowed)
     if not start.startswith(b"PK\x03\x04"):

@@ -20,7 +20,6 @@ ALLOW: Final = (
 """What is said where a kind of checkpoint is read only if the user allows pickles."""
 SLICES: Final = re.compile(r"shard-[0-9]+-model-.*\.safetensors")
 """Files of one rank of torch.distributed: each holds a part of every tensor."""
-LFS_POINTER: Final = b"version https://git-lfs"
 SHARDING_INFO: Final = "DCP_SHARDING_INFO"
 """Key of a header's metadata that says that tensors may be slices."""
 _STATE: Final = re.compile(
@@ -193,11 +192,6 @@ def cache_root(path: str, folders: Collection[str]) -> str | None:
         return None
     model = f"{match['org']}/{match['name']}"
     return f"is the cache of {model}, not a checkpoint: give hf://{model}, or a directory in its snapshots/"
-
-
-def lfs_pointer(path: str) -> str:
-    """Say that a file stands for one that was not fetched."""
-    return f"{path} is a git-LFS pointer, expected the weights themselves; fetch them with `git lfs pull`"
 
 
 def dangling_link(path: str, target: str) -> str:

@@ -94,6 +94,16 @@ def spell_steps(chosen: Collection[int], steps: Iterable[int]) -> str:
     return ",".join(text for part in parts for text in part)
 
 
+def name_steps(chosen: Collection[int], steps: Iterable[int]) -> str:
+    """Return `spell_steps` with the word before it.
+
+    Examples:
+        >>> name_steps({10}, [10, 20, 30]), name_steps({10, 20, 30}, [10, 20, 30])
+        ('step 10', 'steps 10:30')
+    """
+    return f"step{'' if len(chosen) == 1 else 's'} {spell_steps(chosen, steps)}"
+
+
 def _found(steps: Sequence[int], option: str, spec: str) -> list[int]:
     """Return what a list chooses of `steps`, which are sorted; errors name the option it was given with."""
     found: set[int] = set()

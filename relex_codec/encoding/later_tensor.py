@@ -14,7 +14,7 @@ import numpy as np
 
 from relex_codec.checkpoints.checkpoint import CheckpointSeries
 from relex_codec.core.dtypes import F32, Bits
-from relex_codec.core.steps import spell_steps
+from relex_codec.core.steps import name_steps
 from relex_codec.core.text import quote
 from relex_codec.decoding.origin_reader import converted
 from relex_codec.decoding.tensor_decoder import TensorDecoder
@@ -158,10 +158,10 @@ def _add(
             products = _plain(tensor, origin, new, wide)
     bad = np.flatnonzero(~np.isfinite(products).all(axis=0))
     if len(bad):
-        steps = spell_steps([further.steps[int(i)] for i in bad], list(further.steps))
+        steps = name_steps([further.steps[int(i)] for i in bad], list(further.steps))
         raise CheckpointError(
-            f"tensor {quote(tensor.name)} of step {steps} has weights that are not finite, so it has no coefficient "
-            "there: leave the step out, or append it with --refit to a file with the exact tier"
+            f"tensor {quote(tensor.name)} of {steps} has weights that are not finite, so it has no coefficient "
+            "there: leave such steps out, or append with --refit to a file with the exact tier"
         )
     sums.inner += products[:-1]
     sums.squares += products[-1]

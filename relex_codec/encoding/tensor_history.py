@@ -19,7 +19,7 @@ from relex_codec.checkpoints.checkpoint import CheckpointSeries, TensorInfo
 from relex_codec.core.cancellation import check_cancelled
 from relex_codec.core.digests import digest
 from relex_codec.core.dtypes import F32, Bits, as_dtype, bits_dtype
-from relex_codec.core.steps import spell_steps
+from relex_codec.core.steps import name_steps, spell_steps
 from relex_codec.core.text import quote
 from relex_codec.core.threads import ordered_map
 from relex_codec.engines.arena import Region
@@ -311,9 +311,10 @@ class TensorHistory:
     def _refuse(self) -> None:
         """Refuse deltas that are not finite, where the exact tier does not have the weights."""
         rows = np.flatnonzero(self.infinite)
-        bad = spell_steps([self.run.steps[int(row)] for row in rows], self.run.steps)
-        leave = f"leave {'it' if len(rows) == 1 else 'them'} out with --exclude-steps {bad}, or "
+        steps = self.run.steps
+        bad = [steps[int(row)] for row in rows]
+        leave = f"leave {'it' if len(bad) == 1 else 'them'} out with --exclude-steps {spell_steps(bad, steps)}, or "
         raise CheckpointError(
-            f"tensor {quote(self.info.name)} of step {bad} has weights that are not finite; a line through them means "
-            f"nothing: {leave if len(rows) < len(self.run.steps) else ''}keep the run with --exact"
+            f"tensor {quote(self.info.name)} of {name_steps(bad, steps)} has weights that are not finite; a line "
+            f"through them means nothing: {leave if len(bad) < len(steps) else ''}keep the run with --exact"
         )

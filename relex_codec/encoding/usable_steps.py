@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.steps import spell_steps
+from relex_codec.core.steps import name_steps
 from relex_codec.core.text import quote
 
 from .fit import F64, Fit, fit_directions
@@ -76,7 +76,5 @@ def left_out_of_fits(bad: Mapping[str, Collection[int]], steps: list[int], tenso
         if len(found) == len(steps):
             lines.append(f"not finite at any step: {which}; no line there, stored steps only")
         else:
-            where = "step" if len(found) == 1 else "steps"
-            shown = spell_steps(list(found), steps)
-            lines.append(f"not finite at {where} {shown}: {which}; lines are fitted on the other steps")
+            lines.append(f"not finite at {name_steps(found, steps)}: {which}; lines are fitted on the other steps")
     return lines

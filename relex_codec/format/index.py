@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import ITEMSIZE
-from relex_codec.core.steps import spell_steps
+from relex_codec.core.steps import name_steps
 from relex_codec.core.text import quote
 from relex_codec.errors import Corrupt, InvalidArgument
 
@@ -96,10 +96,8 @@ class Index:
         ]  # fmt: skip
         if not steps:
             raise InvalidArgument(f"{self.path} has no tensor {quote(name)}")
-        spelled = spell_steps(steps, [int(at) for at in self.steps])
-        raise InvalidArgument(
-            f"{self.path} has tensor {quote(name)} at steps {spelled} only, where tier 'exact' restores it"
-        )
+        spelled = name_steps(steps, [int(at) for at in self.steps])
+        raise InvalidArgument(f"{self.path} has tensor {quote(name)} at {spelled} only, where tier 'exact' restores it")
 
     def find(self, name: str, dtype: str) -> TensorRecord | None:
         """Return the tensor of a name and a dtype, in whichever layouts it is; None if there is none."""

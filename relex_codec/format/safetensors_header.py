@@ -22,6 +22,8 @@ WORD: Final = 8
 """Bytes of the length word before the header."""
 LIMIT: Final = 100_000_000
 """The longest header that the safetensors library reads."""
+LFS_POINTER: Final = b"version https://git-lfs"
+"""Begins what git leaves in place of a large file that was not fetched."""
 DIMENSIONS_LIMIT: Final = 64
 ELEMENTS_LIMIT: Final = (1 << 48) - 1
 """FORMAT.md section 11; also what numpy can shape."""
@@ -87,13 +89,18 @@ def load_object(raw: bytes, *, error: type[RelexError], where: str, exact: bool 
     return value
 
 
+def lfs_pointer(path: str) -> str:
+    """Say that a file stands for one that was not fetched."""
+    return f"{path} is a git-LFS pointer, expected the file itself; fetch it with `git lfs pull`"
+
+
 def header_length(word: bytes, file_size: int, *, limit: int = LIMIT, error: type[RelexError], where: str) -> int:
     """Return N, the length of the header, from the first 8 bytes of a file.
 
     Args:
         word: the first bytes of the file, at least those 8 that it has.
         file_size: bytes of the whole file.
-        error: raised where N is larger than `limit`.
+        error: raised where N is larger than `limit`, or the file is a git-LFS pointer.
         where: the file, for messages.
 
     Raises:
@@ -101,6 +108,8 @@ def header_length(word: bytes, file_size: int, *, limit: int = LIMIT, error: typ
     """
     if file_size < WORD or len(word) < WORD:
         raise Truncated(f"{where} has {min(file_size, len(word))} bytes, too few for a safetensors file")
+    if word.startswith(LFS_POINTER):
+        raise error(lfs_pointer(where))
     length = int.from_bytes(word[:WORD], "little")
     if length > limit:
         raise error(f"{where} is not a safetensors file: it declares a header of {length} bytes, limit {limit}")

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from relex_codec.checkpoints.left_out import RestOfRun
 from relex_codec.core.left_out import describe
 from relex_codec.core.sizes import spell_bytes
-from relex_codec.core.steps import spell_steps
+from relex_codec.core.steps import name_steps
 from relex_codec.core.text import on_one_line, quote
 
 SHOWN: Final = 20
@@ -152,7 +152,7 @@ class Comparison:
             *map(on_one_line, self.unreadable),
         ]
         if self.only_in_run:
-            found.append(f"not in the file: {_listed(self.only_in_run)}")
+            found.append(f"not in the file: {name_steps(self.only_in_run, self.only_in_run)}")
         yield from found[:SHOWN]
         if len(found) > SHOWN:
             yield f"and {len(found) - SHOWN} more (all with --json)"
@@ -207,7 +207,3 @@ def _some(differences: Sequence[Difference]) -> str:
 
 def _counted(steps: Sequence[int]) -> str:
     return f"{len(steps)} step{'' if len(steps) == 1 else 's'}"
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return f"step{'' if len(steps) == 1 else 's'} {spell_steps(steps, steps)}"

@@ -136,7 +136,7 @@ BROKEN = {
     ),
     "LFS pointer": (
         lambda f: (f / FIRST).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
-        rf"{FIRST} is a git-LFS pointer, expected the weights.*git lfs pull",
+        rf"{FIRST} is a git-LFS pointer, expected the file itself.*git lfs pull",
     ),
     "LFS pointer for the index": (
         lambda f: (f / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n"),

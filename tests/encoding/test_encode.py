@@ -531,7 +531,7 @@ def test_weights_that_are_not_finite_are_refused_by_tensor_and_step(tmp_path: Pa
         relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path)
     assert not (tmp_path / "x.relex").exists()
     write_checkpoint(tmp_path / "run" / "global_step_8", {"w": f32(bad)})
-    with pytest.raises(CheckpointError, match=r"'w' of step 6,8 .*leave them out with --exclude-steps 6,8, or"):
+    with pytest.raises(CheckpointError, match=r"'w' of steps 6,8 .*leave them out with --exclude-steps 6,8, or"):
         relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path)
     relex_codec.encode(made.run, tmp_path / "x.relex", base=made.base_path, exclude_steps="6,8")  # as it said
     assert File(tmp_path / "x.relex").steps == [3]

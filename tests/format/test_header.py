@@ -143,6 +143,9 @@ def test_lengths():
             read(data[:size])
     with pytest.raises(Corrupt, match="extra bytes"):
         read(data + b"\0")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    with pytest.raises(Corrupt, match=r"x is a git-LFS pointer.*git lfs pull"):
+        header_length(pointer, len(pointer), error=Corrupt, where="x")
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         header_length(b"\xff" * 8, 1 << 62, error=CheckpointError, where="x")
     with pytest.raises(Corrupt):
