@@ -3,7 +3,7 @@
 usage: python benchmarks/encode_work.py KIND FOLDER OUT [OPTION=VALUE ...]
 
 KIND is one of
-  nothing    encode a run of a few numbers: what imports and compiled code take in memory
+  nothing    encode a run of a few numbers with these options: what imports and compiled code take in memory
   read       read every file of the run once, tensor by tensor, and convert it to float32
   relex      what RELEX's two scripts do (arXiv 2605.21468), written anew: the deltas of all steps to disk as float16,
              then of each tensor the first singular vector of its deltas (torch.svd_lowrank with q=1, its fastest way),
@@ -88,7 +88,7 @@ def append(folder: Path, out: Path, checkpoint: str) -> None:
     relex_codec.append(folder / "all.relex", [checkpoint], base=folder / "base", output=out, overwrite=True)
 
 
-def nothing(folder: Path, out: Path) -> None:
+def nothing(folder: Path, out: Path, **options: Any) -> None:
     """Encode a run of a few numbers, with everything that is compiled."""
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         for step in range(3):
@@ -96,7 +96,7 @@ def nothing(folder: Path, out: Path) -> None:
             place.mkdir(parents=True)
             values = torch.linspace(-1, 1, 1 << 17).reshape(256, 512) * (1 + step / 8)
             save_file({"w": values.to(torch.bfloat16)}, place / "model.safetensors")
-        encode(Path(work), Path(work) / "x.relex")
+        encode(Path(work), Path(work) / "x.relex", **options)
 
 
 def value(text: str) -> Any:
