@@ -54,7 +54,7 @@ def widened(bits: Bits, dtype: str) -> F32:
     if dtype != "BF16":
         return to_float32(bits, dtype)
     wide = working_array("wide", (PIECE,), np.uint32)[: len(bits)]
-    np.left_shift(bits, np.uint32(16), out=wide)
+    np.left_shift(bits, 16, out=wide, dtype=np.uint32)  # said, as numpy 1 would shift 16 bits out of uint16
     values: F32 = wide.view(np.float32)
     return values
 

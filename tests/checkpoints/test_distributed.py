@@ -40,11 +40,10 @@ from support.servers.fixtures import Bucket
 from support.shared import made_once
 from support.spoiled import mutated
 from support.tensors import Tensor, bf16, bits_of, random_bits
+from support.torch_dcp import ALONE, QUIET
 from support.torch_files import as_torch, state_dict, write_shards
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:torch.distributed is disabled", "ignore:Detected an existing checkpoint"
-)
+pytestmark = [QUIET, pytest.mark.filterwarnings("ignore:Detected an existing checkpoint")]
 MODEL = {
     "model.embed.weight": random_bits("BF16", (37, 8), 1),
     "model.norm.weight": random_bits("F32", (5,), 2),
@@ -93,7 +92,7 @@ PREFIXES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("where", ["local", "memory"])
 def test_distributed_checkpoints(tmp_path: Path, memory: Any, prefix: str, where: str) -> None:
     saved = PREFIXES[prefix](state_dict(MODEL))
-    dcp.save(saved, checkpoint_id=tmp_path / "step_1", no_dist=True)
+    dcp.save(saved, checkpoint_id=tmp_path / "step_1", **ALONE)
     (tmp_path / "step_1" / "config.json").write_text("{}")
     upload(memory, tmp_path, "/run")
     ((_, path),) = find_run(tmp_path if where == "local" else "memory://run", allow_pickle=True)
@@ -109,7 +108,7 @@ def test_distributed_checkpoints(tmp_path: Path, memory: Any, prefix: str, where
 
 
 def test_what_is_not_the_models_is_counted(tmp_path: Path) -> None:
-    dcp.save(PREFIXES["app.model."](state_dict(MODEL)), checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(PREFIXES["app.model."](state_dict(MODEL)), checkpoint_id=tmp_path, **ALONE)
     reader = open_dcp(f"{tmp_path}/.metadata", names=MODEL)
     assert reader.notes[0] == "not read: 5 tensors that are not the model's, 60 bytes, of app.optimizers"
     assert reader.notes[1].startswith("not read: 1 values that are not the model's, ")
@@ -118,10 +117,8 @@ def test_what_is_not_the_models_is_counted(tmp_path: Path) -> None:
 
 def test_accelerate_puts_weights_below_the_configuration(tmp_path: Path) -> None:
     below = tmp_path / "checkpoint-5" / "pytorch_model_fsdp_0"
-    dcp.save({"model": state_dict(MODEL)}, checkpoint_id=below, no_dist=True)
-    dcp.save(
-        {"optimizer": {"x": torch.zeros(3)}}, checkpoint_id=tmp_path / "checkpoint-5" / "optimizer_0", no_dist=True
-    )
+    dcp.save({"model": state_dict(MODEL)}, checkpoint_id=below, **ALONE)
+    dcp.save({"optimizer": {"x": torch.zeros(3)}}, checkpoint_id=tmp_path / "checkpoint-5" / "optimizer_0", **ALONE)
     (tmp_path / "checkpoint-5" / "tokenizer.json").write_text("{}")
     (tmp_path / "checkpoint-5" / "optimizer.pt").write_bytes(b"")
     ((_, path),) = find_run(tmp_path, allow_pickle=True)
@@ -132,7 +129,7 @@ def test_accelerate_puts_weights_below_the_configuration(tmp_path: Path) -> None
 
 
 def test_a_distributed_checkpoint_that_is_not_complete(tmp_path: Path) -> None:
-    dcp.save({"model": state_dict(MODEL)}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": state_dict(MODEL)}, checkpoint_id=tmp_path, **ALONE)
     data = tmp_path / "__0_0.distcp"
     whole = data.read_bytes()
     data.write_bytes(whole[:-1])
@@ -161,7 +158,7 @@ def change_metadata(folder: Path, change: Callable[[Any], None]) -> str:
 
 def test_metadata_that_cannot_be(tmp_path: Path) -> None:
     def saved() -> Path:
-        dcp.save({"model": state_dict(MODEL)}, checkpoint_id=tmp_path, no_dist=True)
+        dcp.save({"model": state_dict(MODEL)}, checkpoint_id=tmp_path, **ALONE)
         return tmp_path
 
     key = "model.model.embed.weight"
@@ -205,7 +202,7 @@ def test_metadata_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_spoiled_metadata_and_chunks(tmp_path: Path) -> None:
-    dcp.save({"model": {"a": torch.arange(6.0), "b": torch.arange(4)}}, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save({"model": {"a": torch.arange(6.0), "b": torch.arange(4)}}, checkpoint_id=tmp_path, **ALONE)
     chances = random.Random(1)
     for name in (".metadata", "__0_0.distcp"):
         path = tmp_path / name
@@ -387,7 +384,7 @@ def test_an_object_store(moto_bucket: Bucket, tmp_path: Path) -> None:
     """A slice costs a slice: requests have the ranges that are wanted, and nothing is read of optimizer states."""
     big = {"model.w": random_bits("BF16", (3000, 512), 1), "model.n": random_bits("BF16", (512,), 2)}
     states = {"app": {"model": state_dict(big), "optimizers": {"state": {"exp_avg": torch.zeros(900_000)}}}}
-    dcp.save(states, checkpoint_id=tmp_path / "step_1" / "trainer", no_dist=True)
+    dcp.save(states, checkpoint_id=tmp_path / "step_1" / "trainer", **ALONE)
     write_shards(tmp_path / "step_2" / "actor", big, (3,))
     (tmp_path / "step_3").mkdir()
     torch.save(state_dict(big), tmp_path / "step_3" / "pytorch_model.bin")
@@ -423,6 +420,8 @@ def saved_by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["fsdp2", "fsdp1", "fsdp1 on a mesh", "dcp", "slices"])
 def test_what_two_ranks_save(saved_by_ranks: Path, kind: str) -> None:
+    if not (saved_by_ranks / kind).exists():
+        pytest.skip(f"torch {torch.__version__} has no HuggingFaceStorageWriter")
     expected = saving_ranks.trained()
     reader = open_reader(located(saved_by_ranks / kind), names=expected)
     assert isinstance(reader, BoxedCheckpoint)
@@ -447,7 +446,7 @@ def saved_steps(root: Path) -> list[Path]:
     paths = [root / f"step_{step}" for step in (1, 2, 3)]
     for number, path in enumerate(paths):
         shifted = {name: (dtype, bits + bits.dtype.type(number)) for name, (dtype, bits) in MODEL.items()}
-        dcp.save({"model": state_dict(shifted)}, checkpoint_id=path, no_dist=True)
+        dcp.save({"model": state_dict(shifted)}, checkpoint_id=path, **ALONE)
     return paths
 
 
@@ -544,7 +543,7 @@ def test_an_adapter_within_a_wrapped_model(tmp_path: Path) -> None:
 
 def test_an_adapter_whose_configuration_lies_with_the_run(tmp_path: Path) -> None:
     step = tmp_path / "run" / "checkpoint-3"
-    dcp.save({"model": state_dict(ADAPTER)}, checkpoint_id=step / "pytorch_model_fsdp_0", no_dist=True)
+    dcp.save({"model": state_dict(ADAPTER)}, checkpoint_id=step / "pytorch_model_fsdp_0", **ALONE)
     path = located(step / "pytorch_model_fsdp_0")
     (tmp_path / "adapter_config.json").write_text("{}")  # which is no part of the run
     with pytest.raises(CheckpointError, match=rf"adapter_config\.json; write it once into {tmp_path}/run, with"):

@@ -25,9 +25,10 @@ if not torch.distributed.is_available():
 
 import torch.distributed.checkpoint as dcp
 
+from support.torch_dcp import ALONE, QUIET, slices_writer
 from support.torch_files import write_shards
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+pytestmark = QUIET
 RNG = np.random.default_rng(0)
 START, DRIFT = RNG.standard_normal((300, 41)), RNG.standard_normal((300, 41))
 
@@ -47,7 +48,7 @@ def whole(folder: Path, tensors: dict[str, Tensor]) -> None:
 def distributed(folder: Path, tensors: dict[str, Tensor]) -> None:
     model = state_dict(tensors)
     app = {"app": {"model": model, "optimizers": {"state": {"exp_avg": torch.zeros(9)}}}}
-    dcp.save(app, checkpoint_id=folder / "trainer", no_dist=True)
+    dcp.save(app, checkpoint_id=folder / "trainer", **ALONE)
 
 
 def shards(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -61,12 +62,9 @@ def pickled(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def slices(folder: Path, tensors: dict[str, Tensor]) -> None:
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
     path = folder / "policy" / "weights" / "model"
     path.mkdir(parents=True)
-    writer = HuggingFaceStorageWriter(str(path), save_distributed=True)
-    dcp.save(state_dict(tensors), checkpoint_id=path, storage_writer=writer, no_dist=True)
+    dcp.save(state_dict(tensors), checkpoint_id=path, storage_writer=slices_writer(path), **ALONE)
 
 
 KINDS = [whole, distributed, shards, pickled, slices]

@@ -391,7 +391,7 @@ def test_a_wrong_base_is_named(long: Made, tmp_path: Path) -> None:
         other = dict(tensors(0))
         dtype, bits = other[wrong]
         changed = bits.copy()
-        changed.reshape(-1)[-1] ^= 1
+        changed.reshape(-1)[-1] ^= changed.dtype.type(1)
         other[wrong] = dtype, changed
         write_checkpoint(tmp_path / wrong, other)
         with relex_codec.open(long.root / "x.relex", base=tmp_path / wrong) as run:

@@ -40,9 +40,28 @@ def tensor(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+def reads(dtype: str, bits: int) -> bool:
+    """Whether the library reads a tensor of 8 elements of so many bits."""
+    try:
+        deserialize(with_header({"a": tensor(dtype, [8], [0, bits])}, bytes(bits)))
+    except SafetensorError:
+        return False
+    return True
+
+
+KNOWN = [dtype for dtype in WIDTH if reads(dtype, 8 * WIDTH[dtype])]
+"""The dtypes that this release of the library has: 0.4 lacks some."""
+
+
+def test_the_library_has_every_dtype():
+    if reads("F4", 4):  # the youngest
+        assert list(WIDTH) == KNOWN
+    assert set(WIDTH) - set(KNOWN) <= {"C64", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+
+
 def test_every_dtype_and_shape_that_the_library_reads():
     shapes = [(), (0,), (3,), (2, 0, 4), (2, 3), (1, 2, 1, 2)]
-    tensors = {f"{dtype}{list(s)}": random_bits(dtype, s, 1) for dtype in WIDTH for s in shapes}
+    tensors = {f"{dtype}{list(s)}": random_bits(dtype, s, 1) for dtype in KNOWN for s in shapes}
     data = safetensors_bytes(tensors, {"format": "pt"})
     metadata, entries = read(data)
     assert metadata == {"format": "pt"}
@@ -131,7 +150,8 @@ def test_violations_are_one_error_of_one_line(header, error):
 @pytest.mark.parametrize(("dtype", "size"), [("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6)])
 def test_dtypes_that_are_not_supported_are_named(dtype, size):
     data = with_header({"w.4bit": tensor(dtype, [8], [0, size])}, bytes(size))
-    deserialize(data)  # the library reads it
+    if reads("F4", 4):
+        deserialize(data)
     with pytest.raises(CheckpointError, match=rf"'w\.4bit'.*'{dtype}'"):
         parse(*split(data), error=CheckpointError, where="x")
 
@@ -222,7 +242,7 @@ def test_any_bytes_raise_only_what_is_asked_for(raw):
 @QUICK
 @given(
     st.lists(
-        st.tuples(st.text(max_size=6).filter(lambda t: t != "__metadata__"), st.sampled_from(sorted(WIDTH)),
+        st.tuples(st.text(max_size=6).filter(lambda t: t != "__metadata__"), st.sampled_from(sorted(KNOWN)),
                   st.lists(st.integers(0, 3), max_size=3)), max_size=5, unique_by=lambda t: t[0],
     ),
     st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2),

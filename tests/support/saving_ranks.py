@@ -72,7 +72,6 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     """Save as FSDP2, FSDP1 with and without a mesh, DCP of several kinds, slices of safetensors."""
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, ShardedStateDictConfig, StateDictType, fully_shard
@@ -96,8 +95,9 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     model, of_optimizer = get_state_dict(sharded, [optimizer])
     app = {"app": {"model": model, "optimizers": of_optimizer, "progress": {"step": 3}}}
     dcp.save(app, checkpoint_id=folder / "dcp")
-    dcp.save(model, checkpoint_id=folder / "slices", storage_writer=HuggingFaceStorageWriter(
-        str(folder / "slices"), save_distributed=True))  # fmt: skip
+    if hasattr(dcp, "HuggingFaceStorageWriter"):  # from torch 2.7 on
+        writer = dcp.HuggingFaceStorageWriter(str(folder / "slices"), save_distributed=True)
+        dcp.save(model, checkpoint_id=folder / "slices", storage_writer=writer)
     for kind, device_mesh in (("fsdp1", None), ("fsdp1 on a mesh", mesh)):
         old = module()
         _train(old)
