@@ -55,7 +55,20 @@ def room_for(info: TensorInfo, origin: str, steps: int, rank: int, budget: int, 
     vectors = bytes_of((min(rank, steps), info.size), np.float32)
     in_memory = size + vectors <= budget // 8 * 5
     size += vectors if in_memory else 0
-    most = max(
-        SMALLEST_SLICE, budget // 8 // (units * (threads + 1) * steps * width) // SMALLEST_SLICE * SMALLEST_SLICE
-    )
-    return Room(size, fits, in_memory, min(PIECE, most), threads)
+    most = budget // 8 // (units * (threads + 1) * steps * width)
+    return Room(size, fits, in_memory, slice_within(most), threads)
+
+
+def slice_within(most: int) -> int:
+    """Return how many elements of a piece are read at a time: the piece is cut into slices of about the same size.
+
+    Each slice is a read of every step, whose cost is for the most part that of opening a file. So an eighth more than
+    `most` is allowed where that saves one: it is an eighth of a small part of the budget.
+
+    Examples:
+        >>> slice_within(250_000), slice_within(200_000), slice_within(1000)
+        (262144, 131072, 4096)
+    """
+    count = max(1, -(-8 * PIECE // max(1, 9 * most)))
+    even = -(-PIECE // (count * SMALLEST_SLICE)) * SMALLEST_SLICE
+    return even if 8 * even <= 9 * most else max(SMALLEST_SLICE, most // SMALLEST_SLICE * SMALLEST_SLICE)

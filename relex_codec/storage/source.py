@@ -184,7 +184,7 @@ class LocalSource(Source):
 
     @contextmanager
     def _descriptor(self) -> Iterator[int]:
-        """Give a descriptor to read from; the file must be unchanged before and after."""
+        """Give a descriptor to read from; the file must be unchanged when it was read, and so it was before."""
         if self._keep_open:
             with self._lock:
                 if self._held is None:
@@ -203,8 +203,11 @@ class LocalSource(Source):
             return
         fd = self._open()
         try:
-            self._check_identity(fd)
             yield fd
+        except RelexError:  # another file may be there that is shorter, or none to read
+            self._check_identity(fd)
+            raise
+        else:
             self._check_identity(fd)
         finally:
             os.close(fd)

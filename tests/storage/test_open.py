@@ -100,6 +100,26 @@ def test_a_local_file_that_is_replaced(tmp_path):
         held.read(0, 5)
 
 
+@pytest.mark.parametrize("kind", ["shorter", "longer", "directory", "pipe"])
+def test_what_replaces_a_local_file_is_not_mistaken_for_it(tmp_path, kind):
+    if kind in ("directory", "pipe") and os.name != "posix":
+        pytest.skip("Windows opens no directories, and has no pipes among files")
+    path = tmp_path / "x"
+    path.write_bytes(DATA)
+    with open_source(path, keep_open=False, error=CheckpointError) as source:
+        path.unlink()
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.write_bytes(DATA[:100] if kind == "shorter" else DATA + DATA)
+        with pytest.raises(CheckpointError, match="changed while"):
+            source.read(0, 200)
+        with pytest.raises(CheckpointError):
+            source.read_into(0, memoryview(bytearray(200)))
+
+
 def test_no_descriptor_is_left(tmp_path):
     (tmp_path / "x").write_bytes(DATA)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
