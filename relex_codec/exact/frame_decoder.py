@@ -25,16 +25,8 @@ from .contexts import (
     raw_bits,
     unzigzag,
 )
-from .interval_lists import (
-    IntervalList,
-    Longs,
-    MovedWords,
-    Ranks,
-    listed_before,
-    merge_moved,
-    split_list,
-    write_words,
-)
+from .half_lists import half_list
+from .interval_lists import IntervalList, Longs, MovedWords, Ranks, listed_before, write_words
 from .list_blocks import ListBlock
 from .list_decoder import decode_list
 from .rans import (
@@ -61,10 +53,6 @@ from .rans import (
 
 BAD_STREAM: Final = -1
 """What decoding returns for a stream that breaks the rules."""
-LOW_SIDE: Final = 0
-HIGH_SIDE: Final = 1
-BOTH_SIDES: Final = 2
-"""Which lists `decode_frame` makes."""
 Lanes = npt.NDArray[np.uint64]
 
 
@@ -80,8 +68,9 @@ def decode_frame(
     states: Lanes,
     words: Words,
     last: np.uint64,
-    side: int,
     write: bool,
+    keep_low: bool,
+    keep_high: bool,
     low: IntervalList,
     high: IntervalList,
     block: ListBlock,
@@ -99,8 +88,8 @@ def decode_frame(
         tables: of the frame.
         states, words: see `rans.open_stream`; states are changed.
         last: see `decode_moved`.
-        side: which lists are wanted: `LOW_SIDE`, `HIGH_SIDE` or `BOTH_SIDES`.
         write: whether the words of the frame shall be written to `current`.
+        keep_low, keep_high: which lists are wanted.
         low, high: filled, if they are wanted; with room for one word more than the part.
         block: used up.
         middle: filled with the words of the list in the frame.
@@ -112,36 +101,17 @@ def decode_frame(
     """
     rank, left, right, outer = listed
     near_of, far_of = (right, left) if near_is_right else (left, right)
-    one_high = side == HIGH_SIDE
-    end_of, other_of = (right, left) if one_high else (left, right)
-    low_rank, low_left, low_right, low_outer = low
-    high_rank, high_left, high_right, high_outer = high
-    if one_high:
-        out_rank, out_here, out_end, out_outer = high_rank, high_left, high_right, high_outer
-    else:
-        out_rank, out_here, out_end, out_outer = low_rank, low_right, low_left, low_outer
-    made, states[0], at = decode_list(
-        rank, near_of, far_of, outer, near_is_right, from_near, length, shape, tables, states[0], words,
-        block, middle, one_high, end_of, other_of, out_rank, out_here, out_end, out_outer,
-    )  # fmt: skip
-    a, b = (0, made) if one_high else (made, 0)
-    moved_rank, before, after = moved
-    count = decode_moved(
-        current, order, rank, 0, shape[1], bounds, tables, states, words, at, last, moved_rank, before, after
+    states[0], at = decode_list(
+        rank, near_of, far_of, outer, near_is_right, from_near, length, shape, tables, states[0], words, block, middle
     )
+    count = decode_moved(current, order, rank, 0, shape[1], bounds, tables, states, words, at, last, moved)
     if count < 0:
         return BAD_STREAM, BAD_STREAM
     if write:
         write_words(rank, middle, order, current)
-        write_words(moved_rank[:count], after, order, current)
-    if side == BOTH_SIDES:  # in one pass, which merges for both: the list that was made is written over
-        return split_list(
-            rank, left, right, outer, middle, moved_rank[:count], before, after, True, True, low, high
-        )  # fmt: skip
-    if count > 0 and one_high:
-        b = merge_moved(high, b, moved, count, True)
-    elif count > 0:
-        a = merge_moved(low, a, moved, count, False)
+        write_words(moved.rank[:count], moved.after, order, current)
+    a = half_list(listed, middle, moved, count, False, block, low) if keep_low else 0
+    b = half_list(listed, middle, moved, count, True, block, high) if keep_high else 0
     return a, b
 
 
@@ -227,9 +197,7 @@ def decode_moved(
     words: Words,
     at: int,
     last: np.uint64,
-    moved: Ranks,
-    before: Bits,
-    after: Bits,
+    moved: MovedWords,
 ) -> int:
     """Decode the quiet words that moved: the inverse of `encode_moved`.
 
@@ -237,12 +205,13 @@ def decode_moved(
         current: words at the left end in the tensor's own order; `order`: the place there of each rank.
         at: words of the stream that are used.
         last: what the first lane ends with; the others end with 2^32.
-        moved, before, after: filled with their ranks and words at the left end and in the frame.
+        moved: filled with them.
 
     Returns:
         Their number, or BAD_STREAM; also where the stream has not come to its end.
     """
     size = len(order)
+    moved_rank, before, after, passed_of = moved
     x = states[0]
     count, x, at = take_number(x, COUNT, tables, words, at)
     if count > size - first - len(rank):
@@ -267,7 +236,7 @@ def decode_moved(
         move, x, at = take_number(x, MOVE + scale, tables, words, at)
         was = np.int64(current[order[r]])
         here = (was + unzigzag(move + 1)) & mask
-        moved[found], before[found], after[found] = r, was, here
+        moved_rank[found], before[found], after[found], passed_of[found] = r, was, here, passed
         found += here != was
         begin = r + 1
     if x != last or at != len(words) or states[1] != LOW or states[2] != LOW or states[3] != LOW:
