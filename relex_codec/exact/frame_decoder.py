@@ -20,9 +20,9 @@ from .contexts import (
     DENSE,
     GAP,
     MOVE,
+    NUMBER_FROM,
+    RAW_BITS,
     Int,
-    number,
-    raw_bits,
     unzigzag,
 )
 from .half_lists import half_list
@@ -139,49 +139,43 @@ def decode_all(
         Their number and the number of words used.
     """
     table_of, buckets, entries = tables
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     mask = 2 * half - 1
-    many = len(words)
-    wide = first >= LANES_FROM
-    at = found = i = scale = 0
-    while i < first:
-        while i >= bounds[scale + 1]:
+    many = np.uint64(len(words))
+    turns = np.uint64(LANES - 1 if first >= LANES_FROM else 0)
+    at = found = i = np.uint64(0)
+    scale = 0
+    while i < np.uint64(first):
+        while np.int64(i) >= bounds[scale + 1]:
             scale += 1
-        stop = min(bounds[scale + 1], first)
+        stop = np.uint64(min(bounds[scale + 1], first))
         table = np.uint64(table_of[DENSE + scale])
         while i < stop:
-            # with four lanes, the lane in turn is always kept in x0
-            slot = slot_of(x0)
+            lane = i & turns
+            x = states[lane]
+            slot = slot_of(x)
             bucket = np.uint64(buckets[bucket_of(table, slot)])
             symbol, slots, past = bucket >> SYMBOL_OF_BUCKET, slots_in(bucket), past_start(slot, bucket)
             while past >= slots:
                 symbol += ONE
                 entry = np.uint64(entries[entry_of(table, symbol)])
                 slots, past = slots_of(entry), past_entry(slot, entry)
-            x0 = after_symbol(x0, slots, past)
-            if x0 < LOW and at < many:
-                x0 = refilled(x0, words[at])
-                at += 1
-            move: Int = np.int64(symbol)
-            if move >= 4:
-                bits = raw_bits(move)
-                raw = raw_of(x0, bits)
-                x0 = without_raw(x0, bits)
-                if x0 < LOW and at < many:
-                    x0 = refilled(x0, words[at])
-                    at += 1
-                move = number(move, raw)
-            was = np.int64(current[order[i]])
-            here = (was + unzigzag(move)) & mask
+            x = after_symbol(x, slots, past)
+            if x < LOW and at < many:
+                x = refilled(x, words[at])
+                at += ONE
+            bits = RAW_BITS[symbol]
+            raw = raw_of(x, bits)
+            x = without_raw(x, bits)
+            if x < LOW and at < many:
+                x = refilled(x, words[at])
+                at += ONE
+            states[lane] = x
+            was = np.int64(current[np.uint64(order[i])])
+            here = (was + unzigzag(NUMBER_FROM[symbol] + raw)) & mask
             rank[found], before[found], after[found] = i, was, here
-            found += here != was
-            if wide:
-                x0, x1, x2, x3 = x1, x2, x3, x0
-            i += 1
-    for _ in range(-first % LANES if wide else 0):
-        x0, x1, x2, x3 = x1, x2, x3, x0
-    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
-    return found, at
+            found += np.uint64(here != was)
+            i += ONE
+    return int(np.int64(found)), int(np.int64(at))
 
 
 @compiled

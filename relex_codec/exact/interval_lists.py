@@ -8,7 +8,7 @@ both sides of it.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,17 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
 from .contexts import CLASSES, Int, scale_class
+from .list_vectors import MANY, many_classes
 from .ordered_words import WordLayout
 
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
-_ONE, _THREE, _Q = np.uint64(1), np.uint64(3), np.uint64(CLASSES)
+STRETCHES: Final = 8
+"""Parts of equal length that are sorted side by side."""
+_ONE, _CLASSES, _STRETCHES = np.uint64(1), np.uint64(CLASSES), np.uint64(STRETCHES)
+_LAST: Final = np.uint64(CLASSES * (STRETCHES - 1))
+"""Where the counts of the last one begin, which also has what is left."""
 
 
 class IntervalList(NamedTuple):
@@ -154,35 +159,37 @@ def write_words(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
 def _sort_by_class(words: Bits, mantissa: Int, half: Int, low: Int, order: Ranks, bounds: Longs) -> None:
     """Sort words by class, stably: fills `order` (uint32, the place of each rank) and `bounds` (int64 [17])."""
     size = len(words)
-    # classes by the bits above the mantissa, of which there are few: a word needs a shift and a look-up
-    tops = max((2 * half) >> mantissa, 1)
-    classes = np.empty(tops, np.uint8)
-    for top in range(tops):
-        classes[top] = scale_class(top << mantissa, mantissa, half, low)
-    # four quarters at a time, each with its own counts, so that neighbours of one class do not wait for each other
-    quarter = size // 4
-    shift = np.uint64(mantissa)
-    counts = np.zeros(4 * CLASSES, np.uint64)
-    for i in range(np.uint64(quarter)):
-        for q in range(np.uint64(4)):
-            counts[_Q * q + np.uint64(classes[np.uint64(words[np.uint64(quarter) * q + i]) >> shift])] += _ONE
-    for i in range(np.uint64(4 * quarter), np.uint64(size)):
-        counts[_Q * _THREE + np.uint64(classes[np.uint64(words[i]) >> shift])] += _ONE
+    classes = np.empty(size, np.uint8)
+    k = 0
+    while k + MANY <= size:
+        many_classes(words, classes, k, mantissa, half, low)
+        k += MANY
+    while k < size:
+        classes[k] = scale_class(np.int64(words[k]), mantissa, half, low)
+        k += 1
+    # eight stretches at a time, each with its own counts, so that neighbours of one class do not wait for each other
+    stretch = np.uint64(size // STRETCHES)
+    counts = np.zeros(STRETCHES * CLASSES, np.uint64)
+    for i in range(stretch):
+        for s in range(_STRETCHES):
+            counts[_CLASSES * s + np.uint64(classes[stretch * s + i])] += _ONE
+    for i in range(_STRETCHES * stretch, np.uint64(size)):
+        counts[_LAST + np.uint64(classes[i])] += _ONE
     at: Int = 0
     for scale in range(CLASSES):
         bounds[scale] = at
-        for q in range(4):
-            count = np.int64(counts[CLASSES * q + scale])
-            counts[CLASSES * q + scale] = at
+        for which in range(scale, STRETCHES * CLASSES, CLASSES):
+            count = np.int64(counts[which])
+            counts[which] = at
             at += count
     bounds[CLASSES] = at
-    for i in range(np.uint64(quarter)):
-        for q in range(np.uint64(4)):
-            place = np.uint64(quarter) * q + i
-            which = _Q * q + np.uint64(classes[np.uint64(words[place]) >> shift])
+    for i in range(stretch):
+        for s in range(_STRETCHES):
+            place = stretch * s + i
+            which = _CLASSES * s + np.uint64(classes[place])
             order[counts[which]] = place
             counts[which] += _ONE
-    for i in range(np.uint64(4 * quarter), np.uint64(size)):
-        which = _Q * _THREE + np.uint64(classes[np.uint64(words[i]) >> shift])
+    for i in range(_STRETCHES * stretch, np.uint64(size)):
+        which = _LAST + np.uint64(classes[i])
         order[counts[which]] = i
         counts[which] += _ONE

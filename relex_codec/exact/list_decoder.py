@@ -15,7 +15,7 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
-from .contexts import ABOVE, BELOW, Int, number, raw_bits, unzigzag
+from .contexts import ABOVE, BELOW, NUMBER_FROM, RAW_BITS, Int, unzigzag
 from .interval_lists import Longs, Ranks
 from .list_blocks import BLOCK, ListBlock, find_contexts
 from .list_vectors import MANY, many_words
@@ -118,14 +118,13 @@ def _take_ways(
             at += ONE
         u: Int = np.int64(symbol)
         if d >= 8:
-            if u >= 4:
-                bits = raw_bits(u)
-                raw = raw_of(x, bits)
-                x = without_raw(x, bits)
-                if x < LOW and at < many:
-                    x = refilled(x, words[at])
-                    at += ONE
-                u = number(u, raw)
+            bits = RAW_BITS[symbol]
+            raw = raw_of(x, bits)
+            x = without_raw(x, bits)
+            if x < LOW and at < many:
+                x = refilled(x, words[at])
+                at += ONE
+            u = NUMBER_FROM[symbol] + raw
             way = (d * share) >> SHARE_BITS if short and d < SHARE_FROM else d * from_near // length
             u = way + unzigzag(u)
         elif u > d:

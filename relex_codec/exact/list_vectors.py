@@ -1,9 +1,9 @@
-"""What a list word needs beside its symbol, for 32 words at a time, in vector registers (EXACT.md section 14).
+"""What words need beside their symbols, for 32 at a time, in vector registers (EXACT.md section 14).
 
 Contexts and distances do not depend on what is decoded, and words in the middle only on the ways, so both take a few
 instructions a word here where a loop over int64 takes fifty. Lanes are as wide as words, and sums are modulo their
-range, as words are. `list_decoder` does the rest of a block, which is shorter than 32, with the functions of
-contexts.py; a test compares the two.
+range, as words are. Those that call these do what is left, fewer than 32 words, with the functions of contexts.py; a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -101,6 +101,15 @@ def _class(v: _Lanes, word: Any, mantissa: Any, half: Any, low: Any) -> Any:
     return v.short(b.select(without, _all(v.word, 0), found))
 
 
+def _classes(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        v.store(b.trunc(_class(v, v.load(0, 2), *values[3:6]), _vector(_I8)), 1, 2)
+        return context.get_dummy_value()
+
+    return types.none(*arguments), build
+
+
 def _contexts(*arguments: Any) -> Any:
     def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
         v = _Lanes(context, b, signature, values)
@@ -155,6 +164,19 @@ def _movements(*arguments: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(*arguments), build
+
+
+def _many_classes(_: Any, words: Any, classes: Any, first: Any, mantissa: Any, half: Any, low: Any) -> Any:
+    """Classes of `MANY` words, from `first` on.
+
+    Args:
+        classes: uint8, filled from `first` on. Neither these nor the words are checked to be long enough.
+        mantissa, half, low: `interval_lists.word_shape`.
+    """
+    return _classes(words, classes, first, mantissa, half, low)
+
+
+many_classes: Any = numba.extending.intrinsic(_many_classes)
 
 
 def _many_contexts(

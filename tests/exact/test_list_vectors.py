@@ -9,7 +9,7 @@ import pytest
 
 from relex_codec.exact import contexts as c
 from relex_codec.exact.half_lists import half_list
-from relex_codec.exact.interval_lists import IntervalList, MovedWords, empty_list, word_shape
+from relex_codec.exact.interval_lists import IntervalList, MovedWords, empty_list, order_of, word_shape
 from relex_codec.exact.list_blocks import BLOCK, empty_block, find_contexts
 from relex_codec.exact.list_decoder import _make_words
 from relex_codec.exact.list_vectors import MANY
@@ -51,6 +51,19 @@ def test_contexts_are_those_of_one_word(dtype: str, near_is_right: bool, low: in
         else:
             expected = c.far_context(distance, scale)
         assert (block.context[i], block.distance[i]) == (expected, distance), (n, f, o)
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 999])
+@pytest.mark.parametrize("low", [0, 3, 113])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_words_are_sorted_by_the_class_of_one_word(dtype: str, low: int, size: int) -> None:
+    layout = layout_of(dtype)
+    shape = word_shape(layout, low if layout.mantissa < 8 * layout.width else 0)
+    found, _, _, _ = words(dtype, low)
+    classes = [c.scale_class(word, *shape.tolist()) for word in found[:size].tolist()]
+    order = order_of(found[:size], shape)
+    assert order.places.tolist() == sorted(range(size), key=classes.__getitem__)
+    assert order.bounds.tolist() == [sum(one < scale for one in classes) for scale in range(17)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
