@@ -13,7 +13,7 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
-from .contexts import STILL, clipped
+from .contexts import STILL, Int, clipped
 from .interval_lists import IntervalList, MovedWords
 from .list_blocks import BLOCK, ListBlock
 from .list_vectors import MANY, many_movements
@@ -49,12 +49,15 @@ def half_list(
     out_here, out_end = (out_left, out_right) if is_high else (out_right, out_left)
     size = len(rank)
     end = np.uint64(0)
-    i = j = 0
+    i: Int = 0
+    j = 0
     for first in range(0, max(size, 1), BLOCK):
         until = min(first + BLOCK, size)
         _find_movements(middle, other_of, outer, first, until - first, is_high, block)
         while True:
-            stop = min(np.int64(passed[j]), until) if j < count else until
+            stop: Int = until
+            if j < count and passed[j] < until:
+                stop = np.int64(passed[j])
             for k in range(np.uint64(i), np.uint64(stop)):
                 # each is written first and counted if it is one: half of the words would mispredict a branch
                 here, there = middle[k], end_of[k]

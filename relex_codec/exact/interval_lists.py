@@ -178,9 +178,9 @@ def _sort_by_class(words: Bits, mantissa: Int, half: Int, low: Int, order: Ranks
     at: Int = 0
     for scale in range(CLASSES):
         bounds[scale] = at
-        for which in range(scale, STRETCHES * CLASSES, CLASSES):
-            count = np.int64(counts[which])
-            counts[which] = at
+        for one in range(scale, STRETCHES * CLASSES, CLASSES):
+            count = np.int64(counts[one])
+            counts[one] = at
             at += count
     bounds[CLASSES] = at
     for i in range(stretch):

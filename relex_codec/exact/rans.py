@@ -187,10 +187,11 @@ def open_stream(stream: bytes, dense: int) -> tuple[npt.NDArray[np.uint64], Word
         size = 8 * LANES
         if len(stream) < size or len(stream) % 4:
             return None
-        return np.frombuffer(bytearray(stream[:size]), _U64), np.frombuffer(bytearray(stream[size:]), _U32), LOW
+        states = np.frombuffer(bytearray(stream[:size]), _U64)
+        return states, np.frombuffer(bytearray(memoryview(stream)[size:]), _U32), LOW
     size = len(stream) if len(stream) <= 8 else 5 + (len(stream) - 5) % 4
     states = np.array([int.from_bytes(stream[:size], "little"), LOW, LOW, LOW], np.uint64)
-    return states, np.frombuffer(bytearray(stream[size:]), _U32), ONE
+    return states, np.frombuffer(bytearray(memoryview(stream)[size:]), _U32), ONE
 
 
 @compiled
