@@ -7,6 +7,7 @@ In the order of the data:
     interval_lists, contexts         what a frame codes, and given what
     rans, frequency_tables           how a symbol becomes bits, and with which frequencies
     frame_encoder, frame_decoder     the words of one step from those of the steps around it, and back
+    half_lists                       which words differ on both sides of that step, for the frames there
     part_coder                       a part (a piece of a tensor) over all steps of a segment
     segment_writer, tier_writer      coding groups of parts, and laying out the tier of a file
     tier_reader, replay              restoring one step, and many of them in order

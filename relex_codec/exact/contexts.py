@@ -102,6 +102,12 @@ def number(symbol: Int, raw: Int) -> Int:
     return ((2 + (symbol & 1)) << ((symbol >> 1) - 1)) | raw
 
 
+RAW_BITS: Final = np.array([max(symbol // 2 - 1, 0) for symbol in range(SYMBOLS)], np.uint64)
+"""How many lower bits of a number follow each symbol: decoding words one by one, branches on that are mispredicted."""
+NUMBER_FROM: Final = np.array([s if s < 2 else (2 + s % 2) << (s // 2 - 1) for s in range(SYMBOLS)], np.int64)
+"""The number of each symbol whose raw bits, if it has some, are zero."""
+
+
 @inlined
 def zigzag(value: Int) -> Int:
     """0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""

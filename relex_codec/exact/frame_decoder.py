@@ -20,21 +20,13 @@ from .contexts import (
     DENSE,
     GAP,
     MOVE,
+    NUMBER_FROM,
+    RAW_BITS,
     Int,
-    number,
-    raw_bits,
     unzigzag,
 )
-from .interval_lists import (
-    IntervalList,
-    Longs,
-    MovedWords,
-    Ranks,
-    listed_before,
-    merge_moved,
-    split_list,
-    write_words,
-)
+from .half_lists import half_list
+from .interval_lists import IntervalList, Longs, MovedWords, Ranks, listed_before, write_words
 from .list_blocks import ListBlock
 from .list_decoder import decode_list
 from .rans import (
@@ -61,10 +53,6 @@ from .rans import (
 
 BAD_STREAM: Final = -1
 """What decoding returns for a stream that breaks the rules."""
-LOW_SIDE: Final = 0
-HIGH_SIDE: Final = 1
-BOTH_SIDES: Final = 2
-"""Which lists `decode_frame` makes."""
 Lanes = npt.NDArray[np.uint64]
 
 
@@ -80,8 +68,9 @@ def decode_frame(
     states: Lanes,
     words: Words,
     last: np.uint64,
-    side: int,
     write: bool,
+    keep_low: bool,
+    keep_high: bool,
     low: IntervalList,
     high: IntervalList,
     block: ListBlock,
@@ -99,8 +88,8 @@ def decode_frame(
         tables: of the frame.
         states, words: see `rans.open_stream`; states are changed.
         last: see `decode_moved`.
-        side: which lists are wanted: `LOW_SIDE`, `HIGH_SIDE` or `BOTH_SIDES`.
         write: whether the words of the frame shall be written to `current`.
+        keep_low, keep_high: which lists are wanted.
         low, high: filled, if they are wanted; with room for one word more than the part.
         block: used up.
         middle: filled with the words of the list in the frame.
@@ -112,36 +101,17 @@ def decode_frame(
     """
     rank, left, right, outer = listed
     near_of, far_of = (right, left) if near_is_right else (left, right)
-    one_high = side == HIGH_SIDE
-    end_of, other_of = (right, left) if one_high else (left, right)
-    low_rank, low_left, low_right, low_outer = low
-    high_rank, high_left, high_right, high_outer = high
-    if one_high:
-        out_rank, out_here, out_end, out_outer = high_rank, high_left, high_right, high_outer
-    else:
-        out_rank, out_here, out_end, out_outer = low_rank, low_right, low_left, low_outer
-    made, states[0], at = decode_list(
-        rank, near_of, far_of, outer, near_is_right, from_near, length, shape, tables, states[0], words,
-        block, middle, one_high, end_of, other_of, out_rank, out_here, out_end, out_outer,
-    )  # fmt: skip
-    a, b = (0, made) if one_high else (made, 0)
-    moved_rank, before, after = moved
-    count = decode_moved(
-        current, order, rank, 0, shape[1], bounds, tables, states, words, at, last, moved_rank, before, after
+    states[0], at = decode_list(
+        rank, near_of, far_of, outer, near_is_right, from_near, length, shape, tables, states[0], words, block, middle
     )
+    count = decode_moved(current, order, rank, 0, shape[1], bounds, tables, states, words, at, last, moved)
     if count < 0:
         return BAD_STREAM, BAD_STREAM
     if write:
         write_words(rank, middle, order, current)
-        write_words(moved_rank[:count], after, order, current)
-    if side == BOTH_SIDES:  # in one pass, which merges for both: the list that was made is written over
-        return split_list(
-            rank, left, right, outer, middle, moved_rank[:count], before, after, True, True, low, high
-        )  # fmt: skip
-    if count > 0 and one_high:
-        b = merge_moved(high, b, moved, count, True)
-    elif count > 0:
-        a = merge_moved(low, a, moved, count, False)
+        write_words(moved.rank[:count], moved.after, order, current)
+    a = half_list(listed, middle, moved, count, False, block, low) if keep_low else 0
+    b = half_list(listed, middle, moved, count, True, block, high) if keep_high else 0
     return a, b
 
 
@@ -169,49 +139,43 @@ def decode_all(
         Their number and the number of words used.
     """
     table_of, buckets, entries = tables
-    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
     mask = 2 * half - 1
-    many = len(words)
-    wide = first >= LANES_FROM
-    at = found = i = scale = 0
-    while i < first:
-        while i >= bounds[scale + 1]:
+    many = np.uint64(len(words))
+    turns = np.uint64(LANES - 1 if first >= LANES_FROM else 0)
+    at = found = i = np.uint64(0)
+    scale = 0
+    while i < np.uint64(first):
+        while np.int64(i) >= bounds[scale + 1]:
             scale += 1
-        stop = min(bounds[scale + 1], first)
+        stop = np.uint64(min(bounds[scale + 1], first))
         table = np.uint64(table_of[DENSE + scale])
         while i < stop:
-            # with four lanes, the lane in turn is always kept in x0
-            slot = slot_of(x0)
+            lane = i & turns
+            x = states[lane]
+            slot = slot_of(x)
             bucket = np.uint64(buckets[bucket_of(table, slot)])
             symbol, slots, past = bucket >> SYMBOL_OF_BUCKET, slots_in(bucket), past_start(slot, bucket)
             while past >= slots:
                 symbol += ONE
                 entry = np.uint64(entries[entry_of(table, symbol)])
                 slots, past = slots_of(entry), past_entry(slot, entry)
-            x0 = after_symbol(x0, slots, past)
-            if x0 < LOW and at < many:
-                x0 = refilled(x0, words[at])
-                at += 1
-            move: Int = np.int64(symbol)
-            if move >= 4:
-                bits = raw_bits(move)
-                raw = raw_of(x0, bits)
-                x0 = without_raw(x0, bits)
-                if x0 < LOW and at < many:
-                    x0 = refilled(x0, words[at])
-                    at += 1
-                move = number(move, raw)
-            was = np.int64(current[order[i]])
-            here = (was + unzigzag(move)) & mask
+            x = after_symbol(x, slots, past)
+            if x < LOW and at < many:
+                x = refilled(x, words[at])
+                at += ONE
+            bits = RAW_BITS[symbol]
+            raw = raw_of(x, bits)
+            x = without_raw(x, bits)
+            if x < LOW and at < many:
+                x = refilled(x, words[at])
+                at += ONE
+            states[lane] = x
+            was = np.int64(current[np.uint64(order[i])])
+            here = (was + unzigzag(NUMBER_FROM[symbol] + raw)) & mask
             rank[found], before[found], after[found] = i, was, here
-            found += here != was
-            if wide:
-                x0, x1, x2, x3 = x1, x2, x3, x0
-            i += 1
-    for _ in range(-first % LANES if wide else 0):
-        x0, x1, x2, x3 = x1, x2, x3, x0
-    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
-    return found, at
+            found += np.uint64(here != was)
+            i += ONE
+    return int(np.int64(found)), int(np.int64(at))
 
 
 @compiled
@@ -227,9 +191,7 @@ def decode_moved(
     words: Words,
     at: int,
     last: np.uint64,
-    moved: Ranks,
-    before: Bits,
-    after: Bits,
+    moved: MovedWords,
 ) -> int:
     """Decode the quiet words that moved: the inverse of `encode_moved`.
 
@@ -237,12 +199,13 @@ def decode_moved(
         current: words at the left end in the tensor's own order; `order`: the place there of each rank.
         at: words of the stream that are used.
         last: what the first lane ends with; the others end with 2^32.
-        moved, before, after: filled with their ranks and words at the left end and in the frame.
+        moved: filled with them.
 
     Returns:
         Their number, or BAD_STREAM; also where the stream has not come to its end.
     """
     size = len(order)
+    moved_rank, before, after, passed_of = moved
     x = states[0]
     count, x, at = take_number(x, COUNT, tables, words, at)
     if count > size - first - len(rank):
@@ -267,7 +230,7 @@ def decode_moved(
         move, x, at = take_number(x, MOVE + scale, tables, words, at)
         was = np.int64(current[order[r]])
         here = (was + unzigzag(move + 1)) & mask
-        moved[found], before[found], after[found] = r, was, here
+        moved_rank[found], before[found], after[found], passed_of[found] = r, was, here, passed
         found += here != was
         begin = r + 1
     if x != last or at != len(words) or states[1] != LOW or states[2] != LOW or states[3] != LOW:

@@ -2,13 +2,13 @@
 
 Words are ordered integers (ordered_words.py), sorted by class; a *rank* is a place in that order. The list of an
 interval holds the words that differ at its two known ends, in the order of their ranks. All other words are *quiet*. A
-frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py); `split_list` makes the lists on
+frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py); half_lists.py makes the lists on
 both sides of it.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,18 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
-from .contexts import CLASSES, STILL, Int, clipped, scale_class
+from .contexts import CLASSES, Int, scale_class
+from .list_vectors import MANY, many_classes
 from .ordered_words import WordLayout
 
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
-_ONE, _THREE, _Q = np.uint64(1), np.uint64(3), np.uint64(CLASSES)
+STRETCHES: Final = 8
+"""Parts of equal length that are sorted side by side."""
+_ONE, _CLASSES, _STRETCHES = np.uint64(1), np.uint64(CLASSES), np.uint64(STRETCHES)
+_LAST: Final = np.uint64(CLASSES * (STRETCHES - 1))
+"""Where the counts of the last one begin, which also has what is left."""
 
 
 class IntervalList(NamedTuple):
@@ -73,11 +78,13 @@ class MovedWords(NamedTuple):
         rank: uint32, their ranks.
         before: words at the left end.
         after: words in the frame.
+        passed: uint32, how many words of the interval's list come before each.
     """
 
     rank: Ranks
     before: Bits
     after: Bits
+    passed: npt.NDArray[np.uint32]
 
 
 class Order(NamedTuple):
@@ -99,69 +106,8 @@ def order_of(words: Bits, shape: Longs) -> Order:
     return Order(places, bounds)
 
 
-@compiled
-def split_list(
-    rank: Ranks,
-    left: Bits,
-    right: Bits,
-    outer: npt.NDArray[np.uint8],
-    middle: Bits,
-    moved: Ranks,
-    moved_from: Bits,
-    moved_to: Bits,
-    keep_low: bool,
-    keep_high: bool,
-    low: IntervalList,
-    high: IntervalList,
-) -> tuple[int, int]:
-    """Make the lists on both sides of a frame.
-
-    Args:
-        rank, left, right, outer: the interval's list.
-        middle: its words in the frame.
-        moved, moved_from, moved_to: ranks of the quiet words that moved, and their words at the left end and in the
-            frame.
-        keep_low, keep_high: which sides are wanted.
-        low, high: both sides, filled; with room for one word more than list and moved words together.
-
-    Returns:
-        Lengths of both lists.
-    """
-    low_rank, low_left, low_right, low_outer = low
-    high_rank, high_left, high_right, high_outer = high
-    a = b = i = 0
-    for j in range(len(moved) + 1):
-        stop = len(rank)
-        if j < len(moved):  # the words of the list that come before this one
-            stop = i + np.searchsorted(rank[i:], moved[j])
-        # each is written first and counted if it is one: half of the words would mispredict a branch
-        for k in range(i, stop):
-            r, before, after = rank[k], np.int64(left[k]), np.int64(right[k])
-            here, around = np.int64(middle[k]), np.int64(outer[k])
-            if keep_low:
-                low_rank[a], low_left[a], low_right[a] = r, before, here
-                low_outer[a] = (around & 15) | (clipped(after - here) << 4)
-                a += here != before
-            if keep_high:
-                high_rank[b], high_left[b], high_right[b] = r, here, after
-                high_outer[b] = clipped(here - before) | (around & 0xF0)
-                b += here != after
-        i = stop
-        if j < len(moved):
-            before, here = np.int64(moved_from[j]), np.int64(moved_to[j])
-            if keep_low:
-                low_rank[a], low_left[a], low_right[a] = moved[j], before, here
-                low_outer[a] = (STILL & 15) | (clipped(before - here) << 4)
-                a += here != before
-            if keep_high:
-                high_rank[b], high_left[b], high_right[b] = moved[j], here, before
-                high_outer[b] = clipped(here - before) | (STILL & 0xF0)
-                b += here != before
-    return a, b
-
-
-def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
-    """Return the ranks of the quiet words that differ, from rank `first` on.
+def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> MovedWords:
+    """Return the quiet words that differ, from rank `first` on.
 
     Args:
         before, after: words by rank at the left end and at the middle.
@@ -170,8 +116,8 @@ def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
     differs = before != after
     differs[:first] = False
     _clear(differs, rank)
-    moved: Ranks = np.flatnonzero(differs).astype(np.uint32)
-    return moved
+    moved = np.flatnonzero(differs).astype(np.uint32)
+    return MovedWords(moved, before[moved], after[moved], np.searchsorted(rank, moved).astype(np.uint32))
 
 
 @compiled
@@ -203,36 +149,6 @@ def listed_before(rank: Ranks, end: Int, passed: Int, among_quiet: bool) -> Int:
 
 
 @compiled
-def merge_moved(listed: IntervalList, size: int, moved: MovedWords, count: int, is_high: bool) -> int:
-    """Put the quiet words that moved into the list on one side of a frame; returns its new length.
-
-    Args:
-        listed: one side of the frame, with room for `count` words more.
-        size: words in it.
-        moved, count: what moved, and how many.
-        is_high: whether the list is that of the right side.
-    """
-    rank, left, right, outer = listed
-    moved_rank, moved_before, moved_after = moved
-    i, at = size - 1, size + count - 1
-    for j in range(count - 1, -1, -1):
-        before, here = np.int64(moved_before[j]), np.int64(moved_after[j])
-        while i >= 0 and rank[i] > moved_rank[j]:
-            rank[at], left[at], right[at], outer[at] = rank[i], left[i], right[i], outer[i]
-            i -= 1
-            at -= 1
-        rank[at] = moved_rank[j]
-        if is_high:
-            left[at], right[at] = here, before
-            outer[at] = clipped(here - before) | (STILL & 0xF0)
-        else:
-            left[at], right[at] = before, here
-            outer[at] = (STILL & 15) | (clipped(before - here) << 4)
-        at -= 1
-    return size + count
-
-
-@compiled
 def write_words(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
     """Write words of a list, or of those that moved, into the tensor, which is in its own order."""
     for i in range(len(rank)):
@@ -243,35 +159,37 @@ def write_words(rank: Ranks, words: Bits, order: Ranks, current: Bits) -> None:
 def _sort_by_class(words: Bits, mantissa: Int, half: Int, low: Int, order: Ranks, bounds: Longs) -> None:
     """Sort words by class, stably: fills `order` (uint32, the place of each rank) and `bounds` (int64 [17])."""
     size = len(words)
-    # classes by the bits above the mantissa, of which there are few: a word needs a shift and a look-up
-    tops = max((2 * half) >> mantissa, 1)
-    classes = np.empty(tops, np.uint8)
-    for top in range(tops):
-        classes[top] = scale_class(top << mantissa, mantissa, half, low)
-    # four quarters at a time, each with its own counts, so that neighbours of one class do not wait for each other
-    quarter = size // 4
-    shift = np.uint64(mantissa)
-    counts = np.zeros(4 * CLASSES, np.uint64)
-    for i in range(np.uint64(quarter)):
-        for q in range(np.uint64(4)):
-            counts[_Q * q + np.uint64(classes[np.uint64(words[np.uint64(quarter) * q + i]) >> shift])] += _ONE
-    for i in range(np.uint64(4 * quarter), np.uint64(size)):
-        counts[_Q * _THREE + np.uint64(classes[np.uint64(words[i]) >> shift])] += _ONE
+    classes = np.empty(size, np.uint8)
+    k = 0
+    while k + MANY <= size:
+        many_classes(words, classes, k, mantissa, half, low)
+        k += MANY
+    while k < size:
+        classes[k] = scale_class(np.int64(words[k]), mantissa, half, low)
+        k += 1
+    # eight stretches at a time, each with its own counts, so that neighbours of one class do not wait for each other
+    stretch = np.uint64(size // STRETCHES)
+    counts = np.zeros(STRETCHES * CLASSES, np.uint64)
+    for i in range(stretch):
+        for s in range(_STRETCHES):
+            counts[_CLASSES * s + np.uint64(classes[stretch * s + i])] += _ONE
+    for i in range(_STRETCHES * stretch, np.uint64(size)):
+        counts[_LAST + np.uint64(classes[i])] += _ONE
     at: Int = 0
     for scale in range(CLASSES):
         bounds[scale] = at
-        for q in range(4):
-            count = np.int64(counts[CLASSES * q + scale])
-            counts[CLASSES * q + scale] = at
+        for one in range(scale, STRETCHES * CLASSES, CLASSES):
+            count = np.int64(counts[one])
+            counts[one] = at
             at += count
     bounds[CLASSES] = at
-    for i in range(np.uint64(quarter)):
-        for q in range(np.uint64(4)):
-            place = np.uint64(quarter) * q + i
-            which = _Q * q + np.uint64(classes[np.uint64(words[place]) >> shift])
+    for i in range(stretch):
+        for s in range(_STRETCHES):
+            place = stretch * s + i
+            which = _CLASSES * s + np.uint64(classes[place])
             order[counts[which]] = place
             counts[which] += _ONE
-    for i in range(np.uint64(4 * quarter), np.uint64(size)):
-        which = _Q * _THREE + np.uint64(classes[np.uint64(words[i]) >> shift])
+    for i in range(_STRETCHES * stretch, np.uint64(size)):
+        which = _LAST + np.uint64(classes[i])
         order[counts[which]] = i
         counts[which] += _ONE

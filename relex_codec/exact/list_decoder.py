@@ -1,8 +1,8 @@
-"""Decoding the list of an interval: its words in the middle, and the lists on both sides (EXACT.md section 14).
+"""Decoding the list of an interval: its words in the middle (EXACT.md section 14).
 
 This is the innermost loop of restoring (benchmarks/exact_words.py has its cycles). It goes block by block: what does
 not depend on the lane is computed for 32 words at a time (list_vectors.py), so that only symbols are left to be taken
-one by one, and the words that go on are moved up without a branch. Blocks stay in the nearest cache.
+one by one. Blocks stay in the nearest cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled
 
-from .contexts import ABOVE, BELOW, Int, clipped, number, raw_bits, unzigzag
+from .contexts import ABOVE, BELOW, NUMBER_FROM, RAW_BITS, Int, unzigzag
 from .interval_lists import Longs, Ranks
 from .list_blocks import BLOCK, ListBlock, find_contexts
 from .list_vectors import MANY, many_words
@@ -60,15 +60,8 @@ def decode_list(
     words: Words,
     block: ListBlock,
     middle: Bits,
-    is_high: bool,
-    end_of: Bits,
-    other_of: Bits,
-    out_rank: Ranks,
-    out_here: Bits,
-    out_end: Bits,
-    out_outer: npt.NDArray[np.uint8],
-) -> tuple[int, np.uint64, int]:
-    """Decode the words of an interval's list and make the list on one side of the frame, without the quiet words.
+) -> tuple[np.uint64, int]:
+    """Decode the words of an interval's list in the frame.
 
     Args:
         rank, near_of, far_of, outer: the list, see `interval_lists.IntervalList`, with its words at the near and at the
@@ -78,26 +71,18 @@ def decode_list(
         x, words: lane and words of the stream, see `rans.open_stream`.
         block: used up.
         middle: filled with the words of the list in the frame.
-        is_high: which side is made.
-        end_of, other_of: the list's words at the end of that side, and at the other end.
-        out_rank, out_here, out_end, out_outer: the list that is made, with its words in the frame and at its other
-            end; room for one word more than the list.
 
     Returns:
-        Length of the list that is made, the lane, and how many words of the stream are used.
+        The lane, and how many words of the stream are used.
     """
-    made = 0
     at = np.uint64(0)
     for first in range(0, len(rank), BLOCK):
         count = min(BLOCK, len(rank) - first)
         find_contexts(near_of, far_of, outer, first, count, near_is_right, shape, block)
         x, at = _take_ways(count, from_near, length, tables, x, words, at, block)
-        _make_words(near_of, far_of, outer, other_of, first, count, is_high, shape[1], block, middle)
-        made = _make_list(
-            rank, middle, end_of, first, count, block.moved, out_rank, out_here, out_end, out_outer, made
-        )  # fmt: skip
+        _make_words(near_of, far_of, first, count, shape[1], block, middle)
     used: Any = np.int64(at)
-    return made, x, used
+    return x, used
 
 
 @compiled
@@ -133,14 +118,13 @@ def _take_ways(
             at += ONE
         u: Int = np.int64(symbol)
         if d >= 8:
-            if u >= 4:
-                bits = raw_bits(u)
-                raw = raw_of(x, bits)
-                x = without_raw(x, bits)
-                if x < LOW and at < many:
-                    x = refilled(x, words[at])
-                    at += ONE
-                u = number(u, raw)
+            bits = RAW_BITS[symbol]
+            raw = raw_of(x, bits)
+            x = without_raw(x, bits)
+            if x < LOW and at < many:
+                x = refilled(x, words[at])
+                at += ONE
+            u = NUMBER_FROM[symbol] + raw
             way = (d * share) >> SHARE_BITS if short and d < SHARE_FROM else d * from_near // length
             u = way + unzigzag(u)
         elif u > d:
@@ -153,55 +137,16 @@ def _take_ways(
 
 
 @compiled
-def _make_words(
-    near_of: Bits,
-    far_of: Bits,
-    outer: npt.NDArray[np.uint8],
-    other_of: Bits,
-    first: int,
-    count: int,
-    is_high: bool,
-    half: Int,
-    block: ListBlock,
-    middle: Bits,
-) -> None:
-    """Fill the words of a block in the frame, and their outer movements in the list that is made."""
-    _, _, ways, moved = block
-    high = np.int64(is_high)
+def _make_words(near_of: Bits, far_of: Bits, first: int, count: int, half: Int, block: ListBlock, middle: Bits) -> None:
+    """Fill the words of a block in the frame."""
+    _, _, ways, _ = block
     mask = 2 * half - 1
     k = 0
     while k + MANY <= count:
-        many_words(near_of, far_of, outer, other_of, first + k, ways, k, middle, moved, high)
+        many_words(near_of, far_of, first + k, ways, k, middle)
         k += MANY
     while k < count:
         i = first + k
-        near, way, around = np.int64(near_of[i]), np.int64(ways[k]), np.int64(outer[i])
-        here = (near + (way if far_of[i] > near_of[i] else -way)) & mask
-        movement = here - np.int64(other_of[i])
-        middle[i] = here
-        moved[k] = clipped(movement) | (around & 0xF0) if is_high else (around & 15) | (clipped(-movement) << 4)
+        near, way = np.int64(near_of[i]), np.int64(ways[k])
+        middle[i] = (near + (way if far_of[i] > near_of[i] else -way)) & mask
         k += 1
-
-
-@compiled
-def _make_list(
-    rank: Ranks,
-    middle: Bits,
-    end_of: Bits,
-    first: int,
-    count: int,
-    moved: npt.NDArray[np.uint8],
-    out_rank: Ranks,
-    out_here: Bits,
-    out_end: Bits,
-    out_outer: npt.NDArray[np.uint8],
-    made: int,
-) -> int:
-    """Append the words of a block that differ from those of the end to the list that is made; returns its length."""
-    end = np.uint64(made)
-    for k in range(np.uint64(count)):
-        i = np.uint64(first) + k
-        # each is written first and counted if it is one: half of the words would mispredict a branch
-        out_rank[end], out_here[end], out_end[end], out_outer[end] = rank[i], middle[i], end_of[i], moved[k]
-        end += np.uint64(middle[i] != end_of[i])
-    return int(np.int64(end))

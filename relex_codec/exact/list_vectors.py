@@ -1,9 +1,9 @@
-"""What a list word needs beside its symbol, for 32 words at a time, in vector registers (EXACT.md section 14).
+"""What words need beside their symbols, for 32 at a time, in vector registers (EXACT.md section 14).
 
 Contexts and distances do not depend on what is decoded, and words in the middle only on the ways, so both take a few
 instructions a word here where a loop over int64 takes fifty. Lanes are as wide as words, and sums are modulo their
-range, as words are. `list_decoder` does the rest of a block, which is shorter than 32, with the functions of
-contexts.py; a test compares the two.
+range, as words are. Those that call these do what is left, fewer than 32 words, with the functions of contexts.py; a
+test compares the two.
 """
 
 from __future__ import annotations
@@ -101,6 +101,15 @@ def _class(v: _Lanes, word: Any, mantissa: Any, half: Any, low: Any) -> Any:
     return v.short(b.select(without, _all(v.word, 0), found))
 
 
+def _classes(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        v.store(b.trunc(_class(v, v.load(0, 2), *values[3:6]), _vector(_I8)), 1, 2)
+        return context.get_dummy_value()
+
+    return types.none(*arguments), build
+
+
 def _contexts(*arguments: Any) -> Any:
     def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
         v = _Lanes(context, b, signature, values)
@@ -136,18 +145,38 @@ def _contexts(*arguments: Any) -> Any:
 def _words(*arguments: Any) -> Any:
     def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
         v = _Lanes(context, b, signature, values)
-        near, far, outer, other = (v.load(which, 4) for which in range(4))
-        way, high = v.load(5, 6), v.flag(9)
-        here = b.add(near, b.select(b.icmp_unsigned(">", far, near), way, b.sub(_all(v.word, 0), way)))
-        v.store(here, 7, 4)
+        near, far, way = v.load(0, 2), v.load(1, 2), v.load(3, 4)
+        v.store(b.add(near, b.select(b.icmp_unsigned(">", far, near), way, b.sub(_all(v.word, 0), way))), 5, 2)
+        return context.get_dummy_value()
+
+    return types.none(*arguments), build
+
+
+def _movements(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        here, other, outer, high = v.load(0, 3), v.load(1, 3), v.load(2, 3), v.flag(6)
         up, down = (v.least(found, _all(v.word, 2)) for found in (v.beyond(here, other), v.beyond(other, here)))
         movement = b.add(b.select(high, b.sub(up, down), b.sub(down, up)), _all(v.word, 2))
         movement = movement if v.word.width == 8 else b.trunc(movement, _vector(_I8))
         kept = b.select(high, b.and_(outer, _all(_I8, 0xF0)), b.and_(outer, _all(_I8, 15)))
-        v.store(b.or_(kept, b.select(high, movement, b.shl(movement, _all(_I8, 4)))), 8, 6)
+        v.store(b.or_(kept, b.select(high, movement, b.shl(movement, _all(_I8, 4)))), 4, 5)
         return context.get_dummy_value()
 
     return types.none(*arguments), build
+
+
+def _many_classes(_: Any, words: Any, classes: Any, first: Any, mantissa: Any, half: Any, low: Any) -> Any:
+    """Classes of `MANY` words, from `first` on.
+
+    Args:
+        classes: uint8, filled from `first` on. Neither these nor the words are checked to be long enough.
+        mantissa, half, low: `interval_lists.word_shape`.
+    """
+    return _classes(words, classes, first, mantissa, half, low)
+
+
+many_classes: Any = numba.extending.intrinsic(_many_classes)
 
 
 def _many_contexts(
@@ -168,21 +197,32 @@ def _many_contexts(
 many_contexts: Any = numba.extending.intrinsic(_many_contexts)
 
 
-def _many_words(
-    _: Any, near: Any, far: Any, outer: Any, other: Any, first: Any, way: Any, at: Any, middle: Any, moved: Any,
-    is_high: Any,
-) -> Any:  # fmt: skip
-    """The words of `MANY` words of a list in the frame, from `first` on, and their outer movements on one side.
+def _many_words(_: Any, near: Any, far: Any, first: Any, way: Any, at: Any, middle: Any) -> Any:
+    """The words of `MANY` words of a list in the frame, from `first` on.
 
     Args:
-        near, far, outer: as of `list_decoder.decode_list`.
-        other: the list's words at the end that is not of that side.
+        near, far: as of `list_decoder.decode_list`.
         way: ways, from `at` on, of the words' dtype.
         middle: filled from `first` on.
-        moved: uint8, outer movements of the side that is made, filled from `at` on.
-        is_high: 0 or 1, that side.
     """
-    return _words(near, far, outer, other, first, way, at, middle, moved, is_high)
+    return _words(near, far, first, way, at, middle)
 
 
 many_words: Any = numba.extending.intrinsic(_many_words)
+
+
+def _many_movements(
+    _: Any, middle: Any, other: Any, outer: Any, first: Any, moved: Any, at: Any, is_high: Any
+) -> Any:  # fmt: skip
+    """The outer movements of `MANY` words of a list, from `first` on, in the list on one side of the frame.
+
+    Args:
+        middle, outer: of the list.
+        other: the list's words at the end that is not of that side.
+        moved: uint8, filled from `at` on.
+        is_high: 0 or 1, that side.
+    """
+    return _movements(middle, other, outer, first, moved, at, is_high)
+
+
+many_movements: Any = numba.extending.intrinsic(_many_movements)

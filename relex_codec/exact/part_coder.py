@@ -21,13 +21,14 @@ from .bisection import Interval, whole_segment
 from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
 from .frame_encoder import Codes, Records, encode_all, encode_list, encode_moved
 from .frequency_tables import Counts
+from .half_lists import half_list
 from .interval_lists import (
     IntervalList,
+    MovedWords,
     Ranks,
     empty_list,
     find_moved,
     order_of,
-    split_list,
     trimmed,
     word_shape,
 )
@@ -186,10 +187,11 @@ class PartEncoder:
             found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at, ends)
             yield interval.middle, found
             middle = after[listed.rank]
-            low, high = (empty_list(len(listed.rank) + len(moved) + 1, before.dtype) for _ in range(2))
-            sizes = split_list(*listed, middle, moved, before[moved], after[moved], True, True, low, high)
-            waiting.append((interval.high, trimmed(high, sizes[1]), after))
-            waiting.append((interval.low, trimmed(low, sizes[0]), before))
+            low, high = (empty_list(len(listed.rank) + len(moved.rank) + 1, before.dtype) for _ in range(2))
+            low_size = half_list(listed, middle, moved, len(moved.rank), False, self._block, low)
+            high_size = half_list(listed, middle, moved, len(moved.rank), True, self._block, high)
+            waiting.append((interval.high, trimmed(high, high_size), after))
+            waiting.append((interval.low, trimmed(low, low_size), before))
             del listed, found, low, high, before, after
 
     def _ranked(self, step: int) -> Bits:
@@ -209,18 +211,18 @@ class PartEncoder:
     def _rest(
         self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int,
         ends: tuple[int, int],
-    ) -> tuple[Symbols, Ranks]:  # fmt: skip
-        """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and their ranks.
+    ) -> tuple[Symbols, MovedWords]:  # fmt: skip
+        """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and those words.
 
         Args:
             at, raw_at: how many records and raws there are.
             ends: step at the left end of the interval, and that of the frame.
         """
         moved = find_moved(before, after, rank, first)
-        if not len(moved) and not at:
+        if not len(moved.rank) and not at:
             return Symbols(self._none, self._none, 0), moved
         at, raw_at = encode_moved(
-            moved, before, after, rank, first, self.shape[1], self.order.bounds,
+            moved.rank, before, after, rank, first, self.shape[1], self.order.bounds,
             counts, self._records, self._raws, at, raw_at,
         )  # fmt: skip
         plain = self._plain(*ends, at, raw_at)

@@ -17,7 +17,8 @@ from relex_codec.format.packing import from_planes
 
 from .bisection import Interval, intervals_to
 from .contexts import STILL
-from .frame_decoder import BOTH_SIDES, HIGH_SIDE, LOW_SIDE, decode_all, decode_frame, decode_moved
+from .frame_decoder import decode_all, decode_frame, decode_moved
+from .half_lists import half_list
 from .interval_lists import (
     IntervalList,
     MovedWords,
@@ -25,7 +26,6 @@ from .interval_lists import (
     find_moved,
     first_of,
     order_of,
-    split_list,
     word_shape,
     write_words,
 )
@@ -67,7 +67,10 @@ def _room(size: int, dtype: np.dtype[Any]) -> _Room:
     name = f"room{dtype.itemsize}"
     found: _Room | None = getattr(_local, name, None)
     if found is None or len(found.moved.rank) <= size:
-        moved = MovedWords(np.empty(size + 1, np.uint32), np.empty(size + 1, dtype), np.empty(size + 1, dtype))
+        moved = MovedWords(
+            np.empty(size + 1, np.uint32), np.empty(size + 1, dtype), np.empty(size + 1, dtype),
+            np.empty(size + 1, np.uint32),
+        )  # fmt: skip
         low, high = empty_list(size + 1, dtype), empty_list(size + 1, dtype)
         found = _Room(low, high, empty_block(dtype), np.empty(size + 1, dtype), moved)
         setattr(_local, name, found)
@@ -105,10 +108,10 @@ class PartDecoder:
         listed = first_of(at_hand, self._first(at_hand))
         for interval in intervals_to(step, self.count):
             if step == interval.middle:
-                self._decode(interval, listed, other, other, LOW_SIDE, write=True)
+                self._decode(interval, listed, other, other, write=True)
                 return self.bits()
             high = step > interval.middle
-            sizes = self._decode(interval, listed, other, other, HIGH_SIDE if high else LOW_SIDE, write=high)
+            sizes = self._decode(interval, listed, other, other, write=high, keep_low=not high, keep_high=high)
             listed = first_of(other, sizes[int(high)])
             at_hand, other = other, at_hand
         self.apply(listed)
@@ -126,13 +129,13 @@ class PartDecoder:
     def half(self, interval: Interval, listed: IntervalList, *, high: bool) -> IntervalList:
         """One half of an interval; `words` become those of its left end."""
         room = _room(len(self.words), self.words.dtype)
-        sizes = self._decode(interval, listed, room.low, room.high, HIGH_SIDE if high else LOW_SIDE, write=high)
+        sizes = self._decode(interval, listed, room.low, room.high, write=high, keep_low=not high, keep_high=high)
         return _kept(room.high, sizes[1]) if high else _kept(room.low, sizes[0])
 
     def halves(self, interval: Interval, listed: IntervalList) -> tuple[IntervalList, IntervalList]:
         """Both halves of an interval; `words` stay those of its left end."""
         room = _room(len(self.words), self.words.dtype)
-        sizes = self._decode(interval, listed, room.low, room.high, BOTH_SIDES, write=False)
+        sizes = self._decode(interval, listed, room.low, room.high, keep_low=True, keep_high=True)
         return _kept(room.low, sizes[0]), _kept(room.high, sizes[1])
 
     def _open(self, frame: Frame, dense: int, listed: int) -> _Stream | None:
@@ -152,10 +155,10 @@ class PartDecoder:
         frame = self.frame(self.count)
         if frame.coding == PLAIN:
             ranked, before = self._plain(frame.stream), self.words[self.order.places]
-            ranks = find_moved(before, ranked, out.rank[:0], 0)
-            size = len(ranks)
-            out.rank[:size] = ranks
-            out.left[:size], out.right[:size], out.outer[:size] = before[ranks], ranked[ranks], STILL
+            found = find_moved(before, ranked, out.rank[:0], 0)
+            size = len(found.rank)
+            out.rank[:size], out.left[:size], out.right[:size] = found.rank, found.before, found.after
+            out.outer[:size] = STILL
             return size
         stream = self._open(frame, first, 0)
         if stream is None:
@@ -164,10 +167,11 @@ class PartDecoder:
             self.words, self.order.places, first, self.shape[1], self.order.bounds,
             stream.tables, stream.states, stream.words, out.rank, out.left, out.right,
         )  # fmt: skip
+        passed = _room(len(self.words), self.words.dtype).moved.passed  # not needed: there is no list
+        moved = MovedWords(out.rank[size:], out.left[size:], out.right[size:], passed)
         count = decode_moved(
             self.words, self.order.places, out.rank[:0], first, self.shape[1], self.order.bounds,
-            stream.tables, stream.states, stream.words, at, stream.last,
-            out.rank[size:], out.left[size:], out.right[size:],
+            stream.tables, stream.states, stream.words, at, stream.last, moved,
         )  # fmt: skip
         if count < 0:
             raise Corrupt("a stream does not decode")
@@ -175,13 +179,14 @@ class PartDecoder:
         return size + count
 
     def _decode(
-        self, interval: Interval, listed: IntervalList, low: IntervalList, high: IntervalList, side: int, *, write: bool
-    ) -> tuple[int, int]:
+        self, interval: Interval, listed: IntervalList, low: IntervalList, high: IntervalList, *,
+        write: bool = False, keep_low: bool = False, keep_high: bool = False,
+    ) -> tuple[int, int]:  # fmt: skip
         """Decode an interval's frame; `words` are at its left end, and in the middle afterwards if `write`.
 
         Args:
             low, high: filled with the lists on both sides, if they are wanted.
-            side: which of them are, see `decode_frame`.
+            keep_low, keep_high: which of them are.
 
         Returns:
             Lengths of both lists.
@@ -189,31 +194,26 @@ class PartDecoder:
         frame = self.frame(interval.middle)
         room = _room(len(self.words), self.words.dtype)
         if frame.coding == PLAIN:
-            return self._decode_plain(frame, listed, low, high, side, write=write)
+            ranked, before = self._plain(frame.stream), self.words[self.order.places]
+            moved, middle = find_moved(before, ranked, listed.rank, 0), ranked[listed.rank]
+            if write:
+                write_words(listed.rank, middle, self.order.places, self.words)
+                write_words(moved.rank, moved.after, self.order.places, self.words)
+            a, b = (
+                half_list(listed, middle, moved, len(moved.rank), is_high, room.block, out) if kept else 0
+                for is_high, kept, out in ((False, keep_low, low), (True, keep_high, high))
+            )
+            return a, b
         stream = self._open(frame, 0, len(listed.rank))
         if stream is None:
             return 0, 0
         sizes = decode_frame(
             listed, interval.near_is_right, *interval.share, self.shape, self.order.bounds,
-            stream.tables, stream.states, stream.words, stream.last,
-            side, write, low, high, room.block, room.middle, room.moved, self.words, self.order.places,
+            stream.tables, stream.states, stream.words, stream.last, write, keep_low, keep_high,
+            low, high, room.block, room.middle, room.moved, self.words, self.order.places,
         )  # fmt: skip
         if sizes[0] < 0:
             raise Corrupt("a stream does not decode")
-        return sizes
-
-    def _decode_plain(
-        self, frame: Frame, listed: IntervalList, low: IntervalList, high: IntervalList, side: int, *, write: bool
-    ) -> tuple[int, int]:
-        ranked, before = self._plain(frame.stream), self.words[self.order.places]
-        ranks = find_moved(before, ranked, listed.rank, 0)
-        middle, after = ranked[listed.rank], ranked[ranks]
-        sizes = split_list(
-            *listed, middle, ranks, before[ranks], after, side != HIGH_SIDE, side != LOW_SIDE, low, high
-        )  # fmt: skip
-        if write:
-            write_words(listed.rank, middle, self.order.places, self.words)
-            write_words(ranks, after, self.order.places, self.words)
         return sizes
 
     def _plain(self, stream: bytes) -> Bits:

@@ -49,6 +49,7 @@ START_SHIFT: Final = np.uint64(13)
 SYMBOL_OF_BUCKET: Final = np.uint64(25)
 _FREQUENCY: Final = np.uint64((1 << 13) - 1)
 _SIXTYFOUR: Final = np.uint64(64)
+_U32, _U64 = np.dtype("<u4"), np.dtype("<u8")
 ONE: Final = np.uint64(1)
 _EIGHT: Final = np.uint64(8)
 
@@ -186,12 +187,11 @@ def open_stream(stream: bytes, dense: int) -> tuple[npt.NDArray[np.uint64], Word
         size = 8 * LANES
         if len(stream) < size or len(stream) % 4:
             return None
-        states = np.frombuffer(stream[:size], "<u8").astype(np.uint64)
-        return states, np.frombuffer(stream, "<u4", offset=size).astype(np.uint32), LOW
+        states = np.frombuffer(bytearray(stream[:size]), _U64)
+        return states, np.frombuffer(bytearray(memoryview(stream)[size:]), _U32), LOW
     size = len(stream) if len(stream) <= 8 else 5 + (len(stream) - 5) % 4
-    states = np.full(LANES, LOW)
-    states[0] = int.from_bytes(stream[:size], "little")
-    return states, np.frombuffer(stream[size:], "<u4").astype(np.uint32), ONE
+    states = np.array([int.from_bytes(stream[:size], "little"), LOW, LOW, LOW], np.uint64)
+    return states, np.frombuffer(bytearray(memoryview(stream)[size:]), _U32), ONE
 
 
 @compiled

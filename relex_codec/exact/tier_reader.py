@@ -6,6 +6,7 @@ Nothing is read before it is asked for.
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
@@ -105,7 +106,7 @@ class ExactTier:
         """Return the group of a part, and its number in it."""
         _, groups, firsts = self.parts(segment)
         number = firsts[part.tensor] + part.piece
-        group = int(np.searchsorted(groups, number, side="right")) - 1
+        group = bisect_right(groups, number) - 1
         return group, number - groups[group]
 
     def blobs_of(self, parts: Iterable[PartInfo], step: int) -> list[Key]:

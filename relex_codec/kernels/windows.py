@@ -61,6 +61,12 @@ def _window(width: int, row: int, rows: int, column: int, columns: int) -> Windo
 
 def piece_ranges(window: Window) -> Iterator[tuple[int, int]]:
     """Yield ranges of pieces that hold the window's elements, in order, none of them twice."""
+    if window.rows == 1:  # as of any whole tensor: reading a small one is mostly planning, which this was much of
+        begin = window.row * window.width + window.column
+        lo, hi = max(begin, window.lo), min(begin + window.columns, window.hi)
+        if lo < hi:
+            yield lo // PIECE, (hi - 1) // PIECE + 1
+        return
     begins = (window.row + np.arange(window.rows, dtype=np.int64)) * window.width + window.column
     first, last = np.maximum(begins, window.lo), np.minimum(begins + window.columns, window.hi) - 1
     kept = first <= last

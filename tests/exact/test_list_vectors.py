@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from relex_codec.exact import contexts as c
-from relex_codec.exact.interval_lists import word_shape
+from relex_codec.exact.half_lists import half_list
+from relex_codec.exact.interval_lists import IntervalList, MovedWords, empty_list, order_of, word_shape
 from relex_codec.exact.list_blocks import BLOCK, empty_block, find_contexts
 from relex_codec.exact.list_decoder import _make_words
 from relex_codec.exact.list_vectors import MANY
@@ -52,20 +53,65 @@ def test_contexts_are_those_of_one_word(dtype: str, near_is_right: bool, low: in
         assert (block.context[i], block.distance[i]) == (expected, distance), (n, f, o)
 
 
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 999])
+@pytest.mark.parametrize("low", [0, 3, 113])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("is_high", [False, True])
-def test_words_are_those_of_one_way(dtype: str, is_high: bool) -> None:
+def test_words_are_sorted_by_the_class_of_one_word(dtype: str, low: int, size: int) -> None:
     layout = layout_of(dtype)
-    near, far, other, outer = words(dtype, 1)
+    shape = word_shape(layout, low if layout.mantissa < 8 * layout.width else 0)
+    found, _, _, _ = words(dtype, low)
+    classes = [c.scale_class(word, *shape.tolist()) for word in found[:size].tolist()]
+    order = order_of(found[:size], shape)
+    assert order.places.tolist() == sorted(range(size), key=classes.__getitem__)
+    assert order.bounds.tolist() == [sum(one < scale for one in classes) for scale in range(17)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_words_are_those_of_one_way(dtype: str) -> None:
+    layout = layout_of(dtype)
+    near, far, _, _ = words(dtype, 1)
     ways = np.random.default_rng(2).integers(-8, 9, BLOCK)
     block = empty_block(near.dtype)
     block.way[:] = ways.astype(near.dtype)
     middle = np.empty_like(near)
     count = BLOCK - MANY + 5
-    _make_words(near, far, outer, other, 0, count, is_high, layout.half, block, middle)
+    _make_words(near, far, 0, count, layout.half, block, middle)
     for i in range(count):
-        n, f, t, o = int(near[i]), int(far[i]), int(other[i]), int(outer[i])
-        here = (n + (int(ways[i]) if f > n else -int(ways[i]))) % (2 * layout.half)
-        movement = max(-2, min(2, here - t)) + 2
-        expected = movement | (o & 0xF0) if is_high else (o & 15) | (4 - movement) << 4
-        assert (middle[i], block.moved[i]) == (here, expected)
+        n, f, way = int(near[i]), int(far[i]), int(ways[i])
+        assert middle[i] == (n + (way if f > n else -way)) % (2 * layout.half)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_high", [False, True])
+@pytest.mark.parametrize("count", [0, 1, MANY + 5, BLOCK - 1, BLOCK])
+def test_half_lists_are_those_of_one_word_at_a_time(dtype: str, is_high: bool, count: int) -> None:
+    """A word goes on where it differs from that side's end; quiet words that moved come before, between and after."""
+    rng = np.random.default_rng(3)
+    listed, middle = [], []
+    for seed in range(2):  # two blocks, so that words that moved lie at the border between them
+        left, right, here, outer = words(dtype, seed)
+        rank = (np.arange(BLOCK) + seed * BLOCK) * 3 + 10
+        here = np.where(rng.random(BLOCK) < 0.3, left, np.where(rng.random(BLOCK) < 0.3, right, here))
+        listed.append((rank.astype(np.uint32), left, right, outer))
+        middle.append(here)
+    rows = [np.concatenate(column)[: BLOCK + count] for column in zip(*listed, strict=True)]
+    here = np.concatenate(middle)[: BLOCK + count]
+    quiet = np.setdiff1d(np.arange(int(rows[0][-1]) + 9), rows[0])
+    border = 3 * BLOCK + 10  # the rank that the second block begins with
+    moved_rank = np.union1d(rng.choice(quiet, 200, replace=False), [0, 1, border - 2, border - 1, quiet[-2], quiet[-1]])
+    before, after, _, _ = (column[: len(moved_rank)] for column in words(dtype, 4))
+    passed = np.searchsorted(rows[0], moved_rank).astype(np.uint32)
+    moved = MovedWords(moved_rank.astype(np.uint32), before, after, passed)
+    out = empty_list(len(here) + len(moved_rank) + 1, here.dtype)
+    size = half_list(IntervalList(*rows), here, moved, len(moved_rank), is_high, empty_block(here.dtype), out)
+
+    still = np.full(len(moved_rank), c.STILL)
+    every = np.concatenate([np.stack([*rows, here]), np.stack([moved_rank, before, before, still, after])], axis=1)
+    expected = []
+    for r, left_word, right_word, around, h in every[:, np.argsort(every[0])].T.tolist():
+        if is_high and h != right_word:
+            expected.append((r, h, right_word, max(-2, min(2, h - left_word)) + 2 | around & 0xF0))
+        if not is_high and h != left_word:
+            expected.append((r, left_word, h, around & 15 | max(-2, min(2, right_word - h)) + 2 << 4))
+    found = list(zip(*(column[:size].tolist() for column in out), strict=True))
+    assert found == expected and len(expected) > 100
