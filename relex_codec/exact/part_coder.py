@@ -33,7 +33,7 @@ from .interval_lists import (
 )
 from .list_blocks import empty_block
 from .ordered_words import WordLayout, to_words, words_at
-from .rans import CoderTables, encode_stream
+from .stream_encoder import CodingTables, encode_stream
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""
@@ -74,7 +74,7 @@ class Symbols:
 
     Attributes:
         records: uint32, two records of 16 bits each (`packed_records`); empty where no word moved.
-        raws: uint32, see `rans.encode_stream`.
+        raws: uint32, see `stream_encoder.encode_stream`.
         dense: dense words of a first frame, at the beginning.
         plain: the stream of coding 1, where that may be the smaller one.
     """
@@ -84,19 +84,17 @@ class Symbols:
     dense: int
     plain: bytes | None = None
 
-    def encode(self, tables: CoderTables) -> tuple[int, bytes]:
+    def encode(self, tables: CodingTables) -> tuple[int, bytes]:
         """Return coding and stream, in the smaller of both codings."""
         coded = self._code(tables)
         return (PLAIN, self.plain) if self.plain is not None and len(self.plain) < len(coded) else (CODED, coded)
 
-    def _code(self, tables: CoderTables) -> bytes:
+    def _code(self, tables: CodingTables) -> bytes:
         if not len(self.records):
             return b""
         records = self.records.view(np.uint16)
         records = records[: len(records) - int(records[-1] == NO_RECORD)]
-        out = np.empty(64 + 2 * len(records) + 4 * len(self.raws), np.uint8)
-        begin = encode_stream(records, self.raws, self.dense, tables.table_of, tables.entries, out)
-        return out[begin:].tobytes()
+        return encode_stream(records, self.raws, self.dense, tables)
 
 
 def packed_records(records: Codes) -> Records:
