@@ -32,11 +32,11 @@ from .interval_lists import (
     Ranks,
     listed_before,
     merge_moved,
-    split_list,
     write_words,
 )
 from .list_blocks import ListBlock
 from .list_decoder import decode_list
+from .list_sides import split_list
 from .rans import (
     LANES,
     LANES_FROM,
@@ -136,7 +136,8 @@ def decode_frame(
         write_words(moved_rank[:count], after, order, current)
     if side == BOTH_SIDES:  # in one pass, which merges for both: the list that was made is written over
         return split_list(
-            rank, left, right, outer, middle, moved_rank[:count], before, after, True, True, low, high
+            rank, left, right, outer, middle, moved_rank[:count], before, after, True, True, block.moved,
+            low, high,
         )  # fmt: skip
     if count > 0 and one_high:
         b = merge_moved(high, b, moved, count, True)

@@ -2,8 +2,8 @@
 
 Words are ordered integers (ordered_words.py), sorted by class; a *rank* is a place in that order. The list of an
 interval holds the words that differ at its two known ends, in the order of their ranks. All other words are *quiet*. A
-frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py); `split_list` makes the lists on
-both sides of it.
+frame gives the words of a step between the ends (frame_encoder.py, frame_decoder.py), and so the lists on both sides of
+it (list_sides.py).
 """
 
 from __future__ import annotations
@@ -97,67 +97,6 @@ def order_of(words: Bits, shape: Longs) -> Order:
     places, bounds = np.empty(len(words), np.uint32), np.empty(CLASSES + 1, np.int64)
     _sort_by_class(words, shape[0], shape[1], shape[2], places, bounds)
     return Order(places, bounds)
-
-
-@compiled
-def split_list(
-    rank: Ranks,
-    left: Bits,
-    right: Bits,
-    outer: npt.NDArray[np.uint8],
-    middle: Bits,
-    moved: Ranks,
-    moved_from: Bits,
-    moved_to: Bits,
-    keep_low: bool,
-    keep_high: bool,
-    low: IntervalList,
-    high: IntervalList,
-) -> tuple[int, int]:
-    """Make the lists on both sides of a frame.
-
-    Args:
-        rank, left, right, outer: the interval's list.
-        middle: its words in the frame.
-        moved, moved_from, moved_to: ranks of the quiet words that moved, and their words at the left end and in the
-            frame.
-        keep_low, keep_high: which sides are wanted.
-        low, high: both sides, filled; with room for one word more than list and moved words together.
-
-    Returns:
-        Lengths of both lists.
-    """
-    low_rank, low_left, low_right, low_outer = low
-    high_rank, high_left, high_right, high_outer = high
-    a = b = i = 0
-    for j in range(len(moved) + 1):
-        stop = len(rank)
-        if j < len(moved):  # the words of the list that come before this one
-            stop = i + np.searchsorted(rank[i:], moved[j])
-        # each is written first and counted if it is one: half of the words would mispredict a branch
-        for k in range(i, stop):
-            r, before, after = rank[k], np.int64(left[k]), np.int64(right[k])
-            here, around = np.int64(middle[k]), np.int64(outer[k])
-            if keep_low:
-                low_rank[a], low_left[a], low_right[a] = r, before, here
-                low_outer[a] = (around & 15) | (clipped(after - here) << 4)
-                a += here != before
-            if keep_high:
-                high_rank[b], high_left[b], high_right[b] = r, here, after
-                high_outer[b] = clipped(here - before) | (around & 0xF0)
-                b += here != after
-        i = stop
-        if j < len(moved):
-            before, here = np.int64(moved_from[j]), np.int64(moved_to[j])
-            if keep_low:
-                low_rank[a], low_left[a], low_right[a] = moved[j], before, here
-                low_outer[a] = (STILL & 15) | (clipped(before - here) << 4)
-                a += here != before
-            if keep_high:
-                high_rank[b], high_left[b], high_right[b] = moved[j], here, before
-                high_outer[b] = clipped(here - before) | (STILL & 0xF0)
-                b += here != before
-    return a, b
 
 
 def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:

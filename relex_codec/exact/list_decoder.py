@@ -18,6 +18,7 @@ from relex_codec.core.jit import compiled
 from .contexts import ABOVE, BELOW, Int, clipped, number, raw_bits, unzigzag
 from .interval_lists import Longs, Ranks
 from .list_blocks import BLOCK, ListBlock, find_contexts
+from .list_sides import append_differing
 from .list_vectors import MANY, many_words
 from .rans import (
     LOW,
@@ -93,8 +94,8 @@ def decode_list(
         find_contexts(near_of, far_of, outer, first, count, near_is_right, shape, block)
         x, at = _take_ways(count, from_near, length, tables, x, words, at, block)
         _make_words(near_of, far_of, outer, other_of, first, count, is_high, shape[1], block, middle)
-        made = _make_list(
-            rank, middle, end_of, first, count, block.moved, out_rank, out_here, out_end, out_outer, made
+        made = append_differing(
+            rank, middle, end_of, block.moved, first, 0, count, out_rank, out_here, out_end, out_outer, made
         )  # fmt: skip
     used: Any = np.int64(at)
     return made, x, used
@@ -181,27 +182,3 @@ def _make_words(
         middle[i] = here
         moved[k] = clipped(movement) | (around & 0xF0) if is_high else (around & 15) | (clipped(-movement) << 4)
         k += 1
-
-
-@compiled
-def _make_list(
-    rank: Ranks,
-    middle: Bits,
-    end_of: Bits,
-    first: int,
-    count: int,
-    moved: npt.NDArray[np.uint8],
-    out_rank: Ranks,
-    out_here: Bits,
-    out_end: Bits,
-    out_outer: npt.NDArray[np.uint8],
-    made: int,
-) -> int:
-    """Append the words of a block that differ from those of the end to the list that is made; returns its length."""
-    end = np.uint64(made)
-    for k in range(np.uint64(count)):
-        i = np.uint64(first) + k
-        # each is written first and counted if it is one: half of the words would mispredict a branch
-        out_rank[end], out_here[end], out_end[end], out_outer[end] = rank[i], middle[i], end_of[i], moved[k]
-        end += np.uint64(middle[i] != end_of[i])
-    return int(np.int64(end))

@@ -18,20 +18,22 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.format.packing import to_planes
 
 from .bisection import Interval, whole_segment
-from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .frame_encoder import Codes, Records, encode_all, encode_list, encode_moved
+from .contexts import CLASSES, CONTEXT_OF, CONTEXTS, RECORDS, STILL, SYMBOL_OF, SYMBOLS
+from .frame_encoder import Codes, Records, count_records, encode_all, encode_moved
 from .frequency_tables import Counts
 from .interval_lists import (
     IntervalList,
+    Longs,
     Ranks,
     empty_list,
     find_moved,
     order_of,
-    split_list,
     trimmed,
     word_shape,
 )
-from .list_blocks import empty_block
+from .list_blocks import BLOCK
+from .list_encoder import encode_list
+from .list_sides import split_list
 from .ordered_words import WordLayout, to_words, words_at
 from .stream_encoder import CodingTables, encode_stream
 
@@ -108,11 +110,18 @@ def packed_records(records: Codes) -> Records:
 class SymbolCounter:
     """Counts the symbols of a group, by table set."""
 
-    counts: dict[int, Counts] = field(default_factory=dict)
+    counts: dict[int, Longs] = field(default_factory=dict)
+
+    def add(self, table_set: int, records: Codes) -> None:
+        """Count the records of a frame."""
+        count_records(records, self.counts.setdefault(table_set, np.zeros(RECORDS, np.int64)))
 
     def of(self, table_set: int) -> Counts:
-        """The counts of a table set: int64 [CONTEXTS, 64], to be added to."""
-        return self.counts.setdefault(table_set, np.zeros((CONTEXTS, SYMBOLS), np.int64))
+        """Return how often each symbol occurs in each context of a table set: int64 [CONTEXTS, 64]."""
+        found: Counts = np.zeros((CONTEXTS, SYMBOLS), np.int64)
+        if table_set in self.counts:
+            found[CONTEXT_OF, SYMBOL_OF] = self.counts[table_set]
+        return found
 
 
 class PartEncoder:
@@ -133,7 +142,7 @@ class PartEncoder:
         left = to_words(bits[0], layout)
         self.order = order_of(left, self.shape)
         size = len(left)
-        self._block = empty_block(left.dtype)
+        self._block, self._middle = np.empty(BLOCK, np.uint8), np.empty(size, left.dtype)
         self._none = np.empty(0, np.uint32)
         self._records = np.empty(2 * size + 64, np.uint16)
         self._raws = np.empty(2 * size + 64, np.uint32)
@@ -158,55 +167,53 @@ class PartEncoder:
         """
         count = len(self.bits) - 1
         first, last = self._ends
-        yield count, self._first(dense, counter.of(table_set_of(None)))
+        yield count, self._first(dense, table_set_of(None), counter)
         changed = np.flatnonzero(first != last).astype(np.uint32)
         listed = IntervalList(changed, first[changed], last[changed], np.full(len(changed), STILL, np.uint8))
-        waiting = [(whole_segment(count), listed, first)]
+        waiting = [(whole_segment(count), listed, first)] if count > 1 else []
         del listed, changed, last
         while waiting:
             interval, listed, before = waiting.pop()
-            if not interval.has_middle:
-                continue
-            counts = counter.of(table_set_of(interval))
             after = self._ranked(interval.middle)
+            middle = self._middle[: len(listed.rank)]
             at, raw_at = encode_list(
-                *listed,
-                after,
-                interval.near_is_right,
-                *interval.share,
-                self.shape,
-                self._block,
-                counts,
-                self._records,
-                self._raws,
+                *listed, after, interval.near_is_right, *interval.share, self.shape, middle, self._records, self._raws
             )
             ends = interval.left, interval.middle
-            found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at, ends)
+            found, moved = self._rest(
+                listed.rank, before, after, 0, table_set_of(interval), counter, at, raw_at, ends
+            )  # fmt: skip
             yield interval.middle, found
-            middle = after[listed.rank]
-            low, high = (empty_list(len(listed.rank) + len(moved) + 1, before.dtype) for _ in range(2))
-            sizes = split_list(*listed, middle, moved, before[moved], after[moved], True, True, low, high)
-            waiting.append((interval.high, trimmed(high, sizes[1]), after))
-            waiting.append((interval.low, trimmed(low, sizes[0]), before))
+            wanted = interval.low.has_middle, interval.high.has_middle
+            room = len(listed.rank) + len(moved) + 1
+            low, high = (empty_list(room if one else 0, before.dtype) for one in wanted)
+            if any(wanted):
+                sizes = split_list(
+                    *listed, middle, moved, before[moved], after[moved], *wanted, self._block, low, high
+                )  # fmt: skip
+                if wanted[1]:
+                    waiting.append((interval.high, trimmed(high, sizes[1]), after))
+                if wanted[0]:
+                    waiting.append((interval.low, trimmed(low, sizes[0]), before))
             del listed, found, low, high, before, after
 
     def _ranked(self, step: int) -> Bits:
         """The words at a step, by rank."""
         return words_at(self.bits[step], self.order.places, self.layout)
 
-    def _first(self, dense: int, counts: Counts) -> Symbols:
+    def _first(self, dense: int, table_set: int, counter: SymbolCounter) -> Symbols:
         before, after = self._ends
         first = int(self.order.bounds[dense])
         at, raw_at = encode_all(
-            before, after, first, self.shape[1], self.order.bounds, counts, self._records, self._raws
+            before, after, first, self.shape[1], self.order.bounds, self._records, self._raws
         )
         ends = 0, len(self.bits) - 1
-        found, _ = self._rest(self._none, before, after, first, counts, at, raw_at, ends)
+        found, _ = self._rest(self._none, before, after, first, table_set, counter, at, raw_at, ends)
         return found
 
     def _rest(
-        self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int,
-        ends: tuple[int, int],
+        self, rank: Ranks, before: Bits, after: Bits, first: int, table_set: int, counter: SymbolCounter,
+        at: int, raw_at: int, ends: tuple[int, int],
     ) -> tuple[Symbols, Ranks]:  # fmt: skip
         """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and their ranks.
 
@@ -218,9 +225,9 @@ class PartEncoder:
         if not len(moved) and not at:
             return Symbols(self._none, self._none, 0), moved
         at, raw_at = encode_moved(
-            moved, before, after, rank, first, self.shape[1], self.order.bounds,
-            counts, self._records, self._raws, at, raw_at,
-        )  # fmt: skip
+            moved, before, after, rank, first, self.shape[1], self.order.bounds, self._records, self._raws, at, raw_at
+        )
+        counter.add(table_set, self._records[:at])
         plain = self._plain(*ends, at, raw_at)
         return Symbols(packed_records(self._records[:at]), self._raws[:raw_at].copy(), first, plain), moved
 

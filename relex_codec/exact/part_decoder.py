@@ -25,11 +25,11 @@ from .interval_lists import (
     find_moved,
     first_of,
     order_of,
-    split_list,
     word_shape,
     write_words,
 )
 from .list_blocks import ListBlock, empty_block
+from .list_sides import split_list
 from .ordered_words import from_words, layout_of, to_words
 from .part_coder import PLAIN
 from .rans import CoderTables, open_stream
@@ -209,7 +209,8 @@ class PartDecoder:
         ranks = find_moved(before, ranked, listed.rank, 0)
         middle, after = ranked[listed.rank], ranked[ranks]
         sizes = split_list(
-            *listed, middle, ranks, before[ranks], after, side != HIGH_SIDE, side != LOW_SIDE, low, high
+            *listed, middle, ranks, before[ranks], after, side != HIGH_SIDE, side != LOW_SIDE,
+            _room(len(self.words), self.words.dtype).block.moved, low, high,
         )  # fmt: skip
         if write:
             write_words(listed.rank, middle, self.order.places, self.words)
