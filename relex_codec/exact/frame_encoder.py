@@ -28,7 +28,7 @@ from .interval_lists import Longs, Ranks, listed_before
 Codes = npt.NDArray[np.uint16]
 """Symbols with their contexts, see `contexts.record_of`."""
 Records = npt.NDArray[np.uint32]
-"""Raw bits of numbers, and codes two by two."""
+"""Raw bits of numbers."""
 
 
 @woven

@@ -47,8 +47,6 @@ MANY_RECORDS: Final = 4096
 EXCERPT: Final = 1 << 14
 """Elements of an excerpt, in stretches over the part."""
 STRETCH: Final = 1 << 12
-NO_RECORD: Final = 0xFFFF
-"""What stands in the place of a record that is not there."""
 _local = threading.local()
 
 
@@ -75,35 +73,21 @@ class Symbols:
     """The symbols of one frame of one part, before they are coded.
 
     Attributes:
-        records: uint32, two records of 16 bits each (`packed_records`); empty where no word moved.
+        records: uint16, see `contexts.record_of`; empty where no word moved.
         raws: uint32, see `stream_encoder.encode_stream`.
         dense: dense words of a first frame, at the beginning.
         plain: the stream of coding 1, where that may be the smaller one.
     """
 
-    records: Records
+    records: Codes
     raws: Records
     dense: int
     plain: bytes | None = None
 
     def encode(self, tables: CodingTables) -> tuple[int, bytes]:
         """Return coding and stream, in the smaller of both codings."""
-        coded = self._code(tables)
+        coded = encode_stream(self.records, self.raws, self.dense, tables) if len(self.records) else b""
         return (PLAIN, self.plain) if self.plain is not None and len(self.plain) < len(coded) else (CODED, coded)
-
-    def _code(self, tables: CodingTables) -> bytes:
-        if not len(self.records):
-            return b""
-        records = self.records.view(np.uint16)
-        records = records[: len(records) - int(records[-1] == NO_RECORD)]
-        return encode_stream(records, self.raws, self.dense, tables)
-
-
-def packed_records(records: Codes) -> Records:
-    """Return a copy of records, two in each uint32: half of the bytes that wait for the tables of a group."""
-    both = np.full((len(records) + 1) // 2 * 2, NO_RECORD, np.uint16)
-    both[: len(records)] = records
-    return both.view(np.uint32)
 
 
 @dataclass(slots=True)
@@ -204,9 +188,7 @@ class PartEncoder:
     def _first(self, dense: int, table_set: int, counter: SymbolCounter) -> Symbols:
         before, after = self._ends
         first = int(self.order.bounds[dense])
-        at, raw_at = encode_all(
-            before, after, first, self.shape[1], self.order.bounds, self._records, self._raws
-        )
+        at, raw_at = encode_all(before, after, first, self.shape[1], self.order.bounds, self._records, self._raws)
         ends = 0, len(self.bits) - 1
         found, _ = self._rest(self._none, before, after, first, table_set, counter, at, raw_at, ends)
         return found
@@ -223,13 +205,13 @@ class PartEncoder:
         """
         moved = find_moved(before, after, rank, first)
         if not len(moved) and not at:
-            return Symbols(self._none, self._none, 0), moved
+            return Symbols(self._records[:0], self._raws[:0], 0), moved
         at, raw_at = encode_moved(
             moved, before, after, rank, first, self.shape[1], self.order.bounds, self._records, self._raws, at, raw_at
         )
         counter.add(table_set, self._records[:at])
         plain = self._plain(*ends, at, raw_at)
-        return Symbols(packed_records(self._records[:at]), self._raws[:raw_at].copy(), first, plain), moved
+        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first, plain), moved
 
     def _plain(self, left: int, middle: int, records: int, raws: int) -> bytes | None:
         """Code the XOR too where that may pay: where an excerpt of it, or its zeros alone, do not say otherwise."""
