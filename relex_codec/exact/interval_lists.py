@@ -8,13 +8,13 @@ it (list_sides.py).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.jit import compiled
+from relex_codec.core.jit import compiled, differing, lowest_bit
 
 from .contexts import CLASSES, STILL, Int, clipped, scale_class
 from .ordered_words import WordLayout
@@ -22,6 +22,7 @@ from .ordered_words import WordLayout
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
+_FLAGS: Final = 4096
 _ONE, _THREE, _Q = np.uint64(1), np.uint64(3), np.uint64(CLASSES)
 
 
@@ -99,24 +100,36 @@ def order_of(words: Bits, shape: Longs) -> Order:
     return Order(places, bounds)
 
 
+@compiled
 def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
     """Return the ranks of the quiet words that differ, from rank `first` on.
 
     Args:
         before, after: words by rank at the left end and at the middle.
-        rank: ranks of the interval's list.
+        rank: ranks of the interval's list, none below `first`.
     """
-    differs = before != after
-    differs[:first] = False
-    _clear(differs, rank)
-    moved: Ranks = np.flatnonzero(differs).astype(np.uint32)
-    return moved
-
-
-@compiled
-def _clear(flags: npt.NDArray[np.bool_], rank: Ranks) -> None:
-    for i in range(len(rank)):
-        flags[rank[i]] = False
+    flags, none = np.zeros(_FLAGS, np.uint8), np.zeros(_FLAGS, np.uint8)
+    found = np.empty(_FLAGS, np.uint32)
+    count = 0
+    passed: Int = 0
+    for begin in range(first, len(before), _FLAGS):
+        base, size = np.uint64(begin), np.uint64(min(_FLAGS, len(before) - begin))
+        for i in range(size):
+            flags[i] = before[base + i] != after[base + i]
+        flags[size:] = 0
+        stop = listed_before(rank, begin + _FLAGS, passed, False)
+        for i in range(np.uint64(passed), np.uint64(stop)):
+            flags[np.uint64(rank[i]) - base] = 0
+        passed = stop
+        if count + _FLAGS > len(found):
+            found = np.concatenate((found, np.empty(len(found), np.uint32)))
+        for begun in range(0, _FLAGS, 64):
+            differs = differing(flags, none, begun)
+            while differs != 0:
+                found[count] = begin + begun + np.int64(lowest_bit(differs))
+                count += 1
+                differs &= differs - _ONE
+    return found[:count]
 
 
 @compiled

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 import zstandard
 
-from relex_codec.core.dtypes import Bits
-from relex_codec.format.packing import to_planes
+from relex_codec.core.dtypes import Bits, Bytes
+from relex_codec.core.jit import compiled
 
 from .bisection import Interval, whole_segment
 from .contexts import CLASSES, CONTEXT_OF, CONTEXTS, RECORDS, STILL, SYMBOL_OF, SYMBOLS
@@ -214,26 +214,42 @@ class PartEncoder:
         return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first, plain), moved
 
     def _plain(self, left: int, middle: int, records: int, raws: int) -> bytes | None:
-        """Code the XOR too where that may pay: where an excerpt of it, or its zeros alone, do not say otherwise."""
+        """Code the XOR too where that may pay: where neither its zeros nor an excerpt of it say otherwise."""
         before, after = self.bits[left], self.bits[middle]
         # a bit a symbol; of many symbols the raw bits are known better
         estimate = records // 8 + (3 * raws // 2 if records >= MANY_RECORDS else 4 * raws)
         if estimate < 24:
             return None
-        if len(before) >= 2 * EXCERPT and records >= MANY_RECORDS:
-            begins = range(0, len(before) - STRETCH + 1, len(before) // (EXCERPT // STRETCH))
-            excerpt = np.concatenate([before[at : at + STRETCH] ^ after[at : at + STRETCH] for at in begins])
-            size = len(_compressor(1).compress(to_planes(excerpt).data))
-            if size * len(before) // len(excerpt) * 4 // 5 >= estimate:
-                return None
         size = -(-len(before) // 8)
-        if estimate <= _most_compressed(size):
+        if estimate <= _most_compressed(size):  # first, as it is the faster one where little moves
             changed = np.packbits(after != before)
             if len(_compressor(1).compress(changed.data)) >= estimate:
                 return None
-        planes = to_planes(after ^ before)
-        found: bytes = _compressor(3).compress(planes.data)
+        if len(before) >= 2 * EXCERPT and records >= MANY_RECORDS:
+            size = len(_compressor(1).compress(_xored(before, after, EXCERPT // STRETCH, STRETCH).data))
+            if size * len(before) // EXCERPT * 4 // 5 >= estimate:
+                return None
+        found: bytes = _compressor(3).compress(_xored(before, after, 1, len(before)).data)
         return found
+
+
+def _xored(before: Bits, after: Bits, stretches: int, length: int) -> Bytes:
+    """Return the XOR of both in planes; of so many stretches of that length, at even distances."""
+    planes = np.empty(stretches * length * before.itemsize, np.uint8)
+    _fill_xored(np.ascontiguousarray(before), np.ascontiguousarray(after), length, planes)
+    return planes
+
+
+@compiled
+def _fill_xored(before: Bits, after: Bits, length: int, planes: Bytes) -> None:
+    size = len(planes) // before.itemsize
+    distance = len(before) // (size // length)
+    for plane in range(before.itemsize):
+        shift = np.uint64(8 * plane)
+        for begin in range(0, size, length):
+            source, target = np.uint64(begin // length * distance), np.uint64(plane * size + begin)
+            for i in range(np.uint64(length)):
+                planes[target + i] = (np.uint64(before[source + i] ^ after[source + i]) >> shift) & np.uint64(255)
 
 
 def _most_compressed(size: int) -> int:
