@@ -199,7 +199,9 @@ def _lowest_bit(b: Any, word: Any) -> Any:
     return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
 
 
-bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
+bits_set = operation(
+    types.uint64, (types.uint64,), lambda b, word: b.ctpop(word), lambda word: np.uint64(int(word).bit_count())
+)
 """How many bits of a word are set."""
 
 

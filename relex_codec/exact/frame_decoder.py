@@ -32,6 +32,7 @@ from .interval_lists import (
     Ranks,
     listed_before,
     merge_moved,
+    places_of,
     write_words,
 )
 from .list_blocks import ListBlock
@@ -135,8 +136,9 @@ def decode_frame(
         write_words(rank, middle, order, current)
         write_words(moved_rank[:count], after, order, current)
     if side == BOTH_SIDES:  # in one pass, which merges for both: the list that was made is written over
+        ranks = moved_rank[:count]
         return split_list(
-            rank, left, right, outer, middle, moved_rank[:count], before, after, True, True, block.moved,
+            rank, left, right, outer, middle, ranks, places_of(ranks, rank), before, after, True, True, block.moved,
             low, high,
         )  # fmt: skip
     if count > 0 and one_high:

@@ -23,7 +23,7 @@ from .contexts import (
     wrapped,
     zigzag,
 )
-from .interval_lists import Longs, Ranks, listed_before
+from .interval_lists import Longs, Ranks
 
 Codes = npt.NDArray[np.uint16]
 """Symbols with their contexts, see `contexts.record_of`."""
@@ -66,9 +66,9 @@ def encode_all(
 @compiled
 def encode_moved(
     moved: Ranks,
+    places: Ranks,
     before: Bits,
     after: Bits,
-    rank: Ranks,
     first: int,
     half: Int,
     bounds: Longs,
@@ -80,28 +80,25 @@ def encode_moved(
     """Turn the quiet words that moved into symbols.
 
     Args:
-        moved: their ranks, in order, none below `first`.
+        moved, places: their ranks, in order, none below `first`, and how many words of the interval's list come before
+            each of them.
         before, after: words at the left end and at the middle, by rank.
-        rank: ranks of the interval's list.
         at, raw_at: ends of records and raws, which are appended to.
     """
     at, raw_at = _put_number(records, raws, at, raw_at, COUNT, len(moved))
-    passed: Int = 0
     start: Int = first
+    known: Int = 0
     scale = 0
     for i in range(len(moved)):
-        r = np.int64(moved[i])
-        known = passed
-        passed = listed_before(rank, r, passed, False)
-        gap = r - start - (passed - known)
+        r, place = np.int64(moved[i]), np.int64(places[i])
         while start >= bounds[scale + 1]:
             scale += 1
-        at, raw_at = _put_number(records, raws, at, raw_at, GAP + scale, gap)
+        at, raw_at = _put_number(records, raws, at, raw_at, GAP + scale, r - start - (place - known))
         while r >= bounds[scale + 1]:
             scale += 1
         move = zigzag(wrapped(np.int64(after[r]) - np.int64(before[r]), half)) - 1
         at, raw_at = _put_number(records, raws, at, raw_at, MOVE + scale, move)
-        start = r + 1
+        start, known = r + 1, place
     return at, raw_at
 
 

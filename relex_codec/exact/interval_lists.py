@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.jit import compiled, differing, lowest_bit
+from relex_codec.core.jit import bits_set, compiled, differing, lowest_bit
 
 from .contexts import CLASSES, STILL, Int, clipped, scale_class
 from .ordered_words import WordLayout
@@ -23,6 +23,7 @@ Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
 _FLAGS: Final = 4096
+"""Words that are compared together."""
 _ONE, _THREE, _Q = np.uint64(1), np.uint64(3), np.uint64(CLASSES)
 
 
@@ -101,15 +102,19 @@ def order_of(words: Bits, shape: Longs) -> Order:
 
 
 @compiled
-def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
-    """Return the ranks of the quiet words that differ, from rank `first` on.
+def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> tuple[Ranks, Ranks]:
+    """Find the quiet words that differ, from rank `first` on.
 
     Args:
         before, after: words by rank at the left end and at the middle.
         rank: ranks of the interval's list, none below `first`.
+
+    Returns:
+        Their ranks, and how many words of the list come before each of them.
     """
     flags, none = np.zeros(_FLAGS, np.uint8), np.zeros(_FLAGS, np.uint8)
-    found = np.empty(_FLAGS, np.uint32)
+    listed = np.full(_FLAGS, 2, np.uint8)
+    found, places = np.empty(_FLAGS, np.uint32), np.empty(_FLAGS, np.uint32)
     count = 0
     passed: Int = 0
     for begin in range(first, len(before), _FLAGS):
@@ -119,17 +124,32 @@ def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> Ranks:
         flags[size:] = 0
         stop = listed_before(rank, begin + _FLAGS, passed, False)
         for i in range(np.uint64(passed), np.uint64(stop)):
-            flags[np.uint64(rank[i]) - base] = 0
-        passed = stop
+            flags[np.uint64(rank[i]) - base] = 2
         if count + _FLAGS > len(found):
             found = np.concatenate((found, np.empty(len(found), np.uint32)))
+            places = np.concatenate((places, np.empty(len(places), np.uint32)))
         for begun in range(0, _FLAGS, 64):
-            differs = differing(flags, none, begun)
+            others = differing(flags, listed, begun)
+            differs = differing(flags, none, begun) & others
             while differs != 0:
-                found[count] = begin + begun + np.int64(lowest_bit(differs))
+                bit = lowest_bit(differs)
+                found[count] = begin + begun + np.int64(bit)
+                places[count] = passed + np.int64(bits_set(~others & ((_ONE << bit) - _ONE)))
                 count += 1
                 differs &= differs - _ONE
-    return found[:count]
+            passed += np.int64(bits_set(~others))
+    return found[:count], places[:count]
+
+
+@compiled
+def places_of(moved: Ranks, rank: Ranks) -> Ranks:
+    """Return how many words of a list come before each of some quiet words, of which these are the ranks."""
+    places = np.empty(len(moved), np.uint32)
+    passed: Int = 0
+    for j in range(len(moved)):
+        passed = listed_before(rank, np.int64(moved[j]), passed, False)
+        places[j] = passed
+    return places
 
 
 @compiled

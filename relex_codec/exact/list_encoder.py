@@ -19,6 +19,7 @@ from .contexts import (
     BELOW,
     FAR,
     NEAR_CONTEXTS,
+    Int,
     far_context,
     near_key,
     number_symbol,
@@ -94,18 +95,20 @@ def encode_list(
                 else:
                     key = near_key(distance, scale, np.int64(outer[i]), (far > near) != near_is_right)
                     way = here - near if far > near else near - here
-                    symbol = distance + 1 if way < 0 else distance + 2 if way > distance else way
-                    made[k] = record_of(np.int64(NEAR_CONTEXTS[flip, key]), symbol)
-                    marked |= np.uint64(symbol > distance) << np.uint64(k)
-        for k in range(np.uint64(count)):
-            records[np.uint64(at) + k] = made[k]
+                    put: Int = distance + 1 if way < 0 else distance + 2 if way > distance else way
+                    made[k] = record_of(np.int64(NEAR_CONTEXTS[flip, key]), put)
+                    marked |= np.uint64(put > distance) << np.uint64(k)
+        for j in range(np.uint64(count)):
+            records[np.uint64(at) + j] = made[j]
         while marked != 0:
-            k = np.int64(lowest_bit(marked))
+            k = int(lowest_bit(marked))
             marked &= marked - _ONE
             i = first + k
             near, far, here = np.int64(near_of[i]), np.int64(far_of[i]), np.int64(middle[i])
             distance = abs(far - near)
             way = here - near if far > near else near - here
+            value: Int
+            symbol: Int
             if distance >= 8:
                 near_by = short and distance < SHARE_FROM
                 expected = (distance * share) >> SHARE_BITS if near_by else distance * from_near // length
@@ -121,6 +124,6 @@ def encode_list(
                     records[at + j] = made[j]
             bits = raw_bits(symbol)
             raws[raw_at] = np.uint32(value & ((1 << bits) - 1))
-            raw_at += bits > 0
+            raw_at += int(bits > 0)
         at += count
     return at, raw_at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,7 +11,7 @@ from relex_codec.core.dtypes import Bits
 from relex_codec.core.jit import compiled, woven
 
 from .contexts import STILL, Int, clipped
-from .interval_lists import IntervalList, Longs, Ranks, listed_before
+from .interval_lists import IntervalList, Ranks
 from .list_blocks import BLOCK
 from .list_vectors import MANY, many_outer
 
@@ -54,6 +56,7 @@ def split_list(
     outer: npt.NDArray[np.uint8],
     middle: Bits,
     moved: Ranks,
+    places: Ranks,
     moved_from: Bits,
     moved_to: Bits,
     keep_low: bool,
@@ -67,8 +70,8 @@ def split_list(
     Args:
         rank, left, right, outer: the interval's list.
         middle: its words in the frame.
-        moved, moved_from, moved_to: ranks of the quiet words that moved, and their words at the left end and in the
-            frame.
+        moved, places, moved_from, moved_to: ranks of the quiet words that moved, how many words of the list come before
+            each of them, and their words at the left end and in the frame.
         keep_low, keep_high: which sides are wanted.
         block: uint8 [`BLOCK`], used up.
         low, high: both sides, filled; with room for one word more than list and moved words together.
@@ -78,78 +81,74 @@ def split_list(
     """
     low_rank, low_left, low_right, low_outer = low
     high_rank, high_left, high_right, high_outer = high
-    places = np.empty(len(moved), np.int64)
-    place: Int = 0
-    for j in range(len(moved)):
-        place = listed_before(rank, np.int64(moved[j]), place, False)
-        places[j] = place
-    a = b = 0
-    if keep_low:
-        a = _make_side(
-            rank, left, right, outer, middle, moved, places, moved_from, moved_to, False, block,
-            low_rank, low_right, low_left, low_outer,
-        )  # fmt: skip
-    if keep_high:
-        b = _make_side(
-            rank, right, left, outer, middle, moved, places, moved_from, moved_to, True, block,
-            high_rank, high_left, high_right, high_outer,
-        )  # fmt: skip
-    return a, b
+    size, count = len(rank), len(moved)
+    a = b = j = first = 0
+    while True:
+        stop = min(size, first + BLOCK)
+        until = j
+        while until < count and (places[until] < stop or stop == size):
+            until += 1
+        if keep_low:
+            a = _append_block(
+                rank, left, right, outer, middle, first, stop, moved, places, moved_from, moved_to, j, until, False,
+                block, low_rank, low_right, low_left, low_outer, a,
+            )  # fmt: skip
+        if keep_high:
+            b = _append_block(
+                rank, right, left, outer, middle, first, stop, moved, places, moved_from, moved_to, j, until, True,
+                block, high_rank, high_left, high_right, high_outer, b,
+            )  # fmt: skip
+        first, j = stop, until
+        if first == size:
+            return a, b
 
 
 @compiled
-def _make_side(
+def _append_block(
     rank: Ranks,
     end_of: Bits,
     other_of: Bits,
     outer: npt.NDArray[np.uint8],
     middle: Bits,
+    first: int,
+    stop: int,
     moved: Ranks,
-    places: Longs,
+    places: Ranks,
     moved_from: Bits,
     moved_to: Bits,
+    j: int,
+    until: int,
     is_high: bool,
     block: npt.NDArray[np.uint8],
     out_rank: Ranks,
     out_here: Bits,
     out_end: Bits,
     out_outer: npt.NDArray[np.uint8],
+    made: int,
 ) -> int:
-    """Make the list on one side of a frame; returns its length.
+    """Append a block of a list, and the words `j` to `until` that moved, to the list on one side; returns its length.
 
     Args:
         end_of, other_of: the list's words at the end of that side, and at the other end.
-        places: how many words of the list come before each of those that moved.
+        first, stop: where the block begins and ends in the list.
     """
-    high = np.int64(is_high)
-    size, count = len(rank), len(moved)
-    made = j = first = 0
-    while True:
-        stop = min(size, first + BLOCK)
-        _outer_movements(outer, other_of, middle, first, stop, high, block)
-        begin = first
-        while j < count and (places[j] < stop or stop == size):
-            place: Int = places[j]
-            made = append_differing(
-                rank, middle, end_of, block, first, begin - first, place - first,
-                out_rank, out_here, out_end, out_outer, made,
-            )  # fmt: skip
-            before, here = np.int64(moved_from[j]), np.int64(moved_to[j])
-            out_rank[made], out_here[made], out_end[made] = moved[j], here, before
-            if is_high:
-                out_outer[made] = clipped(here - before) | (STILL & 0xF0)
-            else:
-                out_outer[made] = (STILL & 15) | (clipped(before - here) << 4)
-            made += here != before
-            begin = place
-            j += 1
+    _outer_movements(outer, other_of, middle, first, stop, np.int64(is_high), block)
+    begin = first
+    for which in range(j, until):
+        place: Any = np.int64(places[which])
         made = append_differing(
-            rank, middle, end_of, block, first, begin - first, stop - first,
+            rank, middle, end_of, block, first, begin - first, place - first,
             out_rank, out_here, out_end, out_outer, made,
         )  # fmt: skip
-        first = stop
-        if first == size:
-            return made
+        before, here = np.int64(moved_from[which]), np.int64(moved_to[which])
+        movement = clipped(here - before if is_high else before - here)
+        out_rank[made], out_here[made], out_end[made] = moved[which], here, before
+        out_outer[made] = movement | (STILL & 0xF0) if is_high else (STILL & 15) | (movement << 4)
+        made += here != before
+        begin = place
+    return append_differing(
+        rank, middle, end_of, block, first, begin - first, stop - first, out_rank, out_here, out_end, out_outer, made
+    )
 
 
 @woven

@@ -176,7 +176,7 @@ def _records(*arguments: Any) -> Any:
 
 
 def _movements(v: _Lanes, here: Any, other: Any, outer: Any, high: Any) -> Any:
-    """Outer movements of words on one side of a frame, given those in its list, and words at the end of the other side."""
+    """Outer movements of words in the list on one side of a frame; `other`: the words at the end that is not of it."""
     b = v.b
     up, down = (v.least(found, _all(v.word, 2)) for found in (v.beyond(here, other), v.beyond(other, here)))
     movement = b.add(b.select(high, b.sub(up, down), b.sub(down, up)), _all(v.word, 2))

@@ -150,8 +150,10 @@ class PartEncoder:
             counter: of the group; the symbols are added to it.
         """
         count = len(self.bits) - 1
+        found = self._first(dense)
+        counter.add(table_set_of(None), found.records)
+        yield count, found
         first, last = self._ends
-        yield count, self._first(dense, table_set_of(None), counter)
         changed = np.flatnonzero(first != last).astype(np.uint32)
         listed = IntervalList(changed, first[changed], last[changed], np.full(len(changed), STILL, np.uint8))
         waiting = [(whole_segment(count), listed, first)] if count > 1 else []
@@ -164,16 +166,15 @@ class PartEncoder:
                 *listed, after, interval.near_is_right, *interval.share, self.shape, middle, self._records, self._raws
             )
             ends = interval.left, interval.middle
-            found, moved = self._rest(
-                listed.rank, before, after, 0, table_set_of(interval), counter, at, raw_at, ends
-            )  # fmt: skip
+            found, moved, places = self._rest(listed.rank, before, after, 0, at, raw_at, ends)
+            counter.add(table_set_of(interval), found.records)
             yield interval.middle, found
             wanted = interval.low.has_middle, interval.high.has_middle
             room = len(listed.rank) + len(moved) + 1
             low, high = (empty_list(room if one else 0, before.dtype) for one in wanted)
             if any(wanted):
                 sizes = split_list(
-                    *listed, middle, moved, before[moved], after[moved], *wanted, self._block, low, high
+                    *listed, middle, moved, places, before[moved], after[moved], *wanted, self._block, low, high
                 )  # fmt: skip
                 if wanted[1]:
                     waiting.append((interval.high, trimmed(high, sizes[1]), after))
@@ -185,33 +186,31 @@ class PartEncoder:
         """The words at a step, by rank."""
         return words_at(self.bits[step], self.order.places, self.layout)
 
-    def _first(self, dense: int, table_set: int, counter: SymbolCounter) -> Symbols:
+    def _first(self, dense: int) -> Symbols:
         before, after = self._ends
         first = int(self.order.bounds[dense])
         at, raw_at = encode_all(before, after, first, self.shape[1], self.order.bounds, self._records, self._raws)
         ends = 0, len(self.bits) - 1
-        found, _ = self._rest(self._none, before, after, first, table_set, counter, at, raw_at, ends)
+        found, _, _ = self._rest(self._none, before, after, first, at, raw_at, ends)
         return found
 
     def _rest(
-        self, rank: Ranks, before: Bits, after: Bits, first: int, table_set: int, counter: SymbolCounter,
-        at: int, raw_at: int, ends: tuple[int, int],
-    ) -> tuple[Symbols, Ranks]:  # fmt: skip
-        """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and their ranks.
+        self, rank: Ranks, before: Bits, after: Bits, first: int, at: int, raw_at: int, ends: tuple[int, int]
+    ) -> tuple[Symbols, Ranks, Ranks]:
+        """Add the quiet words that moved, from rank `first` on; returns all as `Symbols`, and what `find_moved` found.
 
         Args:
             at, raw_at: how many records and raws there are.
             ends: step at the left end of the interval, and that of the frame.
         """
-        moved = find_moved(before, after, rank, first)
+        moved, places = find_moved(before, after, rank, first)
         if not len(moved) and not at:
-            return Symbols(self._records[:0], self._raws[:0], 0), moved
+            return Symbols(self._records[:0], self._raws[:0], 0), moved, places
         at, raw_at = encode_moved(
-            moved, before, after, rank, first, self.shape[1], self.order.bounds, self._records, self._raws, at, raw_at
+            moved, places, before, after, first, self.shape[1], self.order.bounds, self._records, self._raws, at, raw_at
         )
-        counter.add(table_set, self._records[:at])
         plain = self._plain(*ends, at, raw_at)
-        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first, plain), moved
+        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first, plain), moved, places
 
     def _plain(self, left: int, middle: int, records: int, raws: int) -> bytes | None:
         """Code the XOR too where that may pay: where neither its zeros nor an excerpt of it say otherwise."""

@@ -152,7 +152,7 @@ class PartDecoder:
         frame = self.frame(self.count)
         if frame.coding == PLAIN:
             ranked, before = self._plain(frame.stream), self.words[self.order.places]
-            ranks = find_moved(before, ranked, out.rank[:0], 0)
+            ranks, _ = find_moved(before, ranked, out.rank[:0], 0)
             size = len(ranks)
             out.rank[:size] = ranks
             out.left[:size], out.right[:size], out.outer[:size] = before[ranks], ranked[ranks], STILL
@@ -206,10 +206,10 @@ class PartDecoder:
         self, frame: Frame, listed: IntervalList, low: IntervalList, high: IntervalList, side: int, *, write: bool
     ) -> tuple[int, int]:
         ranked, before = self._plain(frame.stream), self.words[self.order.places]
-        ranks = find_moved(before, ranked, listed.rank, 0)
+        ranks, places = find_moved(before, ranked, listed.rank, 0)
         middle, after = ranked[listed.rank], ranked[ranks]
         sizes = split_list(
-            *listed, middle, ranks, before[ranks], after, side != HIGH_SIDE, side != LOW_SIDE,
+            *listed, middle, ranks, places, before[ranks], after, side != HIGH_SIDE, side != LOW_SIDE,
             _room(len(self.words), self.words.dtype).block.moved, low, high,
         )  # fmt: skip
         if write:

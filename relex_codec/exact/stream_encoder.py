@@ -7,8 +7,8 @@ f k + r, so that k has 64 bits; shift is p, and
 
 - where f - r <= 2^p, m = k + 1 and more = 0: x m / 2^(64 + p) is x / f and less than 1 / f above it, as (f - r) x is
   less than 2^(64 + p); so no integer lies between them but x / f itself;
-- else r < 2^p, m = k and more = 1: (x + 1) m / 2^(64 + p) is less than 1 / f below (x + 1) / f, so it is at least x // f,
-  and below the next integer, as (x + 1) / f is at most that one.
+- else r < 2^p, m = k and more = 1: (x + 1) m / 2^(64 + p) is less than 1 / f below (x + 1) / f, so it is at least
+  x // f, and below the next integer, as (x + 1) / f is at most that one.
 
 Powers of two are shifts. Source: A. D. Robison, "N-bit unsigned division via N-bit multiply-add", ARITH 2005.
 """
@@ -92,9 +92,9 @@ class CodingTables(NamedTuple):
 
     Attributes:
         step_of: uint16 [records], which step each record is.
-        steps: uint64 [4 steps], what a step does with a lane: the factor of its division; the largest lane that has room
-            for it; the sum of frequencies below, and << 32 what the frequency lacks of 4096; the shift of its division,
-            and << 8 how many raw bits come before, and << 16 what is added before the division.
+        steps: uint64 [4 steps], what a step does with a lane: the factor of its division; the largest lane that has
+            room for it; the sum of frequencies below, and << 32 what the frequency lacks of 4096; the shift of its
+            division, and << 8 how many raw bits come before, and << 16 what is added before the division.
     """
 
     step_of: npt.NDArray[np.uint16]

@@ -378,6 +378,27 @@ def test_tables_that_break_the_rules_are_refused() -> None:
     assert len(tables_from_bytes(bytes([0, 0]) + bytes([UNUSED]) * CONTEXTS, 1)[0].frequency) == 0
 
 
+def plainly_scaled(counted: Array) -> Array:
+    row = np.maximum(counted * 4096 // counted.sum(), counted > 0)
+    while rest := 4096 - int(row.sum()):
+        if rest > 0:
+            row[np.argmax(counted / np.maximum(row, 1))] += rest if rest < 4 else rest // 2
+        else:
+            row[np.argmin(np.where(row > 1, counted / np.maximum(row, 1), np.inf))] -= 1
+    return row
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 5), st.integers(1, 10**9)), min_size=1, max_size=64))
+def test_frequencies_are_those_of_numpy(counted: list[int]) -> None:
+    """A file is the same whatever makes it: here of a table alone, in the context of moved."""
+    if not any(counted):
+        return
+    counts = np.zeros((CONTEXTS, 64), np.int64)
+    counts[1072, : len(counted)] = counted
+    assert fit_tables(counts, 0).frequency.tolist() == [plainly_scaled(counts[1072]).tolist()]
+
+
 @settings(max_examples=80)
 @given(st.data())
 def test_any_byte_of_tables_is_a_table_or_refused(data: Any) -> None:
