@@ -2,8 +2,9 @@
 
 Contexts and distances do not depend on what is decoded, and words in the middle only on the ways, so both take a few
 instructions a word here where a loop over int64 takes fifty. Lanes are as wide as words, and sums are modulo their
-range, as words are. `list_decoder` does the rest of a block, which is shorter than 32, with the functions of
-contexts.py; a test compares the two.
+range, as words are. In encoding all that a near word needs follows from the words alone, its record too. What is left
+of a list, less than 32 words, is done one by one by those that call these, with the functions of contexts.py; tests
+compare the two.
 """
 
 from __future__ import annotations
