@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 
 import llvmlite
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import compiler, registry
@@ -198,7 +199,9 @@ def _lowest_bit(b: Any, word: Any) -> Any:
     return b.cttz(word, ir.Constant(ir.IntType(1), 1))  # a word that is not zero
 
 
-bits_set = operation(types.uint64, (types.uint64,), lambda b, word: b.ctpop(word))
+bits_set = operation(
+    types.uint64, (types.uint64,), lambda b, word: b.ctpop(word), lambda word: np.uint64(int(word).bit_count())
+)
 """How many bits of a word are set."""
 
 
@@ -209,7 +212,9 @@ leading_zeros = operation(
 """How many bits of a number are zero above its highest one; 64 of 0."""
 
 
-lowest_bit = operation(types.uint64, (types.uint64,), _lowest_bit)
+lowest_bit = operation(
+    types.uint64, (types.uint64,), _lowest_bit, lambda word: np.uint64((int(word) & -int(word)).bit_length() - 1)
+)
 """Position of the lowest bit that is set in a word that is not zero."""
 
 
@@ -227,7 +232,11 @@ def _differing(_: Any, old: Any, new: Any, first: Any) -> Any:
     return types.uint64(old, new, types.int64), build
 
 
-differing: Any = numba.extending.intrinsic(_differing)
+def _differing_interpreted(old: Any, new: Any, first: int) -> np.uint64:
+    return np.uint64(sum(1 << k for k in range(64) if old[first + k] != new[first + k]))
+
+
+differing: Any = _differing_interpreted if INTERPRETED else numba.extending.intrinsic(_differing)
 """``differing(old, new, first)``: which of 64 elements of two arrays from `first` on differ, a bit for each.
 
 Both are one-dimensional, contiguous, and of one integer dtype; that the elements are there is not checked.

@@ -68,18 +68,6 @@ def record_of(context: Int, symbol: Int) -> Int:
 
 
 @inlined
-def context_of(record: Int) -> Int:
-    """The context of a record."""
-    return record >> 4 if record < 16 * FAR else (record + 48 * FAR) >> 6
-
-
-@inlined
-def symbol_of(record: Int) -> Int:
-    """The symbol of a record."""
-    return record & 15 if record < 16 * FAR else (record + 48 * FAR) & 63
-
-
-@inlined
 def number_symbol(value: Int) -> Int:
     """Symbol of a number 0 .. 2^32 - 1: itself below 2, else its length in bits and its second highest bit."""
     if value < 2:
@@ -175,3 +163,16 @@ def near_contexts() -> npt.NDArray[np.uint16]:
 
 
 NEAR_CONTEXTS: Final = near_contexts()
+
+
+RECORDS: Final = 16 * FAR + SYMBOLS * (CONTEXTS - FAR)
+"""Records there are, see `record_of`."""
+
+
+def parts_of_records() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return contexts and symbols of all records: the inverse of `record_of`."""
+    near, others = np.arange(16 * FAR), np.arange(16 * FAR, RECORDS) + 48 * FAR
+    return np.concatenate([near >> 4, others >> 6]), np.concatenate([near & 15, others & 63])
+
+
+CONTEXT_OF, SYMBOL_OF = parts_of_records()

@@ -110,18 +110,33 @@ def _cluster(
 
 def _frequencies(sums: Counts) -> npt.NDArray[np.uint16]:
     """Scale rows to a sum of 4096, every symbol that occurs getting at least 1."""
-    totals = np.maximum(sums.sum(axis=1, keepdims=True), 1)
-    scaled = np.maximum(sums * SCALE // totals, sums > 0)
-    for row, counted in zip(scaled, sums, strict=True):
-        while (rest := SCALE - int(row.sum())) != 0:
-            # what a slot more or less is worth is about count / frequency
-            if rest > 0:
-                row[np.argmax(counted / np.maximum(row, 1))] += rest if rest < 4 else rest // 2
-            else:
-                able = np.where(row > 1, counted / np.maximum(row, 1), np.inf)
-                row[np.argmin(able)] -= 1
-    frequency: npt.NDArray[np.uint16] = scaled.astype(np.uint16)
+    frequency: npt.NDArray[np.uint16] = np.empty(sums.shape, np.uint16)
+    _scale(sums, frequency)
     return frequency
+
+
+@compiled
+def _scale(sums: Counts, frequency: npt.NDArray[np.uint16]) -> None:
+    scaled = np.empty(SYMBOLS, np.int64)
+    for table in range(len(sums)):
+        counted = sums[table]
+        total = max(counted.sum(), 1)
+        rest: Int = SCALE
+        for s in range(SYMBOLS):
+            scaled[s] = max(counted[s] * SCALE // total, np.int64(counted[s] > 0))
+            rest -= scaled[s]
+        while rest != 0:
+            # what a slot more or less is worth is about count / frequency
+            chosen, worth = 0, -1.0 if rest > 0 else np.inf
+            for s in range(SYMBOLS):
+                value = counted[s] / max(scaled[s], 1)
+                if value > worth if rest > 0 else scaled[s] > 1 and value < worth:
+                    chosen, worth = s, value
+            change = -1 if rest < 0 else rest if rest < 4 else rest // 2
+            scaled[chosen] += change
+            rest -= change
+        for s in range(SYMBOLS):
+            frequency[table, s] = scaled[s]
 
 
 def tables_to_bytes(sets: Sequence[FrequencyTables]) -> bytes:

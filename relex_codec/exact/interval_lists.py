@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relex_codec.core.dtypes import Bits
-from relex_codec.core.jit import compiled
+from relex_codec.core.jit import bits_set, compiled, differing, lowest_bit
 
 from .contexts import CLASSES, Int, scale_class
 from .list_vectors import MANY, many_classes
@@ -23,6 +23,8 @@ from .ordered_words import WordLayout
 Ranks = npt.NDArray[np.uint32]
 Longs = npt.NDArray[np.int64]
 
+_FLAGS: Final = 4096
+"""Words that are compared together."""
 STRETCHES: Final = 8
 """Parts of equal length that are sorted side by side."""
 _ONE, _CLASSES, _STRETCHES = np.uint64(1), np.uint64(CLASSES), np.uint64(STRETCHES)
@@ -111,19 +113,44 @@ def find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> MovedWords
 
     Args:
         before, after: words by rank at the left end and at the middle.
-        rank: ranks of the interval's list.
+        rank: ranks of the interval's list, none below `first`.
     """
-    differs = before != after
-    differs[:first] = False
-    _clear(differs, rank)
-    moved = np.flatnonzero(differs).astype(np.uint32)
-    return MovedWords(moved, before[moved], after[moved], np.searchsorted(rank, moved).astype(np.uint32))
+    moved, passed = _find_moved(before, after, rank, first)
+    return MovedWords(moved, before[moved], after[moved], passed)
 
 
 @compiled
-def _clear(flags: npt.NDArray[np.bool_], rank: Ranks) -> None:
-    for i in range(len(rank)):
-        flags[rank[i]] = False
+def _find_moved(before: Bits, after: Bits, rank: Ranks, first: int) -> tuple[Ranks, Ranks]:
+    """Return their ranks, and how many words of the list come before each of them.
+    Both are as of `MovedWords`; arguments are those of `find_moved`.
+    """
+    flags, none = np.zeros(_FLAGS, np.uint8), np.zeros(_FLAGS, np.uint8)
+    listed = np.full(_FLAGS, 2, np.uint8)
+    found, places = np.empty(_FLAGS, np.uint32), np.empty(_FLAGS, np.uint32)
+    count = 0
+    passed: Int = 0
+    for begin in range(first, len(before), _FLAGS):
+        base, size = np.uint64(begin), np.uint64(min(_FLAGS, len(before) - begin))
+        for i in range(size):
+            flags[i] = before[base + i] != after[base + i]
+        flags[size:] = 0
+        stop = listed_before(rank, begin + _FLAGS, passed, False)
+        for i in range(np.uint64(passed), np.uint64(stop)):
+            flags[np.uint64(rank[i]) - base] = 2
+        if count + _FLAGS > len(found):
+            found = np.concatenate((found, np.empty(len(found), np.uint32)))
+            places = np.concatenate((places, np.empty(len(places), np.uint32)))
+        for begun in range(0, _FLAGS, 64):
+            others = differing(flags, listed, begun)
+            differs = differing(flags, none, begun) & others
+            while differs != 0:
+                bit = lowest_bit(differs)
+                found[count] = begin + begun + np.int64(bit)
+                places[count] = passed + np.int64(bits_set(~others & ((_ONE << bit) - _ONE)))
+                count += 1
+                differs &= differs - _ONE
+            passed += np.int64(bits_set(~others))
+    return found[:count], places[:count]
 
 
 @compiled

@@ -2,8 +2,9 @@
 
 Contexts and distances do not depend on what is decoded, and words in the middle only on the ways, so both take a few
 instructions a word here where a loop over int64 takes fifty. Lanes are as wide as words, and sums are modulo their
-range, as words are. Those that call these do what is left, fewer than 32 words, with the functions of contexts.py; a
-test compares the two.
+range, as words are. In encoding all that a near word needs follows from the words alone, its record too. What is left
+of a list, less than 32 words, is done one by one by those that call these, with the functions of contexts.py; tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -110,36 +111,78 @@ def _classes(*arguments: Any) -> Any:
     return types.none(*arguments), build
 
 
-def _contexts(*arguments: Any) -> Any:
-    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        v = _Lanes(context, b, signature, values)
-        near, far, outer = v.load(0, 3), v.load(1, 3), b.zext(v.load(2, 3), _vector(_I16))
-        rises, right = b.icmp_unsigned(">", far, near), v.flag(7)
-        distance = b.sub(v.most(near, far), v.least(near, far))
-        v.store(distance, 5, 6)
-        scale = _class(v, near, *values[8:11])
-        left_end, right_end = b.and_(outer, _all(_I16, 15)), b.lshr(outer, _all(_I16, 4))
-        along = b.xor(rises, right)  # movements count upwards: from left to right, if that is the way
+class _Ends:
+    """Words at both ends of an interval, with what follows from them alone.
+
+    Attributes:
+        near, far, outer: loaded, outer movements as lanes of 16 bits.
+        rises: whether the far word is the larger.
+        distance: of both.
+        scale: class of the near word, in 16 bits.
+        small: the distance, or 8 where it is more, in 16 bits.
+        far_apart: whether it is 8 or more.
+    """
+
+    def __init__(self, v: _Lanes, near: Any, far: Any, outer: Any, shape: Any) -> None:
+        b = v.b
+        self.v, self.near, self.far, self.outer = v, near, far, b.zext(outer, _vector(_I16))
+        self.rises = b.icmp_unsigned(">", far, near)
+        self.distance = b.sub(v.most(near, far), v.least(near, far))
+        self.scale = _class(v, near, *shape)
+        self.small = v.least(v.short(v.least(self.distance, _all(v.word, 8))), _all(_I16, 8))
+        self.far_apart = b.icmp_unsigned(">=", self.small, _all(_I16, 8))
+
+    def contexts(self, right: Any) -> Any:
+        """Contexts in 16 bits; `right`: whether the near end is the right one."""
+        v, b = self.v, self.v.b
+        left_end, right_end = b.and_(self.outer, _all(_I16, 15)), b.lshr(self.outer, _all(_I16, 4))
+        along = b.xor(self.rises, right)  # movements count upwards: from left to right, if that is the way
         ends = []
         for one, other in ((right_end, left_end), (left_end, right_end)):
             end = b.select(right, one, other)
             ends.append(b.select(along, end, b.sub(_all(_I16, 4), end)))
-        base = b.add(v.five(scale), ends[0])
+        base = b.add(v.five(self.scale), ends[0])
         one_apart = b.add(v.five(base), ends[1])
-        small = v.least(v.short(v.least(distance, _all(v.word, 8))), _all(_I16, 8))
-        rows = b.sub(small, _all(_I16, 2))
+        rows = b.sub(self.small, _all(_I16, 2))
         eighty = b.add(b.shl(rows, _all(_I16, 6)), b.shl(rows, _all(_I16, 4)))
         near_apart = b.add(b.add(eighty, base), _all(_I16, NEAR))
         lengths = _all(_I16, 0)
         for bits in (bits for bits in _FAR_LENGTHS if bits < v.word.width):
-            longer = b.icmp_unsigned(">=", distance, _all(v.word, 1 << bits))
+            longer = b.icmp_unsigned(">=", self.distance, _all(v.word, 1 << bits))
             lengths = b.add(lengths, b.zext(longer, _vector(_I16)))
-        far_apart = b.add(b.add(b.shl(lengths, _all(_I16, 4)), scale), _all(_I16, FAR))
-        found = b.select(b.icmp_unsigned("<", small, _all(_I16, 2)), one_apart, near_apart)
-        v.store(b.select(b.icmp_unsigned("<", small, _all(_I16, 8)), found, far_apart), 4, 6)
+        far_contexts = b.add(b.add(b.shl(lengths, _all(_I16, 4)), self.scale), _all(_I16, FAR))
+        found = b.select(b.icmp_unsigned("<", self.small, _all(_I16, 2)), one_apart, near_apart)
+        return b.select(self.far_apart, far_contexts, found)
+
+
+def _contexts(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        ends = _Ends(v, v.load(0, 3), v.load(1, 3), v.load(2, 3), values[8:11])
+        v.store(ends.distance, 5, 6)
+        v.store(ends.contexts(v.flag(7)), 4, 6)
         return context.get_dummy_value()
 
     return types.none(*arguments), build
+
+
+def _records(*arguments: Any) -> Any:
+    def build(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        v = _Lanes(context, b, signature, values)
+        ends = _Ends(v, v.load(0, 4), v.load(1, 4), v.load(2, 4), values[8:11])
+        here = v.load(3, 4)
+        way = b.select(ends.rises, b.sub(here, ends.near), b.sub(ends.near, here))
+        # a way of -1 or less is a word above the distance: modulo the range of words, the far word is one of them
+        beyond = b.icmp_unsigned(">", way, ends.distance)
+        below = b.select(ends.rises, b.icmp_unsigned("<", here, ends.near), b.icmp_unsigned(">", here, ends.near))
+        past = b.add(ends.small, b.select(below, _all(_I16, 1), _all(_I16, 2)))
+        symbol = b.select(beyond, past, v.short(way))
+        found = ends.contexts(v.flag(7))
+        v.store(b.select(ends.far_apart, found, b.or_(b.shl(found, _all(_I16, 4)), symbol)), 5, 6)
+        marked = b.bitcast(b.or_(ends.far_apart, beyond), ir.IntType(LANES))
+        return b.zext(marked, _I64)
+
+    return types.uint64(*arguments), build
 
 
 def _words(*arguments: Any) -> Any:
@@ -226,3 +269,25 @@ def _many_movements(
 
 
 many_movements: Any = numba.extending.intrinsic(_many_movements)
+
+
+def _many_records(
+    _: Any, near: Any, far: Any, outer: Any, middle: Any, first: Any, record: Any, at: Any, near_is_right: Any,
+    mantissa: Any, half: Any, low: Any,
+) -> Any:  # fmt: skip
+    """Records of `MANY` words of a list, from `first` on, to `record` from `at` on; the context alone of numbers.
+
+    Args:
+        near, far, outer: as of `list_decoder.decode_list`.
+        middle: the list's words in the frame.
+        record: uint16.
+        near_is_right: 0 or 1.
+        mantissa, half, low: `interval_lists.word_shape`.
+
+    Returns:
+        A bit for each word that is a number, or whose record is followed by one.
+    """
+    return _records(near, far, outer, middle, first, record, at, near_is_right, mantissa, half, low)
+
+
+many_records: Any = numba.extending.intrinsic(_many_records)

@@ -14,16 +14,17 @@ from typing import Final
 import numpy as np
 import zstandard
 
-from relex_codec.core.dtypes import Bits
-from relex_codec.format.packing import to_planes
+from relex_codec.core.dtypes import Bits, Bytes
+from relex_codec.core.jit import compiled
 
 from .bisection import Interval, whole_segment
-from .contexts import CLASSES, CONTEXTS, STILL, SYMBOLS
-from .frame_encoder import Codes, Records, encode_all, encode_list, encode_moved
+from .contexts import CLASSES, CONTEXT_OF, CONTEXTS, RECORDS, STILL, SYMBOL_OF, SYMBOLS
+from .frame_encoder import Codes, Records, count_records, encode_all, encode_moved
 from .frequency_tables import Counts
 from .half_lists import half_list
 from .interval_lists import (
     IntervalList,
+    Longs,
     MovedWords,
     Ranks,
     empty_list,
@@ -33,8 +34,9 @@ from .interval_lists import (
     word_shape,
 )
 from .list_blocks import empty_block
+from .list_encoder import encode_list
 from .ordered_words import WordLayout, to_words, words_at
-from .rans import CoderTables, encode_stream
+from .stream_encoder import CodingTables, encode_stream
 
 DENSE_FROM: Final = 1 / 12
 """Share of a class that must have moved in a first frame for the class to be coded word by word."""
@@ -46,8 +48,6 @@ MANY_RECORDS: Final = 4096
 EXCERPT: Final = 1 << 14
 """Elements of an excerpt, in stretches over the part."""
 STRETCH: Final = 1 << 12
-NO_RECORD: Final = 0xFFFF
-"""What stands in the place of a record that is not there."""
 _local = threading.local()
 
 
@@ -74,48 +74,39 @@ class Symbols:
     """The symbols of one frame of one part, before they are coded.
 
     Attributes:
-        records: uint32, two records of 16 bits each (`packed_records`); empty where no word moved.
-        raws: uint32, see `rans.encode_stream`.
+        records: uint16, see `contexts.record_of`; empty where no word moved.
+        raws: uint32, see `stream_encoder.encode_stream`.
         dense: dense words of a first frame, at the beginning.
         plain: the stream of coding 1, where that may be the smaller one.
     """
 
-    records: Records
+    records: Codes
     raws: Records
     dense: int
     plain: bytes | None = None
 
-    def encode(self, tables: CoderTables) -> tuple[int, bytes]:
+    def encode(self, tables: CodingTables) -> tuple[int, bytes]:
         """Return coding and stream, in the smaller of both codings."""
-        coded = self._code(tables)
+        coded = encode_stream(self.records, self.raws, self.dense, tables) if len(self.records) else b""
         return (PLAIN, self.plain) if self.plain is not None and len(self.plain) < len(coded) else (CODED, coded)
-
-    def _code(self, tables: CoderTables) -> bytes:
-        if not len(self.records):
-            return b""
-        records = self.records.view(np.uint16)
-        records = records[: len(records) - int(records[-1] == NO_RECORD)]
-        out = np.empty(64 + 2 * len(records) + 4 * len(self.raws), np.uint8)
-        begin = encode_stream(records, self.raws, self.dense, tables.table_of, tables.entries, out)
-        return out[begin:].tobytes()
-
-
-def packed_records(records: Codes) -> Records:
-    """Return a copy of records, two in each uint32: half of the bytes that wait for the tables of a group."""
-    both = np.full((len(records) + 1) // 2 * 2, NO_RECORD, np.uint16)
-    both[: len(records)] = records
-    return both.view(np.uint32)
 
 
 @dataclass(slots=True)
 class SymbolCounter:
     """Counts the symbols of a group, by table set."""
 
-    counts: dict[int, Counts] = field(default_factory=dict)
+    counts: dict[int, Longs] = field(default_factory=dict)
+
+    def add(self, table_set: int, records: Codes) -> None:
+        """Count the records of a frame."""
+        count_records(records, self.counts.setdefault(table_set, np.zeros(RECORDS, np.int64)))
 
     def of(self, table_set: int) -> Counts:
-        """The counts of a table set: int64 [CONTEXTS, 64], to be added to."""
-        return self.counts.setdefault(table_set, np.zeros((CONTEXTS, SYMBOLS), np.int64))
+        """Return how often each symbol occurs in each context of a table set: int64 [CONTEXTS, 64]."""
+        found: Counts = np.zeros((CONTEXTS, SYMBOLS), np.int64)
+        if table_set in self.counts:
+            found[CONTEXT_OF, SYMBOL_OF] = self.counts[table_set]
+        return found
 
 
 class PartEncoder:
@@ -136,7 +127,7 @@ class PartEncoder:
         left = to_words(bits[0], layout)
         self.order = order_of(left, self.shape)
         size = len(left)
-        self._block = empty_block(left.dtype)
+        self._block, self._middle = empty_block(left.dtype), np.empty(size, left.dtype)
         self._none = np.empty(0, np.uint32)
         self._records = np.empty(2 * size + 64, np.uint16)
         self._raws = np.empty(2 * size + 64, np.uint32)
@@ -160,58 +151,49 @@ class PartEncoder:
             counter: of the group; the symbols are added to it.
         """
         count = len(self.bits) - 1
+        found = self._first(dense)
+        counter.add(table_set_of(None), found.records)
+        yield count, found
         first, last = self._ends
-        yield count, self._first(dense, counter.of(table_set_of(None)))
         changed = np.flatnonzero(first != last).astype(np.uint32)
         listed = IntervalList(changed, first[changed], last[changed], np.full(len(changed), STILL, np.uint8))
-        waiting = [(whole_segment(count), listed, first)]
+        waiting = [(whole_segment(count), listed, first)] if count > 1 else []
         del listed, changed, last
         while waiting:
             interval, listed, before = waiting.pop()
-            if not interval.has_middle:
-                continue
-            counts = counter.of(table_set_of(interval))
             after = self._ranked(interval.middle)
+            middle = self._middle[: len(listed.rank)]
             at, raw_at = encode_list(
-                *listed,
-                after,
-                interval.near_is_right,
-                *interval.share,
-                self.shape,
-                self._block,
-                counts,
-                self._records,
-                self._raws,
+                *listed, after, interval.near_is_right, *interval.share, self.shape, middle, self._records, self._raws
             )
             ends = interval.left, interval.middle
-            found, moved = self._rest(listed.rank, before, after, 0, counts, at, raw_at, ends)
+            found, moved = self._rest(listed.rank, before, after, 0, at, raw_at, ends)
+            counter.add(table_set_of(interval), found.records)
             yield interval.middle, found
-            middle = after[listed.rank]
-            low, high = (empty_list(len(listed.rank) + len(moved.rank) + 1, before.dtype) for _ in range(2))
-            low_size = half_list(listed, middle, moved, len(moved.rank), False, self._block, low)
-            high_size = half_list(listed, middle, moved, len(moved.rank), True, self._block, high)
-            waiting.append((interval.high, trimmed(high, high_size), after))
-            waiting.append((interval.low, trimmed(low, low_size), before))
-            del listed, found, low, high, before, after
+            for side, half in ((True, interval.high), (False, interval.low)):
+                if not half.has_middle:
+                    continue
+                made = empty_list(len(listed.rank) + len(moved.rank) + 1, before.dtype)
+                size = half_list(listed, middle, moved, len(moved.rank), side, self._block, made)
+                waiting.append((half, trimmed(made, size), after if side else before))
+                del made
+            del listed, found, before, after
 
     def _ranked(self, step: int) -> Bits:
         """The words at a step, by rank."""
         return words_at(self.bits[step], self.order.places, self.layout)
 
-    def _first(self, dense: int, counts: Counts) -> Symbols:
+    def _first(self, dense: int) -> Symbols:
         before, after = self._ends
         first = int(self.order.bounds[dense])
-        at, raw_at = encode_all(
-            before, after, first, self.shape[1], self.order.bounds, counts, self._records, self._raws
-        )
+        at, raw_at = encode_all(before, after, first, self.shape[1], self.order.bounds, self._records, self._raws)
         ends = 0, len(self.bits) - 1
-        found, _ = self._rest(self._none, before, after, first, counts, at, raw_at, ends)
+        found, _ = self._rest(self._none, before, after, first, at, raw_at, ends)
         return found
 
     def _rest(
-        self, rank: Ranks, before: Bits, after: Bits, first: int, counts: Counts, at: int, raw_at: int,
-        ends: tuple[int, int],
-    ) -> tuple[Symbols, MovedWords]:  # fmt: skip
+        self, rank: Ranks, before: Bits, after: Bits, first: int, at: int, raw_at: int, ends: tuple[int, int]
+    ) -> tuple[Symbols, MovedWords]:
         """Add the quiet words that moved, from rank `first` on; returns everything as `Symbols`, and those words.
 
         Args:
@@ -220,35 +202,51 @@ class PartEncoder:
         """
         moved = find_moved(before, after, rank, first)
         if not len(moved.rank) and not at:
-            return Symbols(self._none, self._none, 0), moved
+            return Symbols(self._records[:0], self._raws[:0], 0), moved
         at, raw_at = encode_moved(
-            moved.rank, before, after, rank, first, self.shape[1], self.order.bounds,
-            counts, self._records, self._raws, at, raw_at,
+            moved.rank, moved.passed, before, after, first, self.shape[1], self.order.bounds,
+            self._records, self._raws, at, raw_at,
         )  # fmt: skip
         plain = self._plain(*ends, at, raw_at)
-        return Symbols(packed_records(self._records[:at]), self._raws[:raw_at].copy(), first, plain), moved
+        return Symbols(self._records[:at].copy(), self._raws[:raw_at].copy(), first, plain), moved
 
     def _plain(self, left: int, middle: int, records: int, raws: int) -> bytes | None:
-        """Code the XOR too where that may pay: where an excerpt of it, or its zeros alone, do not say otherwise."""
+        """Code the XOR too where that may pay: where neither its zeros nor an excerpt of it say otherwise."""
         before, after = self.bits[left], self.bits[middle]
         # a bit a symbol; of many symbols the raw bits are known better
         estimate = records // 8 + (3 * raws // 2 if records >= MANY_RECORDS else 4 * raws)
         if estimate < 24:
             return None
-        if len(before) >= 2 * EXCERPT and records >= MANY_RECORDS:
-            begins = range(0, len(before) - STRETCH + 1, len(before) // (EXCERPT // STRETCH))
-            excerpt = np.concatenate([before[at : at + STRETCH] ^ after[at : at + STRETCH] for at in begins])
-            size = len(_compressor(1).compress(to_planes(excerpt).data))
-            if size * len(before) // len(excerpt) * 4 // 5 >= estimate:
-                return None
         size = -(-len(before) // 8)
-        if estimate <= _most_compressed(size):
+        if estimate <= _most_compressed(size):  # first, as it is the faster one where little moves
             changed = np.packbits(after != before)
             if len(_compressor(1).compress(changed.data)) >= estimate:
                 return None
-        planes = to_planes(after ^ before)
-        found: bytes = _compressor(3).compress(planes.data)
+        if len(before) >= 2 * EXCERPT and records >= MANY_RECORDS:
+            size = len(_compressor(1).compress(_xored(before, after, EXCERPT // STRETCH, STRETCH).data))
+            if size * len(before) // EXCERPT * 4 // 5 >= estimate:
+                return None
+        found: bytes = _compressor(3).compress(_xored(before, after, 1, len(before)).data)
         return found
+
+
+def _xored(before: Bits, after: Bits, stretches: int, length: int) -> Bytes:
+    """Return the XOR of both in planes; of so many stretches of that length, at even distances."""
+    planes = np.empty(stretches * length * before.itemsize, np.uint8)
+    _fill_xored(np.ascontiguousarray(before), np.ascontiguousarray(after), length, planes)
+    return planes
+
+
+@compiled
+def _fill_xored(before: Bits, after: Bits, length: int, planes: Bytes) -> None:
+    size = len(planes) // before.itemsize
+    distance = len(before) // (size // length)
+    for plane in range(before.itemsize):
+        shift = np.uint64(8 * plane)
+        for begin in range(0, size, length):
+            source, target = np.uint64(begin // length * distance), np.uint64(plane * size + begin)
+            for i in range(np.uint64(length)):
+                planes[target + i] = (np.uint64(before[source + i] ^ after[source + i]) >> shift) & np.uint64(255)
 
 
 def _most_compressed(size: int) -> int:

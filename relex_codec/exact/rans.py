@@ -7,7 +7,7 @@ written one.
 
 With F the frequency of a symbol and C the sum of those below it, decoding takes ``slot = x mod 4096``, finds the symbol
 with ``C <= slot < C + F``, and goes on with ``x = F (x // 4096) + slot - C``. Encoding is the inverse of that, the last
-symbol first.
+symbol first (stream_encoder.py).
 
 Source: J. Duda, "Asymmetric numeral systems", arXiv 1311.2540; lanes as in F. Giesen, "Interleaved entropy coders",
 arXiv 1402.3392.
@@ -20,9 +20,9 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from relex_codec.core.jit import compiled, inlined, woven
+from relex_codec.core.jit import inlined, woven
 
-from .contexts import FAR, Int, context_of, number, raw_bits, symbol_of
+from .contexts import Int, number, raw_bits
 
 Words: TypeAlias = npt.NDArray[np.uint32]
 """Words of a stream."""
@@ -37,7 +37,6 @@ _MASK: Final = np.uint64(SCALE - 1)
 SCALE_SHIFT: Final = np.uint64(SCALE_BITS)
 LOW: Final = np.uint64(1 << 32)
 _WORD: Final = np.uint64(32)
-_LIMIT: Final = np.uint64(64 - SCALE_BITS)
 SYMBOL_SHIFT: Final = np.uint64(6)
 COARSE_BITS: Final = 4
 """Slots are looked up in groups of 16, so that the tables of a frame stay in the nearest caches."""
@@ -48,10 +47,8 @@ _HALF: Final = np.uint64(0xFFFF)
 START_SHIFT: Final = np.uint64(13)
 SYMBOL_OF_BUCKET: Final = np.uint64(25)
 _FREQUENCY: Final = np.uint64((1 << 13) - 1)
-_SIXTYFOUR: Final = np.uint64(64)
 _U32, _U64 = np.dtype("<u4"), np.dtype("<u8")
 ONE: Final = np.uint64(1)
-_EIGHT: Final = np.uint64(8)
 
 
 class CoderTables(NamedTuple):
@@ -192,75 +189,3 @@ def open_stream(stream: bytes, dense: int) -> tuple[npt.NDArray[np.uint64], Word
     size = len(stream) if len(stream) <= 8 else 5 + (len(stream) - 5) % 4
     states = np.array([int.from_bytes(stream[:size], "little"), LOW, LOW, LOW], np.uint64)
     return states, np.frombuffer(bytearray(memoryview(stream)[size:]), _U32), ONE
-
-
-@compiled
-def _put_word(out: npt.NDArray[np.uint8], at: int, x: np.uint64) -> int:
-    at -= 4
-    out[at] = x & np.uint64(255)
-    out[at + 1] = (x >> np.uint64(8)) & np.uint64(255)
-    out[at + 2] = (x >> np.uint64(16)) & np.uint64(255)
-    out[at + 3] = (x >> np.uint64(24)) & np.uint64(255)
-    return at
-
-
-@compiled
-def encode_stream(
-    records: npt.NDArray[np.uint16],
-    raws: npt.NDArray[np.uint32],
-    dense: int,
-    table_of: npt.NDArray[np.uint8],
-    entries: npt.NDArray[np.uint32],
-    out: npt.NDArray[np.uint8],
-) -> int:
-    """Code the records of one stream.
-
-    Args:
-        records: uint16, see `contexts.record_of`.
-        raws: uint32, the raw bits of the records that have some, in order.
-        dense: so many records at the beginning are dense words, which take turns at the lanes; others are in the first.
-        table_of: as in `CoderTables`.
-        entries: as in `CoderTables`.
-        out: uint8 buffer, filled from its end.
-
-    Returns:
-        Where the stream begins in `out`; it ends with it.
-    """
-    lanes = LANES if dense >= LANES_FROM else 1
-    states = np.full(LANES, LOW if lanes > 1 else ONE, np.uint64)
-    at = len(out)
-    raw_at = len(raws)
-    for i in range(len(records) - 1, -1, -1):
-        lane = i % LANES if lanes > 1 and i < dense else 0
-        record = np.int64(records[i])
-        symbol, context = symbol_of(record), context_of(record)
-        x = states[lane]
-        if context >= FAR:
-            bits = raw_bits(symbol)
-            if bits > 0:
-                raw_at -= 1
-                k = np.uint64(bits)
-                if x >> (_SIXTYFOUR - k) != 0:
-                    at = _put_word(out, at, x)
-                    x >>= _WORD
-                x = (x << k) | np.uint64(raws[raw_at])
-        entry = np.uint64(entries[(np.uint64(table_of[context]) << SYMBOL_SHIFT) | np.uint64(symbol)])
-        f = entry & _HALF
-        if x >> _LIMIT >= f:
-            at = _put_word(out, at, x)
-            x >>= _WORD
-        states[lane] = ((x // f) << SCALE_SHIFT) + x % f + (entry >> _SIXTEEN)
-    for lane in range(lanes - 1, -1, -1):
-        x = states[lane]
-        length = 8
-        if lanes == 1:
-            length = 0
-            while x > 0:
-                x >>= _EIGHT
-                length += 1
-            x = states[lane]
-        at -= length
-        for i in range(length):
-            out[at + i] = x & np.uint64(255)
-            x >>= _EIGHT
-    return at

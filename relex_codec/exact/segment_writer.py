@@ -21,6 +21,7 @@ from .frequency_tables import fit_tables, lay_out, tables_to_bytes
 from .ordered_words import layout_of, to_words
 from .part_coder import PartEncoder, SymbolCounter, lowest_exponent
 from .segments import PartInfo, table_set_numbers
+from .stream_encoder import coding_tables
 from .symbol_log import PartSymbols, SymbolLog
 
 LOT: Final = 16 << 20
@@ -106,7 +107,7 @@ class GroupCoder:
             fit_tables(group.counter.of(number), (group.dense or 0) if number == first else 0)
             for number in range(max(self.table_sets) + 1)
         ]
-        coders = [lay_out(one) for one in tables]
+        coders = [coding_tables(lay_out(one)) for one in tables]
         head = bytes([group.low or 0]) + tables_to_bytes(tables)
         moving = [part.symbols for part in group.parts if part.symbols]
 

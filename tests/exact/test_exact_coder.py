@@ -35,7 +35,8 @@ from relex_codec.exact.part_coder import (
     Symbols,
 )
 from relex_codec.exact.part_decoder import Frame, PartDecoder
-from relex_codec.exact.rans import LANES_FROM, encode_stream, open_stream
+from relex_codec.exact.rans import LANES_FROM, open_stream
+from relex_codec.exact.stream_encoder import coding_tables, encode_stream
 from relex_codec.format.packing import to_planes
 from support.exact_parts import CONTENTS, Part, content, part_of, random_elements, replayed
 from support.plain import Array
@@ -172,9 +173,7 @@ def coded(found: list[tuple[int, int, int]], elements: int, tables: FrequencyTab
     coder = lay_out(tables)
     records = np.array([plainly(contexts.record_of)(context, s) for context, s, _ in found], np.uint16)
     raws = np.array([raw for context, s, raw in found if context >= FIRST_NUMBER and s >= 4], np.uint32)
-    out = np.empty(64 + 4 * len(records) + 4 * len(raws), np.uint8)
-    begin = encode_stream(records, raws, elements, coder.table_of, coder.entries, out)
-    return out[begin:].tobytes()
+    return encode_stream(records, raws, elements, coding_tables(coder))
 
 
 def check_stream(found: list[tuple[int, int, int]], elements: int) -> bytes:
@@ -213,9 +212,10 @@ def test_records_have_every_symbol_in_16_bits() -> None:
     for context in range(CONTEXTS):
         for symbol in range(64 if context >= FIRST_NUMBER else 16):
             record = plainly(contexts.record_of)(context, symbol)
-            assert plainly(contexts.context_of)(record) == context and plainly(contexts.symbol_of)(record) == symbol
+            assert (contexts.CONTEXT_OF[record], contexts.SYMBOL_OF[record]) == (context, symbol)
             found[record] = context, symbol
-    assert len(found) == 16 * FIRST_NUMBER + 64 * (CONTEXTS - FIRST_NUMBER) and 0 <= min(found) <= max(found) < 0xFFFF
+    assert sorted(found) == list(range(contexts.RECORDS)) and contexts.RECORDS <= 0xFFFF
+    assert len(found) == 16 * FIRST_NUMBER + 64 * (CONTEXTS - FIRST_NUMBER)
 
 
 @pytest.mark.slow
@@ -378,6 +378,27 @@ def test_tables_that_break_the_rules_are_refused() -> None:
     assert len(tables_from_bytes(bytes([0, 0]) + bytes([UNUSED]) * CONTEXTS, 1)[0].frequency) == 0
 
 
+def plainly_scaled(counted: Array) -> Array:
+    row = np.maximum(counted * 4096 // counted.sum(), counted > 0)
+    while rest := 4096 - int(row.sum()):
+        if rest > 0:
+            row[np.argmax(counted / np.maximum(row, 1))] += rest if rest < 4 else rest // 2
+        else:
+            row[np.argmin(np.where(row > 1, counted / np.maximum(row, 1), np.inf))] -= 1
+    return row
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 5), st.integers(1, 10**9)), min_size=1, max_size=64))
+def test_frequencies_are_those_of_numpy(counted: list[int]) -> None:
+    """A file is the same whatever makes it: here of a table alone, in the context of moved."""
+    if not any(counted):
+        return
+    counts = np.zeros((CONTEXTS, 64), np.int64)
+    counts[1072, : len(counted)] = counted
+    assert fit_tables(counts, 0).frequency.tolist() == [plainly_scaled(counts[1072]).tolist()]
+
+
 @settings(max_examples=80)
 @given(st.data())
 def test_any_byte_of_tables_is_a_table_or_refused(data: Any) -> None:
@@ -497,7 +518,7 @@ def test_the_smaller_coding_is_taken() -> None:
     assert PLAIN in codings.values()
     for step, symbols in part.symbols.items():
         stream = part.streams[step][1]
-        coder = part.coders[part.numbers[step - 1]]
+        coder = coding_tables(part.coders[part.numbers[step - 1]])
         without = Symbols(symbols.records, symbols.raws, symbols.dense).encode(coder)
         assert without[0] == CODED
         assert len(stream) == min(len(x) for x in (without[1], symbols.plain) if x is not None)
@@ -578,9 +599,7 @@ def test_moves_that_come_back_to_the_same_word_are_no_moves() -> None:
             [plainly(contexts.record_of)(c, s) for (c, _), (s, *_) in zip(values, found, strict=True)], np.uint16
         )
         raws = np.array([raw for _, bits, raw in found if bits], np.uint32)
-        out = np.empty(1000, np.uint8)
-        begin = encode_stream(records, raws, 0, coder.table_of, coder.entries, out)
-        return out[begin:].tobytes()
+        return encode_stream(records, raws, 0, coding_tables(coder))
 
     coder = lay_out(fit_tables(counts, 0))
     origin = np.full(6, 9, np.uint8)

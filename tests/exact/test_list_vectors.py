@@ -1,4 +1,4 @@
-"""Contexts and words of a list 32 at a time, against the formulas for one word."""
+"""Contexts, records and words of a list 32 at a time, against the formulas for one word."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from relex_codec.exact.half_lists import half_list
 from relex_codec.exact.interval_lists import IntervalList, MovedWords, empty_list, order_of, word_shape
 from relex_codec.exact.list_blocks import BLOCK, empty_block, find_contexts
 from relex_codec.exact.list_decoder import _make_words
+from relex_codec.exact.list_encoder import encode_list
 from relex_codec.exact.list_vectors import MANY
 from relex_codec.exact.ordered_words import layout_of
 
@@ -115,3 +116,71 @@ def test_half_lists_are_those_of_one_word_at_a_time(dtype: str, is_high: bool, c
             expected.append((r, left_word, h, around & 15 | max(-2, min(2, right_word - h)) + 2 << 4))
     found = list(zip(*(column[:size].tolist() for column in out), strict=True))
     assert found == expected and len(expected) > 100
+
+
+def number_of(context: int, value: int) -> tuple[int, list[int]]:
+    """Record and raw bits of a number (EXACT.md section 14)."""
+    if value < 4:
+        return (context << 6 | value) - 48 * c.FAR, []
+    bits = value.bit_length() - 2
+    return (context << 6 | 2 * (bits + 1) + (value >> bits & 1)) - 48 * c.FAR, [value % (1 << bits)]
+
+
+def middles(dtype: str, left: Any, right: Any, seed: int) -> Any:
+    """Words between the ends, a few beyond, and any at all."""
+    layout = layout_of(dtype)
+    rng = np.random.default_rng(seed)
+    low, high = np.minimum(left, right).astype(np.int64), np.maximum(left, right).astype(np.int64)
+    found = rng.integers(low, high + 1)
+    kind = rng.integers(0, 20, len(left))
+    found = np.where(kind == 0, low - rng.integers(1, 9, len(left)), found)
+    found = np.where(kind == 1, high + rng.integers(1, 9, len(left)), found)
+    found = np.clip(found, 0, 2 * layout.half - 1)
+    return np.where(kind == 2, rng.integers(0, 2 * layout.half, len(left)), found).astype(left.dtype)
+
+
+@pytest.mark.parametrize("share", [(1, 2), (2, 3), (1, 3), (5, 9), (1 << 20, (1 << 21) - 1)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("near_is_right", [False, True])
+def test_records_are_those_of_one_word(dtype: str, near_is_right: bool, share: tuple[int, int]) -> None:
+    layout = layout_of(dtype)
+    shape = word_shape(layout, 3 if layout.mantissa < 8 * layout.width else 0)
+    left, right, _, outer = words(dtype, share[1])
+    rng = np.random.default_rng(4)
+    near_by = (left.astype(np.int64) + rng.integers(1, 9, BLOCK) * rng.choice([-1, 1], BLOCK)) % (2 * layout.half)
+    right = np.where(rng.random(BLOCK) < 0.7, near_by, right).astype(left.dtype)
+    left, right, outer = (np.concatenate([one, one[: MANY + 5]]) for one in (left, right, outer))
+    rank = np.sort(rng.choice(3 * len(left), len(left), replace=False)).astype(np.uint32)
+    part = rng.integers(0, 2 * layout.half, 3 * len(left)).astype(left.dtype)
+    wanted = middles(dtype, left, right, 5)
+    part[rank] = wanted
+
+    middle = np.empty_like(left)
+    records, raws = np.empty(2 * len(left) + 64, np.uint16), np.empty(2 * len(left) + 64, np.uint32)
+    at, raw_at = encode_list(rank, left, right, outer, part, near_is_right, *share, shape, middle, records, raws)
+    np.testing.assert_array_equal(middle, wanted)
+
+    expected: list[int] = []
+    raw: list[int] = []
+
+    def put(found: tuple[int, list[int]]) -> None:
+        expected.append(found[0])
+        raw.extend(found[1])
+
+    ends = (right, left) if near_is_right else (left, right)
+    for n, f, o, here in zip(*(one.tolist() for one in (*ends, outer, wanted)), strict=True):
+        scale, distance = int(c.scale_class(n, *shape.tolist())), abs(f - n)
+        way = here - n if f > n else n - here
+        if distance >= 8:
+            rest = way - distance * share[0] // share[1]
+            rest = (rest + layout.half) % (2 * layout.half) - layout.half
+            put(number_of(int(c.far_context(distance, scale)), 2 * rest if rest >= 0 else -2 * rest - 1))
+            continue
+        context = int(c.NEAR_CONTEXTS[int(near_is_right), c.near_key(distance, scale, o, (f > n) != near_is_right)])
+        expected.append(context << 4 | (distance + 1 if way < 0 else distance + 2 if way > distance else way))
+        if way > distance:
+            put(number_of(c.ABOVE, way - distance - 1))
+        elif way < 0:
+            put(number_of(c.BELOW, -1 - way))
+    assert records[:at].tolist() == expected
+    assert raws[:raw_at].tolist() == raw

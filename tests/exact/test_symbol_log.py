@@ -1,4 +1,4 @@
-"""Symbols are kept compressed, and in a scratch file where they are many; they come back as they were."""
+"""Symbols are kept in a scratch file where they are many, compressed beyond a bound; they come back as they were."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from relex_codec.exact.symbol_log import PartSymbols, SymbolLog
 def some(seed: int) -> Symbols:
     rng = np.random.default_rng(seed)
     count = [0, 1, 100, 5000, 70_000][seed % 5]
-    spread = 1 << [3, 32][seed % 2]
-    records, raws = (rng.integers(0, spread, n, np.uint32) for n in (count, count // 3))
+    wide = seed % 2
+    records = rng.integers(0, 1 << [3, 16][wide], count, np.uint16)
+    raws = rng.integers(0, 1 << [3, 32][wide], count // 3, np.uint32)
     return Symbols(records, raws, seed, [None, b"", b"plain" * seed][seed % 3])
 
 
+@pytest.mark.parametrize("as_they_are", [0, 10**6, 1 << 30])
 @pytest.mark.parametrize("memory", [0, 1000, 1 << 30])
-def test_they_come_back(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+def test_they_come_back(monkeypatch: pytest.MonkeyPatch, memory: int, as_they_are: int) -> None:
     monkeypatch.setattr(symbol_log, "MEMORY", memory)
+    monkeypatch.setattr(symbol_log, "AS_THEY_ARE", as_they_are)
     opened: list[IO[bytes]] = []
 
     def scratch() -> IO[bytes]:
@@ -42,9 +45,12 @@ def test_they_come_back(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
                 found, wanted = part.get(step), some(31 * number + step)
                 assert np.array_equal(found.records, wanted.records) and np.array_equal(found.raws, wanted.raws)
                 assert (found.dense, found.plain) == (wanted.dense, wanted.plain)
-                assert found.records.flags.writeable and found.records.dtype == np.uint32
+                assert found.records.flags.writeable and found.records.dtype == np.uint16
+                assert found.raws.flags.writeable and found.raws.dtype == np.uint32
                 assert part.bounds()[step] == 64 + found.records.nbytes + found.raws.nbytes
+        assert sum(int(part.bounds().sum()) - 64 * 21 for part in parts) > 3 * 10**6
         log.clear()
+        assert log.size == 0
     assert len(opened) == (memory < 1 << 30)
     for file in opened:
         assert file.seek(0, 2) == 0
@@ -73,5 +79,6 @@ def coded(steps: int, kind: str) -> bytes:
 def test_memory_does_not_change_what_is_written(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     expected = coded(9, kind)
     monkeypatch.setattr(symbol_log, "MEMORY", 100)
+    monkeypatch.setattr(symbol_log, "AS_THEY_ARE", 5000)
     monkeypatch.setattr(segment_writer, "LOT", 1)
     assert coded(9, kind) == expected

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relex_codec.errors import Corrupt
-from relex_codec.exact import frequency_tables, ordered_words, part_coder, part_decoder
+from relex_codec.exact import frequency_tables, ordered_words, part_coder, part_decoder, stream_encoder
 from relex_codec.exact.bisection import Interval, frame_order
 from support.specification import VECTORS, ref
 
@@ -174,7 +174,8 @@ def test_what_the_package_codes_is_what_the_reference_decodes(given_part: tuple[
     tables = [
         frequency_tables.fit_tables(counter.of(i), dense if i == 0 else 0) for i in range(1 + max(number.values()))
     ]
-    coded = {step: one.encode(frequency_tables.lay_out(tables[number[step]])) for step, one in symbols.items()}
+    coders = [stream_encoder.coding_tables(frequency_tables.lay_out(found)) for found in tables]
+    coded = {step: one.encode(coders[number[step]]) for step, one in symbols.items()}
     if symbols[1].plain is not None:
         coded[1] = 1, symbols[1].plain
     there, own = ref.parse_tables(bytes([low]) + frequency_tables.tables_to_bytes(tables), len(tables))

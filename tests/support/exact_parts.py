@@ -15,6 +15,7 @@ from relex_codec.exact.ordered_words import layout_of, to_words
 from relex_codec.exact.part_coder import PartEncoder, SymbolCounter, Symbols, lowest_exponent
 from relex_codec.exact.part_decoder import Frame, PartDecoder
 from relex_codec.exact.segments import table_set_numbers
+from relex_codec.exact.stream_encoder import coding_tables
 
 from .plain import Array
 
@@ -57,7 +58,7 @@ def part_of(bits: Array, dtype: str) -> Part:
     dense = encoder.dense()
     symbols = dict(encoder.encode(lambda i: numbers[(count if i is None else i.middle) - 1], dense, counter))
     tables = [fit_tables(counter.of(i), dense if i == numbers[-1] else 0) for i in range(max(numbers) + 1)]
-    coders = [lay_out(found) for found in tables]
+    coders = [coding_tables(lay_out(found)) for found in tables]
     streams = {step: found.encode(coders[numbers[step - 1]]) for step, found in symbols.items()}
     return Part(bits, dtype, low, dense, numbers, tables, symbols, streams)
 
