@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "examples", write_example_run)
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable):UserWarning")
 @pytest.mark.parametrize("example", [test for test in examples() if not skipped(test)], ids=lambda test: test.name)
 def test_an_example_gives_what_it_says(
     example: doctest.DocTest, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -100,7 +100,7 @@ def shell(code: str, folder: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable):UserWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_snippet_runs(page: str, workplace: Path, bucket: None, capsys: pytest.CaptureFixture[str]) -> None:
     found = [one for one in snippets((REPOSITORY / page).read_text()) if one.language]

@@ -24,7 +24,7 @@ from support.servers.runs import SHAPES, uploaded, weights
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_kept"),
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
 ]
 STEP = 5
 OPENING = 5

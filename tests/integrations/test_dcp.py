@@ -34,7 +34,7 @@ from support.tensors import bf16
 
 Zoo = Callable[..., Path]
 RANKS = 2
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 
 
 def load(state: dict[str, Any], path: Path, step: float = 9, planner: Any = None, **options: Any) -> None:

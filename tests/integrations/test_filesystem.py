@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load as load_bytes
 
 import relex_codec
 from relex_codec import BaseMismatch, CheckpointError, InvalidArgument
@@ -40,6 +39,8 @@ from support.servers.counting import Answer, Files
 from support.servers.fixtures import Bucket
 from support.tensors import bf16, f32
 
+FSSPEC = tuple(map(int, fsspec.__version__.split(".")[:2]))
+keeping = pytest.mark.skipif(FSSPEC < (2023, 12), reason="caches of fsspec 2023.10 keep nothing of a chain")
 Zoo = Callable[..., Path]
 STEPS = ["step_1", "step_2", "step_5", "step_9", "step_14", "step_20", "step_23"]
 WEIGHTS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -196,7 +197,7 @@ def test_small_reads_one_after_another_decode_each_piece_once(large: tuple[Path,
             assert file.read(5000) == whole[position : position + 5000]
         file.seek(0)
         reads.clear()
-        assert load_bytes(file.read())["small"].tolist() == load_bytes(whole)["small"].tolist()
+        assert file.read() == whole
 
 
 def test_other_files_are_read_once(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,6 +360,7 @@ def test_chained_urls(exact: Path) -> None:
             assert file.read() == whole
 
 
+@keeping
 def test_a_cache_over_a_web_server(exact: Path, tmp_path: Path) -> None:
     """Each link of the chain has the options under its own name."""
     whole = open_fs(exact).cat_file("step_9/model-00001-of-00003.safetensors")
@@ -385,6 +387,7 @@ def test_a_cache_over_a_web_server(exact: Path, tmp_path: Path) -> None:
         assert given == {"yes"}
 
 
+@keeping
 @pytest.mark.parametrize("cache", ["simplecache", "filecache"])  # files in memory are nothing for blockcache
 def test_caches_over_memory(exact: Path, memory: Any, tmp_path: Path, cache: str) -> None:
     memory.pipe_file("/deep/run.relex", exact.read_bytes())
@@ -546,6 +549,8 @@ def test_pickled_instances_read_the_same(exact: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     auto = fsspec.filesystem("relex", fo=str(exact))
     assert done.stdout.decode().split() == [hashlib.sha256(f.cat_file(name)).hexdigest() for f in (fs, auto)]
+    if FSSPEC < (2024, 12):
+        return  # open files cannot be pickled
     file.seek(3)
     again = pickle.loads(pickle.dumps(file))  # as dask does
     assert again.read() == file.read() == auto.cat_file("step_9/config.json")[3:]

@@ -16,6 +16,7 @@ import relex_codec  # noqa: E402
 from support.commands import cli  # noqa: E402
 from support.tiny import State, assert_same, read  # noqa: E402
 
+DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 STEPS = (10, 20, 30)
 PROMPT = torch.tensor([[3, 9, 17, 4]])
 SMALL = {
@@ -85,7 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def opened(folder: Path) -> Any:
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **{DTYPE: "auto"})
     assert not any(found for key, found in info.items() if key != "unexpected_keys"), info
     assert all("bias" in key for key in info["unexpected_keys"]), info
     return model

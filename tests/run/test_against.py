@@ -114,7 +114,7 @@ def flip(path: Path, name: str, element: int, dtype: str = "<u2") -> None:
     length = int.from_bytes(data[:8], "little")
     begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
     values = np.frombuffer(data, np.uint8)[8 + length + begin : 8 + length + end].view(dtype)
-    values[element] ^= 1
+    values[element] ^= values.dtype.type(1)
     path.write_bytes(data)
 
 

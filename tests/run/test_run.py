@@ -543,12 +543,12 @@ def test_transformers_opens_what_is_saved(tmp_path: Path) -> None:
         assert "lm_head.weight" not in run
         for step in (20, 45):
             run.save(tmp_path / str(step), step)
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(step), dtype=torch.bfloat16)
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / str(step)).to(torch.bfloat16)
             state = run.state_dict(step)
             for name, value in loaded.state_dict().items():
                 expected = state["model.embed_tokens.weight" if name == "lm_head.weight" else name]
                 assert torch.equal(value, expected), name
-            fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+            fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(torch.bfloat16)
             assert not torch.equal(fresh.lm_head.weight, loaded.lm_head.weight)
             run.load_into(fresh, step)
             tokens = torch.arange(12)[None]

@@ -22,6 +22,9 @@ from support.checkpoints import write_checkpoint, write_run
 from support.tensors import bf16, f16, f32, random_bits
 
 STEP = 6.5
+as_now = pytest.mark.skipif(
+    not hasattr(safetensors.safe_open, "offset_keys"), reason="older releases of safetensors slice arrays otherwise"
+)
 Pair = tuple[Any, Any]
 
 
@@ -95,7 +98,8 @@ def result(call: Callable[[], Any]) -> Any:
 def test_the_listing_is_the_same(handles: Pair) -> None:
     ours, theirs = handles
     assert ours.keys() == theirs.keys()
-    assert ours.offset_keys() == theirs.offset_keys()
+    if hasattr(theirs, "offset_keys"):
+        assert ours.offset_keys() == theirs.offset_keys()
     assert ours.metadata() == theirs.metadata()
 
 
@@ -161,6 +165,7 @@ def test_slices_of_torch_tensors_behave_the_same(paths: tuple[Path, Path], index
                 assert found == expected, name
 
 
+@as_now
 @pytest.mark.parametrize("index", INDICES, ids=repr)
 def test_slices_of_arrays_are_those_of_the_array(paths: tuple[Path, Path], index: Any) -> None:
     """Where safetensors indexes at all: its numpy slices know neither negative starts nor bounds beyond the end."""
@@ -218,6 +223,7 @@ def test_any_index_of_a_torch_tensor_behaves_the_same(paths: tuple[Path, Path], 
         assert type(found) is type(expected) if isinstance(expected, Exception) else found == expected
 
 
+@as_now
 def test_all_tensors_at_once(paths: tuple[Path, Path]) -> None:
     with (
         relex_codec.safe_open(paths[0], "pt", step=STEP) as ours,
