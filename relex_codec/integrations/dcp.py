@@ -58,7 +58,7 @@ class RelexStorageReader(StorageReader):
         >>> import torch
         >>> import torch.distributed.checkpoint as dcp
         >>> state = {"model.norm.weight": torch.zeros(16)}
-        >>> dcp.load(state, storage_reader=relex_codec.RelexStorageReader("run.relex", 60), no_dist=True)
+        >>> dcp.load(state, storage_reader=relex_codec.RelexStorageReader("run.relex", 60))
         >>> torch.equal(state["model.norm.weight"], run.tensor("model.norm.weight", 60).float())
         True
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -59,25 +60,40 @@ class Block(NamedTuple):
     """Bytes of it that the ranges take, those that several take counted as often."""
 
 
+@dataclass
+class _Stretch:
+    """Ranges that are read together.
+
+    Attributes:
+        wanted: bytes of it that some range has; the others are gaps.
+    """
+
+    begin: int
+    end: int
+    wanted: int
+
+
 def plan_blocks(ranges: Sequence[Range], limit: int = LONGEST_READ, waste: int = WASTE) -> list[Block]:
     """Plan reads for `ranges`, which will be asked for in this order, in blocks of `limit` bytes at most.
 
     Blocks do not overlap, and neighbouring ranges share one; a long stretch is cut into blocks of equal size, more
-    than half of `limit` each. Gaps are read along where they are at most 1 / `waste` of the ranges before them, so no
-    more than that is fetched in vain.
+    than half of `limit` each. Gaps are read along where all of a stretch together are at most 1 / `waste` of the ranges
+    before them, so no more than that is fetched in vain.
 
     Returns:
         In the order of `first`.
     """
     order = sorted((start, end, i) for i, (start, end) in enumerate(ranges) if start < end)
-    stretches: list[list[int]] = []
+    stretches: list[_Stretch] = []
     for start, end, _ in order:
-        if stretches and start - stretches[-1][1] <= (stretches[-1][1] - stretches[-1][0]) // waste:
-            stretches[-1][1] = max(stretches[-1][1], end)
+        last = stretches[-1] if stretches else None
+        if last and (start <= last.end or start - last.begin - last.wanted <= last.wanted // waste):
+            last.wanted += max(end - max(start, last.end), 0)
+            last.end = max(last.end, end)
         else:
-            stretches.append([start, end])
+            stretches.append(_Stretch(start, end, end - start))
     cuts: list[Range] = []
-    for begin, end in stretches:
+    for begin, end in ((stretch.begin, stretch.end) for stretch in stretches):
         parts = -(-(end - begin) // limit)
         edges = [begin + (end - begin) * i // parts for i in range(parts + 1)]
         cuts += pairwise(edges)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from relex_codec.core.text import one_line
 from relex_codec.errors import InvalidArgument, RelexError, missing
 
-from .failures import code_of, is_transient, status_of
+from .failures import code_of, is_transient, status_of, unwrapped
 from .hub.paths import Model, parse_model_url
 from .retry import RetriesExhausted
 from .urls import PathLike
@@ -54,6 +54,7 @@ def read_error(path: str, e: BaseException, error: type[RelexError]) -> RelexErr
     tried = f" ({e})" if isinstance(e, RetriesExhausted) else ""
     if isinstance(e, RetriesExhausted) and e.__cause__ is not None:
         e = e.__cause__
+    e = unwrapped(e)
     if isinstance(e, RelexError):
         return e
     words, code, status = message_of(e), code_of(e), status_of(e)

@@ -61,8 +61,19 @@ class TransientFailures:
 TRANSIENT: Final = TransientFailures()
 
 
+def unwrapped(e: BaseException, known: TransientFailures = TRANSIENT) -> BaseException:
+    """Return the transient failure that an exception hides, or the exception itself.
+
+    Before 2025, fsspec says of a web address that it does not exist, whatever the server did, and names the cause.
+    """
+    cause = e.__cause__
+    hides = type(e) is FileNotFoundError and e.errno is None and cause is not None and is_transient(cause, known)
+    return cause if hides and cause is not None else e
+
+
 def is_transient(e: BaseException, known: TransientFailures = TRANSIENT) -> bool:
     """Tell whether the same request may succeed a moment later."""
+    e = unwrapped(e, known)
     if isinstance(e, TransientError):
         return True
     if isinstance(e, RelexError | FileNotFoundError | PermissionError) or _is_named(e, known.lasting_class_names):

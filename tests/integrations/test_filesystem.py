@@ -38,8 +38,8 @@ from support.runs import Made
 from support.servers.counting import Answer, Files
 from support.servers.fixtures import Bucket
 from support.tensors import bf16, f32
+from support.versions import FSSPEC
 
-FSSPEC = tuple(map(int, fsspec.__version__.split(".")[:2]))
 keeping = pytest.mark.skipif(FSSPEC < (2023, 12), reason="caches of fsspec 2023.10 keep nothing of a chain")
 Zoo = Callable[..., Path]
 STEPS = ["step_1", "step_2", "step_5", "step_9", "step_14", "step_20", "step_23"]

@@ -15,8 +15,8 @@ import torch  # noqa: E402 (after the skip)
 import relex_codec  # noqa: E402
 from support.commands import cli  # noqa: E402
 from support.tiny import State, assert_same, read  # noqa: E402
+from support.versions import DTYPE  # noqa: E402
 
-DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 STEPS = (10, 20, 30)
 PROMPT = torch.tensor([[3, 9, 17, 4]])
 SMALL = {

@@ -20,8 +20,8 @@ from relex_codec.run.run_reader import RunReader  # noqa: E402
 from support.filesystems import empty_memory, upload  # noqa: E402
 from support.models import State, encode_model, same_weights, write_model  # noqa: E402
 from support.plain import File  # noqa: E402
+from support.versions import DTYPE  # noqa: E402
 
-DTYPE = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 TOKENS = torch.arange(1, 13)[None] % 12
 Made = tuple[Path, Path]
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from support.specification import INVALID, SPEC, VALID, VECTORS, base_files, base_of, data_of, named
+from support.versions import NUMPY
 
 SOURCE = (SPEC / "reference_decoder.py").read_text(encoding="utf-8")
 BY_NAME = {named(entry): entry for entry in VALID + INVALID}
@@ -325,7 +326,9 @@ def gives(ref: ModuleType, name: str) -> bool:
     [pytest.param(one, one.vector, id=one.reading) for one in MISREADINGS],
     indirect=["altered"],
 )
-def test_a_vector_catches(altered: ModuleType, vector: str) -> None:
+def test_a_vector_catches(altered: ModuleType, vector: str, request: pytest.FixtureRequest) -> None:
+    if NUMPY < (2, 0) and "g in f64" in request.node.name:
+        pytest.skip("numpy 1 multiplies float32 by a float64 scalar in float32")
     assert not gives(altered, vector)
 
 

@@ -26,6 +26,7 @@ from support.clock import count_attempts_as_seconds
 from support.servers.counting import Answer, CountingServer, Files, proxy_of
 from support.servers.fixtures import LIBRARIES, Bucket, bucket_on, web_on
 from support.tensors import bf16
+from support.versions import FSSPEC
 
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 DATA = bytes(range(256)) * 1024  # four times what opening reads
@@ -300,6 +301,8 @@ def test_signed_urls() -> None:
                 source.read(LOW, HIGH)
         with pytest.raises(InvalidArgument, match="is closed"):
             source.read(LOW, HIGH)
+        if FSSPEC < (2025, 10):
+            return  # HEAD and GET are tried by turns, and the failure of one is not seen
         HEADER_CACHE.clear()
         server.fail("500")
         with pytest.raises(InvalidArgument, match="the server answered 500") as failed:
@@ -353,6 +356,8 @@ def test_an_object_that_is_replaced_while_a_failed_request_waits(replaceable: Pl
 
 @pytest.mark.parametrize("later", [True, False])
 def test_a_server_without_etags(later: bool) -> None:
+    if later and FSSPEC < (2025, 10):
+        pytest.skip("older releases of fsspec do not tell when a file was modified")
     pytest.importorskip("aiohttp")
     files = Files({"/x": DATA}, etags=False)
     with files.server() as server, open_source(f"{server.url}/x") as source:

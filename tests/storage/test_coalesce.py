@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relex_codec.storage.coalesce import Block, merge_ranges, plan_blocks
@@ -51,6 +51,8 @@ def test_merged_ranges() -> None:
 
 
 @settings(deadline=None)
+@example([(363, 564), (604, 738), (790, 803)], 22, 5)  # gaps of 40 and 52 are a fifth of what is before each
+@example([(0, 60), *((at, at + 1) for at in range(61, 101, 2))], 200, 60)  # many gaps, each of them small
 @given(RANGES, st.integers(1, 200), st.integers(1, 64))
 def test_blocks_hold_every_range_once_within_their_bounds(
     ranges: list[tuple[int, int]], limit: int, waste: int

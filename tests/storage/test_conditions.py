@@ -19,6 +19,7 @@ from relex_codec.storage.outputs import output_file
 from relex_codec.storage.upload import PART
 from support.faulty import waiting
 from support.servers.counting import Answer
+from support.versions import FSSPEC
 
 pytestmark = [
     pytest.mark.usefixtures("scratch"),
@@ -118,6 +119,8 @@ def test_a_lock_keeps_other_appends_away_and_ends_with_its_file(tmp_path: Path) 
 
 @pytest.mark.parametrize("where", ["memory://a/x", "faulty://{}/x"])
 def test_file_systems_are_looked_at_before_the_file_is_moved(where: str, memory: Any, tmp_path: Path) -> None:
+    if FSSPEC < (2024, 6) and where.startswith("faulty"):
+        pytest.skip("with older releases of fsspec this stand-in has other messages")
     url = where.format(tmp_path)
     write(url, ABSENT)
     with pytest.raises(InvalidArgument, match="it exists; give another name"):

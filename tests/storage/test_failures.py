@@ -8,7 +8,7 @@ import random
 import pytest
 
 from relex_codec.core.cancellation import Cancelled, CancelScope
-from relex_codec.errors import CheckpointError, Corrupt, MissingCheckpoint
+from relex_codec.errors import CheckpointError, Corrupt, InvalidArgument, MissingCheckpoint
 from relex_codec.storage.explain import read_error
 from relex_codec.storage.failures import TransientError, TransientFailures, is_transient
 from relex_codec.storage.retry import RetriesExhausted, RetryPolicy, call_with_retries
@@ -183,3 +183,20 @@ def test_what_is_transient_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RetriesExhausted):
         call_with_retries(attempt, policy)
     assert len(attempts) == 1 + 3
+
+
+def test_what_older_releases_of_fsspec_hide() -> None:
+    """They say of a web address that it does not exist, whatever happened; causes are told apart."""
+
+    def raised(cause: BaseException | None) -> FileNotFoundError:
+        error = FileNotFoundError("http://host/x")
+        error.__cause__ = cause
+        return error
+
+    hidden = raised(ConnectionResetError(errno.ECONNRESET, "reset"))
+    assert is_transient(hidden)
+    assert "x cannot be read: " in str(read_error("x", hidden, InvalidArgument))
+    assert "try again later" in str(read_error("x", hidden, InvalidArgument))
+    for missing in (raised(None), raised(ValueError("404")), FileNotFoundError(errno.ENOENT, "no such file", "x")):
+        assert not is_transient(missing)
+        assert "x does not exist" in str(read_error("x", missing, InvalidArgument))
