@@ -38,6 +38,16 @@ _NO_CALLBACK: Final = NoOpCallback()
 Info = dict[str, Any]
 
 
+class _WorkingDirectory:
+    """Read from a class: where the process is; None where that was removed."""
+
+    def __get__(self, instance: object, owner: type) -> str | None:
+        try:
+            return os.getcwd()
+        except FileNotFoundError:
+            return None
+
+
 class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """The steps of one ``.relex`` file, read-only.
 
@@ -77,6 +87,8 @@ class RelexFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     protocol = PROTOCOL
     root_marker = ""
+    _working_directory = _WorkingDirectory()
+    _extra_tokenize_attributes = ("_working_directory",)  # by which fsspec keeps instances: a path may be relative
 
     def __init__(
         self,

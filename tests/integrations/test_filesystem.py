@@ -556,6 +556,25 @@ def test_pickled_instances_read_the_same(exact: Path) -> None:
     assert again.read() == file.read() == auto.cat_file("step_9/config.json")[3:]
 
 
+def test_a_relative_path_is_one_of_where_the_process_is(
+    exact: Path, zoo_run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, steps in (("a", None), ("b", ":9")):
+        (tmp_path / name).mkdir()
+        relex_codec.encode(zoo_run.run, tmp_path / name / "x.relex", base=zoo_run.base_path, steps=steps, exact=True)
+        monkeypatch.chdir(tmp_path / name)
+        fs = fsspec.filesystem("relex", fo="x.relex")
+        assert fs is fsspec.filesystem("relex", fo="x.relex")
+        found.append(fs.ls("", detail=False))
+    assert found == [STEPS, STEPS[:4]]
+    away = tmp_path / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    away.rmdir()
+    assert fsspec.filesystem("relex", fo=str(tmp_path / "a" / "x.relex")).ls("", detail=False) == STEPS
+
+
 def test_threads_share_an_instance(exact: Path) -> None:
     fs = open_fs(exact)
     names = [f"{step}/{name}" for step in ("step_9", "step_12.5", "step_60") for name in WEIGHTS]
