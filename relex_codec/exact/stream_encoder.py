@@ -15,6 +15,7 @@ Powers of two are shifts. Source: A. D. Robison, "N-bit unsigned division via N-
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -54,8 +55,9 @@ class Divisors(NamedTuple):
     shift: Longs
 
 
+@cache
 def divisors() -> Divisors:
-    """Return how to divide by 0 .. 4096."""
+    """Return how to divide by 0 .. 4096; made when something is coded, as who only decodes imports this too."""
     found = Divisors(*(np.zeros(SCALE + 1, np.uint64) for _ in range(3)))
     for f in range(1, SCALE + 1):
         shift = f.bit_length() - 1
@@ -70,9 +72,6 @@ def divisors() -> Divisors:
             m, more = k, 1
         found.factor[f], found.more[f], found.shift[f] = m, more, shift
     return found
-
-
-DIVISORS: Final = divisors()
 
 
 def _upper_half(b: Any, x: Any, y: Any) -> Any:
@@ -108,10 +107,11 @@ def coding_tables(tables: CoderTables) -> CodingTables:
     raw = np.zeros((len(frequency) // SYMBOLS, SYMBOLS), np.uint64)
     raw[table_of[FAR:]] = np.maximum(np.arange(SYMBOLS) // 2 - 1, 0).astype(np.uint64)
     steps = np.empty((len(frequency), _PER_STEP), np.uint64)
-    steps[:, 0] = DIVISORS.factor[frequency]
+    factor, more, shift = (column[frequency] for column in divisors())
+    steps[:, 0] = factor
     steps[:, 1] = (frequency.astype(np.uint64) << np.uint64(64 - SCALE_BITS)) - ONE  # of 4096 all 64 bits
     steps[:, 2] = below | (SCALE - frequency).astype(np.uint64) << _WORD
-    steps[:, 3] = DIVISORS.shift[frequency] | raw.reshape(-1) << _RAW_AT | DIVISORS.more[frequency] << _MORE_AT
+    steps[:, 3] = shift | raw.reshape(-1) << _RAW_AT | more << _MORE_AT
     return CodingTables((table_of[CONTEXT_OF] * SYMBOLS + SYMBOL_OF).astype(np.uint16), steps.reshape(-1))
 
 

@@ -66,9 +66,9 @@ def unwrapped(e: BaseException, known: TransientFailures = TRANSIENT) -> BaseExc
 
     Before 2025, fsspec says of a web address that it does not exist, whatever the server did, and names the cause.
     """
-    cause = e.__cause__
-    hides = type(e) is FileNotFoundError and e.errno is None and cause is not None and is_transient(cause, known)
-    return cause if hides and cause is not None else e
+    if type(e) is FileNotFoundError and e.errno is None and e.__cause__ and is_transient(e.__cause__, known):
+        return e.__cause__
+    return e
 
 
 def is_transient(e: BaseException, known: TransientFailures = TRANSIENT) -> bool:

@@ -7,8 +7,10 @@ import pytest
 
 from relex_codec.core.jit import compiled
 from relex_codec.exact.rans import SCALE
-from relex_codec.exact.stream_encoder import DIVISORS, upper_half
+from relex_codec.exact.stream_encoder import divisors, upper_half
 from support.plain import Array
+
+DIVISORS = divisors()
 
 MOST = 2**64 - 1
 
